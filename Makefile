@@ -1,0 +1,38 @@
+# make demo     set up, prepare real images, train a small ViT here, print its test accuracy
+# make test     set up, run linters, types and all tests
+# make setup    the .venv alone; a second run takes seconds
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/fashion-mnist
+export PYTHONPATH :=  # a foreign one shadows what the .venv holds
+
+.PHONY: setup demo test lint check clean
+
+setup: $(VENV)/ready
+
+# FFCV is built from source, against the system's OpenCV and libjpeg-turbo.
+$(VENV)/ready: setup.cfg pyproject.toml constraints.txt .ci/system-packages
+	@.ci/system-packages
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, not %d.%d; try make PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(DATA)/%.beton: | $(VENV)/ready
+	$(BIN)/python -m data_prep.write_beton fashion-mnist --split $* --out $@ --mode raw
+
+demo: setup $(DATA)/train.beton $(DATA)/val.beton
+	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

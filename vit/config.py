@@ -1,0 +1,334 @@
+"""What a run is: typed values from a YAML file and the command line.  No torch: a login node must answer at once.
+
+A field's trailing comment is its help text; `--optim.lr 1e-3` overrides a value, `--print-config` shows them all.
+"""
+
+import argparse
+import ast
+import difflib
+import inspect
+import math
+import re
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The Vision Transformer.  The defaults are ViT-B/16."""
+
+    image_size: int = 224  # pixels, square
+    patch_size: int = 16  # pixels; must divide image_size
+    width: int = 768  # features of a token; heads must divide it
+    depth: int = 12  # blocks
+    heads: int = 12  # attention heads in each block
+    mlp_dim: int = 3072  # hidden features of each block's MLP
+    num_classes: int = 1000  # logits; the data set's number of classes
+    pool: Literal["cls", "mean"] = "cls"  # what the head reads: the class token, or the mean of all patches
+    positions: Literal["learned", "sincos2d"] = "learned"  # position embedding: learned, or fixed 2-D sines
+    dropout: float = 0.0  # probability, after the embedding, the attention and each layer of the MLP
+    attention_dropout: float = 0.0  # probability, on the attention weights
+    drop_path: float = 0.0  # probability of skipping the last block's branches; falls linearly to 0 at the first
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim", "num_classes"):
+            _check(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            _check(0 <= getattr(self, name) < 1, f"model.{name} must be in [0, 1), not {getattr(self, name)}")
+        _check(
+            self.image_size % self.patch_size == 0,
+            f"model.patch_size {self.patch_size} does not divide model.image_size {self.image_size}",
+        )
+        _check(self.width % self.heads == 0, f"model.heads {self.heads} does not divide model.width {self.width}")
+        _check(
+            self.positions == "learned" or self.width % 4 == 0,
+            f"model.positions sincos2d needs a model.width that 4 divides, not {self.width}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are and how they are cropped."""
+
+    train: Path = Path("data/imagenet/train.beton")  # written by data_prep.write_beton
+    val: Path = Path("data/imagenet/val.beton")  # written by data_prep.write_beton
+    workers: int = 0  # decoding threads for each rank; 0: the cores that this process may use, shared among ranks
+    prefetch: int = 3  # batches decoded ahead
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # random crop's area over the image's, least and greatest
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # random crop's width over its height, least and greatest
+    val_crop: float = 0.875  # side of the centre crop over the image's shorter side; 0.875 is 224 of 256
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        _check(0 < low <= high <= 1, f"data.crop_scale must be 0 < least <= greatest <= 1, not {self.crop_scale}")
+        low, high = self.crop_ratio
+        _check(0 < low <= high, f"data.crop_ratio must be 0 < least <= greatest, not {self.crop_ratio}")
+        _check(0 < self.val_crop <= 1, f"data.val_crop must be in (0, 1], not {self.val_crop}")
+        _check(self.workers >= 0, f"data.workers must not be negative, not {self.workers}")
+        _check(self.prefetch >= 1, f"data.prefetch must be at least 1, not {self.prefetch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to the crops, on the device, batch by batch."""
+
+    flip: float = 0.5  # probability of a horizontal flip
+    randaugment_ops: int = 0  # RandAugment's operations on each image; 0: none
+    randaugment_magnitude: int = 9  # RandAugment's strength, 0 to 30
+    mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: none
+    cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: none. With mixup too, each shard draws one of them
+    label_smoothing: float = 0.0  # share of the target spread evenly over all classes
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of each channel, subtracted; images are in [0, 1]
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of each channel, divided by
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.flip <= 1, f"augment.flip must be in [0, 1], not {self.flip}")
+        _check(self.randaugment_ops >= 0, f"augment.randaugment_ops must not be negative, not {self.randaugment_ops}")
+        _check(
+            0 <= self.randaugment_magnitude <= 30,
+            f"augment.randaugment_magnitude must be in 0 to 30, not {self.randaugment_magnitude}",
+        )
+        _check(self.mixup >= 0, f"augment.mixup must not be negative, not {self.mixup}")
+        _check(self.cutmix >= 0, f"augment.cutmix must not be negative, not {self.cutmix}")
+        _check(0 <= self.label_smoothing < 1, f"augment.label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        _check(min(self.std) > 0, f"augment.std must be positive, not {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, and its learning rate as a function of the step."""
+
+    lr: float = 1e-3  # peak learning rate, for the global batch as it is: it is never rescaled
+    weight_decay: float = 0.1  # decoupled, on matrices only: not on norms, biases, the class token and positions
+    beta1: float = 0.9  # decay of Adam's first moment
+    beta2: float = 0.999  # decay of Adam's second moment
+    eps: float = 1e-8  # Adam's
+    warmup_epochs: float = 0.0  # epochs of linear warm-up from 0; then a cosine to final_lr
+    final_lr: float = 0.0  # learning rate at the last step
+    clip_norm: float = 0.0  # greatest norm of the gradient of all weights together; 0: no clipping
+    ema_decay: float = 0.0  # decay at each step of the averaged weights; 0: none are kept
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optim.lr must be positive, not {self.lr}")
+        for name in ("weight_decay", "warmup_epochs", "final_lr", "clip_norm"):
+            _check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            _check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is saved, and what is kept."""
+
+    every_minutes: float = 10.0  # between two checkpoints; a signal saves at once
+    keep: int = 2  # newest checkpoints kept; the last one stays in any case
+
+    def __post_init__(self) -> None:
+        _check(self.every_minutes > 0, f"checkpoint.every_minutes must be positive, not {self.every_minutes}")
+        _check(self.keep >= 1, f"checkpoint.keep must be at least 1, not {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written down."""
+
+    every_steps: int = 50  # steps between two lines of metrics.jsonl
+    eval_every_epochs: float = 1.0  # epochs between two evaluations; the last step is always evaluated
+    wandb: Literal["off", "offline", "online"] = "off"  # Weights & Biases
+    wandb_project: str = "vit"  # project there
+
+    def __post_init__(self) -> None:
+        _check(self.every_steps >= 1, f"log.every_steps must be at least 1, not {self.every_steps}")
+        _check(self.eval_every_epochs > 0, f"log.eval_every_epochs must be positive, not {self.eval_every_epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run."""
+
+    seed: int = 0  # of every random draw
+    epochs: int = 300  # passes over the training set
+    global_batch: int = 1536  # images of an optimizer step, all ranks together
+    micro_batch: int = 384  # images of a shard: what one rank runs at once; the number of ranks must divide the shards
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products; weights stay float32
+    compile: bool = False  # torch.compile
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: cuda where there is a GPU
+    timeout_minutes: float = 10.0  # after which a collective that waits for a lost rank gives up
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch", "micro_batch", "timeout_minutes"):
+            _check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        _check(
+            self.global_batch % self.micro_batch == 0,
+            f"micro_batch {self.micro_batch} does not divide global_batch {self.global_batch}",
+        )
+        _check(
+            self.optim.warmup_epochs < self.epochs,
+            f"optim.warmup_epochs {self.optim.warmup_epochs} must be less than epochs {self.epochs}",
+        )
+
+    @property
+    def shards(self) -> int:
+        """V, the micro-batches of a global batch: the unit that random draws and the sum of gradients are tied to."""
+        return self.global_batch // self.micro_batch
+
+    def steps(self, epochs: float, samples: int) -> int:
+        """Optimizer steps that use each of `samples` images `epochs` times; a batch may straddle two epochs."""
+        return math.ceil(epochs * samples / self.global_batch)
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ValueError unless `ranks` divides the shards."""
+        allowed = [n for n in range(1, self.shards + 1) if self.shards % n == 0]
+        _check(
+            self.shards % ranks == 0,
+            f"{ranks} ranks do not divide the {self.shards} shards of a batch (global_batch {self.global_batch} / "
+            f"micro_batch {self.micro_batch}); use {', '.join(map(str, allowed))} ranks or another micro_batch",
+        )
+
+
+# What a resumed run may change freely: where things are and how often they are looked at, never what is computed.
+NOT_THE_RECIPE = ("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes")
+NOT_THE_RECIPE_ROOMS = ("checkpoint.", "log.")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"model.width": 768, …}`: each value under the name that overrides it."""
+    out: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            out |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = str(value) if isinstance(value, Path) else value
+    return out
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The values that decide what a run computes, as JSON would hold them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flatten(config).items()
+        if name not in NOT_THE_RECIPE and not name.startswith(NOT_THE_RECIPE_ROOMS)
+    }
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config as a YAML file that `--config` reads back."""
+    tree: dict[str, Any] = {}
+    for name, value in flatten(config).items():
+        *rooms, leaf = name.split(".")
+        node = tree
+        for room in rooms:
+            node = node.setdefault(room, {})
+        node[leaf] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def load(path: Path | str, *overrides: str) -> Config:
+    """The config of a YAML file, with overrides as on the command line: `load("a.yaml", "--optim.lr", "1e-3")`."""
+    return parse(parser("vit"), ["--config", str(path), *overrides])[0]
+
+
+def parser(prog: str, description: str = "") -> ArgumentParser:
+    """A parser of `--config FILE` and every field of `Config`; a command adds its own options to it."""
+    out = _Parser(prog=prog, description=description, print_config="--print-config", formatter_class=_Help)
+    out.usage = f"{prog} --config FILE [options] [--setting value …]"
+    out.add_argument("--config", action="config", required=True, help="YAML file; what it leaves out keeps its default")
+    out.add_class_arguments(Config, as_group=False)
+    help_texts, rooms = _help_texts(Config), get_type_hints(Config)
+    for action in out._actions:
+        if action.dest in help_texts:
+            action.help, action.metavar = help_texts[action.dest], "VALUE"
+        elif action.dest in rooms:
+            action.help = argparse.SUPPRESS  # `--model FILE` works, but one way to say it is enough
+        elif action.dest == "print_config":
+            action.help, action.metavar = "print the config that all this amounts to, and exit", ""
+    for group in out._action_groups:
+        for name, room in rooms.items():
+            if group.title == str(room):
+                group.title = f"{name}: {inspect.getdoc(room)}"
+    return out
+
+
+def parse(parser: ArgumentParser, args: list[str] | None = None) -> tuple[Config, Namespace]:
+    """The config, and the command's own options.  Ends the process with one clear line if the input is wrong."""
+    options = parser.parse_args(args)
+    values = {f.name: options.pop(f.name) for f in fields(Config)}
+    try:
+        config = Config(
+            **{
+                name: get_type_hints(Config)[name](**vars(value)) if isinstance(value, Namespace) else value
+                for name, value in values.items()
+            }
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    return config, options
+
+
+class _Parser(ArgumentParser):
+    """Errors in one line, with the nearest known name for a misspelt one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        names = [action.dest for action in self._actions]
+        message = " ".join(line.strip() for line in message.splitlines())
+        unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        wrong = f"{unknown[1]}.{unknown[2]}" if unknown else ""
+        if not unknown and (option := re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)):
+            wrong = option[1]
+        if wrong:
+            near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+            message = f"unknown setting {wrong!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            message += "  (--help lists all)"
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=min(120, shutil.get_terminal_size().columns))
+
+
+def _help_texts(cls: type, prefix: str = "") -> dict[str, str]:
+    """Each field's trailing comment, choices and default, under its full name."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines, hints, defaults = source.splitlines(), get_type_hints(cls), cls()
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    out: dict[str, str] = {}
+    for node in definition.body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        name = node.target.id
+        if is_dataclass(hints[name]):
+            out |= _help_texts(hints[name], f"{prefix}{name}.")
+            continue
+        assert node.end_lineno and node.end_col_offset
+        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")
+        choices = "|".join(get_args(hints[name])) + "; " if get_origin(hints[name]) is Literal else ""
+        out[prefix + name] = f"{comment} ({choices}default: {_shown(getattr(defaults, name))})".replace("%", "%%")
+    return out
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

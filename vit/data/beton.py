@@ -1,0 +1,114 @@
+"""A `.beton` file and its manifest: FFCV's file format, read without FFCV's Python package.
+
+The format is FFCV's (https://github.com/libffcv/ffcv, `ffcv/types.py`): a header, a description of each field, one
+metadata record a sample, then pages of encoded images, then a table of where each image lies.  `ffcv` itself compiles
+numba code for 4 to 5 seconds at import, in every process and at every restart, so we read these few records with numpy
+and take from FFCV its C decoder alone (`decode.py`).  FFCV's own `Loader` reads the same files.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
+)
+_FIELD = np.dtype([("type", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
+_SAMPLE = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
+_PLACE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
+_FIELDS = [(2, "image"), (1, "label")]  # FFCV's type numbers of RGBImageField and IntField
+
+JPEG, RAW = 0, 1  # FFCV's image modes
+
+
+@dataclass(frozen=True)
+class Beton:
+    """An open data set.  Arrays hold one entry a sample; `memory` is the whole file, mapped."""
+
+    path: Path
+    classes: list[str]
+    sha256: str  # of the whole file, from the manifest
+    memory: NDArray[np.uint8]  # (bytes of the file,)
+    labels: NDArray[np.int64]
+    mode: NDArray[np.uint8]  # JPEG or RAW
+    height: NDArray[np.int64]  # pixels
+    width: NDArray[np.int64]  # pixels
+    offset: NDArray[np.int64]  # bytes from the start of the file
+    size: NDArray[np.int64]  # bytes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the data it was trained on."""
+        return {"sha256": self.sha256, "samples": len(self), "classes": len(self.classes)}
+
+
+def manifest_path(path: Path) -> Path:
+    """The JSON file beside a `.beton`: `train.beton.json`."""
+    return path.with_name(path.name + ".json")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a `.beton`.  Raises ValueError that names the file and what to do."""
+    try:
+        manifest = json.loads(manifest_path(path).read_text())
+    except FileNotFoundError:
+        missing = path if not path.exists() else manifest_path(path)
+        raise ValueError(f"{missing} does not exist; python -m data_prep.write_beton makes it") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{manifest_path(path)} is damaged ({error}); write the data set again") from None
+    if manifest.get("format") != "vit-beton-1":
+        raise ValueError(f"{manifest_path(path)} has format {manifest.get('format')!r}; vit-beton-1 is known")
+    return dict(manifest)
+
+
+def open_beton(path: Path) -> Beton:
+    """Maps a `.beton` and checks that it is whole.  Raises ValueError that names the file and what is wrong with it.
+
+    FFCV itself loads a file that is cut short without a word, and then reads out of bounds.
+    """
+    manifest = read_manifest(path)
+    if not path.exists() or path.stat().st_size != manifest["bytes"]:
+        found = f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
+        raise ValueError(f"{path} is {found}; its manifest says {manifest['bytes']:,} bytes. Write it again")
+    memory = np.memmap(path, np.uint8, "r")
+    header = memory[: _HEADER.itemsize].view(_HEADER)[0]
+    fields_end = _HEADER.itemsize + int(header["fields"]) * _FIELD.itemsize
+    fields = memory[_HEADER.itemsize : fields_end].view(_FIELD)
+    named = [(int(f["type"]), bytes(f["name"]).split(b"\0")[0].decode()) for f in fields]
+    if header["version"] != 2 or named != _FIELDS:
+        raise ValueError(f"{path}: expected an FFCV file of version 2 with an image and an integer label, not {named}")
+    samples = memory[fields_end : fields_end + int(header["samples"]) * _SAMPLE.itemsize].view(_SAMPLE)
+    table = memory[int(header["table"]) :].view(_PLACE)
+    image = samples["image"]
+
+    by_offset = np.argsort(table["offset"], kind="stable")
+    nearest = np.searchsorted(table["offset"][by_offset], image["offset"]).clip(max=len(table) - 1)
+    place = table[by_offset[nearest]] if len(table) else np.zeros(len(samples), _PLACE)
+    height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
+    whole = (place["offset"] == image["offset"]) & (place["offset"] + place["size"] <= header["table"])
+    whole &= (height > 0) & (width > 0) & (image["mode"] <= RAW)
+    whole &= (image["mode"] == JPEG) | (place["size"] == 3 * height * width)
+    whole &= (samples["label"] >= 0) & (samples["label"] < len(manifest["classes"]))
+    if len(samples) != manifest["samples"] or not whole.all():
+        first = int(np.argmin(whole)) if len(samples) == manifest["samples"] else len(samples)
+        raise ValueError(f"{path} is damaged: sample {first} of {manifest['samples']} is out of bounds. Write it again")
+    return Beton(
+        path=path,
+        classes=list(manifest["classes"]),
+        sha256=str(manifest["sha256"]),
+        memory=memory,
+        labels=samples["label"].copy(),
+        mode=image["mode"].copy(),
+        height=height,
+        width=width,
+        offset=image["offset"].astype(np.int64),
+        size=place["size"].astype(np.int64),
+    )

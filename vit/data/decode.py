@@ -1,0 +1,163 @@
+"""Pixels of samples: crops by counter, decoded and resized by FFCV's C library.
+
+FFCV draws its crops from numba's thread-local generator, which no seed makes reproducible; ours are a pure function of
+(seed, epoch, sample).  Only + - * / and square roots are used on the way, which IEEE 754 rounds the same everywhere.
+
+Shapes: B samples, S side of the output in pixels.
+"""
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit.data.beton import JPEG, Beton
+from vit.keys import U64, Stream, keys, uniform
+
+Ints = NDArray[np.int64]
+
+_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and FFCV's
+_RATIOS = 4096  # steps of the aspect ratio, evenly spaced in its logarithm
+
+
+class DecodeError(RuntimeError):
+    """A sample whose bytes are no image.  The message names the file, the sample and its offset."""
+
+
+class Boxes(NamedTuple):
+    """Crops, in pixels of their images: 4 x (B,)."""
+
+    top: Ints
+    left: Ints
+    height: Ints
+    width: Ints
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A box of random area and aspect ratio: torchvision's RandomResizedCrop, drawn by counter."""
+
+    seed: int
+    scale: tuple[float, float]  # area over the image's
+    ratio: tuple[float, float]  # width over height
+
+    def boxes(self, epochs: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
+        """The first of ten draws that fits; else the largest centred box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
+        key = keys(Stream.CROP, self.seed, epochs, samples)
+        draws = [
+            _draw(key, attempt, height, width, self.scale, _ratio_table(*self.ratio)) for attempt in range(_ATTEMPTS)
+        ]
+        top, left, h, w = (np.stack(values) for values in zip(*draws, strict=True))  # 4 x (attempts, B)
+        fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+        first = fits.argmax(axis=0)[None]
+        random = (np.take_along_axis(values, first, axis=0)[0] for values in (top, left, h, w))
+        fallback = _centred(
+            height,
+            width,
+            np.minimum(height, np.floor(width / self.ratio[0] + 0.5).astype(np.int64)),
+            np.minimum(width, np.floor(height * self.ratio[1] + 0.5).astype(np.int64)),
+        )
+        return Boxes(*(np.where(fits.any(axis=0), r, f) for r, f in zip(random, fallback, strict=True)))
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """A centred square: `Resize(256)` and `CenterCrop(224)` in one when `share` is 224 / 256."""
+
+    share: float  # side over the image's shorter side
+
+    def boxes(self, epochs: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
+        """One box for each image, whatever the epoch: 4 x (B,) -> 4 x (B,)."""
+        side = np.maximum(1, (self.share * np.minimum(height, width)).astype(np.int64))
+        return _centred(height, width, side, side)
+
+
+def _draw(
+    key: U64, attempt: int, height: Ints, width: Ints, scale: tuple[float, float], ratios: NDArray[np.float64]
+) -> Boxes:
+    area = (height * width) * (scale[0] + (scale[1] - scale[0]) * uniform(key, 4 * attempt))
+    ratio = ratios[(uniform(key, 4 * attempt + 1) * len(ratios)).astype(np.int64)]
+    w = np.floor(np.sqrt(area * ratio) + 0.5).astype(np.int64)
+    h = np.floor(np.sqrt(area / ratio) + 0.5).astype(np.int64)
+    top = np.floor(uniform(key, 4 * attempt + 2) * (height - h + 1)).astype(np.int64)
+    left = np.floor(uniform(key, 4 * attempt + 3) * (width - w + 1)).astype(np.int64)
+    return Boxes(top, left, h, w)
+
+
+def _centred(height: Ints, width: Ints, h: Ints, w: Ints) -> Boxes:
+    return Boxes((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _ratio_table(low: float, high: float) -> NDArray[np.float64]:
+    """Ratios evenly spaced in their logarithm, rounded to 16 bits: exp may differ between machines, these do not."""
+    steps = (np.arange(_RATIOS) + 0.5) / _RATIOS
+    return np.round(np.exp(np.log(low) + (np.log(high) - np.log(low)) * steps) * 65536) / 65536
+
+
+class Decoder:
+    """Decodes samples of one file to S x S pixels; may be called by many threads at once."""
+
+    def __init__(self, beton: Beton, crop: RandomCrop | CentreCrop, size: int) -> None:
+        self.beton = beton
+        self.crop = crop
+        self.size = size
+        self._library = _ffcv_library()
+        self._base = beton.memory.ctypes.data
+        jpegs = beton.mode == JPEG
+        self._scratch_bytes = int((3 * beton.height * beton.width)[jpegs].max(initial=0))
+        self._local = threading.local()
+
+    def decode(self, epochs: Ints, samples: Ints, out: NDArray[np.uint8]) -> None:
+        """Fills `out` (B, S, S, 3) with the samples (B,) as they are in their epochs (B,).  Raises DecodeError."""
+        data, S = self.beton, self.size
+        assert out.shape == (len(samples), S, S, 3) and out.flags.c_contiguous
+        height, width = data.height[samples], data.width[samples]
+        boxes = self.crop.boxes(epochs, samples, height, width)
+        # Plain Python numbers: ctypes takes them five times faster than numpy's.
+        rows = zip(
+            *(values.tolist() for values in (samples, height, width, data.mode[samples], data.offset[samples])),
+            *(
+                (boxes.top, boxes.top + boxes.height, boxes.left, boxes.left + boxes.width)[i].tolist()
+                for i in range(4)
+            ),
+            strict=True,
+        )
+        target, stride = out.ctypes.data, 3 * S * S
+        for sample, h, w, mode, offset, top, bottom, left, right in rows:
+            pixels = self._jpeg(sample, offset, h, w) if mode == JPEG else self._base + offset
+            self._library.resize(0, pixels, h, w, top, bottom, left, right, target, S, S)
+            target += stride
+
+    def _jpeg(self, sample: int, offset: int, height: int, width: int) -> int:
+        """Decodes the whole image into this thread's scratch memory and returns its address."""
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
+        scratch: int = self._local.scratch.ctypes.data
+        size = int(self.beton.size[sample])
+        failed = self._library.imdecode(
+            self._base + offset, size, height, width, scratch, height, width, 0, 0, 1, 1, False, False
+        )
+        if failed:
+            raise DecodeError(f"{self.beton.path}: sample {sample}, {size} bytes at offset {offset}, is no whole JPEG")
+        return scratch
+
+
+def _ffcv_library() -> ctypes.CDLL:
+    """FFCV's C library, without importing FFCV.  Raises ImportError if it is not installed."""
+    package = importlib.util.find_spec("ffcv")  # finds the folder, runs nothing
+    places = package.submodule_search_locations if package else None
+    spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(places or []))
+    if spec is None or spec.origin is None:
+        raise ImportError("ffcv's C library is not installed here; `make setup` builds it")
+    library = ctypes.CDLL(spec.origin)
+    library.resize.argtypes = 11 * [ctypes.c_int64]
+    library.resize.restype = None
+    pointer, u32, flag = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool
+    library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *6 * [u32], flag, flag]
+    library.imdecode.restype = ctypes.c_int
+    return library

@@ -1,0 +1,146 @@
+"""What a run folder holds, what happened to the run, and where its time went.  No torch: `jobs` reads it too."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Event = dict[str, Any]
+
+JOB_VARIABLE = "VIT_JOB"  # in the environment of ranks that a job started: what the job is called
+
+
+class InUseError(RuntimeError):
+    """Another process owns the run folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of a run's files: known here and nowhere else."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config that the run is started with."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Whole checkpoints, one folder each."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The learning curve, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """What the ranks print, a file each."""
+        return self.path / "logs"
+
+    def record(self, event: str, **what: Any) -> None:
+        """Appends an event to the ledger, durably."""
+        append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, sync=True)
+
+    def events(self) -> list[Event]:
+        """Everything that happened, oldest first."""
+        return read_lines(self.ledger)
+
+    def last(self, *names: str) -> Event | None:
+        """The newest event of one of these names."""
+        return next((e for e in reversed(self.events()) if e["event"] in names), None)
+
+    def finished(self) -> Event | None:
+        """The event that ended the run, if it is complete."""
+        return self.last("finished")
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keeps every other process out.  Raises InUseError that names the owner.  A dead owner owns nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "owner").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InUseError(f"{self.path} is in use by {file.read().strip() or 'another process'}") from None
+            file.truncate(0)
+            job = os.environ.get(JOB_VARIABLE)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}{f', {job}' if job else ''}\n")
+            file.flush()
+            yield
+
+
+def append(path: Path, record: Event, sync: bool = False) -> None:
+    """Adds one line in one write, so that lines of several processes never mix."""
+    line = (json.dumps(record) + "\n").encode()
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(fd, line)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> list[Event]:
+    """The whole lines of a file; a last one that a kill cut short is left out."""
+    out: list[Event] = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                out.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return out
+
+
+class Clock:
+    """Accounts for each second of an attempt: what is not spent on anything else is `other`."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started  # time.time() at which the process began
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def spend(self, on: str) -> Iterator[None]:
+        """Books the time of a block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(on, time.perf_counter() - start)
+
+    def add(self, on: str, seconds: float) -> None:
+        """Books seconds that were measured elsewhere."""
+        self.seconds[on] = self.seconds.get(on, 0.0) + seconds
+
+    def waiting(self, on: str, items: Iterable[T]) -> Iterator[T]:
+        """Passes items through and books the time that each one is waited for."""
+        source = iter(items)
+        while True:
+            with self.spend(on):
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            yield item
+
+    def summary(self) -> dict[str, float]:
+        """Seconds for each thing, which add up to the attempt's whole time so far."""
+        booked = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
+        return booked | {"other": round(time.time() - self.started - sum(self.seconds.values()), 3)}

@@ -1,0 +1,104 @@
+"""What a run says: metrics.jsonl, Weights & Biases, and a progress line.  No torch: `jobs` draws the same line."""
+
+import os
+import sys
+import time
+import uuid
+from typing import Any
+
+from vit.config import Config, flatten
+from vit.ledger import RunFolder, append, read_lines
+
+Record = dict[str, Any]
+
+
+class MetricsLog:
+    """Rank 0's log of a run that goes on at `step`: what an interrupted attempt wrote after it is taken back.
+
+    The learning curve then has each step once, whatever happened in between.
+    """
+
+    def __init__(self, run: RunFolder, cfg: Config, step: int) -> None:
+        self.run = run
+        kept = [r for r in read_lines(run.metrics) if r["step"] <= step and ("loss" in r or r["step"] < step)]
+        aside = run.metrics.with_suffix(".tmp")
+        aside.write_text("")
+        for record in kept:
+            append(aside, record)
+        aside.rename(run.metrics)
+        self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
+
+    def write(self, record: Record) -> None:
+        """Appends one record and shows it."""
+        append(self.run.metrics, record)
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+        show(progress_line(record))
+
+    def close(self) -> None:
+        """Flushes what is still on its way."""
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def progress_line(record: Record) -> str:
+    """One line for a person: where the run is, how it does and how long it still takes."""
+    where = f"epoch {record['epoch']:.2f}/{record['epochs']}  step {record['step']:,}/{record['steps']:,}"
+    if "val_top1" in record:
+        average = f"  averaged weights {record['val_top1_average']:.2%}" if "val_top1_average" in record else ""
+        return f"{where}  test top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}{average}"
+    minutes, seconds = divmod(round(record["seconds_left"]), 60)
+    left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    return (
+        f"{where}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+        f"{record['images_per_second']:,.0f} images/s  {left} left"
+    )
+
+
+def show(line: str, lasting: bool = False) -> None:
+    """Prints a line; on a terminal each one overwrites the one before, unless that one was to last."""
+    if not sys.stdout.isatty():
+        print(line, flush=True)
+    else:
+        width = os.get_terminal_size().columns
+        print(f"\r\x1b[K{line[: width - 1]}", end="\n" if lasting else "", flush=True)
+
+
+def _start_wandb(run: RunFolder, cfg: Config) -> Any:
+    """One run of Weights & Biases for the whole life of a run folder, across restarts."""
+    import wandb
+
+    id_file = run.path / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8])
+    return wandb.init(
+        project=cfg.log.wandb_project,
+        name=run.path.name,
+        id=id_file.read_text(),
+        resume="allow",
+        dir=run.path,
+        mode="offline" if cfg.log.wandb == "offline" else "online",
+        config=flatten(cfg),
+    )
+
+
+class Pace:
+    """Images per second and the time that is left, from the steps since the last look."""
+
+    def __init__(self, step: int, global_batch: int) -> None:
+        self.global_batch = global_batch
+        self._step, self._time = step, time.perf_counter()
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not spent on steps."""
+        self._time += seconds
+
+    def measure(self, step: int, steps: int) -> Record:
+        """The pace since the last call."""
+        now = time.perf_counter()
+        per_step = (now - self._time) / max(1, step - self._step)
+        self._step, self._time = step, now
+        return {
+            "images_per_second": round(self.global_batch / per_step, 1),
+            "seconds_left": round((steps - step) * per_step, 1),
+        }

@@ -1,0 +1,66 @@
+"""What a run remembers: weights, optimizer, averaged weights, step.  All the rest is a function of the step."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit import optim
+from vit.config import Config
+from vit.keys import Stream, key
+from vit.model import VisionTransformer
+
+
+@dataclass
+class State:
+    """Holds the unwrapped model, so no name in a checkpoint ever carries `module.` or `_orig_mod.`."""
+
+    model: VisionTransformer
+    optimizer: torch.optim.AdamW
+    average: VisionTransformer | None
+    scaler: torch.amp.GradScaler  # counts for fp16 alone
+    step: int = 0  # optimizer steps taken
+
+    @classmethod
+    def fresh(cls, cfg: Config, device: torch.device) -> "State":
+        """Step 0: the same weights on every rank, from the seed."""
+        torch.manual_seed(key(Stream.INIT, cfg.seed))
+        model = VisionTransformer(cfg.model).to(device)
+        average = copy.deepcopy(model).requires_grad_(False) if cfg.optim.ema_decay else None
+        scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
+        return cls(model, optim.adamw(model, cfg.optim), average, scaler)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is saved as bytes: `model.*`, `average.*`, `optimizer.*`."""
+        out = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            out |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for what, value in self.optimizer.state.get(parameter, {}).items():
+                out[f"optimizer.{name}.{what}"] = value
+        return out
+
+    def about(self) -> dict[str, Any]:
+        """What is saved beside the tensors."""
+        return {"scaler": self.scaler.state_dict()}
+
+    def restore(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Takes over what a checkpoint of the same model holds."""
+        parameters = dict(self.model.named_parameters())
+        weights: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        for full_name, tensor in tensors.items():
+            room, name = full_name.split(".", 1)
+            if room in weights:
+                weights[room][name] = tensor
+                continue
+            name, what = name.rsplit(".", 1)
+            parameter = parameters[name]
+            self.optimizer.state[parameter][what] = tensor.to(parameter.device, copy=True)
+        self.model.load_state_dict(weights["model"])
+        if self.average is not None:
+            self.average.load_state_dict(weights["average"] or weights["model"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(about["scaler"])
+        self.step = step

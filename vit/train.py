@@ -1,0 +1,267 @@
+"""Trains a Vision Transformer: what torchrun starts, one process a GPU.
+
+torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir runs/demo
+"""
+
+import ctypes
+import enum
+import functools
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit import checkpoint, config, optim
+from vit.augment import augment
+from vit.config import Config
+from vit.data.loader import Batch, TrainData, ValData
+from vit.evaluate import evaluate
+from vit.gradients import ShardedGradients
+from vit.keys import Stream, key
+from vit.ledger import Clock, InUseError, RunFolder
+from vit.log import MetricsLog, Pace, show
+from vit.state import State
+from vit.world import Agreement, World, join
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Outcome(enum.StrEnum):
+    """How an attempt ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"  # by a signal; saved, and to be resumed
+
+
+class Trainer:
+    """The rooms of one attempt, put together; `train` is the story."""
+
+    def __init__(self, cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: list[str]) -> None:
+        self.cfg, self.run, self.world, self.clock = cfg, run, world, clock
+        self.agreement = Agreement(world)
+        self.agreement.install()
+        self.train_data, self.val_data = TrainData(cfg, world), ValData(cfg, world)
+        self.samples = len(self.train_data.beton)
+        self.total_steps = cfg.steps(cfg.epochs, self.samples)
+        self.state = State.fresh(cfg, world.device)
+        self.resume(accepted)
+        if cfg.compile:
+            # Block by block: one graph serves them all, and their gradients still leave while backward goes on.
+            for model in filter(None, (self.state.model, self.state.average)):
+                for block in model.blocks:
+                    block.compile()
+        self.gradients = ShardedGradients(self.state.model, world)
+        self.autocast = functools.partial(
+            torch.autocast, world.device.type, DTYPES[cfg.precision], enabled=cfg.precision != "float32"
+        )
+        self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
+        self.pace = Pace(self.state.step, cfg.global_batch)
+        self.saved_at = time.monotonic()
+
+    def train(self) -> Outcome:
+        """Runs from the step of the state to the last one, or to a signal."""
+        state, cfg = self.state, self.cfg
+        for step, batch in zip(range(state.step, self.total_steps), self.batches(), strict=True):
+            stop, save = self.agreement.look(save=self.save_due())
+            if stop:
+                return self.stopped()
+            if save:
+                self.save()
+            if self.evaluation_due(step) and not self.evaluate():
+                return self.stopped()
+            losses = self.train_step(step, batch)
+            state.step = step + 1
+            if state.step % cfg.log.every_steps == 0 or state.step == self.total_steps:
+                self.report(losses)
+        self.save()
+        return Outcome.FINISHED if self.evaluate() else self.stopped()
+
+    def train_step(self, step: int, batch: Batch) -> Tensor:
+        """One optimizer step; returns the losses of this rank's shards, which stay on the device: (shards,)."""
+        state, cfg, m = self.state, self.cfg, self.cfg.micro_batch
+        shards = self.world.my_shards(cfg.shards)
+        losses = []
+        state.model.train()
+        with self.clock.spend("compile" if cfg.compile and not self.clock.seconds.get("compile") else "step"):
+            for j, shard in enumerate(shards):
+                images, targets = augment(
+                    batch.images[j * m : (j + 1) * m],
+                    batch.labels[j * m : (j + 1) * m],
+                    cfg.augment,
+                    cfg.model.num_classes,
+                    key(Stream.AUGMENT, cfg.seed, step, shard),
+                )
+                torch.manual_seed(key(Stream.MODEL, cfg.seed, step, shard))  # dropout and drop path
+                with self.gradients.shard(j, len(shards)):
+                    with self.autocast():
+                        loss = F.cross_entropy(self.gradients.model(images), targets)
+                    state.scaler.scale(loss / cfg.shards).backward()
+                losses.append(loss.detach())
+            self.update(step)
+        return torch.stack(losses)
+
+    def update(self, step: int) -> None:
+        """Clips, steps the optimizer at this step's learning rate, and averages the weights."""
+        state, cfg = self.state, self.cfg.optim
+        for group in state.optimizer.param_groups:
+            group["lr"] = optim.learning_rate(step, self.cfg, self.samples)
+        state.scaler.unscale_(state.optimizer)
+        self.norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average is not None:
+            optim.update_average(state.average, state.model, cfg.ema_decay)
+
+    def batches(self) -> Iterator[Batch]:
+        """What is left of the training stream, its waiting time booked."""
+        return self.clock.waiting("data", self.train_data.batches(self.state.step, self.total_steps))
+
+    def report(self, losses: Tensor) -> None:
+        """Logs the last step.  Its loss is the mean over all shards in their order, whatever rank ran them."""
+        gathered = torch.empty(self.cfg.shards, device=losses.device)
+        dist.all_gather_into_tensor(gathered, losses.float())
+        loss = math.fsum(gathered.tolist()) / self.cfg.shards
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.state.step} is not a number; a lower optim.lr may help")
+        if self.log is not None:
+            state = self.state
+            self.log.write(
+                self.where()
+                | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": float(self.norm)}
+                | self.pace.measure(state.step, self.total_steps)
+            )
+
+    def where(self) -> dict[str, float]:
+        """The place of a record on the learning curve."""
+        step = self.state.step
+        epoch = min(step * self.cfg.global_batch / self.samples, self.cfg.epochs)
+        return {"step": step, "steps": self.total_steps, "epoch": round(epoch, 4), "epochs": self.cfg.epochs}
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether a multiple of the evaluation's interval was passed by the last step.  Not at the very start."""
+        every = self.cfg.log.eval_every_epochs * self.samples / self.cfg.global_batch
+        return step > 0 and int(step / every) > int((step - 1) / every)
+
+    def evaluate(self) -> bool:
+        """Scores the weights and their average; False if a signal came instead."""
+        started = time.perf_counter()
+        scores: dict[str, float] = {}
+        with self.clock.spend("evaluate"):
+            for suffix, model in (("", self.state.model), ("_average", self.state.average)):
+                if model is None:
+                    continue
+                stop = lambda: self.agreement.look()[0]  # noqa: E731
+                score = evaluate(model, self.val_data, self.cfg, self.world, self.autocast, stop)
+                if score is None:
+                    return False
+                scores |= {f"val_top1{suffix}": score.top1, f"val_top5{suffix}": score.top5}
+                scores |= {f"val_loss{suffix}": score.loss}
+        if self.log is not None:
+            self.log.write(self.where() | scores)
+        self.scores = scores
+        self.pace.pause(time.perf_counter() - started)
+        return True
+
+    def save_due(self) -> bool:
+        """Whether rank 0's clock asks for a checkpoint; the others follow it."""
+        return self.world.rank == 0 and time.monotonic() - self.saved_at > 60 * self.cfg.checkpoint.every_minutes
+
+    def save(self) -> None:
+        """Writes a checkpoint of this step.  All ranks wait until it is safe."""
+        started = time.perf_counter()
+        with self.clock.spend("checkpoint"):
+            if self.world.rank == 0:
+                about = {"recipe": self.recipe(), "config": config.to_yaml(self.cfg), **self.state.about()}
+                checkpoint.save(self.run.checkpoints, self.state.step, self.state.tensors(), about)
+                checkpoint.prune(self.run.checkpoints, self.cfg.checkpoint.keep)
+                self.run.record("checkpoint", step=self.state.step)
+            dist.barrier()
+        self.saved_at = time.monotonic()
+        self.pace.pause(time.perf_counter() - started)
+
+    def recipe(self) -> dict[str, object]:
+        """What a resumed run must share: every value that decides what is computed, and the data's fingerprint."""
+        fingerprint = self.train_data.beton.fingerprint
+        return config.recipe(self.cfg) | {f"data.{name}": value for name, value in fingerprint.items()}
+
+    def resume(self, accepted: list[str]) -> None:
+        """Takes over the newest whole checkpoint, which all ranks agree on.  Raises ValueError for another recipe."""
+        found: list[Path | None] = [None]
+        if self.world.rank == 0:
+            found[0], problems = checkpoint.newest_whole(self.run.checkpoints)
+            for problem in problems:
+                show(problem, lasting=True)
+                self.run.record("damaged checkpoint", problem=problem)
+        dist.broadcast_object_list(found)
+        if found[0] is None:
+            return
+        tensors, manifest = checkpoint.load(found[0])
+        changed = checkpoint.differences(manifest["about"]["recipe"], self.recipe(), accepted)
+        if changed:
+            raise ValueError(
+                f"{found[0]} is of another run:\n  " + "\n  ".join(changed) + "\nStart in a new folder, or "
+                "accept the change with --override-resume " + " ".join(c.split(":")[0] for c in changed)
+            )
+        self.state.restore(manifest["step"], tensors, manifest["about"])
+
+    def stopped(self) -> Outcome:
+        """Saves this step, as far as it is not safe already, and leaves."""
+        self.save()
+        return Outcome.STOPPED
+
+
+def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: list[str]) -> Outcome:
+    """One life of a run's processes, from the newest checkpoint on, written down in the ledger."""
+    trainer = Trainer(cfg, run, world, clock, accepted)
+    clock.add("start", time.time() - clock.started)
+    if world.rank == 0:
+        run.record("started", step=trainer.state.step, ranks=world.size, device=str(world.device.type))
+    outcome = trainer.train()
+    trainer.agreement.close()
+    if trainer.log is not None:
+        trainer.log.close()
+        scores = trainer.scores if outcome is Outcome.FINISHED else {"signal": trainer.agreement.received}
+        run.record(outcome.value, step=trainer.state.step, seconds=clock.summary(), **scores)
+    return outcome
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line.  Exit code 0 also after a signal, when all is saved; 2 if the user can mend what is wrong."""
+    clock = Clock(started=psutil.Process().create_time())
+    parser = config.parser("vit.train", "Trains a Vision Transformer, or goes on where its run was.")
+    parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/ and the config's name)")
+    parser.add_argument("--override-resume", nargs="+", default=[], help="settings that may differ on resuming")
+    cfg, options = config.parse(parser, args)
+    run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
+    _end_with_parent()
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        with join(cfg) as world, run.owned() if rank == 0 else nullcontext():
+            attempt(cfg, run, world, clock, options.override_resume)
+    except (ValueError, InUseError) as error:
+        if rank == 0:
+            print(f"vit.train: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _end_with_parent() -> None:
+    """Has the kernel send SIGTERM when the process that started this rank dies, so that no rank outlives its job."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux alone has it, and Slurm
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Who takes part: ranks and devices, the process group, and what all ranks agree on."""
+
+import datetime
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from vit.config import Config
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place among `size` ranks."""
+
+    rank: int
+    size: int
+    local_size: int  # ranks on this node
+    device: torch.device
+
+    def my_shards(self, shards: int) -> range:
+        """The shards of a batch that this rank runs: of W ranks, rank r has r·V/W to (r+1)·V/W - 1."""
+        mine = shards // self.size
+        return range(self.rank * mine, (self.rank + 1) * mine)
+
+
+def pick_device(choice: str, local_rank: int) -> torch.device:
+    """The device of a rank.  Raises ValueError if `cuda` is asked for and there is no GPU for this rank."""
+    gpus = torch.cuda.device_count()
+    if choice == "cpu" or (choice == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus == 0:
+        raise ValueError(
+            "device: cuda, but no GPU is visible here (nvidia-smi lists those that exist, CUDA_VISIBLE_DEVICES may "
+            "hide them); use device: cpu to train without one"
+        )
+    if local_rank >= gpus:
+        raise ValueError(f"{local_rank + 1} ranks on this node but only {gpus} visible GPUs; start one rank for each")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def join(cfg: Config) -> Iterator[World]:
+    """Joins the process group that torchrun's environment names (or a group of one), and leaves it at the end.
+
+    Small tensors on the CPU travel by gloo also where gradients travel by NCCL: an agreement never waits for the GPU.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cfg.check_ranks(size)
+    device = pick_device(cfg.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # The order in which a matrix product sums depends on the number of threads; one thread a rank is the same sum
+        # on every machine and for every number of ranks.
+        torch.set_num_threads(1)
+    dist.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        rank=rank,
+        world_size=size,
+        store=torch._C._distributed_c10d.HashStore() if "RANK" not in os.environ else None,
+        timeout=datetime.timedelta(minutes=cfg.timeout_minutes),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield World(rank=rank, size=size, local_size=local_size, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+class Agreement:
+    """Turns what single ranks know, a signal or the time, into what all ranks do at the same step.
+
+    SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set a flag and nothing else; a second SIGINT, a while after the first, leaves
+    at once.  Each look starts a reduction of the flags and returns the result of the one before, which is there by
+    then: an agreement costs a step no waiting, and takes effect one step later.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.received: str | None = None  # the first signal's name
+        self._interrupted = 0.0
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def install(self) -> None:
+        """Takes over the signals of this process, for the rest of its life."""
+        for number in self.SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        # One Ctrl-C can arrive twice: from the terminal and from the process that started us.
+        if number == signal.SIGINT and self._interrupted and now - self._interrupted > 2:
+            os._exit(130)
+        if number == signal.SIGINT and not self._interrupted:
+            self._interrupted = now
+        self.received = self.received or signal.Signals(number).name
+
+    def look(self, save: bool = False) -> tuple[bool, bool]:
+        """Whether all ranks should (stop, save) now; `save` asks for it.  Every rank must call this equally often."""
+        mine = [self.received is not None, save]
+        if self.world.size == 1:
+            return mine[0], mine[1]
+        agreed = [0, 0]
+        if self._pending is not None:
+            work, flags = self._pending
+            work.wait()
+            agreed = flags.tolist()
+        flags = torch.tensor(mine, dtype=torch.int32)
+        self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags)
+        return bool(agreed[0]), bool(agreed[1])
+
+    def close(self) -> None:
+        """Waits for the last reduction, so that no rank leaves while another still needs it."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None
