@@ -1,92 +1,124 @@
-"""Images to the bytes that FFCV stores, in worker processes, in order."""
+"""Images to the bytes that FFCV stores, in worker processes, in order.
+
+Each worker has a pipe of its own, of which no other process holds the worker's end: if it is killed, even while it
+sends, the pipe ends.  (Killed while it sends, a worker of concurrent.futures leaves the others waiting for ever.)
+"""
 
 import multiprocessing
-import os
 import signal
-import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from itertools import islice
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sources import InputError, Pixels, Source, decode
 
+# Samples as FFCV stores them: rows of its metadata (samples,), without pointers yet, and the bytes of each.
+Encoded = tuple[NDArray[Any], list[bytes]]
+Pipe: TypeAlias = "Connection[Any, Any]"
 
-class _Worker:
-    """What each worker process holds: it is forked, so nothing is copied."""
 
-    source: ClassVar[Source]
-    field: ClassVar[Any]  # ffcv's RGBImageField
-
-    @classmethod
-    def start(cls, source: Source, field: Any) -> None:
-        cls.source, cls.field = source, field
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent ends us
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=cls._end_with_parent, daemon=True).start()
-        warnings.filterwarnings("ignore", module="PIL")  # what Pillow can mend, it tells of by warnings
-
-    @staticmethod
-    def _end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    @classmethod
-    def encode(cls, indices: list[int]) -> tuple[NDArray[Any], list[bytes]]:
-        """Samples as FFCV stores them: rows of its metadata (samples,), without pointers yet, and bytes."""
-        rows = np.zeros(len(indices), cls.field.metadata_type)
-        stored: list[Pixels] = []
-
-        def malloc(size: int) -> tuple[int, Pixels]:
-            stored.append(np.empty(size, np.uint8))
-            return 0, stored[-1]
-
-        for row, index in enumerate(indices):
-            try:
-                cls.field.encode(rows[row : row + 1], decode(cls.source.images[index]), malloc)
-            except Exception as error:  # whatever Pillow or OpenCV raises, it is about this image
-                why = " ".join(str(error).split()) or type(error).__name__
-                name = cls.source.describe(index)
-                raise InputError(f"{name}: cannot be used: {why}; replace or remove it, then repeat") from None
-        return rows, [each.tobytes() for each in stored]
+class WorkerKilledError(RuntimeError):
+    """A worker process ended unasked: someone killed it, or the system did for want of memory."""
 
 
 @contextmanager
-def pool_of(workers: int, source: Source, field: Any) -> Iterator[ProcessPoolExecutor]:
-    """Processes that encode the images of `source` by FFCV's `field`.  None outlives the block, or this process."""
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, context, _Worker.start, (source, field))
-    try:
-        pool.submit(int).result()  # forks them all, now that this process has no other threads
-        yield pool
-    except BaseException:
-        # Not waited for: a worker may hang in a file system that does not answer.
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def workers(count: int, source: Source, field: Any) -> Iterator[list[Pipe]]:
+    """Pipes to `count` processes that encode samples of `source` by FFCV's `field`; they end with the block.
 
-
-def encoded(
-    pool: ProcessPoolExecutor, order: NDArray[np.int64], chunk: int, ahead: int
-) -> Iterator[tuple[NDArray[Any], list[bytes]]]:
-    """The samples named by `order`, in that order, `chunk` at a time: rows of FFCV's metadata without pointers, bytes.
-
-    Up to `ahead` chunks are under way.  Raises InputError that names an image that cannot be used, and
-    BrokenProcessPool if a worker was killed.
+    They are forked, so that nothing is copied or imported again, and end too if this process is killed.
     """
-    parts = (order[start : start + chunk].tolist() for start in range(0, len(order), chunk))
-    waiting = deque(pool.submit(_Worker.encode, part) for part in islice(parts, ahead))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(_Worker.encode, part) for part in islice(parts, 1))
+    context = multiprocessing.get_context("fork")
+    processes = []
+    pipes: list[Pipe] = []
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            pipes.append(ours)
+            processes.append(context.Process(target=_work, args=(theirs, pipes, source, field), daemon=True))
+            processes[-1].start()
+            theirs.close()
+        yield pipes
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.kill()  # they have nothing to lose, and may hang in a file system that does not answer
+                process.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def encoded(pipes: Sequence[Pipe], order: NDArray[np.int64], chunk: int) -> Iterator[Encoded]:
+    """The samples named by `order`, encoded by the workers behind `pipes`, in that order, `chunk` at a time.
+
+    Raises InputError that names an image that cannot be used, and WorkerKilledError.
+    """
+    parts = [order[start : start + chunk] for start in range(0, len(order), chunk)]
+    asked: dict[Pipe, deque[int]] = {pipe: deque() for pipe in pipes}  # parts that a worker has yet to answer
+    answers: dict[int, Encoded | InputError] = {}
+    following = 0
+    for wanted in range(len(parts)):
+        while True:
+            # Two for each worker, so that it never waits for us; a bound on the whole, as memory is one.
+            for pipe in sorted(pipes, key=lambda each: len(asked[each])) * 2:
+                if len(asked[pipe]) < 2 and following < min(len(parts), wanted + 3 * len(pipes)):
+                    asked[pipe].append(following)
+                    with _alive():
+                        pipe.send(parts[following].tolist())
+                    following += 1
+            if wanted in answers:
+                break
+            for ready in wait(pipes):
+                assert isinstance(ready, Connection)
+                with _alive():
+                    answer = ready.recv()
+                answers[asked[ready].popleft()] = answer
+        answer = answers.pop(wanted)
+        if isinstance(answer, InputError):
+            raise answer
+        yield answer
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:  # of a pipe whose other end is gone
+        raise WorkerKilledError("a worker process was killed") from error
+
+
+def _work(pipe: Pipe, foreign: Sequence[Pipe], source: Source, field: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent ends us
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so does Slurm's
+    warnings.filterwarnings("ignore", module="PIL")  # what Pillow can mend, it tells of by warnings
+    for each in foreign:
+        each.close()  # our parent's ends, which must end with it
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # our parent is gone
+        while True:
+            indices = pipe.recv()
+            try:
+                pipe.send(_encode(indices, source, field))
+            except InputError as error:
+                pipe.send(error)
+
+
+def _encode(indices: list[int], source: Source, field: Any) -> Encoded:
+    rows = np.zeros(len(indices), field.metadata_type)
+    stored: list[Pixels] = []
+
+    def malloc(size: int) -> tuple[int, Pixels]:
+        stored.append(np.empty(size, np.uint8))
+        return 0, stored[-1]
+
+    for row, index in enumerate(indices):
+        try:
+            field.encode(rows[row : row + 1], decode(source.images[index]), malloc)
+        except Exception as error:  # whatever Pillow or OpenCV raises, it is about this image
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{source.describe(index)}: cannot be used: {why}; replace or remove it") from None
+    return rows, [each.tobytes() for each in stored]

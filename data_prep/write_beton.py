@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep.encode import encoded, pool_of
+from data_prep.encode import WorkerKilledError, encoded, workers
 from data_prep.manifest import (
     FORMAT,
     ImageInfo,
@@ -83,7 +82,7 @@ def _prepared(path: Path, samples: int, recipe: Recipe) -> Any:
     return writer
 
 
-def _write_file(path: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, workers: int) -> NDArray[Any]:
+def _write_file(path: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, processes: int) -> NDArray[Any]:
     """Write the samples named by `order` at `path`; return FFCV's metadata of their images, (samples,)."""
     import cv2
     from ffcv.memory_allocator import MemoryAllocator
@@ -101,10 +100,10 @@ def _write_file(path: Path, source: Source, order: NDArray[np.int64], recipe: Re
     allocator = MemoryAllocator(str(path), writer.data_region_start, writer.page_size)
     allocator.__enter__()  # no `with`: FFCV's __exit__ flushes, and after an interrupt that may wait for ever
     try:
-        with pool_of(workers, source, field) as pool, _progress(len(order)) as progress:
+        with workers(processes, source, field) as pipes, _progress(len(order)) as progress:
             chunk = min(64, max(1, 16 * MIB // recipe.largest_image))
             done = 0
-            for rows, stored in encoded(pool, order, chunk, ahead=2 * workers):
+            for rows, stored in encoded(pipes, order, chunk):
                 for row, content in zip(rows, stored, strict=True):
                     allocator.set_current_sample(done)
                     row["data_ptr"], room = allocator.malloc(len(content))
@@ -123,11 +122,11 @@ def _write_file(path: Path, source: Source, order: NDArray[np.int64], recipe: Re
     return images
 
 
-def write(source: Source, out: Path, recipe: Recipe, workers: int) -> Manifest:
+def write(source: Source, out: Path, recipe: Recipe, processes: int) -> Manifest:
     """Write `source` to `out` and its manifest beside it, in place of older ones; nothing of it stays on a failure.
 
-    Raises InputError for an image or label that cannot be used, OSError for a full disk, BrokenProcessPool if a worker
-    process was killed.
+    `processes` workers encode.  Raises InputError for an image or label that cannot be used, OSError for a full disk,
+    WorkerKilledError if a worker was killed.
     """
     classes = len(source.classes)
     for wrong in np.flatnonzero((source.labels < 0) | (source.labels >= classes))[:1].tolist():
@@ -136,7 +135,7 @@ def write(source: Source, out: Path, recipe: Recipe, workers: int) -> Manifest:
     order = recipe.order(len(source.labels))
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed(out) as temporary:
-        images = _write_file(temporary, source, order, recipe, workers)
+        images = _write_file(temporary, source, order, recipe, processes)
         recorded = recipe.recorded()
         manifest = Manifest(
             format=FORMAT,
@@ -232,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error))
     except OSError as error:
         return _failed(f"{out}: cannot be written: {error.strerror or error}; mend that or give another --out")
-    except BrokenProcessPool:
+    except WorkerKilledError:
         return _failed(f"{out}: not written, a worker process was killed; if memory ran out, try fewer --workers")
     except KeyboardInterrupt:
         _failed(f"{out}: not written, interrupted")

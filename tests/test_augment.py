@@ -22,7 +22,6 @@ from vit.randaugment import OPERATIONS
 
 GREY_LEVELS = AugmentConfig(flip=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # normalising: no change
 EVERYTHING = AugmentConfig(randaugment_ops=2, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
-GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 SIZES = ((64, 64), (40, 72), (33, 47))
 
 
@@ -101,7 +100,7 @@ def test_an_operation_gives_torchvisions_pixels_at_every_magnitude_and_sign(name
     different = total = 0
     for (H, W), make in itertools.product(SIZES, (photographs, noise, one_colour)):
         images = make(2, H, W)
-        for magnitude, sign in itertools.product((0, 1, 4, 9, 14, 16, 18, 24, 30), (-1, 1)):
+        for magnitude, sign in itertools.product(range(randaugment.BINS), (-1, 1)):
             theirs = torch.stack([torchvisions(image, name, magnitude, sign) for image in images])
             difference = (ours(images, name, magnitude, sign).int() - theirs.int()).abs()
             assert difference.max() <= within_a_level, f"{make.__name__} {H} x {W} at {sign * magnitude}"
@@ -114,15 +113,6 @@ def test_an_operation_changes_the_picture(name: str) -> None:
     """Parity above is not that of two functions that do nothing."""
     images = photographs(2, 64, 64)
     assert (ours(images, name, 20, 1) != images).float().mean() > 0.2
-
-
-def test_brightness_is_torchvisions_for_each_level_at_each_magnitude() -> None:
-    """All 256 levels at all 31 magnitudes: a factor wrong in its last bit would show."""
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, 16, 16).contiguous()
-    for magnitude, sign in itertools.product(range(randaugment.BINS), (-1, 1)):
-        assert torch.equal(
-            ours(levels[None], "Brightness", magnitude, sign)[0], torchvisions(levels, "Brightness", magnitude, sign)
-        )
 
 
 @pytest.mark.parametrize("side", [28, 33, 224, 225, 384])
@@ -183,7 +173,7 @@ def test_the_host_never_waits_for_the_device() -> None:
 
 
 def test_operations_and_signs_are_uniform_and_independent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each image in each of two slots, over many shards: every (operation, sign) pair is as frequent as any other."""
+    """Of each image in each of two slots, over many shards: each pair of operation and sign is as frequent."""
     drawn: list[tuple[Tensor, Tensor]] = []
 
     def record(images: Tensor, op: Tensor, magnitude: int, sign: Tensor) -> Tensor:

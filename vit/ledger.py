@@ -52,6 +52,16 @@ class RunFolder:
         """What the ranks print, a file each."""
         return self.path / "logs"
 
+    @property
+    def jobs(self) -> Path:
+        """What submitit keeps: scripts, pickles, what the supervisors print."""
+        return self.path / "slurm"
+
+    @property
+    def source(self) -> Path:
+        """The packages as they were when the run was submitted."""
+        return self.path / "source"
+
     def record(self, event: str, **what: Any) -> None:
         """Appends an event to the ledger, durably."""
         append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, sync=True)

@@ -78,9 +78,9 @@ def join(cfg: Config) -> Iterator[World]:
 class Agreement:
     """Turns what single ranks know, a signal or the time, into what all ranks do at the same step.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set a flag and nothing else; a second SIGINT, a while after the first, leaves
-    at once.  Each look starts a reduction of the flags and returns the result of the one before, which is there by
-    then: an agreement costs a step no waiting, and takes effect one step later.
+    SIGTERM, SIGINT, SIGUSR1, SIGUSR2 (and SIGHUP, unless nohup is there) set a flag and nothing else; a second SIGINT,
+    a while after the first, leaves at once.  Each look starts a reduction of the flags and returns the result of the
+    one before, which is there by then: an agreement costs a step no waiting, and takes effect one step later.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -89,12 +89,15 @@ class Agreement:
         self.world = world
         self.received: str | None = None  # the first signal's name
         self._interrupted = 0.0
+        self._saving = False
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def install(self) -> None:
         """Takes over the signals of this process, for the rest of its life."""
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -117,7 +120,9 @@ class Agreement:
             agreed = flags.tolist()
         flags = torch.tensor(mine, dtype=torch.int32)
         self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags)
-        return bool(agreed[0]), bool(agreed[1])
+        # What was asked for while the result was on its way is the same save, not another one.
+        self._saving = bool(agreed[1]) and not self._saving
+        return bool(agreed[0]), self._saving
 
     def close(self) -> None:
         """Waits for the last reduction, so that no rank leaves while another still needs it."""

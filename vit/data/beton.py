@@ -6,13 +6,14 @@ numba code for 4 to 5 seconds at import, in every process and at every restart, 
 and take from FFCV its C decoder alone (`decode.py`).  FFCV's own `Loader` reads the same files.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vit.data.manifest import read_manifest
 
 _HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
@@ -48,25 +49,6 @@ class Beton:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint remembers of the data it was trained on."""
         return {"sha256": self.sha256, "samples": len(self), "classes": len(self.classes)}
-
-
-def manifest_path(path: Path) -> Path:
-    """The JSON file beside a `.beton`: `train.beton.json`."""
-    return path.with_name(path.name + ".json")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a `.beton`.  Raises ValueError that names the file and what to do."""
-    try:
-        manifest = json.loads(manifest_path(path).read_text())
-    except FileNotFoundError:
-        missing = path if not path.exists() else manifest_path(path)
-        raise ValueError(f"{missing} does not exist; python -m data_prep.write_beton makes it") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{manifest_path(path)} is damaged ({error}); write the data set again") from None
-    if manifest.get("format") != "vit-beton-1":
-        raise ValueError(f"{manifest_path(path)} has format {manifest.get('format')!r}; vit-beton-1 is known")
-    return dict(manifest)
 
 
 def open_beton(path: Path) -> Beton:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit.config import Config, DataConfig
-from vit.data.beton import Beton, open_beton
+from vit.data.beton import open_beton
 from vit.data.decode import CentreCrop, Decoder, RandomCrop
+from vit.data.manifest import check_classes
 from vit.data.order import Order
 from vit.world import World
 
@@ -119,7 +119,8 @@ class TrainData:
 
     def __init__(self, cfg: Config, world: World) -> None:
         self.cfg = cfg
-        self.beton = open_data(cfg.data.train, cfg)
+        check_classes(cfg.data.train, cfg.model.num_classes)
+        self.beton = open_beton(cfg.data.train)
         self.order = Order(cfg.seed, len(self.beton))
         shards = world.my_shards(cfg.shards)
         self.first, self.batch = shards.start * cfg.micro_batch, len(shards) * cfg.micro_batch
@@ -141,7 +142,8 @@ class ValData:
 
     def __init__(self, cfg: Config, world: World) -> None:
         self.world = world
-        self.beton = open_data(cfg.data.val, cfg)
+        check_classes(cfg.data.val, cfg.model.num_classes)
+        self.beton = open_beton(cfg.data.val)
         self.batch = cfg.micro_batch
         decoder = Decoder(self.beton, CentreCrop(cfg.data.val_crop), cfg.model.image_size)
         self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
@@ -164,16 +166,6 @@ class ValData:
     def _wanted(self, b: int) -> Callable[[], _Wanted]:
         samples = np.arange(b * self.batch, max(b * self.batch, min((b + 1) * self.batch, len(self.beton))))
         return lambda: _Wanted(np.zeros_like(samples), samples)
-
-
-def open_data(path: Path, cfg: Config) -> Beton:
-    """Opens a data set.  Raises ValueError if the model's head does not fit its classes."""
-    beton = open_beton(path)
-    if len(beton.classes) != cfg.model.num_classes:
-        raise ValueError(
-            f"model.num_classes is {cfg.model.num_classes}, but {beton.path} has {len(beton.classes)} classes"
-        )
-    return beton
 
 
 def threads(cfg: DataConfig, world: World) -> int:

@@ -1,0 +1,113 @@
+"""Runs a job on this machine and shows its progress until it ends."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import psutil
+import submitit
+
+from jobs.clusters import relative
+from jobs.job import TrainJob
+from vit.ledger import Event, RunFolder, read_lines
+from vit.log import progress_line, show
+
+QUIET_SECONDS = 10  # between two lines where there is no terminal to draw on
+
+
+def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
+    """Submits the job, shows its progress, and returns the exit code of the command."""
+    print(f"{run.path.name}: {job.gpus} ranks on this machine; {relative(run.path)} holds the run")
+    known = len(run.events())
+    if isinstance(executor, submitit.DebugExecutor):
+        submitted = executor.submit(job)
+        submitted.wait()  # it runs in here
+        return _verdict(run, submitted, known)
+    submitted, received = _submit_shielded(job, executor)
+    told = False
+    for _ in _until_done(submitted, run):
+        if received and not told:
+            show("stopping: the run is saved at its next step (Ctrl-C again: at once, without saving)", lasting=True)
+            os.kill(int(submitted.job_id), signal.SIGTERM)  # submitit's controller passes it on
+            told = True
+        if len(received) > 1:
+            _kill(int(submitted.job_id))
+    return _verdict(run, submitted, known)
+
+
+def summary(run: RunFolder, finished: Event) -> str:
+    """What a finished run reached, where it is, and what to type next."""
+    folder = relative(run.path)
+    average = f", averaged weights {finished['val_top1_average']:.2%}" if "val_top1_average" in finished else ""
+    return (
+        f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{average}\n"
+        f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
+        f"  next            python jobs/report.py {folder} --out curve.png   draws its learning curve\n"
+        f"                  python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4   on a cluster"
+    )
+
+
+def _until_done(submitted: submitit.Job[Any], run: RunFolder) -> Iterator[None]:
+    """Shows each new line of the learning curve; on a terminal in place, elsewhere now and then."""
+    seen, quiet_until = len(read_lines(run.metrics)), 0.0
+    while True:
+        done = submitted.done()
+        records = read_lines(run.metrics)
+        seen = min(seen, len(records))  # a resumed run takes back what it had written after its checkpoint
+        for record in records[seen:]:
+            evaluation = "val_top1" in record
+            if evaluation or sys.stdout.isatty() or time.monotonic() > quiet_until:
+                show(progress_line(record), lasting=evaluation)
+                quiet_until = time.monotonic() + QUIET_SECONDS
+        seen = len(records)
+        yield
+        if done:
+            return
+        time.sleep(0.2)
+
+
+def _verdict(run: RunFolder, submitted: submitit.Job[Any], known: int) -> int:
+    """Says how it ended."""
+    news = [e for e in run.events()[known:] if e["event"] in {"finished", "stopped"}]
+    if news and news[-1]["event"] == "finished":
+        minutes, seconds = divmod(round(time.time() - run.events()[known]["time"]), 60)
+        show(f"finished in {minutes}:{seconds:02d}", lasting=True)
+        print(summary(run, news[-1]))
+        return 0
+    if news:
+        show(f"stopped at step {news[-1]['step']:,}, saved; the same command goes on from there", lasting=True)
+        return 130
+    show("the run failed", lasting=True)
+    error = submitted.exception()
+    print(f"{error}\n{relative(run.jobs)} and {relative(run.logs)} hold the logs", file=sys.stderr)
+    return 1
+
+
+def _submit_shielded(job: TrainJob, executor: submitit.Executor) -> tuple[submitit.Job[Any], list[int]]:
+    """Submits; from then on a signal to this process is noted in the list that is returned, and does nothing else.
+
+    A terminal sends Ctrl-C to submitit's local controller too, which then kills the job within a second.  The
+    controller inherits that SIGINT is ignored, and gets a SIGTERM from us instead.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    submitted = executor.submit(job)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return submitted, received
+
+
+def _kill(controller: int) -> None:
+    """Ends a local job at once: the controller, the supervisor and the ranks."""
+    with suppress(psutil.NoSuchProcess):
+        for process in [*psutil.Process(controller).children(recursive=True), psutil.Process(controller)]:
+            process.kill()

@@ -1,0 +1,183 @@
+"""Submits a training run, or goes on with it: to Slurm where there is one, else on this machine.
+
+python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # `python jobs/submit.py` puts jobs/ here
+
+import submitit  # noqa: E402
+from jsonargparse import ArgumentParser, Namespace  # noqa: E402
+
+from jobs import clusters  # noqa: E402
+from jobs.clusters import Resources  # noqa: E402
+from jobs.follow import follow, summary  # noqa: E402
+from jobs.job import TrainJob  # noqa: E402
+from vit import config  # noqa: E402
+from vit.config import Config  # noqa: E402
+from vit.data.manifest import check_classes  # noqa: E402
+from vit.ledger import InUseError, RunFolder  # noqa: E402
+
+PACKAGES = ("vit", "jobs", "data_prep")
+
+
+def parser() -> ArgumentParser:
+    """Every setting of a run, and where it is to run."""
+    out = config.parser("submit.py", (__doc__ or "").partition("\n")[0])
+    job = out.add_argument_group("job: Where the run is to run.")
+    job.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
+    job.add_argument("--gpus", type=int, default=1, help="GPUs of each node, one rank each (default: 1)")
+    job.add_argument(
+        "--cluster",
+        type=Literal["auto", "slurm", "local", "debug"],
+        default="auto",
+        help="auto: slurm where srun exists, else local; debug: in this process (default: auto)",
+    )
+    job.add_argument("--name", help="name of the run and its folder (default: the config's name)")
+    job.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    job.add_argument("--time", default="24:00:00", help="limit of one job: [D-]HH:MM:SS or minutes (default: 24:00:00)")
+    job.add_argument("--partition", help="Slurm's")
+    job.add_argument("--account", help="Slurm's")
+    job.add_argument("--qos", help="Slurm's")
+    job.add_argument("--constraint", help="Slurm's: features that a node must have")
+    job.add_argument("--cpus-per-gpu", type=int, default=8, help="CPU cores for each GPU, for decoding (default: 8)")
+    job.add_argument("--override-resume", nargs="+", default=[], help="settings that may differ on resuming")
+    job.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    out._action_groups.insert(2, out._action_groups.pop())  # in --help before the settings of the run
+    for action in out._actions:
+        if action.dest in {"nodes", "gpus", "cpus_per_gpu"}:
+            action.metavar = "N"
+    return out
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    command = parser()
+    cfg, options = config.parse(command, args)
+    try:
+        where = "slurm" if options.cluster == "auto" and shutil.which("srun") else options.cluster
+        where = "local" if where == "auto" else where
+        run, cfg = prepare(cfg, options, where)
+        asked = resources(cfg, options)
+        if options.dry_run:
+            print(clusters.preview(cfg, run, asked, where))
+            return 0
+        if event := run.finished():
+            print(f"{run.path} is complete.\n{summary(run, event)}")
+            return 0
+        with run.owned():
+            freeze(cfg, run)
+    except (ValueError, InUseError, OSError) as error:
+        print(f"submit.py: {error}", file=sys.stderr)
+        return 1 if isinstance(error, InUseError) else 2
+    job = TrainJob(str(run.path), options.nodes, options.gpus, tuple(options.override_resume))
+    if where == "slurm":
+        return to_slurm(job, run, asked)
+    return follow(job, run, clusters.here(run, asked, where))
+
+
+def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Config]:
+    """The run folder and the config with absolute paths.  Raises ValueError for what cannot run as it is asked."""
+    for name in ("nodes", "gpus", "cpus_per_gpu"):
+        if options[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
+    if options.nodes > 1 and where != "slurm":
+        raise ValueError(f"--nodes {options.nodes}: without Slurm there is one node, this machine")
+    cfg.check_ranks(options.nodes * options.gpus)
+    cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
+    name = options.name or Path(str(options.config[-1])).stem
+    if not re.fullmatch(r"[\w.+=-]+", name):
+        raise ValueError(f"--name {name!r}: letters, digits and . _ + = - only")
+    run = RunFolder((options.runs_dir / name).absolute())
+    if not options.dry_run:
+        for path in (cfg.data.train, cfg.data.val):
+            check_classes(path, cfg.model.num_classes)
+    if run.config.exists():
+        before, now = config.recipe(config.load(run.config)), config.recipe(cfg)
+        accepted = set(options.override_resume)
+        changed = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k] and k not in accepted]
+        if changed:
+            raise ValueError(
+                f"{run.path} is a run with other settings:\n  " + "\n  ".join(changed) + "\nGive this one another "
+                "--name, or go on with --override-resume " + " ".join(c.split(":")[0] for c in changed)
+            )
+    return run, cfg
+
+
+def resources(cfg: Config, options: Namespace) -> Resources:
+    """What the job asks of the cluster.  Raises ValueError for a time limit that cannot be read."""
+    return Resources(
+        nodes=options.nodes,
+        gpus=options.gpus,
+        cpus=options.gpus * options.cpus_per_gpu,
+        gpu_devices=cfg.device != "cpu",
+        minutes=time_limit(options.time),
+        partition=options.partition,
+        account=options.account,
+        qos=options.qos,
+        constraint=options.constraint,
+    )
+
+
+def time_limit(text: str) -> int:
+    """Minutes of a limit as Slurm writes it: `[D-]HH:MM:SS`, `HH:MM:SS` or minutes.  Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise ValueError(f"--time {text!r}: write 24:00:00, 2-00:00:00 or a number of minutes")
+
+
+def freeze(cfg: Config, run: RunFolder) -> None:
+    """Copies config and source into the run folder: later edits of the checkout do not reach a queued run."""
+    run.config.write_text(config.to_yaml(cfg))
+    shutil.rmtree(run.source, ignore_errors=True)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, run.source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    packages = sorted(f"{d.name}=={d.version}" for d in metadata.distributions())
+    lines = [
+        f"command: {' '.join(sys.argv)}",
+        f"commit: {commit.stdout.strip() or 'not a git checkout'}",
+        f"python: {platform.python_version()} ({sys.executable})",
+        f"host: {platform.node()} ({platform.platform()})",
+        *packages,
+    ]
+    (run.path / "environment.txt").write_text("\n".join(lines) + "\n")
+
+
+def to_slurm(job: TrainJob, run: RunFolder, asked: Resources) -> int:
+    """Submits, and says what to do next."""
+    try:
+        submitted = clusters.slurm(run, asked).submit(job)
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+        print(f"submit.py: Slurm took no job: {error}", file=sys.stderr)
+        return 1
+    run.record("submitted", job=submitted.job_id)
+    folder = os.path.relpath(run.path)
+    print(
+        f"submitted as job {submitted.job_id}; it goes on by itself until the run is finished\n"
+        f"  watch   tail -F {folder}/logs/rank-0.log\n"
+        f"  queue   squeue --jobs {submitted.job_id}\n"
+        f"  stop    scancel {submitted.job_id}   (the same command goes on with the run)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
