@@ -97,7 +97,7 @@ def _work(pipe: Pipe, foreign: Sequence[Pipe], source: Source, field: Any) -> No
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so does Slurm's
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow can mend, it tells of by warnings
     for each in foreign:
-        each.close()  # our parent's ends, which must end with it
+        pass
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # our parent is gone
         while True:
             indices = pipe.recv()

@@ -76,8 +76,9 @@ def fashion_mnist(split: str, root: Path, packaged: Path = PACKAGED_FASHION_MNIS
         try:
             dataset = FashionMNIST(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
+            why = " ".join(str(error).split())
             raise InputError(
-                f"{root}: Fashion-MNIST is not there and cannot be downloaded ({error}); "
+                f"{root}: Fashion-MNIST is not there and cannot be downloaded ({why}); "
                 "install Debian's dataset-fashion-mnist or give a --root that holds it"
             ) from error
         images, labels = dataset.data.numpy(), dataset.targets.numpy()

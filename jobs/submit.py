@@ -35,29 +35,38 @@ PACKAGES = ("vit", "jobs", "data_prep")
 def parser() -> ArgumentParser:
     """Every setting of a run, and where it is to run."""
     out = config.parser("submit.py", (__doc__ or "").partition("\n")[0])
-    job = out.add_argument_group("job: Where the run is to run.")
-    job.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
-    job.add_argument("--gpus", type=int, default=1, help="GPUs of each node, one rank each (default: 1)")
+    job = out.add_argument_group("job (where the run is to run)")
+    job.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
+    job.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of each node, one rank each (default: 1)")
     job.add_argument(
         "--cluster",
         type=Literal["auto", "slurm", "local", "debug"],
         default="auto",
         help="auto: slurm where srun exists, else local; debug: in this process (default: auto)",
     )
-    job.add_argument("--name", help="name of the run and its folder (default: the config's name)")
-    job.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    job.add_argument("--time", default="24:00:00", help="limit of one job: [D-]HH:MM:SS or minutes (default: 24:00:00)")
-    job.add_argument("--partition", help="Slurm's")
-    job.add_argument("--account", help="Slurm's")
-    job.add_argument("--qos", help="Slurm's")
-    job.add_argument("--constraint", help="Slurm's: features that a node must have")
-    job.add_argument("--cpus-per-gpu", type=int, default=8, help="CPU cores for each GPU, for decoding (default: 8)")
-    job.add_argument("--override-resume", nargs="+", default=[], help="settings that may differ on resuming")
+    job.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the config's name)")
+    job.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
+    )
+    job.add_argument(
+        "--time",
+        default="24:00:00",
+        metavar="LIMIT",
+        help="limit of one job: [D-]HH:MM:SS or minutes (default: 24:00:00)",
+    )
+    job.add_argument("--partition", metavar="NAME", help="Slurm's")
+    job.add_argument("--account", metavar="NAME", help="Slurm's")
+    job.add_argument("--qos", metavar="NAME", help="Slurm's")
+    job.add_argument("--constraint", metavar="FEATURES", help="Slurm's: features that a node must have")
+    job.add_argument(
+        "--cpus-per-gpu", type=int, default=8, metavar="N", help="CPU cores for each GPU, for decoding (default: 8)"
+    )
+    job.add_argument(
+        "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ from the run's"
+    )
     job.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    out._action_groups.insert(2, out._action_groups.pop())  # in --help before the settings of the run
-    for action in out._actions:
-        if action.dest in {"nodes", "gpus", "cpus_per_gpu"}:
-            action.metavar = "N"
+    *others, job_group = out._action_groups
+    out._action_groups = [*others[:2], job_group, *others[2:]]  # in --help before the settings of the run
     return out
 
 

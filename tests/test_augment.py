@@ -57,6 +57,8 @@ def torchvisions(image: Tensor, name: str, magnitude: int, sign: int) -> Tensor:
     space = transforms.RandAugment()._augmentation_space(randaugment.BINS, (image.shape[1], image.shape[2]))
     amounts, signed = space[name]
     amount = float(amounts[magnitude]) if amounts.ndim else 0.0
+    if name == "Sharpness":  # the first version's blend truncates flat areas to a level below; v2's leaves them alone
+        return v2.functional.adjust_sharpness(image, 1 + amount * sign)
     return _apply_op(image, name, amount * sign if signed else amount, InterpolationMode.BILINEAR, None)
 
 
@@ -91,12 +93,13 @@ def test_the_operations_are_torchvisions() -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_gives_torchvisions_pixels_at_every_magnitude_and_sign(name: str) -> None:
-    """Exactly where levels are looked up or pixels moved whole; within one level where torchvision blends in float32.
+    """The same bits, but for few pixels one level away where it interpolates or blends with grey in float32.
 
-    The reference is `torchvision.transforms.RandAugment`.  v2 differs from it, and from Pillow: its solarize misses the
-    threshold's own level at magnitudes 16, 18 and 24, its autocontrast is a level darker for 4% of tables' entries.
+    The reference is `torchvision.transforms.RandAugment` on tensors.  v2's solarize misses the threshold's own level at
+    magnitudes 16, 18 and 24, and its autocontrast is a level lower for 4% of all table entries.  Pillow's shears and
+    rotations differ from both at the borders, which it does not blend with black.
     """
-    within_a_level = name in ("ShearX", "ShearY", "Rotate", "Color", "Sharpness")
+    within_a_level = name in ("ShearX", "ShearY", "Rotate", "Color")
     different = total = 0
     for (H, W), make in itertools.product(SIZES, (photographs, noise, one_colour)):
         images = make(2, H, W)
@@ -105,7 +108,7 @@ def test_an_operation_gives_torchvisions_pixels_at_every_magnitude_and_sign(name
             difference = (ours(images, name, magnitude, sign).int() - theirs.int()).abs()
             assert difference.max() <= within_a_level, f"{make.__name__} {H} x {W} at {sign * magnitude}"
             different, total = different + int(difference.count_nonzero()), total + difference.numel()
-    assert different < 0.03 * total
+    assert different < 0.02 * total
 
 
 @pytest.mark.parametrize("name", OPERATIONS[1:])

@@ -7,12 +7,13 @@ import argparse
 import ast
 import difflib
 import inspect
+import json
 import math
 import re
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -47,15 +48,11 @@ class ModelConfig:
             _check(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
         for name in ("dropout", "attention_dropout", "drop_path"):
             _check(0 <= getattr(self, name) < 1, f"model.{name} must be in [0, 1), not {getattr(self, name)}")
-        _check(
-            self.image_size % self.patch_size == 0,
-            f"model.patch_size {self.patch_size} does not divide model.image_size {self.image_size}",
-        )
-        _check(self.width % self.heads == 0, f"model.heads {self.heads} does not divide model.width {self.width}")
-        _check(
-            self.positions == "learned" or self.width % 4 == 0,
-            f"model.positions sincos2d needs a model.width that 4 divides, not {self.width}",
-        )
+        size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
+        _check(size % patch == 0, f"model.patch_size {patch} does not divide model.image_size {size}")
+        _check(width % heads == 0, f"model.heads {heads} does not divide model.width {width}")
+        if self.positions == "sincos2d":
+            _check(width % 4 == 0 and width > 4, f"sincos2d needs a model.width of 8, 12, …; not {width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +92,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         _check(0 <= self.flip <= 1, f"augment.flip must be in [0, 1], not {self.flip}")
-        _check(self.randaugment_ops >= 0, f"augment.randaugment_ops must not be negative, not {self.randaugment_ops}")
-        _check(
-            0 <= self.randaugment_magnitude <= 30,
-            f"augment.randaugment_magnitude must be in 0 to 30, not {self.randaugment_magnitude}",
-        )
-        _check(self.mixup >= 0, f"augment.mixup must not be negative, not {self.mixup}")
-        _check(self.cutmix >= 0, f"augment.cutmix must not be negative, not {self.cutmix}")
+        for name in ("randaugment_ops", "mixup", "cutmix"):
+            _check(getattr(self, name) >= 0, f"augment.{name} must not be negative, not {getattr(self, name)}")
+        strength = self.randaugment_magnitude
+        _check(0 <= strength <= 30, f"augment.randaugment_magnitude must be in 0 to 30, not {strength}")
         _check(0 <= self.label_smoothing < 1, f"augment.label_smoothing must be in [0, 1), not {self.label_smoothing}")
         _check(min(self.std) > 0, f"augment.std must be positive, not {self.std}")
 
@@ -121,8 +115,8 @@ class OptimConfig:
     ema_decay: float = 0.0  # decay at each step of the averaged weights; 0: none are kept
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr must be positive, not {self.lr}")
-        for name in ("weight_decay", "warmup_epochs", "final_lr", "clip_norm"):
+        _check(0 < self.lr < math.inf, f"optim.lr must be positive and finite, not {self.lr}")
+        for name in ("weight_decay", "eps", "warmup_epochs", "final_lr", "clip_norm"):
             _check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "ema_decay"):
             _check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), not {getattr(self, name)}")
@@ -156,7 +150,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run."""
+    """What is trained, and how it is spread over ranks."""
 
     seed: int = 0  # of every random draw
     epochs: int = 300  # passes over the training set
@@ -176,14 +170,9 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "micro_batch", "timeout_minutes"):
             _check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        _check(
-            self.global_batch % self.micro_batch == 0,
-            f"micro_batch {self.micro_batch} does not divide global_batch {self.global_batch}",
-        )
-        _check(
-            self.optim.warmup_epochs < self.epochs,
-            f"optim.warmup_epochs {self.optim.warmup_epochs} must be less than epochs {self.epochs}",
-        )
+        batch, micro, warmup = self.global_batch, self.micro_batch, self.optim.warmup_epochs
+        _check(batch % micro == 0, f"micro_batch {micro} does not divide global_batch {batch}")
+        _check(warmup < self.epochs, f"optim.warmup_epochs {warmup} must be less than epochs {self.epochs}")
 
     @property
     def shards(self) -> int:
@@ -232,14 +221,8 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The whole config as a YAML file that `--config` reads back."""
-    tree: dict[str, Any] = {}
-    for name, value in flatten(config).items():
-        *rooms, leaf = name.split(".")
-        node = tree
-        for room in rooms:
-            node = node.setdefault(room, {})
-        node[leaf] = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(tree, sort_keys=False)
+    plain = json.loads(json.dumps(asdict(config), default=str))  # tuples become lists, paths become strings
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def load(path: Path | str, *overrides: str) -> Config:
@@ -252,7 +235,7 @@ def parser(prog: str, description: str = "") -> ArgumentParser:
     out = _Parser(prog=prog, description=description, print_config="--print-config", formatter_class=_Help)
     out.usage = f"{prog} --config FILE [options] [--setting value …]"
     out.add_argument("--config", action="config", required=True, help="YAML file; what it leaves out keeps its default")
-    out.add_class_arguments(Config, as_group=False)
+    out.add_class_arguments(Config)
     help_texts, rooms = _help_texts(Config), get_type_hints(Config)
     for action in out._actions:
         if action.dest in help_texts:
@@ -262,23 +245,23 @@ def parser(prog: str, description: str = "") -> ArgumentParser:
         elif action.dest == "print_config":
             action.help, action.metavar = "print the config that all this amounts to, and exit", ""
     for group in out._action_groups:
-        for name, room in rooms.items():
+        for name, room in {"run": Config, **rooms}.items():
             if group.title == str(room):
-                group.title = f"{name}: {inspect.getdoc(room)}"
+                group.title = f"{name} ({(inspect.getdoc(room) or '').rstrip('.')})"
     return out
 
 
 def parse(parser: ArgumentParser, args: list[str] | None = None) -> tuple[Config, Namespace]:
     """The config, and the command's own options.  Ends the process with one clear line if the input is wrong."""
-    options = parser.parse_args(args)
-    values = {f.name: options.pop(f.name) for f in fields(Config)}
+    hints = get_type_hints(Config)
     try:
-        config = Config(
-            **{
-                name: get_type_hints(Config)[name](**vars(value)) if isinstance(value, Namespace) else value
-                for name, value in values.items()
-            }
-        )
+        options = parser.parse_args(args)
+        given = vars(options.as_flat())
+        for name in flatten(Config()):
+            _check(given.get(name) is not None, f"{name} has no value")  # `lr:` with nothing after it, or `optim: 5`
+        values = {f.name: options.pop(f.name) for f in fields(Config)}
+        rooms = {name: hints[name](**vars(v)) if isinstance(v, Namespace) else v for name, v in values.items()}
+        config = Config(**rooms)
     except ValueError as error:
         parser.error(str(error))
     return config, options
@@ -290,12 +273,14 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         names = [action.dest for action in self._actions]
         message = " ".join(line.strip() for line in message.splitlines())
+        message = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", message)
         unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
         wrong = f"{unknown[1]}.{unknown[2]}" if unknown else ""
         if not unknown and (option := re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)):
             wrong = option[1]
         if wrong:
-            near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+            leaf = wrong.rpartition(".")[2]  # `--lr` means `--optim.lr`
+            near = [n for n in names if n.endswith(f".{leaf}")] or difflib.get_close_matches(wrong, names, cutoff=0.5)
             message = f"unknown setting {wrong!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             message += "  (--help lists all)"
         print(f"{self.prog}: {message}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What a run says: metrics.jsonl, Weights & Biases, and a progress line.  No torch: `jobs` draws the same line."""
 
+import json
 import os
 import sys
 import time
@@ -22,9 +23,10 @@ class MetricsLog:
         self.run = run
         kept = [r for r in read_lines(run.metrics) if r["step"] <= step and ("loss" in r or r["step"] < step)]
         aside = run.metrics.with_suffix(".tmp")
-        aside.write_text("")
-        for record in kept:
-            append(aside, record)
+        with aside.open("w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
         aside.rename(run.metrics)
         self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
 

@@ -221,6 +221,8 @@ def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ".self_attention.out_proj.": ".attention.out.",
         ".mlp.0.": ".mlp.up.",
         ".mlp.3.": ".mlp.down.",
+        ".mlp.linear_1.": ".mlp.up.",  # the two layers' names in the files of weights that torchvision downloads
+        ".mlp.linear_2.": ".mlp.down.",
     }
     out = {}
     for their_name, tensor in weights.items():

@@ -240,7 +240,9 @@ def main(args: list[str] | None = None) -> None:
     clock = Clock(started=psutil.Process().create_time())
     parser = config.parser("vit.train", "Trains a Vision Transformer, or goes on where its run was.")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/ and the config's name)")
-    parser.add_argument("--override-resume", nargs="+", default=[], help="settings that may differ on resuming")
+    parser.add_argument(
+        "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ on resuming"
+    )
     cfg, options = config.parse(parser, args)
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
     _end_with_parent()
@@ -248,13 +250,21 @@ def main(args: list[str] | None = None) -> None:
     try:
         with join(cfg) as world, run.owned() if rank == 0 else nullcontext():
             attempt(cfg, run, world, clock, options.override_resume)
-    except (ValueError, InUseError) as error:
-        if rank == 0:
-            print(f"vit.train: {error}", file=sys.stderr)
-        sys.exit(2)
+    except InUseError as error:
+        sys.exit(_told(error, rank))
     except Exception as error:
-        run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}")
-        raise
+        if run.path.exists():
+            run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}")
+        if not isinstance(error, (ValueError, FloatingPointError)):
+            raise
+        sys.exit(_told(error, rank))
+
+
+def _told(error: Exception, rank: int) -> int:
+    """Tells a person, once, what they can mend; the exit code for that."""
+    if rank == 0:
+        print(f"vit.train: {error}", file=sys.stderr)
+    return 2
 
 
 def _end_with_parent() -> None:

@@ -61,21 +61,21 @@ def open_beton(path: Path) -> Beton:
         found = f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
         raise ValueError(f"{path} is {found}; its manifest says {manifest['bytes']:,} bytes. Write it again")
     memory = np.memmap(path, np.uint8, "r")
-    header = memory[: _HEADER.itemsize].view(_HEADER)[0]
-    fields_end = _HEADER.itemsize + int(header["fields"]) * _FIELD.itemsize
-    fields = memory[_HEADER.itemsize : fields_end].view(_FIELD)
-    named = [(int(f["type"]), bytes(f["name"]).split(b"\0")[0].decode()) for f in fields]
+    header = _records(path, memory, 0, 1, _HEADER)[0]
+    fields = _records(path, memory, _HEADER.itemsize, int(header["fields"]), _FIELD)
+    named = [(int(f["type"]), bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace")) for f in fields]
     if header["version"] != 2 or named != _FIELDS:
         raise ValueError(f"{path}: expected an FFCV file of version 2 with an image and an integer label, not {named}")
-    samples = memory[fields_end : fields_end + int(header["samples"]) * _SAMPLE.itemsize].view(_SAMPLE)
-    table = memory[int(header["table"]) :].view(_PLACE)
+    samples = _records(path, memory, _HEADER.itemsize + fields.nbytes, int(header["samples"]), _SAMPLE)
+    table = _records(path, memory, int(header["table"]), len(samples), _PLACE)
     image = samples["image"]
 
     by_offset = np.argsort(table["offset"], kind="stable")
     nearest = np.searchsorted(table["offset"][by_offset], image["offset"]).clip(max=len(table) - 1)
     place = table[by_offset[nearest]] if len(table) else np.zeros(len(samples), _PLACE)
     height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
-    whole = (place["offset"] == image["offset"]) & (place["offset"] + place["size"] <= header["table"])
+    whole = (place["offset"] == image["offset"]) & (place["offset"] <= header["table"])
+    whole &= place["size"] <= header["table"] - place["offset"]  # their sum might wrap around
     whole &= (height > 0) & (width > 0) & (image["mode"] <= RAW)
     whole &= (image["mode"] == JPEG) | (place["size"] == 3 * height * width)
     whole &= (samples["label"] >= 0) & (samples["label"] < len(manifest["classes"]))
@@ -94,3 +94,11 @@ def open_beton(path: Path) -> Beton:
         offset=image["offset"].astype(np.int64),
         size=place["size"].astype(np.int64),
     )
+
+
+def _records(path: Path, memory: NDArray[np.uint8], start: int, count: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """`count` records that begin at byte `start`.  Raises ValueError if the file ends before they do."""
+    stop = start + count * kind.itemsize
+    if stop > len(memory):
+        raise ValueError(f"{path} is damaged: of {len(memory):,} bytes, it refers to byte {stop:,}. Write it again")
+    return memory[start:stop].view(kind)

@@ -59,8 +59,8 @@ class RandomCrop:
         fallback = _centred(
             height,
             width,
-            np.minimum(height, np.floor(width / self.ratio[0] + 0.5).astype(np.int64)),
-            np.minimum(width, np.floor(height * self.ratio[1] + 0.5).astype(np.int64)),
+            np.floor(width / self.ratio[0] + 0.5).astype(np.int64).clip(1, height),
+            np.floor(height * self.ratio[1] + 0.5).astype(np.int64).clip(1, width),
         )
         return Boxes(*(np.where(fits.any(axis=0), r, f) for r, f in zip(random, fallback, strict=True)))
 

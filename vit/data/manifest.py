@@ -17,10 +17,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         missing = path if not path.exists() else manifest_path(path)
         raise ValueError(f"{missing} does not exist; python -m data_prep.write_beton makes it") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{manifest_path(path)} is damaged ({error}); write the data set again") from None
-    if manifest.get("format") != "vit-beton-1":
-        raise ValueError(f"{manifest_path(path)} has format {manifest.get('format')!r}; vit-beton-1 is known")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != "vit-beton-1":
+        raise ValueError(f"{manifest_path(path)} has format {found!r}; vit-beton-1 is known")
+    if missing := {"bytes", "sha256", "samples", "classes"} - manifest.keys():
+        raise ValueError(f"{manifest_path(path)} is damaged (no {sorted(missing)[0]!r}); write the data set again")
     return dict(manifest)
 
 

@@ -1,0 +1,102 @@
+"""The fixed-order sum: the same bits on any number of ranks, and in the order that the documentation says."""
+
+import os
+
+import pytest
+import torch
+import torch._dynamo  # DDP imports it: once here, not in every rank
+from ranks import run_ranks
+from torch import Tensor, nn
+
+from vit.gradients import ShardedGradients, pairwise_sum, sum_over_ranks
+from vit.world import World
+
+SHARDS, FEATURES = 8, 37  # an odd number of features: parts are padded, buckets are uneven
+
+
+def wild_numbers(shard: int, count: int) -> Tensor:
+    """Numbers of very different sizes, whose sum depends on its order: (count,)."""
+    random = torch.Generator().manual_seed(shard)
+    return torch.randn(count, generator=random) * 10 ** (6 * torch.rand(count, generator=random) - 3)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(FEATURES, 64), nn.GELU(), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 3))
+
+
+def join_group() -> World:
+    torch.distributed.init_process_group("gloo")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
+
+
+def gradients_of_steps(steps: int) -> list[list[Tensor]]:
+    """The gradients of each step on this rank; the weights change between steps, as in training."""
+    world, model = join_group(), network()
+    sharded = ShardedGradients(model, world)
+    mine = world.my_shards(SHARDS)
+    out = []
+    for step in range(steps):
+        for j, shard in enumerate(mine):
+            images = wild_numbers(1000 * step + shard, 4 * FEATURES).view(4, FEATURES)
+            with sharded.shard(j, len(mine)):
+                sharded.model(images).square().mean().backward()
+        out.append([p.grad.clone() for p in model.parameters()])
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 1e-6 * p.grad
+    return out
+
+
+def summed_by_hand(steps: int) -> list[list[Tensor]]:
+    """The same without DDP: each shard's gradients by themselves, then a binary tree."""
+    model = network()
+    out = []
+    for step in range(steps):
+        shards = []
+        for shard in range(SHARDS):
+            images = wild_numbers(1000 * step + shard, 4 * FEATURES).view(4, FEATURES)
+            shards.append(torch.autograd.grad(model(images).square().mean(), list(model.parameters())))
+        out.append([pairwise_sum(list(grads)) for grads in zip(*shards, strict=True)])
+        with torch.no_grad():
+            for p, grad in zip(model.parameters(), out[-1], strict=True):
+                p -= 1e-6 * grad
+    return out
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_gradients_have_the_same_bits_on_any_number_of_ranks(ranks: int) -> None:
+    """Three steps, so that DDP rebuilds its buckets after the first: still the tree over all shards, bit for bit."""
+    expected = summed_by_hand(3)
+    for gradients in run_ranks(ranks, gradients_of_steps, 3):
+        for step, (ours, theirs) in enumerate(zip(gradients, expected, strict=True)):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"step {step} differs"
+
+
+def test_the_order_of_the_sum_matters() -> None:
+    """The numbers of these tests would show a sum in another order; a test with kind numbers would not."""
+    values = [wild_numbers(shard, 1000) for shard in range(SHARDS)]
+    assert not torch.equal(pairwise_sum(list(values)), torch.stack(values).sum(0))
+    assert not torch.equal(pairwise_sum(list(values)), pairwise_sum(values[::-1][1:] + values[-1:]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_a_pairwise_sum_is_a_sum(count: int) -> None:
+    """Any number of terms, each once."""
+    values = [torch.tensor([2.0**i]) for i in range(count)]
+    assert pairwise_sum(values).item() == 2**count - 1
+
+
+def summed_over_ranks(count: int) -> Tensor:
+    world = join_group()
+    values = wild_numbers(world.rank, count)
+    sum_over_ranks(values, world.size)
+    return values
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 1001])
+def test_ranks_are_summed_pairwise_in_their_order(count: int) -> None:
+    """Also where four ranks do not divide the tensor: all ranks get ((0 + 1) + (2 + 3)), to the bit."""
+    expected = pairwise_sum([wild_numbers(rank, count) for rank in range(4)])
+    assert all(torch.equal(result, expected) for result in run_ranks(4, summed_over_ranks, count))

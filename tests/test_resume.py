@@ -1,0 +1,231 @@
+"""A run that is interrupted ends as the run that was left alone, on four ranks: two would hide a wrong order."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # DDP imports it: once here, not in every rank
+from conftest import small_config
+from ranks import run_ranks
+
+from vit import checkpoint
+from vit.config import Config
+from vit.data.loader import Batch
+from vit.ledger import Clock, RunFolder, read_lines
+from vit.train import Outcome, Trainer
+from vit.world import Agreement, World, join
+
+STEPS = 6
+Fault = tuple[int, int, int]  # at this step, on this rank (-1: all), this signal
+
+
+class FaultyTrainer(Trainer):
+    """Sends itself a real signal in the middle of a step, and notes the samples that it trains on."""
+
+    fault: Fault | None = None
+
+    def train_step(self, step: int, batch: Batch) -> torch.Tensor:
+        note = self.run.path / f"samples-{self.world.rank}.jsonl"
+        with note.open("a") as file:
+            file.write(json.dumps({"step": step, "samples": batch.samples.tolist()}) + "\n")
+        if self.fault is not None and self.fault[0] == step and self.fault[1] in {self.world.rank, -1}:
+            os.kill(os.getpid(), self.fault[2])
+        return super().train_step(step, batch)
+
+
+def attempt(cfg: Config, run: Path, fault: Fault | None = None, accepted: tuple[str, ...] = ()) -> str:
+    """One attempt on this rank, up to its end or to the fault's."""
+    with join(cfg) as world:
+        trainer = FaultyTrainer(cfg, RunFolder(run), world, Clock(time.time()), list(accepted))
+        trainer.fault = fault
+        outcome = trainer.train()
+        trainer.agreement.close()
+        return outcome.value
+
+
+def recipe(betons: Path, **changes: Any) -> Config:
+    """Six steps of four shards with everything that draws random numbers, and averaged weights."""
+    cfg = small_config(betons)
+    return replace(
+        cfg,
+        epochs=1,
+        global_batch=96,  # 512 samples: 5.33 steps an epoch, so that the last batch straddles two epochs
+        micro_batch=24,
+        model=replace(cfg.model, dropout=0.1, drop_path=0.1),
+        augment=replace(cfg.augment, randaugment_ops=1, mixup=0.2, cutmix=1.0, label_smoothing=0.1),
+        optim=replace(cfg.optim, lr=3e-3, clip_norm=1.0, ema_decay=0.9),
+        log=replace(cfg.log, every_steps=1, eval_every_epochs=0.5),
+        **changes,
+    )
+
+
+def prepared(run: Path) -> Path:
+    run.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def result(run: Path) -> dict[str, torch.Tensor]:
+    """All that the finished run remembers."""
+    newest = checkpoint.find(RunFolder(run).checkpoints)[0]
+    assert newest.name == f"step-{STEPS:08d}"
+    return checkpoint.load(newest)[0]
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """The learning curve without what depends on the clock."""
+    timed = {"images_per_second", "seconds_left"}
+    return [{k: v for k, v in r.items() if k not in timed} for r in read_lines(RunFolder(run).metrics)]
+
+
+def samples(run: Path) -> dict[int, list[int]]:
+    """The samples of each step, over all ranks in their order; a step that was run again must have had the same."""
+    out: dict[int, dict[int, list[int]]] = {}
+    for note in sorted(run.glob("samples-*.jsonl")):
+        for record in read_lines(note):
+            before = out.setdefault(record["step"], {}).setdefault(int(note.stem[8:]), record["samples"])
+            assert before == record["samples"]
+    return {step: sum((ranks[r] for r in sorted(ranks)), []) for step, ranks in out.items()}
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    ours, theirs = result(run), result(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert curve(run) == curve(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(betons: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that was left alone, on four ranks."""
+    run = prepared(tmp_path_factory.mktemp("undisturbed"))
+    assert run_ranks(4, attempt, recipe(betons), run) == [Outcome.FINISHED] * 4
+    return run
+
+
+def test_an_epoch_uses_each_sample_once(undisturbed: Path) -> None:
+    """512 samples in five batches of 96 and a third of the next; none twice, none left out."""
+    order = [sample for _, ids in sorted(samples(undisturbed).items()) for sample in ids]
+    assert len(order) == STEPS * 96
+    assert sorted(order[:512]) == list(range(512))
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_run_stopped_after_any_step_ends_with_the_same_bits(
+    step: int, betons: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """One rank of four gets SIGTERM: all of them save and leave, and the run goes on as if nothing had been."""
+    run = prepared(tmp_path / "run")
+    stopped = run_ranks(4, attempt, recipe(betons), run, (step, step % 4, signal.SIGTERM))
+    assert stopped == [Outcome.STOPPED] * 4
+    assert run_ranks(4, attempt, recipe(betons), run) == [Outcome.FINISHED] * 4
+    assert_same(run, undisturbed)
+    assert samples(run) == samples(undisturbed)
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(betons: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL of all ranks, twice: what was after the newest checkpoint is done again, and the curve has no double."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6))
+    assert run_ranks(4, attempt, often, run, (3, -1, signal.SIGKILL)) == [-signal.SIGKILL] * 4
+    saved = checkpoint.find(RunFolder(run).checkpoints)
+    assert saved, "no checkpoint was written before the kill"
+    assert run_ranks(4, attempt, often, run, (4, -1, signal.SIGKILL)) == [-signal.SIGKILL] * 4
+    assert run_ranks(4, attempt, cfg, run) == [Outcome.FINISHED] * 4
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("ranks", [(4, 2, 1), (1, 4), (2, 4)])
+def test_a_run_may_move_to_another_number_of_ranks(
+    ranks: tuple[int, ...], betons: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The same samples in each step and the same bits at the end, though it stopped and changed its ranks."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    for i, count in enumerate(ranks[:-1]):
+        stopped = run_ranks(count, attempt, cfg, run, (1 + 2 * i, 0, signal.SIGUSR2))
+        assert stopped == [Outcome.STOPPED] * count
+    assert run_ranks(ranks[-1], attempt, cfg, run) == [Outcome.FINISHED] * ranks[-1]
+    assert_same(run, undisturbed)
+
+
+def test_a_signal_during_evaluation_is_obeyed_there(betons: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The run does not wait for the end of a long evaluation, and evaluates that step when it is resumed."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    assert set(run_ranks(4, stopped_in_evaluation, cfg, run)) == {1}
+    assert [r for r in curve(run) if "val_top1" in r] == []
+    assert run_ranks(4, attempt, cfg, run) == [Outcome.FINISHED] * 4
+    assert_same(run, undisturbed)
+
+
+def stopped_in_evaluation(cfg: Config, run: Path) -> int:
+    """Rank 3 gets SIGUSR1 in round 0 of its first evaluation; the last round that was begun."""
+    with join(cfg) as world:
+        trainer = Trainer(cfg, RunFolder(run), world, Clock(time.time()), [])
+        rounds = []
+        batches = trainer.val_data.batches
+
+        def interrupted() -> Any:
+            for i, batch in enumerate(batches()):
+                if world.rank == 3 and i == 0:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                rounds.append(i)
+                yield batch
+
+        trainer.val_data.batches = interrupted  # type: ignore[method-assign]
+        assert trainer.train() is Outcome.STOPPED
+        trainer.agreement.close()
+        return rounds[-1]
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_named(betons: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """One flipped bit in the newest: the run goes on from the one before it and still ends with the same bits."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6, keep=3))
+    run_ranks(4, attempt, often, run, (4, 1, signal.SIGTERM))
+    newest, older, *_ = checkpoint.find(RunFolder(run).checkpoints)
+    with (newest / "tensors.bin").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 16]))
+    assert run_ranks(4, attempt, cfg, run) == [Outcome.FINISHED] * 4
+    assert_same(run, undisturbed)
+    damaged = [e for e in RunFolder(run).events() if e["event"] == "damaged checkpoint"]
+    assert len(damaged) == 1
+    assert newest.name in damaged[0]["problem"]
+    assert older.exists() or len(checkpoint.find(RunFolder(run).checkpoints)) == cfg.checkpoint.keep
+
+
+def test_another_recipe_or_data_set_is_refused_with_the_difference(betons: Path, tmp_path: Path) -> None:
+    """Nobody trains the second half of a run with another learning rate by accident; who wants it, says so."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    run_ranks(1, attempt, cfg, run, (0, 0, signal.SIGTERM))
+    other = replace(cfg, optim=replace(cfg.optim, lr=1e-4), data=replace(cfg.data, train=betons / "val.beton"))
+    with pytest.raises(
+        Exception, match=r"(?s)data\.samples: 512 in the checkpoint, 100 now.*optim\.lr: 0\.003 .*0\.0001"
+    ):
+        run_ranks(1, attempt, other, run)
+    other = replace(other, data=cfg.data)
+    assert run_ranks(1, attempt, other, run, None, ("optim.lr",)) == [Outcome.FINISHED]
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    """An impatient person is obeyed; a Ctrl-C that arrives twice at the same moment is one."""
+    assert run_ranks(1, interrupted_twice, 0.1) == ["stops at the next step"]
+    with pytest.raises(RuntimeError, match="exit code 130"):
+        run_ranks(1, interrupted_twice, 2.2)
+
+
+def interrupted_twice(pause: float) -> str:
+    agreement = Agreement(World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    agreement.install()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(pause)
+    assert agreement.look() == (True, False)
+    return "stops at the next step"
