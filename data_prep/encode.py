@@ -5,7 +5,6 @@ sends, the pipe ends.  (Killed while it sends, a worker of concurrent.futures le
 """
 
 import multiprocessing
-import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.manifest import signals_held_back
 from data_prep.sources import InputError, Pixels, Source, decode
 
 # Samples as FFCV stores them: rows of its metadata (samples,), without pointers yet, and the bytes of each.
@@ -37,12 +37,15 @@ def workers(count: int, source: Source, field: Any) -> Iterator[list[Pipe]]:
     processes = []
     pipes: list[Pipe] = []
     try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            pipes.append(ours)
-            processes.append(context.Process(target=_work, args=(theirs, pipes, source, field), daemon=True))
-            processes[-1].start()
-            theirs.close()
+        # What a signal handler raises in the middle of a fork is lost.  And Ctrl-C reaches the whole group: the workers
+        # are ours to end.
+        with signals_held_back():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                pipes.append(ours)
+                processes.append(context.Process(target=_work, args=(theirs, pipes, source, field), daemon=True))
+                processes[-1].start()
+                theirs.close()
         yield pipes
     finally:
         for process in processes:
@@ -93,11 +96,9 @@ def _alive() -> Iterator[None]:
 
 
 def _work(pipe: Pipe, foreign: Sequence[Pipe], source: Source, field: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent ends us
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so does Slurm's
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow can mend, it tells of by warnings
     for each in foreign:
-        pass
+        each.close()  # our parent's ends, which must end with it
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # our parent is gone
         while True:
             indices = pipe.recv()

@@ -199,7 +199,7 @@ def publish(temporary: Path, beton: Path, manifest: Manifest) -> None:
         file.write(json.dumps(asdict(manifest), indent=1) + "\n")
     for path in (temporary, temporary_manifest):
         _fsync(path)
-    with _signals_held_back():
+    with signals_held_back():
         beton.unlink(missing_ok=True)  # never an older file beside a newer manifest
         temporary_manifest.replace(manifest_path(beton))
         _fsync(beton.parent)
@@ -220,7 +220,8 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block; a process forked in it never sees them."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

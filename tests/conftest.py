@@ -42,6 +42,11 @@ def small_config(data: Path) -> Config:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Python 3.12 and later warn of a fork beside threads; ours hold no lock that a rank needs."""
+    config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The same sums on every machine; and ranks, which are forks, find no pool of threads that is not theirs."""

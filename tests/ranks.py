@@ -22,8 +22,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     is killed by a signal has its negative number in place of a result.  The first exception of a rank is raised here,
     with its traceback as a note; ranks that are left then, or at the timeout (seconds; TimeoutError), are killed.
     """
-    # The store lives here and not in rank 0: no other process can take the port between its choice and its use.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     sys.stdout.flush()
     sys.stderr.flush()
     pids: list[int] = []
@@ -32,13 +30,19 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     deadline = time.monotonic() + timeout
     try:
         for rank in range(world_size):
-            ours, theirs = Pipe(duplex=False)
+            ours, theirs = Pipe()
             pid = os.fork()
             if pid == 0:
-                _be_rank(rank, world_size, store.port, theirs, function, args)
+                ours.close()
+                _be_rank(rank, world_size, theirs, function, args)
             theirs.close()
             pids.append(pid)
             pipes[ours] = rank
+        # The store lives here and not in rank 0: no other process can take the port between its choice and its use.
+        # It has a thread, so it begins after the forks: a fork keeps for ever the locks that other threads held.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for pipe in pipes:
+            pipe.send(store.port)
         while pipes:
             ready = wait(list(pipes), timeout=max(0, deadline - time.monotonic()))
             if not ready:
@@ -74,12 +78,12 @@ def _answer(pipe: Connection, rank: int, pids: list[int]) -> Any:
     return result
 
 
-def _be_rank(rank: int, size: int, port: int, pipe: Connection, function: Callable[..., Any], args: Any) -> None:
+def _be_rank(rank: int, size: int, pipe: Connection, function: Callable[..., Any], args: Any) -> None:
     """Runs the function, sends what came of it, and ends the process."""
     try:
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         os.environ.update({name: str(value) for name, value in place.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(pipe.recv()), TORCHELASTIC_USE_AGENT_STORE="True")
         torch.set_num_threads(1)
         try:
             # Plain pickle: multiprocessing's would pass tensors as shared memory that ends with this process.

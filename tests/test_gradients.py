@@ -45,7 +45,7 @@ def gradients_of_steps(steps: int) -> list[list[Tensor]]:
         out.append([p.grad.clone() for p in model.parameters()])
         with torch.no_grad():
             for p in model.parameters():
-                p -= 1e-6 * p.grad
+                p.sub_(1e-6 * p.grad)
     return out
 
 
@@ -61,7 +61,7 @@ def summed_by_hand(steps: int) -> list[list[Tensor]]:
         out.append([pairwise_sum(list(grads)) for grads in zip(*shards, strict=True)])
         with torch.no_grad():
             for p, grad in zip(model.parameters(), out[-1], strict=True):
-                p -= 1e-6 * grad
+                p.sub_(1e-6 * grad)
     return out
 
 

@@ -63,18 +63,15 @@ def test_without_warm_up_the_first_step_has_the_peak(samples: int) -> None:
     assert rates[-1] == pytest.approx(1e-5)
 
 
-NOT_DECAYED = {
-    *(f"blocks.{i}.{norm}.{what}" for i in range(2) for norm in ("norm1", "norm2") for what in ("weight", "bias")),
-    *(
-        f"blocks.{i}.{layer}.bias"
-        for i in range(2)
-        for layer in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
-    ),
-    *("patches.proj.bias", "norm.weight", "norm.bias", "head.bias"),
-}
+LINEAR = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
 DECAYED = {
-    *(f"blocks.{i}.{layer}.weight" for i in range(2) for layer in ("attention.qkv", "attention.out", "mlp.up")),
-    *("blocks.0.mlp.down.weight", "blocks.1.mlp.down.weight", "patches.proj.weight", "head.weight"),
+    *(f"blocks.{i}.{layer}.weight" for i in range(2) for layer in LINEAR),
+    *("patches.proj.weight", "head.weight"),
+}
+NOT_DECAYED = {
+    *(f"blocks.{i}.{layer}.bias" for i in range(2) for layer in LINEAR),
+    *(f"blocks.{i}.{norm}.{what}" for i in range(2) for norm in ("norm1", "norm2") for what in ("weight", "bias")),
+    *("patches.proj.bias", "norm.weight", "norm.bias", "head.bias"),
 }
 
 
@@ -160,7 +157,7 @@ def test_averaged_weights_are_the_exponential_average_of_all_steps() -> None:
                 p.add_(torch.randn_like(p))
         update_average(average, model, decay)
         for total, p in zip(expected, model.parameters(), strict=True):
-            total += (1 - decay) * decay ** (count - i) * p.detach().double()
+            total.add_(p.detach().double(), alpha=(1 - decay) * decay ** (count - i))
     for total, p in zip(expected, average.parameters(), strict=True):
         torch.testing.assert_close(p.double(), total, rtol=1e-5, atol=1e-6)
 

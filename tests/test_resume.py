@@ -90,7 +90,7 @@ def samples(run: Path) -> dict[int, list[int]]:
         for record in read_lines(note):
             before = out.setdefault(record["step"], {}).setdefault(int(note.stem[8:]), record["samples"])
             assert before == record["samples"]
-    return {step: sum((ranks[r] for r in sorted(ranks)), []) for step, ranks in out.items()}
+    return {step: [i for rank in sorted(ranks) for i in ranks[rank]] for step, ranks in out.items()}
 
 
 def assert_same(run: Path, undisturbed: Path) -> None:

@@ -411,6 +411,7 @@ class Command:
         os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = os.fdopen(2, "w")
         sys.argv[1:] = arguments
+        del sys.modules["data_prep.write_beton"]  # runpy warns of it
         runpy.run_module("data_prep.write_beton", run_name="__main__", alter_sys=True)
 
     def end(self) -> tuple[int | None, str]:

@@ -221,8 +221,7 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The whole config as a YAML file that `--config` reads back."""
-    plain = json.loads(json.dumps(asdict(config), default=str))  # tuples become lists, paths become strings
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.safe_dump(json.loads(json.dumps(asdict(config), default=str)), sort_keys=False)
 
 
 def load(path: Path | str, *overrides: str) -> Config:
@@ -232,7 +231,9 @@ def load(path: Path | str, *overrides: str) -> Config:
 
 def parser(prog: str, description: str = "") -> ArgumentParser:
     """A parser of `--config FILE` and every field of `Config`; a command adds its own options to it."""
-    out = _Parser(prog=prog, description=description, print_config="--print-config", formatter_class=_Help)
+    out = _Parser(
+        prog=prog, description=description, print_config="--print-config", formatter_class=_Help, allow_abbrev=False
+    )
     out.usage = f"{prog} --config FILE [options] [--setting value …]"
     out.add_argument("--config", action="config", required=True, help="YAML file; what it leaves out keeps its default")
     out.add_class_arguments(Config)

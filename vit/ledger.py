@@ -96,10 +96,11 @@ class RunFolder:
 
 
 def append(path: Path, record: Event, sync: bool = False) -> None:
-    """Adds one line in one write, so that lines of several processes never mix."""
+    """Adds one line under a lock, so that lines of several processes never mix."""
     line = (json.dumps(record) + "\n").encode()
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # until it is closed
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line  # a kill or a full disk cut the last line short; only that one is lost

@@ -1,0 +1,102 @@
+"""Evaluation: the exact figures of the whole set, on any number of ranks."""
+
+import functools
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import VAL, small_config
+from ranks import run_ranks
+from torch import nn
+
+from vit.augment import normalise
+from vit.config import Config
+from vit.data.loader import ValData
+from vit.evaluate import Score, evaluate
+from vit.model import VisionTransformer
+from vit.world import Agreement, World, join
+
+
+def config(betons: Path) -> Config:
+    """Twelve shards, so that 1, 2, 3 and 4 ranks divide them; 100 images in 13 batches of 8."""
+    return replace(small_config(betons), global_batch=96)
+
+
+def model_of(cfg: Config) -> nn.Module:
+    """Random weights, large enough that no two logits are alike, and dropout, which evaluation must turn off."""
+    torch.manual_seed(4)
+    model = VisionTransformer(replace(cfg.model, dropout=0.5, drop_path=0.5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def score(cfg: Config) -> Score | None:
+    """What one rank finds."""
+    autocast = functools.partial(torch.autocast, "cpu", enabled=False)
+    with join(cfg) as world:
+        return evaluate(model_of(cfg), ValData(cfg, world), cfg, world, autocast, stop=lambda: False)
+
+
+@pytest.fixture(scope="module")
+def alone(betons: Path) -> Score:
+    """The score on one rank."""
+    (found,) = run_ranks(1, score, config(betons))
+    return found
+
+
+def test_the_score_is_that_of_the_whole_set_at_once(alone: Score, betons: Path) -> None:
+    """Counted by hand: one batch of all images, a rank among the sorted logits, a mean of all losses."""
+    cfg = replace(config(betons), micro_batch=VAL, global_batch=VAL)
+    data = ValData(cfg, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    (batch,) = data.batches()
+    assert np.array_equal(batch.samples, np.arange(VAL))
+    with torch.inference_mode():
+        logits = model_of(cfg).eval()(normalise(batch.images, cfg.augment))
+    own = logits.gather(1, batch.labels[:, None])
+    place = (logits > own).sum(dim=1)  # (VAL,), 0: the highest
+    assert ((logits == own).sum(dim=1) == 1).all()  # no ties, so that there is one true answer
+    assert alone.top1 == (place < 1).sum().item() / VAL
+    assert alone.top5 == (place < 5).sum().item() / VAL
+    assert alone.loss == pytest.approx(F.cross_entropy(logits.double(), batch.labels).item(), rel=1e-6)
+    places = place.bincount(minlength=10).tolist()
+    assert 0 < places[0] != places[1] and places[4] > 0 and places[5] > 0  # a wrong figure would show
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_the_score_does_not_depend_on_the_number_of_ranks(ranks: int, alone: Score, betons: Path) -> None:
+    """To the last bit, the loss too, and every rank knows it."""
+    assert run_ranks(ranks, score, config(betons)) == [alone] * ranks
+
+
+def stopped_score(cfg: Config) -> tuple[Score | None, int]:
+    """Rank 1 gets a real SIGTERM in its second round: the score, and the rounds that this rank began."""
+    rounds = 0
+    autocast = functools.partial(torch.autocast, "cpu", enabled=False)
+    with join(cfg) as world:
+        agreement = Agreement(world)
+        agreement.install()
+
+        def stop() -> bool:
+            nonlocal rounds
+            rounds += 1
+            if rounds == 2 and world.rank == 1 % world.size:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return agreement.look()[0]
+
+        found = evaluate(model_of(cfg), ValData(cfg, world), cfg, world, autocast, stop)
+        agreement.close()
+    return found, rounds
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_signal_to_one_rank_stops_the_evaluation_on_all(ranks: int, betons: Path) -> None:
+    """In the middle, in the same round, and with no score: half of one would be taken for the whole."""
+    results = run_ranks(ranks, stopped_score, config(betons))
+    assert results == [(None, 2 if ranks == 1 else 3)] * ranks  # an agreement takes effect one round later
