@@ -350,8 +350,8 @@ def kolmogorov_smirnov(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 500), (500, 60)])
 def test_random_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    """Area, aspect ratio and place of 5,000 boxes; in the long images half of them are the fallback's."""
-    n = 5000
+    """Area, aspect ratio and place of 20,000 boxes; in the long images half of them are the fallback's."""
+    n = 20_000
     samples = np.arange(n)
     ours = np.stack(IMAGENET_CROP.boxes(samples % 7, samples, np.full(n, height), np.full(n, width)), axis=1)
     torch.manual_seed(0)
@@ -366,7 +366,7 @@ def test_random_crops_are_distributed_as_torchvisions(height: int, width: int) -
         lambda top, left, h, w: left + w,
     ):
         distance = kolmogorov_smirnov(measure(*ours.T), measure(*theirs.T))
-        assert distance < 1.95 * math.sqrt(2 / n)  # 1 in 1,000 of equal distributions are farther apart
+        assert distance < 2.3 * math.sqrt(2 / n)  # 1 in 20,000 of equal distributions are farther apart
 
 
 @pytest.mark.parametrize("ratio", [(0.75, 4 / 3), (0.2, 0.3), (3.0, 5.0), (1.0, 1.0)])

@@ -218,7 +218,7 @@ from vit.config import load
 from vit.ledger import RunFolder
 from vit.log import MetricsLog
 cfg = load(sys.argv[2], "--log.wandb", "offline", "--log.wandb_project", "my-project")
-records = json.loads(sys.argv[3])
+records = json.load(sys.stdin)
 log = MetricsLog(RunFolder(Path(sys.argv[1])), cfg, records[0]["step"] - 1)
 for record in records:
     log.write(record)
@@ -234,8 +234,9 @@ def test_weights_and_biases_shows_one_run_whatever_happened_to_the_processes(run
     losses = (0.123456789, 0.987654321)
     for attempt, loss in enumerate(losses):
         records = [trained(attempt + 1, loss=loss), evaluated(attempt + 1, top1=0.25)]
-        arguments = [str(run.path), str(config), json.dumps(records)]
-        subprocess.run([sys.executable, "-c", LOG_TO_WANDB, *arguments], cwd=ROOT, env=environment, check=True)
+        # By stdin: the file that is searched below has the command's arguments in it.
+        command = [sys.executable, "-c", LOG_TO_WANDB, str(run.path), str(config)]
+        subprocess.run(command, input=json.dumps(records), text=True, cwd=ROOT, env=environment, check=True)
         time.sleep(max(0, 1 - time.time() % 1))  # offline folders are named by the second
     run_id = (run.path / "wandb_id").read_text()
     files = sorted((run.path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))

@@ -129,7 +129,7 @@ def test_a_killed_command_takes_its_run_along_and_loses_nothing(
     assert refused.returncode == 1
     assert "is in use by process" in refused.stderr
     command.kill()
-    command.wait()
+    command.communicate()
     wait_for(lambda: not ranks_of(run), seconds=30)
     stopped = run.last("stopped")
     assert stopped is not None

@@ -168,6 +168,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**63, f"seed must be in 0 to 2**63 - 1, not {self.seed}")
         for name in ("epochs", "global_batch", "micro_batch", "timeout_minutes"):
             _check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         batch, micro, warmup = self.global_batch, self.micro_batch, self.optim.warmup_epochs
