@@ -188,6 +188,7 @@ def test_a_setting_that_is_like_no_other_is_named_all_the_same(capsys: pytest.Ca
         ("model.pool", "max", ["model.pool", "'cls', 'mean'", "max"]),
         ("data.crop_scale", "0.5", ["data.crop_scale", "tuple", "0.5"]),
         ("data.crop_scale", "[0.5]", ["data.crop_scale", "2 elements", "[0.5]"]),
+        ("seed", "-1", ["seed must be in 0 to", "-1"]),
         ("epochs", "0", ["epochs must be positive, not 0"]),
         ("global_batch", "100", ["micro_batch 384 does not divide global_batch 100"]),
         ("micro_batch", "-4", ["micro_batch must be positive, not -4"]),

@@ -273,18 +273,16 @@ class _Parser(ArgumentParser):
     """Errors in one line, with the nearest known name for a misspelt one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        names = [action.dest for action in self._actions]
         message = " ".join(line.strip() for line in message.splitlines())
         message = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", message)
         unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-        wrong = f"{unknown[1]}.{unknown[2]}" if unknown else ""
-        if not unknown and (option := re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)):
-            wrong = option[1]
-        if wrong:
+        unknown = unknown or re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)
+        if unknown:
+            wrong, names = ".".join(unknown.groups()), [action.dest for action in self._actions]
             leaf = wrong.rpartition(".")[2]  # `--lr` means `--optim.lr`
             near = [n for n in names if n.endswith(f".{leaf}")] or difflib.get_close_matches(wrong, names, cutoff=0.5)
-            message = f"unknown setting {wrong!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            message += "  (--help lists all)"
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            message = f"unknown setting {wrong!r}{meant}  (--help lists all)"
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
