@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,18 @@ class Resources:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+
+
+def detect() -> str:
+    """`slurm` where there is a cluster, also one that does not answer just now; else `local`."""
+    if shutil.which("srun") is None:
+        return "local"
+    try:
+        probe = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:
+        return "slurm"
+    # Slurm's tools without a cluster, as a distribution's package leaves them, know of no configuration.
+    return "local" if "configuration source" in probe.stderr else "slurm"
 
 
 def slurm(run: RunFolder, asked: Resources) -> submitit.SlurmExecutor:

@@ -37,6 +37,8 @@ def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
             told = True
         if len(received) > 1:
             _kill(int(submitted.job_id))
+            show("ended at once; the same command goes on from the newest checkpoint", lasting=True)
+            return 130
     return _verdict(run, submitted, known)
 
 

@@ -48,7 +48,8 @@ def draw(run: RunFolder, out: Path) -> None:
             axes.axvline(epoch, color=QUIET, linewidth=0.8, linestyle=":")
             if i == 0 and axes is left:
                 axes.annotate("resumed", (epoch, axes.get_ylim()[1]), (3, -10), textcoords="offset points", color=QUIET)
-    figure.suptitle(run.path.name)
+    figure.suptitle(run.path.resolve().name)
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
 
 

@@ -42,7 +42,7 @@ def parser() -> ArgumentParser:
         "--cluster",
         type=Literal["auto", "slurm", "local", "debug"],
         default="auto",
-        help="auto: slurm where srun exists, else local; debug: in this process (default: auto)",
+        help="auto: slurm where there is one, else local; debug: in this process (default: auto)",
     )
     job.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the config's name)")
     job.add_argument(
@@ -75,8 +75,7 @@ def main(args: list[str] | None = None) -> int:
     command = parser()
     cfg, options = config.parse(command, args)
     try:
-        where = "slurm" if options.cluster == "auto" and shutil.which("srun") else options.cluster
-        where = "local" if where == "auto" else where
+        where = clusters.detect() if options.cluster == "auto" else options.cluster
         run, cfg = prepare(cfg, options, where)
         asked = resources(cfg, options)
         if options.dry_run:
@@ -175,7 +174,7 @@ def to_slurm(job: TrainJob, run: RunFolder, asked: Resources) -> int:
     try:
         submitted = clusters.slurm(run, asked).submit(job)
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-        print(f"submit.py: Slurm took no job: {error}", file=sys.stderr)
+        print(f"submit.py: Slurm took no job (--cluster local runs it here):\n{error}", file=sys.stderr)
         return 1
     run.record("submitted", job=submitted.job_id)
     folder = os.path.relpath(run.path)

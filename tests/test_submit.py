@@ -193,6 +193,15 @@ def test_a_dry_run_prints_script_and_config_and_does_nothing(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_cluster_the_run_is_this_machines(tmp_path: Path) -> None:
+    """Slurm's tools alone, which know of no cluster, do not count as one."""
+    if "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists():
+        pytest.skip("there is a Slurm here")
+    dry = submit(tmp_path, "--dry-run", cluster="auto")
+    assert dry.returncode == 0, dry.stderr
+    assert "# on this machine, 1 ranks" in dry.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
