@@ -14,7 +14,7 @@ setup: $(VENV)/ready
 
 # FFCV is built from source, against the system's OpenCV and libjpeg-turbo.
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt .ci/system-packages
-	@.ci/system-packages
+	@PYTHON=$(PYTHON) .ci/system-packages
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, not %d.%d; try make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -25,6 +25,7 @@ $(DATA)/%.beton: | $(VENV)/ready
 
 demo: setup $(DATA)/train.beton $(DATA)/val.beton
 	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
+	@echo "  on a cluster    python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,13 +11,11 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from data_prep.recipe import Recipe
 from data_prep.sources import InputError
 
 FORMAT = "vit-beton-1"
@@ -27,18 +25,22 @@ FORMAT = "vit-beton-1"
 class ImageInfo:
     """How the images are stored."""
 
-    mode: str  # "jpg" or "raw"
+    mode: str  # "jpg", "raw", or "proportion": each as one of both
     max_resolution: int  # pixels; longer sides were scaled down to it
     quality: int | None  # of the JPEGs, 1 to 100; None if raw
     min_height: int  # pixels, of what is stored, as are the next three
     max_height: int
     min_width: int
     max_width: int
+    reencode: bool | None = None  # JPEGs were never stored as they were; None if raw, or written before this was asked
+    copied: int = 0  # images: JPEGs stored as they were
+    compress_probability: float | None = None  # of an image to be a JPEG; None unless the mode is "proportion"
+    compress_seed: int | None = None  # of that draw
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A .beton file's description; its fields are the keys of the JSON."""
+    """A .beton file's description; its fields are the keys of the JSON.  Those with a default came later."""
 
     format: str  # FORMAT
     file: str  # name, in the same folder
@@ -51,50 +53,12 @@ class Manifest:
     source: str  # where the images came from
     seed: int | None  # of the order of the samples; None if it is the source's
     versions: dict[str, str]  # of the libraries that wrote it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What decides the bytes of the file, beside the images themselves."""
-
-    source: str  # where the images come from
-    mode: str = "jpg"  # "jpg" or "raw": how the pixels are stored
-    max_resolution: int = 500  # pixels; longer sides are scaled down to it by FFCV, which averages areas
-    quality: int = 90  # of the JPEGs, 1 to 100
-    seed: int | None = 0  # of the order of the samples; None: the source's order
-    limit: int | None = None  # only so many samples, the first in that order; None: all
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("jpg", "raw"):
-            raise ValueError(f"mode must be jpg or raw, not {self.mode}")
-        if not 1 <= self.max_resolution <= 4096:
-            raise ValueError(f"max-resolution must be 1 to 4096 pixels, not {self.max_resolution}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must be 1 to 100, not {self.quality}")
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"seed must not be negative, not {self.seed}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 sample, not {self.limit}")
-
-    @property
-    def largest_image(self) -> int:
-        """Bytes of the largest image's pixels."""
-        return 3 * self.max_resolution**2
-
-    def recorded(self) -> dict[str, object]:
-        """What the manifest says of it, by the manifest's names."""
-        return {
-            "source": self.source if self.limit is None else f"{self.source}, {self.limit} samples",
-            "mode": self.mode,
-            "max_resolution": self.max_resolution,
-            "quality": self.quality if self.mode == "jpg" else None,
-            "seed": self.seed,
-        }
-
-    def order(self, samples: int) -> NDArray[np.int64]:
-        """The samples to write, in the order of writing."""
-        order = np.arange(samples) if self.seed is None else np.random.default_rng(self.seed).permutation(samples)
-        return order[: self.limit]
+    names: list[str] | None = None  # of the classes, for people; None: `classes` are
+    mean: list[float] | None = None  # of red, green and blue over all pixels, 0 to 1, before JPEGs lose some
+    std: list[float] | None = None  # standard deviation, likewise
+    page_size: int | None = None  # bytes
+    pages: list[str] | None = None  # sha256 of each part of the file of `page_size` bytes; the last may be shorter
+    left_out: list[dict[str, str]] = field(default_factory=list)  # images that could not be used: "image" and "why"
 
 
 def manifest_path(beton: Path) -> Path:
@@ -114,13 +78,15 @@ def read_manifest(beton: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a manifest of format {FORMAT}")
     image = content.get("image")
-    if set(content) != _keys(Manifest) or not isinstance(image, dict) or set(image) != _keys(ImageInfo):
+    if not (isinstance(image, dict) and _fits(content, Manifest) and _fits(image, ImageInfo)):
         raise InputError(f"{path}: not a manifest: keys are missing or unknown")
     return Manifest(**content | {"image": ImageInfo(**image)})
 
 
-def _keys(kind: type[Manifest] | type[ImageInfo]) -> set[str]:
-    return {field.name for field in fields(kind)}
+def _fits(content: dict[str, Any], kind: type[Manifest] | type[ImageInfo]) -> bool:
+    known: dict[str, Field[Any]] = {each.name: each for each in fields(kind)}
+    needed = {name for name, each in known.items() if each.default is MISSING and each.default_factory is MISSING}
+    return needed <= content.keys() <= known.keys()
 
 
 def already_there(out: Path, recipe: Recipe) -> bool:
@@ -138,13 +104,22 @@ def already_there(out: Path, recipe: Recipe) -> bool:
     for name, wanted in recipe.recorded().items():
         if found[name] != wanted:
             raise InputError(f"{out}: exists already with {name} {found[name]}, not {wanted}; {advice}")
+    if manifest.left_out and recipe.on_bad == "fail":
+        raise InputError(f"{out}: exists already, but {len(manifest.left_out)} images were left out of it; {advice}")
     return True
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal; reads it in blocks."""
+def digests(path: Path, page_size: int) -> tuple[str, list[str]]:
+    """SHA-256 in hexadecimal of the file and of each part of it of `page_size` bytes, of which the last may be shorter.
+
+    Raises OSError if it cannot be read.
+    """
+    whole, pages = hashlib.sha256(), []
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while page := file.read(page_size):
+            whole.update(page)
+            pages.append(hashlib.sha256(page).hexdigest())
+    return whole.hexdigest(), pages
 
 
 @contextmanager

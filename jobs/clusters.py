@@ -1,4 +1,4 @@
-"""Where a job may run: Slurm, this machine, or this very process; each is one of submitit's executors."""
+"""Where a job may run: on Slurm or on this machine, each through its executor of submitit's."""
 
 import os
 import shlex
@@ -48,6 +48,16 @@ def detect() -> str:
     return "local" if "configuration source" in probe.stderr else "slurm"
 
 
+def in_queue(run: RunFolder) -> str | None:
+    """The run's newest job, if Slurm still has it waiting or running."""
+    submitted = run.last("submitted")
+    if submitted is None:
+        return None
+    command = ["squeue", "--noheader", "--jobs", submitted["job"]]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return str(submitted["job"]) if answer.stdout.strip() else None
+
+
 def slurm(run: RunFolder, asked: Resources) -> submitit.SlurmExecutor:
     """One task a node.  Raises RuntimeError if there is no Slurm here."""
     executor = submitit.SlurmExecutor(folder=run.jobs, max_num_timeout=MAX_TIMEOUTS)
@@ -71,16 +81,15 @@ def slurm_parameters(run: RunFolder, asked: Resources) -> dict[str, Any]:
         "signal_delay_s": USR2_SECONDS,
         "stderr_to_stdout": True,
         "setup": [f"export {name}={shlex.quote(value)}" for name, value in frozen_source(run).items()],
+        "srun_args": ["--cpus-per-task", str(asked.cpus)],  # Slurm 22.05 to 23.02 do not tell srun
         "additional_parameters": {"requeue": True},  # submitit does not ask for it by itself
     }
     return {name: value for name, value in named.items() if value is not None}
 
 
-def here(run: RunFolder, asked: Resources, where: str) -> submitit.Executor:
-    """This machine (`local`) or this process (`debug`).  The job inherits our environment, which is set here."""
+def local(run: RunFolder, asked: Resources) -> submitit.LocalExecutor:
+    """This machine.  The job inherits our environment, which is set here."""
     os.environ.update(frozen_source(run))
-    if where == "debug":
-        return submitit.DebugExecutor(folder=run.jobs)
     os.environ[SUBMITTER_VARIABLE] = str(os.getpid())
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         os.environ[GPUS_VARIABLE] = os.environ["CUDA_VISIBLE_DEVICES"]

@@ -24,10 +24,6 @@ def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
     """Submits the job, shows its progress, and returns the exit code of the command."""
     print(f"{run.path.name}: {job.gpus} ranks on this machine; {relative(run.path)} holds the run")
     known = len(run.events())
-    if isinstance(executor, submitit.DebugExecutor):
-        submitted = executor.submit(job)
-        submitted.wait()  # it runs in here
-        return _verdict(run, submitted, known)
     submitted, received = _submit_shielded(job, executor)
     told = False
     for _ in _until_done(submitted, run):
@@ -39,7 +35,17 @@ def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
             _kill(int(submitted.job_id))
             show("ended at once; the same command goes on from the newest checkpoint", lasting=True)
             return 130
-    return _verdict(run, submitted, known)
+    return _verdict(run, known, submitted.exception())
+
+
+def in_foreground(job: TrainJob, run: RunFolder) -> int:
+    """Runs the job in this very process, where a debugger can see it, and returns the exit code of the command."""
+    known = len(run.events())
+    try:
+        job()
+    except Exception as error:
+        return _verdict(run, known, error)
+    return _verdict(run, known, None)
 
 
 def summary(run: RunFolder, finished: Event) -> str:
@@ -49,8 +55,7 @@ def summary(run: RunFolder, finished: Event) -> str:
     return (
         f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{average}\n"
         f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
-        f"  next            python jobs/report.py {folder} --out curve.png   draws its learning curve\n"
-        f"                  python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4   on a cluster"
+        f"  next            python jobs/report.py {folder} --out curve.png   draws its learning curve"
     )
 
 
@@ -73,8 +78,8 @@ def _until_done(submitted: submitit.Job[Any], run: RunFolder) -> Iterator[None]:
         time.sleep(0.2)
 
 
-def _verdict(run: RunFolder, submitted: submitit.Job[Any], known: int) -> int:
-    """Says how it ended."""
+def _verdict(run: RunFolder, known: int, error: object) -> int:
+    """Says how it ended, by the events after the `known` ones and what the job raised."""
     news = [e for e in run.events()[known:] if e["event"] in {"finished", "stopped"}]
     if news and news[-1]["event"] == "finished":
         minutes, seconds = divmod(round(time.time() - run.events()[known]["time"]), 60)
@@ -84,8 +89,10 @@ def _verdict(run: RunFolder, submitted: submitit.Job[Any], known: int) -> int:
     if news:
         show(f"stopped at step {news[-1]['step']:,}, saved; the same command goes on from there", lasting=True)
         return 130
+    if error is None:
+        show("stopped before its first step; the same command starts it again", lasting=True)
+        return 130
     show("the run failed", lasting=True)
-    error = submitted.exception()
     print(f"{error}\n{relative(run.jobs)} and {relative(run.logs)} hold the logs", file=sys.stderr)
     return 1
 
@@ -111,5 +118,7 @@ def _submit_shielded(job: TrainJob, executor: submitit.Executor) -> tuple[submit
 def _kill(controller: int) -> None:
     """Ends a local job at once: the controller, the supervisor and the ranks."""
     with suppress(psutil.NoSuchProcess):
-        for process in [*psutil.Process(controller).children(recursive=True), psutil.Process(controller)]:
-            process.kill()
+        job = psutil.Process(controller)
+        for process in [*job.children(recursive=True), job]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -3,7 +3,6 @@
 python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
 """
 
-import os
 import platform
 import re
 import shutil
@@ -22,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace  # noqa: E402
 
 from jobs import clusters  # noqa: E402
 from jobs.clusters import Resources  # noqa: E402
-from jobs.follow import follow, summary  # noqa: E402
+from jobs.follow import follow, in_foreground, summary  # noqa: E402
 from jobs.job import TrainJob  # noqa: E402
 from vit import config  # noqa: E402
 from vit.config import Config  # noqa: E402
@@ -81,8 +80,8 @@ def main(args: list[str] | None = None) -> int:
         if options.dry_run:
             print(clusters.preview(cfg, run, asked, where))
             return 0
-        if event := run.finished():
-            print(f"{run.path} is complete.\n{summary(run, event)}")
+        if said := nothing_to_do(cfg, run, where):
+            print(said)
             return 0
         with run.owned():
             freeze(cfg, run)
@@ -92,7 +91,7 @@ def main(args: list[str] | None = None) -> int:
     job = TrainJob(str(run.path), options.nodes, options.gpus, tuple(options.override_resume))
     if where == "slurm":
         return to_slurm(job, run, asked)
-    return follow(job, run, clusters.here(run, asked, where))
+    return follow(job, run, clusters.local(run, asked)) if where == "local" else in_foreground(job, run)
 
 
 def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Config]:
@@ -121,6 +120,15 @@ def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Con
                 "--name, or go on with --override-resume " + " ".join(c.split(":")[0] for c in changed)
             )
     return run, cfg
+
+
+def nothing_to_do(cfg: Config, run: RunFolder, where: str) -> str:
+    """Why there is nothing to submit: the run is complete, or Slurm has it already; else nothing."""
+    if (event := run.finished()) and config.recipe(config.load(run.config)) == config.recipe(cfg):
+        return f"{run.path} is complete.\n{summary(run, event)}"
+    if where == "slurm" and (queued := clusters.in_queue(run)):
+        return f"{run.path} is in the queue already.\n{hints(run, queued)}"
+    return ""
 
 
 def resources(cfg: Config, options: Namespace) -> Resources:
@@ -155,9 +163,8 @@ def freeze(cfg: Config, run: RunFolder) -> None:
     shutil.rmtree(run.source, ignore_errors=True)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, run.source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    commit = subprocess.run(
-        ["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"] if shutil.which("git") else ["true"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)
     packages = sorted(f"{d.name}=={d.version}" for d in metadata.distributions())
     lines = [
         f"command: {' '.join(sys.argv)}",
@@ -177,14 +184,18 @@ def to_slurm(job: TrainJob, run: RunFolder, asked: Resources) -> int:
         print(f"submit.py: Slurm took no job (--cluster local runs it here):\n{error}", file=sys.stderr)
         return 1
     run.record("submitted", job=submitted.job_id)
-    folder = os.path.relpath(run.path)
-    print(
-        f"submitted as job {submitted.job_id}; it goes on by itself until the run is finished\n"
-        f"  watch   tail -F {folder}/logs/rank-0.log\n"
-        f"  queue   squeue --jobs {submitted.job_id}\n"
-        f"  stop    scancel {submitted.job_id}   (the same command goes on with the run)"
-    )
+    print(f"submitted; the job goes on by itself until the run is finished\n{hints(run, submitted.job_id)}")
     return 0
+
+
+def hints(run: RunFolder, job: str) -> str:
+    """What to type while a job waits or runs."""
+    return (
+        f"  job     {job}\n"
+        f"  watch   tail -F {clusters.relative(run.logs)}/rank-0.log\n"
+        f"  queue   squeue --jobs {job}\n"
+        f"  stop    scancel {job}   (the same command goes on with the run)"
+    )
 
 
 if __name__ == "__main__":

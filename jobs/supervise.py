@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,30 +32,30 @@ def supervise(run: Path, nodes: int, gpus: int, accepted: tuple[str, ...] = ()) 
     folder = RunFolder(run)
     folder.logs.mkdir(parents=True, exist_ok=True)
     _prepare_environment()
-    for attempt in range(1 + MAX_RESTARTS):
-        try:
-            _launch(folder, nodes, gpus, accepted, attempt)
-        except SignalException:
-            pass  # the ranks were told, saved and left
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            code = failure.exitcode
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            message = f"rank {rank} ended with {how}\n{_tail(folder.logs / f'rank-{rank}.log')}"
-            if code == USER_ERROR or attempt == MAX_RESTARTS:
-                raise RunFailedError(message) from None
-            folder.record("restarting in place", reason=f"rank {rank} ended with {how}")
-            continue
-        ended = folder.last("finished", "stopped")
-        return str(ended["event"]) if ended else "stopped"
-    raise AssertionError("unreachable")
+    try:
+        for attempt in range(1 + MAX_RESTARTS):
+            started = time.time()
+            try:
+                _launch(folder, nodes, gpus, accepted, attempt)
+                break
+            except ChildFailedError as error:
+                rank, reason, code = _first_failure(folder, error, started)
+                if code == USER_ERROR or attempt == MAX_RESTARTS:
+                    log = folder.logs / f"rank-{rank}.log"
+                    raise RunFailedError(f"rank {rank}: {reason}\n{_tail(log)}\nthe whole log is {log}") from None
+                folder.record("restarting in place", rank=rank, reason=reason)
+    except SignalException:
+        pass  # the ranks were told, saved and left
+    ended = folder.last("started", "finished", "stopped")
+    return "finished" if ended and ended["event"] == "finished" else "stopped"
 
 
 def stop_ranks() -> None:
     """Tells the ranks on this node to save and leave, and waits until they have."""
     ranks = psutil.Process().children(recursive=True)
     for rank in ranks:
-        rank.send_signal(signal.SIGUSR2)
+        with suppress(psutil.NoSuchProcess):
+            rank.send_signal(signal.SIGUSR2)
     deadline = time.monotonic() + STOP_SECONDS
     while any(_alive(rank) for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -76,8 +77,9 @@ def _launch(folder: RunFolder, nodes: int, gpus: int, accepted: tuple[str, ...],
         max_restarts=0,  # `supervise` restarts: it knows which failures are worth it
         monitor_interval=0.1,
         signals_to_handle="SIGTERM,SIGHUP",
-        shutdown_timeout=STOP_SECONDS,
     )
+    if hasattr(config, "shutdown_timeout"):  # older versions of torch give the ranks 30 seconds to save
+        config.shutdown_timeout = STOP_SECONDS
     # The shell's redirection keeps every word of a rank, those of a failing import too, over all attempts.
     log = shlex.quote(str(folder.logs)) + "/rank-$RANK.log"
     elastic_launch(config, "/bin/sh")("-c", f"exec {command} >>{log} 2>&1")
@@ -105,18 +107,30 @@ def _prepare_environment() -> None:
 
 def _end_with(submitter: int) -> None:
     """A local run belongs to the command that started it: when that is gone, save and leave."""
-    while psutil.pid_exists(submitter):
-        time.sleep(0.5)
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(submitter)
+        while _alive(process):
+            time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _alive(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
+def _first_failure(folder: RunFolder, error: ChildFailedError, started: float) -> tuple[int, str, int]:
+    """The rank that failed first, why, and its exit code.  What other ranks say, of lost connections, only follows."""
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode
+    told = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started]
+    if code < 0 or not told:  # killed: it could not tell
+        return rank, f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}", code
+    return told[0]["rank"], told[0]["error"], code
+
+
 def _tail(log: Path, lines: int = 15) -> str:
     text = log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
-    return "\n".join([f"  {line}" for line in text] + [f"the whole log is {log}"])
+    return "\n".join(f"  {line}" for line in text)

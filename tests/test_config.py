@@ -261,7 +261,7 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str], t
     """And so is an option that lacks its value, and a folder in place of a file."""
     assert str(tmp_path / "none.yaml") in complaint(capsys, "--config", tmp_path / "none.yaml")
     assert str(tmp_path) in complaint(capsys, "--config", tmp_path)
-    assert "required: config" in complaint(capsys)
+    assert "--config FILE is required" in complaint(capsys)
     assert "--optim.lr" in complaint(capsys, "--config", DEMO, "--optim.lr")
     assert "stray" in complaint(capsys, "--config", DEMO, "stray")
 

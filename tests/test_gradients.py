@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-import torch._dynamo  # DDP imports it: once here, not in every rank
 from ranks import run_ranks
 from torch import Tensor, nn
 

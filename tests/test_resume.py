@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # DDP imports it: once here, not in every rank
 from conftest import small_config
 from ranks import run_ranks
 
@@ -212,6 +211,19 @@ def test_another_recipe_or_data_set_is_refused_with_the_difference(betons: Path,
         run_ranks(1, attempt, other, run)
     other = replace(other, data=cfg.data)
     assert run_ranks(1, attempt, other, run, None, ("optim.lr",)) == [Outcome.FINISHED]
+
+
+def test_weights_that_are_not_numbers_are_never_saved(betons: Path, tmp_path: Path) -> None:
+    """Though the loss is only looked at now and then, and a checkpoint is due at every step."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6), log=replace(cfg.log, every_steps=6))
+    wild = replace(often, optim=replace(cfg.optim, lr=1e30, clip_norm=0.0, warmup_epochs=0.0))
+    with pytest.raises(FloatingPointError, match=r"is not a number; a lower optim\.lr may help"):
+        run_ranks(2, attempt, wild, run)
+    saved = checkpoint.find(RunFolder(run).checkpoints)
+    assert saved
+    for folder in saved:
+        assert all(tensor.isfinite().all() for tensor in checkpoint.load(folder)[0].values()), folder
 
 
 def test_a_second_ctrl_c_leaves_at_once() -> None:

@@ -118,14 +118,51 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert weights(run) == weights(finished[0])
 
 
+@pytest.mark.parametrize("seconds", [0.7, 2.0, 3.5])
+def test_ctrl_c_in_the_first_seconds_is_obeyed(seconds: float, betons: Path, tmp_path: Path) -> None:
+    """While submitit starts, while torch is imported, while the ranks are: the command ends, and says so."""
+    command = start(tmp_path, "--gpus", "2", *settings(betons, epochs=5000))
+    time.sleep(seconds)
+    os.killpg(command.pid, signal.SIGINT)
+    printed, _ = command.communicate(timeout=40)
+    assert command.returncode == 130, printed
+    assert "the same command" in printed
+    assert not ranks_of(RunFolder(tmp_path / "runs" / "demo"))
+
+
+def test_a_second_ctrl_c_ends_the_command_at_once(betons: Path, tmp_path: Path) -> None:
+    """Without saving; the run goes on from its newest checkpoint when it is asked to."""
+    run = RunFolder(tmp_path / "runs" / "demo")
+    command = start(tmp_path, "--gpus", "2", *settings(betons, epochs=5000))
+    wait_for(lambda: steps_done(run) >= 5)
+    for _ in range(2):
+        os.killpg(command.pid, signal.SIGINT)
+        time.sleep(0.05)
+    printed, _ = command.communicate(timeout=20)
+    assert command.returncode == 130, printed
+    wait_for(lambda: not ranks_of(run), seconds=10)
+
+
+def test_a_finished_run_can_be_made_longer(betons: Path, tmp_path: Path) -> None:
+    """More epochs are another recipe: refused, then accepted by name, and trained."""
+    short, longer = settings(betons, epochs=2), settings(betons, epochs=3)
+    assert submit(tmp_path, *short).returncode == 0
+    refused = submit(tmp_path, *longer)
+    assert refused.returncode == 2
+    assert "epochs: 2 there, 3 now" in refused.stderr
+    done = submit(tmp_path, *longer, "--override-resume", "epochs")
+    assert done.returncode == 0, done.stderr
+    assert steps_done(RunFolder(tmp_path / "runs" / "demo")) == 24
+
+
 def test_a_killed_command_takes_its_run_along_and_loses_nothing(
     finished: tuple[RunFolder, str], betons: Path, tmp_path: Path
 ) -> None:
     """SIGKILL of submit.py alone: the ranks notice, save and leave, and the same command goes on from there."""
     run = RunFolder(tmp_path / "runs" / "demo")
-    command = start(tmp_path, "--gpus", "2", *settings(betons, epochs=60))
+    command = start(tmp_path, "--gpus", "2", *settings(betons, epochs=2000))
     wait_for(lambda: steps_done(run) >= 5)
-    refused = submit(tmp_path, "--gpus", "2", *settings(betons, epochs=60))
+    refused = submit(tmp_path, "--gpus", "2", *settings(betons, epochs=2000))
     assert refused.returncode == 1
     assert "is in use by process" in refused.stderr
     command.kill()
@@ -181,7 +218,7 @@ def test_a_run_that_fails_says_why(betons: Path, tmp_path: Path) -> None:
 def test_a_dry_run_prints_script_and_config_and_does_nothing(tmp_path: Path) -> None:
     """What would be sent to Slurm, on a machine without Slurm too."""
     options = ["--nodes", "2", "--gpus", "2", "--time", "2-00:00:00", "--partition", "gpu", "--account", "me"]
-    options += ["--qos", "high", "--constraint", "a100", "--name", "try-1", "--dry-run"]
+    options += ["--qos", "high", "--constraint", "a100", "--name", "try-1", "--device", "cuda", "--dry-run"]
     dry = submit(tmp_path, *options, cluster="slurm")
     assert dry.returncode == 0, dry.stderr
     for line in (

@@ -227,7 +227,7 @@ def to_yaml(config: Config) -> str:
 
 def load(path: Path | str, *overrides: str) -> Config:
     """The config of a YAML file, with overrides as on the command line: `load("a.yaml", "--optim.lr", "1e-3")`."""
-    return parse(parser("vit"), ["--config", str(path), *overrides])[0]
+    return parse(parser(str(path)), ["--config", str(path), *overrides])[0]
 
 
 def parser(prog: str, description: str = "") -> ArgumentParser:
@@ -275,6 +275,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(line.strip() for line in message.splitlines())
         message = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", message)
+        message = message.replace("the following arguments are required: config", "--config FILE is required")
         unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
         unknown = unknown or re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)
         if unknown:

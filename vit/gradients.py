@@ -28,21 +28,19 @@ class ShardedGradients:
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
-        self.world = world
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         constants = [name for name, _ in model.named_buffers()]  # the same everywhere: DDP need not send them
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self.model.register_comm_hook(None, self._sum_bucket)
-        # Sums of 1, 2, 4, … consecutive shards that wait for their right neighbour, as the digits of a binary counter.
-        self._waiting: list[dict[Tensor, Tensor]] = []
-        self._stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
+        # The hook must not know the model: DDP keeps the hook, and a circle through C++ is never collected.
+        self._sum = _BucketSum(world)
+        self.model.register_comm_hook(None, self._sum.hook)
 
     @contextmanager
     def shard(self, j: int, count: int) -> Iterator[None]:
         """Forward and backward of the j-th of this rank's `count` shards; the last one sums over the ranks."""
         if j == 0:
-            self._waiting.clear()
+            self._sum.waiting.clear()
             for p in self.parameters:
                 p.grad = None
         last = j == count - 1
@@ -58,13 +56,23 @@ class ShardedGradients:
             p.grad = None
         pairs = j + 1
         while pairs % 2 == 0:  # a carry: the left neighbour of the same size is there
-            left = self._waiting.pop()
+            left = self._sum.waiting.pop()
             torch._foreach_add_(list(left.values()), list(total.values()))
             total, pairs = left, pairs // 2
-        self._waiting.append(total)
+        self._sum.waiting.append(total)
 
-    def _sum_bucket(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """DDP's communication hook: the last shard's gradients lie in the bucket."""
+
+class _BucketSum:
+    """DDP's communication hook: the last shard's gradients lie in the bucket, those of the others wait here."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        # Sums of 1, 2, 4, … consecutive shards that wait for a right neighbour, like the digits of a binary counter.
+        self.waiting: list[dict[Tensor, Tensor]] = []
+        self._stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
+
+    def hook(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """The future of the bucket, summed over all shards of all ranks."""
         device = self.world.device
         if self._stream is None:
             self._reduce(bucket)
@@ -81,7 +89,7 @@ class ShardedGradients:
         return done
 
     def _reduce(self, bucket: GradBucket) -> None:
-        for left in reversed(self._waiting):
+        for left in reversed(self.waiting):
             torch._foreach_add_(bucket.gradients(), [left[p] for p in bucket.parameters()])
         if self.world.size > 1:
             sum_over_ranks(bucket.buffer(), self.world.size)

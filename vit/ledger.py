@@ -1,5 +1,6 @@
 """What a run folder holds, what happened to the run, and where its time went.  No torch: `jobs` reads it too."""
 
+import errno
 import fcntl
 import json
 import os
@@ -84,7 +85,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "owner").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 raise InUseError(f"{self.path} is in use by {file.read().strip() or 'another process'}") from None
@@ -100,7 +101,7 @@ def append(path: Path, record: Event, sync: bool = False) -> None:
     line = (json.dumps(record) + "\n").encode()
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # until it is closed
+        _lock(fd, fcntl.LOCK_EX)  # until it is closed
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line  # a kill or a full disk cut the last line short; only that one is lost
@@ -109,6 +110,15 @@ def append(path: Path, record: Event, sync: bool = False) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, how: int) -> None:
+    """Locks a file, on file systems that know locks: some mounts of Lustre and NFS do not."""
+    try:
+        fcntl.flock(fd, how)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}:
+            raise
 
 
 def read_lines(path: Path) -> list[Event]:

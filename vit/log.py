@@ -34,7 +34,7 @@ class MetricsLog:
         """Appends one record and shows it."""
         append(self.run.metrics, record)
         if self._wandb is not None:
-            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+            self._wandb.log(record)
         show(progress_line(record))
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ def _start_wandb(run: RunFolder, cfg: Config) -> Any:
     id_file = run.path / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:8])
-    return wandb.init(
+    session = wandb.init(
         project=cfg.log.wandb_project,
         name=run.path.name,
         id=id_file.read_text(),
@@ -82,6 +82,9 @@ def _start_wandb(run: RunFolder, cfg: Config) -> Any:
         mode="offline" if cfg.log.wandb == "offline" else "online",
         config=flatten(cfg),
     )
+    # Not W&B's own step, which may not go back: after a crash some steps are run, and logged, once more.
+    session.define_metric("*", step_metric="step")
+    return session
 
 
 class Pace:

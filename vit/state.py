@@ -61,6 +61,6 @@ class State:
         self.model.load_state_dict(weights["model"])
         if self.average is not None:
             self.average.load_state_dict(weights["average"] or weights["model"])
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and about["scaler"]:  # a run may have begun in another precision
             self.scaler.load_state_dict(about["scaler"])
         self.step = step

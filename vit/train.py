@@ -67,6 +67,7 @@ class Trainer:
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.pace = Pace(self.state.step, cfg.global_batch)
         self.saved_at = time.monotonic()
+        self.losses: Tensor | None = None  # of this rank's shards in the last step
 
     def train(self) -> Outcome:
         """Runs from the step of the state to the last one, or to a signal."""
@@ -79,10 +80,10 @@ class Trainer:
                 self.save()
             if self.evaluation_due(step) and not self.evaluate():
                 return self.stopped()
-            losses = self.train_step(step, batch)
+            self.losses = self.train_step(step, batch)
             state.step = step + 1
             if state.step % cfg.log.every_steps == 0 or state.step == self.total_steps:
-                self.report(losses)
+                self.report()
         self.save()
         return Outcome.FINISHED if self.evaluate() else self.stopped()
 
@@ -126,18 +127,29 @@ class Trainer:
         """What is left of the training stream, its waiting time booked."""
         return self.clock.waiting("data", self.train_data.batches(self.state.step, self.total_steps))
 
-    def report(self, losses: Tensor) -> None:
-        """Logs the last step.  Its loss is the mean over all shards in their order, whatever rank ran them."""
-        gathered = torch.empty(self.cfg.shards, device=losses.device)
-        dist.all_gather_into_tensor(gathered, losses.float())
-        loss = math.fsum(gathered.tolist()) / self.cfg.shards
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {self.state.step} is not a number; a lower optim.lr may help")
+    def check(self) -> tuple[float, float | None]:
+        """Loss and gradient norm of the last step.  Raises FloatingPointError: such weights are not to be saved.
+
+        The loss is the mean over all shards in their order, whatever rank ran them.
+        """
+        assert self.losses is not None
+        gathered = torch.empty(self.cfg.shards, device=self.losses.device)
+        dist.all_gather_into_tensor(gathered, self.losses.float())
+        loss, norm = math.fsum(gathered.tolist()) / self.cfg.shards, float(self.norm)
+        skipped = self.state.scaler.is_enabled()  # fp16 tries greater scales now and then, and skips what overflows
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
+            what = "gradient" if math.isfinite(loss) else "loss"
+            raise FloatingPointError(f"the {what} of step {self.state.step} is not a number; a lower optim.lr may help")
+        return loss, norm if math.isfinite(norm) else None
+
+    def report(self) -> None:
+        """Logs the last step."""
+        loss, norm = self.check()
         if self.log is not None:
             state = self.state
             self.log.write(
                 self.where()
-                | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": float(self.norm)}
+                | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
                 | self.pace.measure(state.step, self.total_steps)
             )
 
@@ -178,6 +190,8 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of this step.  All ranks wait until it is safe."""
+        if self.losses is not None:
+            self.check()
         started = time.perf_counter()
         with self.clock.spend("checkpoint"):
             if self.world.rank == 0:
@@ -248,13 +262,13 @@ def main(args: list[str] | None = None) -> None:
     _end_with_parent()
     rank = int(os.environ.get("RANK", "0"))
     try:
-        with join(cfg) as world, run.owned() if rank == 0 else nullcontext():
+        with run.owned() if rank == 0 else nullcontext(), join(cfg) as world:
             attempt(cfg, run, world, clock, options.override_resume)
     except InUseError as error:
         sys.exit(_told(error, rank))
     except Exception as error:
         if run.path.exists():
-            run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}")
+            run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
         if not isinstance(error, (ValueError, FloatingPointError)):
             raise
         sys.exit(_told(error, rank))

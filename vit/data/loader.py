@@ -85,8 +85,6 @@ class Reader:
     def _start(
         self, pool: ThreadPoolExecutor, want: Callable[[], _Wanted], buffer: _Buffer
     ) -> tuple[_Buffer, Future[_Wanted], list[Future[None]]]:
-        if buffer.copied is not None:
-            buffer.copied.synchronize()
         plan = pool.submit(want)
         edges = np.linspace(0, self.batch, self.workers + 1).astype(int).tolist()
         # Threads take tasks in the order of submission, so the plan is made before or while a part waits for it.
@@ -94,6 +92,8 @@ class Reader:
         return buffer, plan, parts
 
     def _decode(self, plan: Future[_Wanted], buffer: _Buffer, start: int, stop: int) -> None:
+        if buffer.copied is not None:
+            buffer.copied.synchronize()  # here, where it holds up no step
         wanted = plan.result()
         part = slice(start, min(stop, len(wanted.samples)))
         self.decoder.decode(wanted.epochs[part], wanted.samples[part], buffer.images.numpy()[part])
