@@ -135,7 +135,7 @@ def _encode(samples: list[int], source: Source, recipe: Recipe) -> Encoded:
             content, pixels, copied = _stored(source, sample, recipe, out.rows[row : row + 1])
         except Exception as error:  # whatever Pillow or OpenCV raises, it is about this image
             why = " ".join(str(error).split()) or type(error).__name__
-            if recipe.on_bad == "fail" or not _is_bad_image(error):
+            if recipe.on_bad == "fail" or not is_bad_image(error):
                 advice = "replace or remove it, or leave it out by --on-bad skip"
                 raise InputError(f"{source.describe(sample)}: cannot be used: {why}; {advice}") from None
             out.left_out.append((source.describe(sample), why))
@@ -148,8 +148,8 @@ def _encode(samples: list[int], source: Source, recipe: Recipe) -> Encoded:
     return out
 
 
-def _is_bad_image(error: Exception) -> bool:
-    """Else it is the disk, the network or the memory that fails, and a good image would be left out."""
+def is_bad_image(error: Exception) -> bool:
+    """Whether an image is to blame; else disk, network or memory fail, and a good image would be left out."""
     if isinstance(error, OSError):
         return error.errno in (None, ENOENT, ELOOP)  # Pillow's have no number
     return not isinstance(error, MemoryError)

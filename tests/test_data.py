@@ -24,9 +24,9 @@ from ranks import run_ranks
 from torchvision.transforms import RandomResizedCrop
 
 from data_prep.sources import fashion_mnist
-from vit.config import Config
+from vit.config import Config, DataConfig
 from vit.data.beton import open_beton
-from vit.data.decode import CentreCrop, DecodeError, Decoder, RandomCrop
+from vit.data.decode import CentreCrop, DecodeError, Decoder, RandomCrop, resolve
 from vit.data.loader import Batch, TrainData, ValData, threads
 from vit.data.manifest import manifest_path
 from vit.data.order import Order
@@ -214,7 +214,9 @@ def test_any_ranks_workers_and_start_give_the_same_batches(kind: str, request: p
     epochs, expected = Order(cfg.seed, samples).slice(0, 24 * steps)
     beton = open_beton(cfg.data.train)
     pixels = np.empty((24 * steps, 28, 28, 3), np.uint8)
-    Decoder(beton, RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio), 28).decode(epochs, expected, pixels)
+    Decoder(beton, RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio), 28, resolve("auto")).decode(
+        epochs, expected, pixels
+    )
     assert np.array_equal(order, expected)
     assert np.array_equal(labels.numpy(), beton.labels[expected])
     assert np.array_equal(images.numpy(), pixels)
@@ -258,7 +260,9 @@ def test_each_validation_image_is_seen_once(ranks: int, betons: Path) -> None:
     assert np.concatenate([b.samples for b in flat]).tolist() == list(range(VAL))
     beton = data[0].beton
     pixels = np.empty((VAL, 28, 28, 3), np.uint8)
-    Decoder(beton, CentreCrop(cfg.data.val_crop), 28).decode(np.zeros(VAL, np.int64), np.arange(VAL), pixels)
+    Decoder(beton, CentreCrop(cfg.data.val_crop), 28, resolve("auto")).decode(
+        np.zeros(VAL, np.int64), np.arange(VAL), pixels
+    )
     for batch in flat:
         real = len(batch.samples)
         assert len(batch.images) == len(batch.labels) == cfg.micro_batch
@@ -267,16 +271,17 @@ def test_each_validation_image_is_seen_once(ranks: int, betons: Path) -> None:
         assert np.array_equal(batch.images[:real].numpy(), pixels[batch.samples])
 
 
+def threads_on_one_core(cfg: DataConfig, core: int) -> int:
+    os.sched_setaffinity(0, [core])
+    return threads(cfg, world())
+
+
 def test_a_rank_decodes_on_its_share_of_the_cores_that_it_may_use(jpegs: Path) -> None:
     """Slurm gives a job some of a machine's cores; a thread for each of the others would only be in the way."""
     cores = sorted(os.sched_getaffinity(0))
     automatic = replace(small_config(jpegs).data, workers=0)
 
-    def on_one_core() -> int:
-        os.sched_setaffinity(0, cores[:1])
-        return threads(automatic, world())
-
-    assert run_ranks(1, on_one_core) == [1]
+    assert run_ranks(1, threads_on_one_core, automatic, cores[0]) == [1]
     assert threads(automatic, world()) == len(cores)
     assert threads(automatic, world(0, 2)) == max(1, len(cores) // 2)
     assert threads(automatic, world(0, 4096)) == 1
@@ -562,6 +567,24 @@ def test_a_model_for_other_classes_is_refused(num_classes: int, jpegs: Path) -> 
             kind(cfg, world())
 
 
+def flip_bits(copy: Path, regions: list[tuple[int, int]]) -> dict[str, int]:
+    """What came of one flipped bit in each region, a start and a length, put right again after."""
+    random = np.random.default_rng(0)
+    seen = {"refused": 0, "opened": 0}
+    for start, length in regions:
+        offset = start + int(random.integers(length))
+        (byte,) = patch(copy, offset, b"\0")
+        patch(copy, offset, bytes([byte ^ 1 << int(random.integers(8))]))
+        try:
+            decoded(copy, CentreCrop(1.0), 8, np.arange(JPEGS))
+            seen["opened"] += 1
+        except (ValueError, DecodeError) as error:
+            assert str(copy) in str(error)  # noqa: PT017
+            seen["refused"] += 1
+        patch(copy, offset, bytes([byte]))
+    return seen
+
+
 def test_no_flipped_bit_of_a_file_s_tables_crashes_a_run(copy: Path) -> None:
     """Each is refused by the file's name or decodes inside of the file's bounds: FFCV's C code never runs astray."""
     table = copy.stat().st_size - JPEGS * 24
@@ -573,23 +596,7 @@ def test_no_flipped_bit_of_a_file_s_tables_crashes_a_run(copy: Path) -> None:
         (table, JPEGS * 24),
     ]
 
-    def flip_bits() -> dict[str, int]:
-        random = np.random.default_rng(0)
-        seen = {"refused": 0, "opened": 0}
-        for start, length in regions * 60:
-            offset = start + int(random.integers(length))
-            (byte,) = patch(copy, offset, b"\0")
-            patch(copy, offset, bytes([byte ^ 1 << int(random.integers(8))]))
-            try:
-                decoded(copy, CentreCrop(1.0), 8, np.arange(JPEGS))
-                seen["opened"] += 1
-            except (ValueError, DecodeError) as error:
-                assert str(copy) in str(error)  # noqa: PT017
-                seen["refused"] += 1
-            patch(copy, offset, bytes([byte]))
-        return seen
-
-    (seen,) = run_ranks(1, flip_bits)  # in a process of its own: its death is a result too
+    (seen,) = run_ranks(1, flip_bits, copy, regions * 60)  # in a process of its own: its death is a result too
     assert isinstance(seen, dict), f"killed by signal {-seen}"
     assert min(seen.values()) > 50  # some bits mean nothing
     assert decoded(copy, CentreCrop(1.0), 8, np.arange(JPEGS)).any()  # all is as it was: the flips were the reason

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from PIL import Image
 
 from data_prep import jpeg
 from data_prep.beton import JPEG, RAW, open_beton
-from data_prep.encode import scaled
+from data_prep.encode import is_bad_image, scaled
 from data_prep.imagenet import ilsvrc, kaggle, read_devkit
 from data_prep.manifest import read_manifest
 from data_prep.mat import struct_array
@@ -487,6 +488,19 @@ def test_what_cannot_be_used_is_left_out_and_listed(imagenet: Path, capsys: pyte
     assert main([*arguments, "--on-bad", "skip", "--force"]) == 1
     assert "none of the images can be used" in capsys.readouterr().err
     assert read_manifest(out) == manifest
+
+
+def test_a_failing_disk_is_no_bad_image() -> None:
+    """--on-bad skip must not leave out what a network file system, or memory, fails to give."""
+    for error in (OSError(errno.EIO, "x"), OSError(errno.ESTALE, "x"), OSError(errno.EACCES, "x"), MemoryError()):
+        assert not is_bad_image(error)
+    for bad in (
+        OSError("image file is truncated"),
+        FileNotFoundError(errno.ENOENT, "x"),
+        InputError("x"),
+        ValueError(),
+    ):
+        assert is_bad_image(bad)
 
 
 def copies() -> dict[str, tuple[bytes, bool]]:

@@ -63,6 +63,7 @@ class DataConfig:
     val: Path = Path("data/imagenet/val.beton")  # written by data_prep.write_beton
     workers: int = 0  # decoding threads for each rank; 0: the cores that this process may use, shared among ranks
     prefetch: int = 3  # batches decoded ahead
+    decoder: Literal["auto", "native", "ffcv"] = "auto"  # native: Pillow's pixels; ffcv: FFCV's; auto: native if built
     crop_scale: tuple[float, float] = (0.08, 1.0)  # random crop's area over the image's, least and greatest
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # random crop's width over its height, least and greatest
     val_crop: float = 0.875  # side of the centre crop over the image's shorter side; 0.875 is 224 of 256

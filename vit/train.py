@@ -206,7 +206,8 @@ class Trainer:
     def recipe(self) -> dict[str, object]:
         """What a resumed run must share: every value that decides what is computed, and the data's fingerprint."""
         fingerprint = self.train_data.beton.fingerprint
-        return config.recipe(self.cfg) | {f"data.{name}": value for name, value in fingerprint.items()}
+        data = {f"data.{name}": value for name, value in fingerprint.items()}
+        return config.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
 
     def resume(self, accepted: list[str]) -> None:
         """Takes over the newest whole checkpoint, which all ranks agree on.  Raises ValueError for another recipe."""

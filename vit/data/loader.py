@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vit.config import Config, DataConfig
 from vit.data.beton import open_beton
-from vit.data.decode import CentreCrop, Decoder, RandomCrop
+from vit.data.decode import CentreCrop, Decoder, RandomCrop, resolve
 from vit.data.manifest import check_classes
 from vit.data.order import Order
 from vit.world import World
@@ -125,7 +125,8 @@ class TrainData:
         shards = world.my_shards(cfg.shards)
         self.first, self.batch = shards.start * cfg.micro_batch, len(shards) * cfg.micro_batch
         crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
-        decoder = Decoder(self.beton, crop, cfg.model.image_size)
+        self.decoder = resolve(cfg.data.decoder)
+        decoder = Decoder(self.beton, crop, cfg.model.image_size, self.decoder)
         self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -145,7 +146,8 @@ class ValData:
         check_classes(cfg.data.val, cfg.model.num_classes)
         self.beton = open_beton(cfg.data.val)
         self.batch = cfg.micro_batch
-        decoder = Decoder(self.beton, CentreCrop(cfg.data.val_crop), cfg.model.image_size)
+        crop = CentreCrop(cfg.data.val_crop)
+        decoder = Decoder(self.beton, crop, cfg.model.image_size, resolve(cfg.data.decoder))
         self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     @property
