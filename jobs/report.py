@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # `python jobs/report.py` puts jobs/ here
+if not __package__:  # run as a script, with jobs/ in the first place
+    sys.path[0] = str(ROOT)
 
 import matplotlib  # noqa: E402
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # `python jobs/submit.py` puts jobs/ here
+if not __package__:  # run as a script, with jobs/ in the first place
+    sys.path[0] = str(ROOT)
 
 import submitit  # noqa: E402
 from jsonargparse import ArgumentParser, Namespace  # noqa: E402

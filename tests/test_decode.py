@@ -1,6 +1,9 @@
 """The C++ decoder: Pillow's pixels, only where the crop lies, and never those of a damaged image."""
 
+import ctypes
 import io
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +129,23 @@ def test_a_damaged_jpeg_is_told_and_the_next_one_is_right() -> None:
         assert again is not None
         assert np.array_equal(again, good)
     assert native(JPEG, data, (160, 120), box, 64) is None
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_processor_without_avx2_sees_the_same_pixels(tmp_path: Path) -> None:
+    """The nodes of a cluster may differ; a run that moves between them must not."""
+    source, built = Path(__file__).parents[1] / "vit" / "data" / "native.cpp", tmp_path / "portable.so"
+    flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-DPORTABLE"]
+    subprocess.run(["g++", *flags, str(source), "-o", str(built), "-ljpeg"], check=True)
+    portable, ours = ctypes.CDLL(str(built)), native_library()
+    assert ours is not None
+    for pixels, box, S in crops(40):
+        image = np.array([RAW, *pixels.shape[:2], 0, pixels.nbytes, *box], np.int64)
+        out = np.zeros((2, S, S, 3), np.uint8)
+        for library, place in zip((ours, portable), out, strict=True):
+            library.vit_decode.argtypes = ours.vit_decode.argtypes
+            library.vit_decode(pixels.ctypes.data, 1, image.ctypes.data, S, place.ctypes.data)
+        assert np.array_equal(*out)
 
 
 def test_both_decoders_see_the_same_pictures(jpegs: Path) -> None:

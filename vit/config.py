@@ -69,10 +69,9 @@ class DataConfig:
     val_crop: float = 0.875  # side of the centre crop over the image's shorter side; 0.875 is 224 of 256
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        _check(0 < low <= high <= 1, f"data.crop_scale must be 0 < least <= greatest <= 1, not {self.crop_scale}")
-        low, high = self.crop_ratio
-        _check(0 < low <= high, f"data.crop_ratio must be 0 < least <= greatest, not {self.crop_ratio}")
+        scale, ratio = self.crop_scale, self.crop_ratio
+        _check(0 < scale[0] <= scale[1] <= 1, f"data.crop_scale must be 0 < least <= greatest <= 1, not {scale}")
+        _check(0 < ratio[0] <= ratio[1], f"data.crop_ratio must be 0 < least <= greatest, not {ratio}")
         _check(0 < self.val_crop <= 1, f"data.val_crop must be in (0, 1], not {self.val_crop}")
         _check(self.workers >= 0, f"data.workers must not be negative, not {self.workers}")
         _check(self.prefetch >= 1, f"data.prefetch must be at least 1, not {self.prefetch}")

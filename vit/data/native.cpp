@@ -18,7 +18,9 @@
 
 #include <jpeglib.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
+#define X86
+#include <immintrin.h>
 #define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))  // chosen when the library is loaded
 #else
 #define FOR_EACH_CPU
@@ -64,33 +66,74 @@ struct Weights {
     }
 };
 
-// One row of pixels, w to S wide.  Four lanes hold the three channels of a pixel; `row` has a byte to spare at its end.
-FOR_EACH_CPU void resize_row(const uint8_t* row, const Weights& across, int S, uint8_t* out) {
-    typedef int32_t Lanes __attribute__((vector_size(16)));
-    typedef uint8_t Bytes __attribute__((vector_size(4)));
-    for (int x = 0; x < S; x++) {
-        const int32_t* weight = &across.weight[static_cast<size_t>(x) * across.taps];
-        const uint8_t* pixel = row + CHANNELS * across.first[x];
-        const int32_t half = 1 << (BITS - 1);
-        Lanes sum = {half, half, half, half};
-        for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS) {
-            Bytes bytes;
-            std::memcpy(&bytes, pixel, 4);
-            sum += __builtin_convertvector(bytes, Lanes) * weight[k];
+constexpr int ROWS = 4;  // that are resized side by side
+
+// ROWS rows of pixels, `stride` bytes apart, from w to S wide.  Each pixel is read with the byte that follows it: the rows
+// have a byte to spare at their end.
+void resize_rows_anywhere(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out) {
+    for (int row = 0; row < ROWS; row++, in += stride)
+        for (int x = 0; x < S; x++, out += CHANNELS) {
+            const int32_t* weight = &across.weight[static_cast<size_t>(x) * across.taps];
+            const uint8_t* pixel = in + CHANNELS * across.first[x];
+            int32_t sum[CHANNELS] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
+            for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS)
+                for (int c = 0; c < CHANNELS; c++) sum[c] += weight[k] * pixel[c];
+            // Weights are not negative and add up to one and a rounding: all is within 0 to 255.
+            for (int c = 0; c < CHANNELS; c++) out[c] = static_cast<uint8_t>(sum[c] >> BITS);
         }
-        sum >>= BITS;  // weights are not negative and add up to at most one and a rounding: 0 to 255
-        for (int c = 0; c < CHANNELS; c++) out[CHANNELS * x + c] = static_cast<uint8_t>(sum[c] > 255 ? 255 : sum[c]);
+}
+
+#ifdef X86
+// The same sums, the four rows side by side: a lane for each channel of each row, and one for the byte behind it.
+__attribute__((target("avx2"))) void resize_rows_avx2(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out) {
+    const size_t width = static_cast<size_t>(S) * CHANNELS;
+    const auto four = [](const uint8_t* bytes) { int32_t word; std::memcpy(&word, bytes, 4); return word; };
+    for (int x = 0; x < S; x++, out += CHANNELS) {
+        const int32_t* weight = &across.weight[static_cast<size_t>(x) * across.taps];
+        const uint8_t* pixel = in + CHANNELS * across.first[x];
+        __m256i upper = _mm256_set1_epi32(1 << (BITS - 1)), lower = upper;  // rows 0 and 1, rows 2 and 3
+        for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS) {
+            const __m128i bytes = _mm_set_epi32(four(pixel + 3 * stride), four(pixel + 2 * stride), four(pixel + stride), four(pixel));
+            const __m256i factor = _mm256_set1_epi32(weight[k]);
+            upper = _mm256_add_epi32(upper, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), factor));
+            lower = _mm256_add_epi32(lower, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), factor));
+        }
+        const __m256i words = _mm256_packus_epi32(_mm256_srli_epi32(upper, BITS), _mm256_srli_epi32(lower, BITS));
+        const __m256i levels = _mm256_packus_epi16(words, words);  // rows 0 and 2, then rows 1 and 3
+        const int32_t rows[ROWS] = {_mm256_extract_epi32(levels, 0), _mm256_extract_epi32(levels, 4),
+                                    _mm256_extract_epi32(levels, 1), _mm256_extract_epi32(levels, 5)};
+        for (int row = 0; row < ROWS; row++) std::memcpy(out + row * width, &rows[row], CHANNELS);
+    }
+}
+#endif
+
+void resize_rows(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out) {
+#ifdef X86
+    static const bool avx2 = __builtin_cpu_supports("avx2");
+    if (avx2) return resize_rows_avx2(in, stride, across, S, out);
+#endif
+    resize_rows_anywhere(in, stride, across, S, out);
+}
+
+template <int COUNT>
+inline __attribute__((always_inline)) void add(const uint8_t* rows, const int32_t* weight, int count, int width, uint8_t* out) {
+    const int taps = COUNT ? COUNT : count;
+    for (int i = 0; i < width; i++) {
+        int32_t sum = 1 << (BITS - 1);
+        for (int k = 0; k < taps; k++) sum += weight[k] * rows[static_cast<size_t>(k) * width + i];
+        out[i] = static_cast<uint8_t>(sum >> BITS);
     }
 }
 
-// The column pass: rows of `width` bytes, weighted and added up.
-FOR_EACH_CPU void add_rows(const uint8_t* rows, const int32_t* weight, int count, int width, int32_t* sum, uint8_t* out) {
-    for (int i = 0; i < width; i++) sum[i] = 1 << (BITS - 1);
-    for (int k = 0; k < count; k++, rows += width)
-        for (int i = 0; i < width; i++) sum[i] += weight[k] * rows[i];
-    for (int i = 0; i < width; i++) {
-        const int32_t level = sum[i] >> BITS;
-        out[i] = static_cast<uint8_t>(level > 255 ? 255 : level);
+// The pass down the columns: `count` rows of `width` bytes, weighted and added up.
+FOR_EACH_CPU void add_rows(const uint8_t* rows, const int32_t* weight, int count, int width, uint8_t* out) {
+    switch (count) {  // with few and known taps the compiler keeps the sums in registers
+        case 1: return add<1>(rows, weight, count, width, out);
+        case 2: return add<2>(rows, weight, count, width, out);
+        case 3: return add<3>(rows, weight, count, width, out);
+        case 4: return add<4>(rows, weight, count, width, out);
+        case 5: return add<5>(rows, weight, count, width, out);
+        default: return add<0>(rows, weight, count, width, out);
     }
 }
 
@@ -105,9 +148,8 @@ void be_quiet(j_common_ptr) {}
 // What one thread works with; it is freed when the thread ends.
 struct Worker {
     Weights across, down;
-    std::vector<uint8_t> line;     // one decoded row
+    std::vector<uint8_t> lines;    // ROWS decoded rows
     std::vector<uint8_t> resized;  // all rows of the crop, S wide
-    std::vector<int32_t> sum;
     jpeg_decompress_struct info;
     Failure failure;
 
@@ -122,23 +164,30 @@ struct Worker {
     void begin(int h, int w, int S) {
         across.set(w, S);
         down.set(h, S);
-        resized.resize(static_cast<size_t>(h) * S * CHANNELS);
-        sum.resize(static_cast<size_t>(S) * CHANNELS);
+        resized.resize(static_cast<size_t>(h + ROWS) * S * CHANNELS);
+    }
+
+    // Rows of the crop, `stride` bytes apart and with a byte to spare behind the last; the y-th is the first of them.
+    void take(const uint8_t* rows, size_t stride, int y, int S) {
+        resize_rows(rows, stride, across, S, &resized[static_cast<size_t>(y) * S * CHANNELS]);
     }
 
     void finish(int S, uint8_t* out) {
-        const int width = S * CHANNELS;
+        const size_t width = static_cast<size_t>(S) * CHANNELS;
         for (int y = 0; y < S; y++)
-            add_rows(&resized[static_cast<size_t>(down.first[y]) * width], &down.weight[static_cast<size_t>(y) * down.taps],
-                     down.count[y], width, sum.data(), out + static_cast<size_t>(y) * width);
+            add_rows(&resized[down.first[y] * width], &down.weight[static_cast<size_t>(y) * down.taps], down.count[y],
+                     static_cast<int>(width), out + y * width);
     }
 
     void raw(const uint8_t* pixels, int width, int top, int left, int h, int w, int S, uint8_t* out) {
         begin(h, w, S);
-        line.resize(static_cast<size_t>(w) * CHANNELS + 1);
-        for (int y = 0; y < h; y++) {
-            std::memcpy(line.data(), pixels + (static_cast<size_t>(top + y) * width + left) * CHANNELS, static_cast<size_t>(w) * CHANNELS);
-            resize_row(line.data(), across, S, &resized[static_cast<size_t>(y) * S * CHANNELS]);
+        const size_t stride = static_cast<size_t>(w) * CHANNELS + 1;
+        lines.resize(stride * ROWS);
+        for (int y = 0; y < h; y += ROWS) {
+            // Copied, because behind the last row of the last image the file may end.
+            for (int row = 0; row < ROWS && y + row < h; row++)
+                std::memcpy(&lines[row * stride], pixels + (static_cast<size_t>(top + y + row) * width + left) * CHANNELS, stride - 1);
+            take(lines.data(), stride, y, S);
         }
         finish(S, out);
     }
@@ -165,12 +214,15 @@ struct Worker {
         const int from = left - block > 0 ? left - block : 0, to = left + w + block < width ? left + w + block : width;
         JDIMENSION start = from, columns = to - from;
         if (columns < static_cast<JDIMENSION>(width)) jpeg_crop_scanline(&info, &start, &columns);
-        line.resize(static_cast<size_t>(columns) * CHANNELS + 1);
+        const size_t stride = static_cast<size_t>(columns) * CHANNELS + 1;
+        lines.resize(stride * ROWS);
         if (top > 0) jpeg_skip_scanlines(&info, top);
-        for (int y = 0; y < h; y++) {
-            JSAMPROW row = line.data();
-            jpeg_read_scanlines(&info, &row, 1);
-            resize_row(row + static_cast<size_t>(left - start) * CHANNELS, across, S, &resized[static_cast<size_t>(y) * S * CHANNELS]);
+        for (int y = 0; y < h; y += ROWS) {
+            for (int row = 0; row < ROWS && y + row < h; row++) {
+                JSAMPROW line = &lines[row * stride];
+                jpeg_read_scanlines(&info, &line, 1);
+            }
+            take(&lines[static_cast<size_t>(left - start) * CHANNELS], stride, y, S);
         }
         const bool whole = failure.manager.num_warnings == 0;  // libjpeg fills what is missing with grey, and warns
         jpeg_abort_decompress(&info);
