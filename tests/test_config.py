@@ -93,6 +93,7 @@ def other(name: str, value: Any) -> Any:
         "model.heads": 6,
         "model.pool": "mean",
         "model.positions": "sincos2d",
+        "data.decoder": "ffcv",
         "precision": "bf16",
         "device": "cpu",
         "log.wandb": "offline",

@@ -209,7 +209,7 @@ def test_a_run_that_fails_says_why(betons: Path, tmp_path: Path) -> None:
     failed = submit(tmp_path, "--gpus", "2", *settings(betons), "--optim.lr", "1e30", "--optim.clip_norm", "0")
     assert failed.returncode == 1
     assert "is not a number; a lower optim.lr may help" in failed.stderr
-    assert "logs/rank-0.log" in failed.stderr
+    assert "/logs/rank-" in failed.stderr
     run = RunFolder(tmp_path / "runs" / "demo")
     assert run.last("failed") is not None
     assert run.last("restarting in place") is None
