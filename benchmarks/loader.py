@@ -125,6 +125,8 @@ def decode(folder: Path, workers: int) -> Iterator[Any]:
 
 def measure(name: str, folder: Path, workers: int, seconds: float) -> float:
     """Images/s after the first batches."""
+    import torch
+
     makers: dict[str, Callable[[], Iterator[Any]]] = {
         "ours": lambda: ours(folder, workers, "native"),
         "ours_ffcv": lambda: ours(folder, workers, "ffcv"),
@@ -133,6 +135,7 @@ def measure(name: str, folder: Path, workers: int, seconds: float) -> float:
         "torchvision_io": lambda: torchvision(folder, workers, io=True),
         "decode": lambda: decode(folder, workers),
     }
+    torch.set_num_threads(1)  # its idle threads spin, on cores that the workers need
     batches = makers[name]()
     for _ in range(8):
         next(batches)
