@@ -172,7 +172,7 @@ def compare(count: int, rounds: int, seconds: float, workers: list[int]) -> dict
             )
         },
         "cores": os.cpu_count(),
-        "machine": platform.platform(),
+        "machine": platform.machine(),
     }
 
 
