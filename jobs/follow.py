@@ -43,6 +43,8 @@ def in_foreground(job: TrainJob, run: RunFolder) -> int:
     known = len(run.events())
     try:
         job()
+    except KeyboardInterrupt:
+        pass  # the ranks were told, and saved
     except Exception as error:
         return _verdict(run, known, error)
     return _verdict(run, known, None)
@@ -61,10 +63,12 @@ def summary(run: RunFolder, finished: Event) -> str:
 
 def _until_done(submitted: submitit.Job[Any], run: RunFolder) -> Iterator[None]:
     """Shows each new line of the learning curve; on a terminal in place, elsewhere now and then."""
-    seen, quiet_until = len(read_lines(run.metrics)), 0.0
+    records = read_lines(run.metrics)
+    seen, written, quiet_until = len(records), 0, 0.0
     while True:
         done = submitted.done()
-        records = read_lines(run.metrics)
+        if run.metrics.exists() and (last := run.metrics.stat().st_mtime_ns) != written:
+            records, written = read_lines(run.metrics), last
         seen = min(seen, len(records))  # a resumed run takes back what it had written after its checkpoint
         for record in records[seen:]:
             evaluation = "val_top1" in record

@@ -1,9 +1,10 @@
-// Crops of images, decoded and resized: the pixels of Pillow, to the bit, at less than half of its cost.
+// Crops of images, decoded and resized: the pixels of Pillow at less than half of its cost.
 //
 // A JPEG is decoded only where the crop lies (libjpeg-turbo skips the rows above and below it and the columns beside it),
 // and each row is resized while it is in the cache.  The resize is Pillow's antialiased bilinear one: the same triangle
 // weights in 22 bits, horizontal first, each pass rounded to 8 bits.  Hence `Image.crop(box).resize(size, BILINEAR)`, and
-// torchvision's RandomResizedCrop and Resize on PIL images, give these pixels exactly.
+// torchvision's RandomResizedCrop and Resize on PIL images, give these pixels exactly, up to Pillow 12.  Pillow 13 takes
+// the columns of some tall crops first, and then differs by one level at most.
 // Pillow: https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 //
 // Called through ctypes, without Python's lock, by several threads at once.
