@@ -24,7 +24,7 @@ from jobs import clusters  # noqa: E402
 from jobs.clusters import Resources  # noqa: E402
 from jobs.follow import follow, in_foreground, summary  # noqa: E402
 from jobs.job import TrainJob  # noqa: E402
-from vit import config  # noqa: E402
+from vit import config, settings  # noqa: E402
 from vit.config import Config  # noqa: E402
 from vit.data.manifest import check_classes  # noqa: E402
 from vit.ledger import InUseError, RunFolder  # noqa: E402
@@ -34,7 +34,7 @@ PACKAGES = ("vit", "jobs", "data_prep")
 
 def parser() -> ArgumentParser:
     """Every setting of a run, and where it is to run."""
-    out = config.parser("submit.py", (__doc__ or "").partition("\n")[0])
+    out = settings.parser("submit.py", (__doc__ or "").partition("\n")[0])
     job = out.add_argument_group("job (where the run is to run)")
     job.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
     job.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of each node, one rank each (default: 1)")
@@ -73,7 +73,7 @@ def parser() -> ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     command = parser()
-    cfg, options = config.parse(command, args)
+    cfg, options = settings.parse(command, args)
     try:
         where = clusters.detect() if options.cluster == "auto" else options.cluster
         run, cfg = prepare(cfg, options, where)
@@ -112,7 +112,7 @@ def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Con
         for path in (cfg.data.train, cfg.data.val):
             check_classes(path, cfg.model.num_classes)
     if run.config.exists():
-        before, now = config.recipe(config.load(run.config)), config.recipe(cfg)
+        before, now = config.recipe(settings.load(run.config)), config.recipe(cfg)
         accepted = set(options.override_resume)
         changed = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k] and k not in accepted]
         if changed:
@@ -125,7 +125,7 @@ def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Con
 
 def nothing_to_do(cfg: Config, run: RunFolder, where: str) -> str:
     """Why there is nothing to submit: the run is complete, or Slurm has it already; else nothing."""
-    if (event := run.finished()) and config.recipe(config.load(run.config)) == config.recipe(cfg):
+    if (event := run.finished()) and config.recipe(settings.load(run.config)) == config.recipe(cfg):
         return f"{run.path} is complete.\n{summary(run, event)}"
     if where == "slurm" and (queued := clusters.in_queue(run)):
         return f"{run.path} is in the queue already.\n{hints(run, queued)}"

@@ -15,9 +15,10 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from vit import config
-from vit.config import AugmentConfig, Config, LogConfig, ModelConfig, OptimConfig, flatten, load, recipe, to_yaml
+from vit import config, settings
+from vit.config import AugmentConfig, Config, LogConfig, ModelConfig, OptimConfig, flatten, recipe, to_yaml
 from vit.model import VisionTransformer
+from vit.settings import load
 from vit.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,7 +145,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults() -> None
 def complaint(capsys: pytest.CaptureFixture[str], *args: str | Path) -> str:
     """What a person sees who gives these arguments: one line, and exit code 2."""
     with pytest.raises(SystemExit) as ended:
-        config.parse(config.parser("vit"), [str(arg) for arg in args])
+        settings.parse(settings.parser("vit"), [str(arg) for arg in args])
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -267,7 +268,7 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str], t
     assert "stray" in complaint(capsys, "--config", DEMO, "stray")
 
 
-def settings(room: type = Config, prefix: str = "") -> list[tuple[str, str, Any]]:
+def every_setting(room: type = Config, prefix: str = "") -> list[tuple[str, str, Any]]:
     """Name, comment and default of every setting, read from the source with other eyes than the parser's."""
     tree = ast.parse(Path(config.__file__).read_text())
     lines = Path(config.__file__).read_text().splitlines()
@@ -277,7 +278,7 @@ def settings(room: type = Config, prefix: str = "") -> list[tuple[str, str, Any]
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name = node.target.id
             if is_dataclass(hints[name]):
-                out += settings(hints[name], f"{prefix}{name}.")
+                out += every_setting(hints[name], f"{prefix}{name}.")
             else:
                 comment = lines[node.lineno - 1].partition("  # ")[2]
                 out.append((prefix + name, comment, getattr(defaults, name)))
@@ -290,12 +291,12 @@ def test_the_help_shows_every_setting_with_its_meaning_and_its_default(
     """The comment behind the field in the source is the help text, so there is one of each, and choices are listed."""
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as ended:
-        config.parse(config.parser("vit"), ["--help"])
+        settings.parse(settings.parser("vit"), ["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     entries = dict(re.findall(r"^  --([\w.]+) VALUE((?:.*\n)(?: {10,}.*\n)*)", said, re.MULTILINE))
-    assert entries.keys() == {name for name, _, _ in settings()} == flatten(Config()).keys()
-    for name, comment, default in settings():
+    assert entries.keys() == {name for name, _, _ in every_setting()} == flatten(Config()).keys()
+    for name, comment, default in every_setting():
         text = "".join(entries[name].split())
         assert len(comment) > 5, f"{name} has no comment"
         assert "".join(comment.split()) in text, name

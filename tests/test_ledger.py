@@ -214,7 +214,7 @@ def test_the_progress_line_says_where_the_run_is_and_how_long_it_takes() -> None
 LOG_TO_WANDB = """
 import json, sys
 from pathlib import Path
-from vit.config import load
+from vit.settings import load
 from vit.ledger import RunFolder
 from vit.log import MetricsLog
 cfg = load(sys.argv[2], "--log.wandb", "offline", "--log.wandb_project", "my-project")

@@ -1,24 +1,15 @@
-"""What a run is: typed values from a YAML file and the command line.  No torch: a login node must answer at once.
+"""What a run is: typed values.  `settings.py` reads them from a YAML file and the command line.
 
-A field's trailing comment is its help text; `--optim.lr 1e-3` overrides a value, `--print-config` shows them all.
+A field's trailing comment is its help text.  No torch: a login node must answer at once.
 """
 
-import argparse
-import ast
-import difflib
-import inspect
 import json
 import math
-import re
-import shutil
-import sys
-import textwrap
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 
 
 def _check(condition: bool, message: str) -> None:
@@ -223,98 +214,3 @@ def recipe(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The whole config as a YAML file that `--config` reads back."""
     return yaml.safe_dump(json.loads(json.dumps(asdict(config), default=str)), sort_keys=False)
-
-
-def load(path: Path | str, *overrides: str) -> Config:
-    """The config of a YAML file, with overrides as on the command line: `load("a.yaml", "--optim.lr", "1e-3")`."""
-    return parse(parser(str(path)), ["--config", str(path), *overrides])[0]
-
-
-def parser(prog: str, description: str = "") -> ArgumentParser:
-    """A parser of `--config FILE` and every field of `Config`; a command adds its own options to it."""
-    out = _Parser(
-        prog=prog, description=description, print_config="--print-config", formatter_class=_Help, allow_abbrev=False
-    )
-    out.usage = f"{prog} --config FILE [options] [--setting value …]"
-    out.add_argument("--config", action="config", required=True, help="YAML file; what it leaves out keeps its default")
-    out.add_class_arguments(Config)
-    help_texts, rooms = _help_texts(Config), get_type_hints(Config)
-    for action in out._actions:
-        if action.dest in help_texts:
-            action.help, action.metavar = help_texts[action.dest], "VALUE"
-        elif action.dest in rooms:
-            action.help = argparse.SUPPRESS  # `--model FILE` works, but one way to say it is enough
-        elif action.dest == "print_config":
-            action.help, action.metavar = "print the config that all this amounts to, and exit", ""
-    for group in out._action_groups:
-        for name, room in {"run": Config, **rooms}.items():
-            if group.title == str(room):
-                group.title = f"{name} ({(inspect.getdoc(room) or '').rstrip('.')})"
-    return out
-
-
-def parse(parser: ArgumentParser, args: list[str] | None = None) -> tuple[Config, Namespace]:
-    """The config, and the command's own options.  Ends the process with one clear line if the input is wrong."""
-    hints = get_type_hints(Config)
-    try:
-        options = parser.parse_args(args)
-        given = vars(options.as_flat())
-        for name in flatten(Config()):
-            _check(given.get(name) is not None, f"{name} has no value")  # `lr:` with nothing after it, or `optim: 5`
-        values = {f.name: options.pop(f.name) for f in fields(Config)}
-        rooms = {name: hints[name](**vars(v)) if isinstance(v, Namespace) else v for name, v in values.items()}
-        config = Config(**rooms)
-    except ValueError as error:
-        parser.error(str(error))
-    return config, options
-
-
-class _Parser(ArgumentParser):
-    """Errors in one line, with the nearest known name for a misspelt one."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = " ".join(line.strip() for line in message.splitlines())
-        message = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", message)
-        message = message.replace("the following arguments are required: config", "--config FILE is required")
-        unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-        unknown = unknown or re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)
-        if unknown:
-            wrong, names = ".".join(unknown.groups()), [action.dest for action in self._actions]
-            leaf = wrong.rpartition(".")[2]  # `--lr` means `--optim.lr`
-            near = [n for n in names if n.endswith(f".{leaf}")] or difflib.get_close_matches(wrong, names, cutoff=0.5)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            message = f"unknown setting {wrong!r}{meant}  (--help lists all)"
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
-
-
-class _Help(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=min(120, shutil.get_terminal_size().columns))
-
-
-def _help_texts(cls: type, prefix: str = "") -> dict[str, str]:
-    """Each field's trailing comment, choices and default, under its full name."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    lines, hints, defaults = source.splitlines(), get_type_hints(cls), cls()
-    (definition,) = ast.parse(source).body
-    assert isinstance(definition, ast.ClassDef)
-    out: dict[str, str] = {}
-    for node in definition.body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        name = node.target.id
-        if is_dataclass(hints[name]):
-            out |= _help_texts(hints[name], f"{prefix}{name}.")
-            continue
-        assert node.end_lineno and node.end_col_offset
-        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")
-        choices = "|".join(get_args(hints[name])) + "; " if get_origin(hints[name]) is Literal else ""
-        out[prefix + name] = f"{comment} ({choices}default: {_shown(getattr(defaults, name))})".replace("%", "%%")
-    return out
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)

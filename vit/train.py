@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit import checkpoint, config, optim
+from vit import checkpoint, config, optim, settings
 from vit.augment import augment
 from vit.config import Config
 from vit.data.loader import Batch, TrainData, ValData
@@ -253,12 +253,12 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0 also after a signal, when all is saved; 2 if the user can mend what is wrong."""
     clock = Clock(started=psutil.Process().create_time())
-    parser = config.parser("vit.train", "Trains a Vision Transformer, or goes on where its run was.")
+    parser = settings.parser("vit.train", "Trains a Vision Transformer, or goes on where its run was.")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/ and the config's name)")
     parser.add_argument(
         "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ on resuming"
     )
-    cfg, options = config.parse(parser, args)
+    cfg, options = settings.parse(parser, args)
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
     _end_with_parent()
     rank = int(os.environ.get("RANK", "0"))
