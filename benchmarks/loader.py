@@ -8,6 +8,7 @@ random order.  The best of its turns counts.  The last line is one JSON object w
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -50,18 +51,20 @@ def make_images(folder: Path, count: int) -> None:
 
 def ours(folder: Path, workers: int, kind: str) -> Iterator[Any]:
     """Epochs of our loader, with the flip that training does on the device."""
+    import numpy as np
     import torch
 
     from vit.data.beton import open_beton
     from vit.data.decode import Decoder, RandomCrop
-    from vit.data.loader import Reader, _Wanted
+    from vit.data.loader import Plan, Reader
     from vit.data.order import Order
 
     beton = open_beton(folder / "images.beton")
     decoder = Decoder(beton, RandomCrop(0, (0.08, 1.0), (0.75, 4 / 3)), SIZE, kind)
     reader, order = Reader(decoder, BATCH, workers, 3, torch.device("cpu")), Order(0, len(beton))
-    wanted = (lambda s=step: _Wanted(*order.slice(s * BATCH, (s + 1) * BATCH)) for step in range(10**9))
-    for batch in reader.read(wanted):
+    places = np.arange(BATCH)
+    plans = (Plan(functools.partial(order.at, step * BATCH + places)) for step in range(10**9))
+    for batch in reader.read(plans):
         batch.images[::2] = batch.images[::2].flip(2)
         yield batch.images
 

@@ -54,9 +54,11 @@ def summary(run: RunFolder, finished: Event) -> str:
     """What a finished run reached, where it is, and what to type next."""
     folder = relative(run.path)
     average = f", averaged weights {finished['val_top1_average']:.2%}" if "val_top1_average" in finished else ""
+    damaged = len({event["problem"] for event in run.events() if event["event"] == "damaged sample"})
     return (
         f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{average}\n"
-        f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
+        + (f"  damaged images  {damaged}, replaced or left out: see {folder}/ledger.jsonl\n" if damaged else "")
+        + f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
         f"  next            python jobs/report.py {folder} --out curve.png   draws its learning curve"
     )
 

@@ -95,6 +95,10 @@ def other(name: str, value: Any) -> Any:
         "model.pool": "mean",
         "model.positions": "sincos2d",
         "data.decoder": "ffcv",
+        "data.cache": "memory",
+        "data.shuffle_window": 128,
+        "data.on_bad": "skip",
+        "data.verify": "never",
         "precision": "bf16",
         "device": "cpu",
         "log.wandb": "offline",
@@ -311,6 +315,7 @@ def test_the_recipe_is_every_value_that_decides_what_is_computed() -> None:
     """Left out are paths, threads, device and cadence, and nothing else: changing those does not refuse a resume."""
     free = {
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
+        *("data.cache", "data.on_bad", "data.verify"),
         *("checkpoint.every_minutes", "checkpoint.keep"),
         *("log.every_steps", "log.eval_every_epochs", "log.wandb", "log.wandb_project"),
     }

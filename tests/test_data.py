@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,148 +29,10 @@ from vit.data.decode import CentreCrop, DecodeError, Decoder, RandomCrop, resolv
 from vit.data.loader import Batch, TrainData, ValData, threads
 from vit.data.manifest import manifest_path
 from vit.data.order import Order
-from vit.keys import Stream, key, keys, mix, uniform
 from vit.world import World
 
 Ints = NDArray[np.int64]
 IMAGENET_CROP = RandomCrop(seed=0, scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
-
-# ---------------------------------------------------------------------------------------------------------------- keys
-
-TWO_64 = 2**64
-GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of the SplitMix64 paper
-
-
-def mixed(z: int) -> int:
-    """The mixer in Python's integers."""
-    z = (z ^ z >> 30) * MIX_1 % TWO_64
-    z = (z ^ z >> 27) * MIX_2 % TWO_64
-    return z ^ z >> 31
-
-
-def unmixed(z: int) -> int:
-    """Its inverse."""
-    z = (z ^ z >> 31 ^ z >> 62) * pow(MIX_2, -1, TWO_64) % TWO_64
-    z = (z ^ z >> 27 ^ z >> 54) * pow(MIX_1, -1, TWO_64) % TWO_64
-    return z ^ z >> 30 ^ z >> 60
-
-
-def key_of(stream: int, seed: int, *counters: int) -> int:
-    """`vit.keys.keys` in Python's integers."""
-    out = mixed((seed + stream * GOLDEN) % TWO_64)
-    for counter in counters:
-        out = mixed(mixed((out + GOLDEN) % TWO_64) ^ (counter * MIX_2 + GOLDEN) % TWO_64)
-    return out
-
-
-def test_the_mixer_is_splitmix64() -> None:
-    """The first numbers that the published generator gives for the seed 1234567."""
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    seed = np.uint64(1234567)
-    assert [int(mix(np.array([(1234567 + i * GOLDEN) % TWO_64], np.uint64))[0]) for i in (1, 2, 3, 4)] == published
-    assert [int(uniform(np.array([seed]), i)[0] * 2**53) for i in range(4)] == [n >> 11 for n in published]
-
-
-def test_keys_never_change() -> None:
-    """A key is the same in every version of this code and of numpy: else a resumed run would draw something else."""
-    assert [hex(key_of(s, 42, 3, 5)) for s in Stream] == [
-        "0xb5bb87b8d07e7fdc",
-        "0xeb4d285998951229",
-        "0xa41181fce19a2491",
-        "0xeae61a9c515785e4",
-        "0x625696232f4173ed",
-    ]
-    samples = np.array([0, 1, 5, 1281166, 2**40])
-    for stream in Stream:
-        for seed in (0, 42, -1, 2**63 - 1):
-            assert keys(stream, seed, 3, samples).tolist() == [key_of(stream, seed, 3, int(s)) for s in samples]
-            assert key(stream, seed, 3, 5) == key_of(stream, seed, 3, 5) >> 1  # fits torch.manual_seed
-
-
-def test_uniform_numbers_stay_below_one() -> None:
-    """Also for the key whose bits are all ones: an index made of it stays inside its table."""
-    highest = (unmixed(TWO_64 - 1) - GOLDEN) % TWO_64
-    lowest = (unmixed(0) - GOLDEN) % TWO_64
-    assert uniform(np.array([highest, lowest], np.uint64), 0).tolist() == [1 - 2**-53, 0.0]
-
-
-@pytest.mark.parametrize("stream", Stream)
-def test_uniform_numbers_are_uniform(stream: Stream) -> None:
-    """Chi-square over 256 bins, for many samples of one epoch, many epochs of one sample, many draws of one key."""
-    many = np.arange(50_000)
-    one = keys(stream, 0, 0, 0)
-    for numbers in (
-        uniform(keys(stream, 0, 0, many), 0),
-        uniform(keys(stream, 0, many, 0), 3),
-        np.concatenate([uniform(one, draw) for draw in range(10_000)]),
-    ):
-        expected = len(numbers) / 256
-        chi_square = ((np.bincount((numbers * 256).astype(int), minlength=256) - expected) ** 2 / expected).sum()
-        assert 255 - 5 * math.sqrt(2 * 255) < chi_square < 255 + 5 * math.sqrt(2 * 255)
-
-
-def test_draws_that_differ_in_anything_are_independent() -> None:
-    """Stream, seed, epoch, sample and draw: each changes half of the bits, and none undoes another."""
-    many = np.arange(20_000)
-    base = keys(Stream.CROP, 0, 1, many)
-    others = [
-        keys(Stream.ORDER, 0, 1, many),
-        keys(Stream.CROP, 1, 1, many),
-        keys(Stream.CROP, 0, 2, many),
-        keys(Stream.CROP, 0, 1, many + 1),
-        keys(Stream.CROP, 0, many, 1),  # epoch and sample exchanged
-        keys(Stream.CROP, 0, many),
-    ]
-    for other in others:
-        assert abs(np.bitwise_count(base ^ other).mean() - 32) < 5 * 4 / math.sqrt(len(many))
-        assert abs(np.corrcoef(uniform(base, 0), uniform(other, 0))[0, 1]) < 5 / math.sqrt(len(many))
-    assert abs(np.corrcoef(uniform(base, 0), uniform(base, 1))[0, 1]) < 5 / math.sqrt(len(many))
-    assert len(np.unique(np.concatenate([base, *others[:3]]))) == 4 * len(many)
-
-
-# --------------------------------------------------------------------------------------------------------------- order
-
-
-@pytest.mark.parametrize("samples", [1, 2, 37, 1000])
-def test_each_epoch_is_each_sample_once(samples: int) -> None:
-    """Nothing is dropped, padded or repeated."""
-    order = Order(3, samples)
-    for epoch in (0, 1, 2, 500):
-        assert np.array_equal(np.sort(order.permutation(epoch)), np.arange(samples))
-
-
-def test_any_piece_of_the_stream_is_found_without_walking_there() -> None:
-    """At every place and length, over the ends of one and of many epochs, and of length 0."""
-    N = 11
-    order = Order(3, N)
-    stream = np.concatenate([order.permutation(epoch) for epoch in range(5)])
-    for start in range(3 * N):
-        for stop in range(start, 5 * N):
-            epochs, samples = order.slice(start, stop)
-            assert np.array_equal(samples, stream[start:stop])
-            assert np.array_equal(epochs, np.arange(start, stop) // N)
-
-
-def test_the_order_never_changes() -> None:
-    """It is the order of the keys, and these: a later version must not resume a run with other samples."""
-    order = Order(0, 10)
-    assert order.permutation(0).tolist() == [2, 3, 6, 1, 0, 7, 5, 8, 4, 9]
-    assert order.permutation(1).tolist() == [0, 2, 7, 6, 1, 3, 8, 9, 4, 5]
-    assert Order(9, 500).permutation(4).tolist() == sorted(range(500), key=lambda i: key_of(Stream.ORDER, 9, 4, i))
-
-
-def test_the_order_is_random() -> None:
-    """No sample stays near its place or its neighbour, in the file or in another epoch or under another seed."""
-    N = 10_000
-    first = Order(0, N).permutation(0)
-    for other in (np.arange(N), Order(0, N).permutation(1), Order(0, N).permutation(7), Order(1, N).permutation(0)):
-        place, place_there = np.argsort(first), np.argsort(other)
-        displacement = np.abs(place - place_there) / N
-        assert abs(displacement.mean() - 1 / 3) < 5 * math.sqrt(1 / 18 / N)
-        assert (displacement == 0).sum() < 10  # 1 is expected
-        neighbours = set(pairwise(first.tolist())) & set(pairwise(other.tolist()))
-        assert len(neighbours) < 10  # 1 is expected
-
 
 # ------------------------------------------------------------------------------------------------------------- batches
 
@@ -211,7 +72,7 @@ def test_any_ranks_workers_and_start_give_the_same_batches(kind: str, request: p
     cfg = replace(small_config(request.getfixturevalue(data)), global_batch=24, micro_batch=6)
     steps = 7
     order, labels, images = train_stream(cfg, 1, 0, steps)
-    epochs, expected = Order(cfg.seed, samples).slice(0, 24 * steps)
+    epochs, expected = Order(cfg.seed, samples).at(np.arange(24 * steps))
     beton = open_beton(cfg.data.train)
     pixels = np.empty((24 * steps, 28, 28, 3), np.uint8)
     Decoder(beton, RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio), 28, resolve("auto")).decode(
@@ -627,12 +488,12 @@ def test_data_left_in_the_middle_leaves_no_thread(how: str, jpegs: Path) -> None
     assert decoding_threads() == []
 
 
-def test_a_hundred_early_ends_cost_no_memory(jpegs: Path) -> None:
+def test_two_hundred_early_ends_cost_no_memory(jpegs: Path) -> None:
     """FFCV's loader leaks a thread and its buffers each time, https://github.com/libffcv/ffcv/issues/393."""
     cfg = with_data(replace(small_config(jpegs), global_batch=16), workers=2)
     cfg = replace(cfg, model=replace(cfg.model, image_size=140))  # 0.9 MB a batch
     data, process = TrainData(cfg, world()), psutil.Process()
-    for i in range(110):
+    for i in range(210):
         if i == 10:
             gc.collect()
             before = process.memory_info().rss

@@ -55,6 +55,11 @@ class DataConfig:
     workers: int = 0  # decoding threads for each rank; 0: the cores that this process may use, shared among ranks
     prefetch: int = 3  # batches decoded ahead
     decoder: Literal["auto", "native", "ffcv"] = "auto"  # native: Pillow's pixels; ffcv: FFCV's; auto: native if built
+    cache: Literal["os", "process", "memory"] = "os"  # page cache; each rank's own reads; all in each node's memory
+    shuffle_window: int = 0  # images shuffled together, in blocks of neighbours, for files that do not fit; 0: all
+    repeats: int = 1  # times that each image is in a batch, cropped anew: repeated augmentation
+    on_bad: Literal["fail", "skip"] = "fail"  # a damaged image: ends the run, or the next of its class replaces it
+    verify: Literal["first-epoch", "never"] = "first-epoch"  # the file's digests, page by page while it is first read
     crop_scale: tuple[float, float] = (0.08, 1.0)  # random crop's area over the image's, least and greatest
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # random crop's width over its height, least and greatest
     val_crop: float = 0.875  # side of the centre crop over the image's shorter side; 0.875 is 224 of 256
@@ -66,6 +71,9 @@ class DataConfig:
         _check(0 < self.val_crop <= 1, f"data.val_crop must be in (0, 1], not {self.val_crop}")
         _check(self.workers >= 0, f"data.workers must not be negative, not {self.workers}")
         _check(self.prefetch >= 1, f"data.prefetch must be at least 1, not {self.prefetch}")
+        _check(self.repeats >= 1, f"data.repeats must be at least 1, not {self.repeats}")
+        window = self.shuffle_window
+        _check(window >= 0 and window % 64 == 0, f"data.shuffle_window must be a multiple of 64, not {window}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +194,10 @@ class Config:
 
 
 # What a resumed run may change freely: where things are and how often they are looked at, never what is computed.
-NOT_THE_RECIPE = ("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes")
+NOT_THE_RECIPE = (
+    *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
+    *("device", "timeout_minutes"),
+)
 NOT_THE_RECIPE_ROOMS = ("checkpoint.", "log.")
 
 

@@ -25,6 +25,7 @@ class Stream(enum.IntEnum):
     AUGMENT = 3
     MODEL = 4
     INIT = 5
+    BLOCKS = 6
 
 
 def mix(z: U64) -> U64:

@@ -24,7 +24,8 @@ from torch import Tensor
 from vit import checkpoint, config, optim, settings
 from vit.augment import augment
 from vit.config import Config
-from vit.data.loader import Batch, TrainData, ValData
+from vit.data.decode import DamagedError
+from vit.data.loader import Batch, TrainData, ValData, storage_line
 from vit.evaluate import evaluate
 from vit.gradients import ShardedGradients
 from vit.keys import Stream, key
@@ -52,6 +53,8 @@ class Trainer:
         self.agreement.install()
         self.train_data, self.val_data = TrainData(cfg, world), ValData(cfg, world)
         self.samples = len(self.train_data.beton)
+        if world.rank == 0:
+            show(storage_line(cfg.data, self.train_data, self.val_data), lasting=True)
         self.total_steps = cfg.steps(cfg.epochs, self.samples)
         self.state = State.fresh(cfg, world.device)
         self.resume(accepted)
@@ -144,6 +147,7 @@ class Trainer:
 
     def report(self) -> None:
         """Logs the last step."""
+        self.tell_of_damage()
         loss, norm = self.check()
         if self.log is not None:
             state = self.state
@@ -152,6 +156,12 @@ class Trainer:
                 | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
                 | self.pace.measure(state.step, self.total_steps)
             )
+
+    def tell_of_damage(self) -> None:
+        """Says and writes down which samples this rank could not decode."""
+        for problem in self.train_data.damage.news() + self.val_data.damage.news():
+            show(problem, lasting=True)
+            self.run.record("damaged sample", rank=self.world.rank, problem=problem)
 
     def where(self) -> dict[str, float]:
         """The place of a record on the learning curve."""
@@ -178,6 +188,7 @@ class Trainer:
                     return False
                 scores |= {f"val_top1{suffix}": score.top1, f"val_top5{suffix}": score.top5}
                 scores |= {f"val_loss{suffix}": score.loss}
+        self.tell_of_damage()
         if self.log is not None:
             self.log.write(self.where() | scores)
         self.scores = scores
@@ -270,9 +281,9 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if run.path.exists():
             run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
-        if not isinstance(error, (ValueError, FloatingPointError)):
+        if not isinstance(error, (ValueError, FloatingPointError, DamagedError)):
             raise
-        sys.exit(_told(error, rank))
+        sys.exit(_told(error, 0 if isinstance(error, DamagedError) else rank))  # one rank alone knows of damage
 
 
 def _told(error: Exception, rank: int) -> int:

@@ -24,11 +24,15 @@ class World:
     size: int
     local_size: int  # ranks on this node
     device: torch.device
+    local_rank: int = 0  # rank among those of this node
 
     def my_shards(self, shards: int) -> range:
         """The shards of a batch that this rank runs: of W ranks, rank r has r·V/W to (r+1)·V/W - 1."""
         mine = shards // self.size
         return range(self.rank * mine, (self.rank + 1) * mine)
+
+
+ALONE = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
 
 
 def pick_device(choice: str, local_rank: int) -> torch.device:
@@ -71,7 +75,7 @@ def join(cfg: Config) -> Iterator[World]:
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        yield World(rank=rank, size=size, local_size=local_size, device=device)
+        yield World(rank=rank, size=size, local_size=local_size, device=device, local_rank=local_rank)
     finally:
         # What still uses the group goes first: a reducer that the interpreter takes down at its end, when the group's
         # threads may no longer run Python, aborts the process (seen in 2 of 10 runs on four ranks).

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit.data.manifest import read_manifest
+from vit.data.storage import Cache, Storage, store
+from vit.world import ALONE, World
 
 _HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
@@ -29,12 +31,15 @@ JPEG, RAW = 0, 1  # FFCV's image modes
 
 @dataclass(frozen=True)
 class Beton:
-    """An open data set.  Arrays hold one entry a sample; `memory` is the whole file, mapped."""
+    """An open data set.  Arrays hold one entry a sample."""
 
     path: Path
     classes: list[str]
     sha256: str  # of the whole file, from the manifest
-    memory: NDArray[np.uint8]  # (bytes of the file,)
+    page_size: int  # bytes
+    pages: list[str]  # SHA-256 of each piece of page_size bytes, from the manifest
+    bytes: int  # of the whole file
+    storage: Storage  # gives its bytes
     labels: NDArray[np.int64]
     mode: NDArray[np.uint8]  # JPEG or RAW
     height: NDArray[np.int64]  # pixels
@@ -51,8 +56,8 @@ class Beton:
         return {"sha256": self.sha256, "samples": len(self), "classes": len(self.classes)}
 
 
-def open_beton(path: Path) -> Beton:
-    """Maps a `.beton` and checks that it is whole.  Raises ValueError that names the file and what is wrong with it.
+def open_beton(path: Path, cache: Cache = "os", world: World = ALONE) -> Beton:
+    """Opens a `.beton` and checks that it is whole.  Raises ValueError that names the file and what is wrong with it.
 
     FFCV itself loads a file that is cut short without a word, and then reads out of bounds.
     """
@@ -86,7 +91,10 @@ def open_beton(path: Path) -> Beton:
         path=path,
         classes=list(manifest["classes"]),
         sha256=str(manifest["sha256"]),
-        memory=memory,
+        page_size=int(manifest["page_size"]),
+        pages=list(manifest["pages"]),
+        bytes=len(memory),
+        storage=store(path, cache, world),
         labels=samples["label"].copy(),
         mode=image["mode"].copy(),
         height=height,

@@ -1,7 +1,7 @@
 """Pixels of samples: crops by counter, decoded and resized in C.
 
 FFCV draws its crops from numba's thread-local generator, which no seed makes reproducible; ours are a pure function of
-(seed, epoch, sample).  Only + - * / and square roots are used on the way, which IEEE 754 rounds the same everywhere.
+(seed, view, sample).  Only + - * / and square roots are used on the way, which IEEE 754 rounds the same everywhere.
 
 Shapes: B samples, S side of the output in pixels.
 """
@@ -10,6 +10,7 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +27,17 @@ _ATTEMPTS = 10  # as torchvision's RandomResizedCrop and FFCV's
 _RATIOS = 4096  # steps of the aspect ratio, evenly spaced in its logarithm
 
 
-class DecodeError(RuntimeError):
-    """A sample whose bytes are no image.  The message names the file, the sample and its offset."""
+class DamagedError(RuntimeError):
+    """Bytes of a data set that are not what was written.  The message names the file and the place."""
+
+
+class DecodeError(DamagedError):
+    """A sample whose bytes are no image."""
+
+    def __init__(self, beton: Beton, sample: int) -> None:
+        place = f"{beton.size[sample]} bytes at offset {beton.offset[sample]}"
+        super().__init__(f"{beton.path}: sample {sample}, {place}, is no whole JPEG")
+        self.sample = sample
 
 
 class Boxes(NamedTuple):
@@ -47,9 +57,9 @@ class RandomCrop:
     scale: tuple[float, float]  # area over the image's
     ratio: tuple[float, float]  # width over height
 
-    def boxes(self, epochs: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
+    def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
         """The first of ten draws that fits; else the largest centred box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
-        key = keys(Stream.CROP, self.seed, epochs, samples)
+        key = keys(Stream.CROP, self.seed, views, samples)
         draws = [
             _draw(key, attempt, height, width, self.scale, _ratio_table(*self.ratio)) for attempt in range(_ATTEMPTS)
         ]
@@ -72,8 +82,8 @@ class CentreCrop:
 
     share: float  # side over the image's shorter side
 
-    def boxes(self, epochs: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
-        """One box for each image, whatever the epoch: 4 x (B,) -> 4 x (B,)."""
+    def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
+        """One box for each image, whatever the view: 4 x (B,) -> 4 x (B,)."""
         side = np.maximum(1, (self.share * np.minimum(height, width)).astype(np.int64))
         return _centred(height, width, side, side)
 
@@ -107,36 +117,54 @@ class Decoder:
     image with the fast, less exact transform and averages areas, as FFCV does.
     """
 
-    def __init__(self, beton: Beton, crop: RandomCrop | CentreCrop, size: int, kind: str = "ffcv") -> None:
+    def __init__(
+        self,
+        beton: Beton,
+        crop: RandomCrop | CentreCrop,
+        size: int,
+        kind: str = "ffcv",
+        instead: Callable[[DecodeError], int] | None = None,
+    ) -> None:
         self.beton = beton
+        self.instead = instead or _nothing
         self.crop = crop
         self.size = size
-        self._decode = self._native if kind == "native" else self._ffcv
+        self._kind = kind
         self._library = native_library() if kind == "native" else _ffcv_library()
-        self._base = beton.memory.ctypes.data
         jpegs = beton.mode == JPEG
         self._scratch_bytes = int((3 * beton.height * beton.width)[jpegs].max(initial=0))
         self._local = threading.local()
 
-    def decode(self, epochs: Ints, samples: Ints, out: NDArray[np.uint8]) -> None:
-        """Fills `out` (B, S, S, 3) with the samples (B,) as they are in their epochs (B,).  Raises DecodeError."""
-        data, S = self.beton, self.size
-        assert out.shape == (len(samples), S, S, 3) and out.flags.c_contiguous
-        height, width = data.height[samples], data.width[samples]
-        boxes = self.crop.boxes(epochs, samples, height, width)
-        images = (data.mode[samples], height, width, data.offset[samples], data.size[samples], *boxes)
-        damaged = self._decode(np.stack(images, axis=1, dtype=np.int64), out)
-        if damaged >= 0:
-            sample = int(samples[damaged])
-            place = f"{data.size[sample]} bytes at offset {data.offset[sample]}"
-            raise DecodeError(f"{data.path}: sample {sample}, {place}, is no whole JPEG")
+    def decode(self, views: Ints, samples: Ints, out: NDArray[np.uint8]) -> Ints:
+        """Fills `out` (B, S, S, 3) with the samples (B,), cropped for their views (B,); returns the samples it shows.
 
-    def _native(self, images: Ints, out: NDArray[np.uint8]) -> int:
+        `instead` names another sample for a damaged one, or -1 for none.  Without it raises DecodeError.
+        """
+        assert out.shape == (len(samples), self.size, self.size, 3) and out.flags.c_contiguous
+        shown = samples.copy()
+        start = 0
+        while (damaged := self._damaged(views[start:], shown[start:], out[start:])) >= 0:
+            start += damaged
+            shown[start] = self.instead(DecodeError(self.beton, int(shown[start])))
+            start += shown[start] < 0
+        return shown
+
+    def _damaged(self, views: Ints, samples: Ints, out: NDArray[np.uint8]) -> int:
+        """Decodes up to the first damaged sample; its place, or -1."""
+        data = self.beton
+        height, width, size = data.height[samples], data.width[samples], data.size[samples]
+        boxes = self.crop.boxes(views, samples, height, width)
+        content, offset = data.storage.fetch(data.offset[samples], size)
+        images = np.stack((data.mode[samples], height, width, offset, size, *boxes), axis=1, dtype=np.int64)
+        decode = self._native if self._kind == "native" else self._ffcv
+        return decode(content.ctypes.data, images, out)
+
+    def _native(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """All images in one call, without Python's lock; the place of the first damaged one, or -1."""
         assert self._library is not None
-        return int(self._library.vit_decode(self._base, len(images), images.ctypes.data, self.size, out.ctypes.data))
+        return int(self._library.vit_decode(base, len(images), images.ctypes.data, self.size, out.ctypes.data))
 
-    def _ffcv(self, images: Ints, out: NDArray[np.uint8]) -> int:
+    def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """Image by image: decode all of it into this thread's scratch memory, then resize the crop."""
         assert self._library is not None
         S, target = self.size, out.ctypes.data
@@ -145,7 +173,7 @@ class Decoder:
         scratch = self._local.scratch.ctypes.data
         # Plain Python numbers: ctypes takes them five times faster than numpy's.
         for i, (mode, h, w, offset, size, top, left, crop_h, crop_w) in enumerate(images.tolist()):
-            pixels = self._base + offset
+            pixels = base + offset
             if mode == JPEG:
                 if self._library.imdecode(pixels, size, h, w, scratch, h, w, 0, 0, 1, 1, False, False):
                     return i
@@ -153,6 +181,10 @@ class Decoder:
             box = (top, top + crop_h, left, left + crop_w)
             self._library.resize(0, pixels, h, w, *box, target + i * 3 * S * S, S, S)
         return -1
+
+
+def _nothing(error: DecodeError) -> int:
+    raise error
 
 
 def resolve(choice: str) -> str:

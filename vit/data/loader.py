@@ -6,6 +6,7 @@ and its buffers (https://github.com/libffcv/ffcv/issues/393).  So FFCV's format 
 (`beton.py`, `decode.py`), and the loop around them is ours: a pool of threads, a few batches ahead.
 """
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from vit.config import Config, DataConfig
 from vit.data.beton import open_beton
+from vit.data.damage import Damage, check_pages
 from vit.data.decode import CentreCrop, Decoder, RandomCrop, resolve
 from vit.data.manifest import check_classes
-from vit.data.order import Order
+from vit.data.order import BLOCK, Order, Views
+from vit.data.storage import free_memory
 from vit.world import World
 
 Ints = NDArray[np.int64]
@@ -33,16 +36,16 @@ class Batch:
     """Samples on the device.  The images of a batch are overwritten once the next one has been asked for."""
 
     images: Tensor  # (B, S, S, 3) uint8
-    labels: Tensor  # (B,) int64; -1: padding, to be left out
-    samples: Ints  # (B,), each sample's index in the file
+    labels: Tensor  # (B,) int64; -1: padding or damaged, to be left out
+    samples: Ints  # (B,), each sample's index in the file; -1: damaged, and left out
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What a batch holds; found out in a worker thread, because sorting an epoch takes a while."""
+class Plan:
+    """What worker threads are to do for a batch."""
 
-    epochs: Ints  # (B,)
-    samples: Ints  # (B,)
+    views: Callable[[], Views]  # what it holds; sorting an epoch takes a while
+    beside: Callable[[], None] | None = None  # what else is due then
 
 
 class _Buffer:
@@ -64,17 +67,17 @@ class Reader:
         self.prefetch = prefetch
         self.device = device
 
-    def read(self, wanted: Iterable[Callable[[], _Wanted]]) -> Iterator[Batch]:
-        """A batch for each of `wanted`.  Its threads end with the iterator, however it is left.
+    def read(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+        """A batch for each plan.  Its threads end with the iterator, however it is left.
 
         Raises what a thread raised: DecodeError names a sample that is no image.
         """
         free = [_Buffer(self.batch, self.decoder.size, self.device) for _ in range(self.prefetch + 1)]
-        ahead: deque[tuple[_Buffer, Future[_Wanted], list[Future[None]]]] = deque()
+        ahead: deque[_Started] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
-            for want in wanted:
-                ahead.append(self._start(pool, want, free.pop()))
+            for plan in plans:
+                ahead.append(self._start(pool, plan, free.pop()))
                 if len(ahead) > self.prefetch:
                     yield from self._finish(ahead.popleft(), free)
             while ahead:
@@ -82,36 +85,43 @@ class Reader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(
-        self, pool: ThreadPoolExecutor, want: Callable[[], _Wanted], buffer: _Buffer
-    ) -> tuple[_Buffer, Future[_Wanted], list[Future[None]]]:
-        plan = pool.submit(want)
+    def _start(self, pool: ThreadPoolExecutor, plan: Plan, buffer: _Buffer) -> "_Started":
+        views = pool.submit(plan.views)
         edges = np.linspace(0, self.batch, self.workers + 1).astype(int).tolist()
-        # Threads take tasks in the order of submission, so the plan is made before or while a part waits for it.
-        parts = [pool.submit(self._decode, plan, buffer, a, b) for a, b in pairwise(edges)]
-        return buffer, plan, parts
+        # Threads take tasks in the order of submission, so the views are found before or while a part waits for them.
+        parts = [pool.submit(self._decode, views, buffer, a, b) for a, b in pairwise(edges)]
+        return _Started(buffer, parts, pool.submit(plan.beside) if plan.beside else None)
 
-    def _decode(self, plan: Future[_Wanted], buffer: _Buffer, start: int, stop: int) -> None:
+    def _decode(self, found: Future[Views], buffer: _Buffer, start: int, stop: int) -> Ints:
         if buffer.copied is not None:
             buffer.copied.synchronize()  # here, where it holds up no step
-        wanted = plan.result()
-        part = slice(start, min(stop, len(wanted.samples)))
-        self.decoder.decode(wanted.epochs[part], wanted.samples[part], buffer.images.numpy()[part])
-        buffer.labels.numpy()[part] = self.decoder.beton.labels[wanted.samples[part]]
-        buffer.labels.numpy()[max(start, len(wanted.samples)) : stop] = -1
+        views, samples = found.result()
+        part = slice(start, min(stop, len(samples)))
+        shown = self.decoder.decode(views[part], samples[part], buffer.images.numpy()[part])
+        buffer.labels.numpy()[part] = np.where(shown < 0, -1, self.decoder.beton.labels[shown])
+        buffer.labels.numpy()[max(start, len(samples)) : stop] = -1
+        return shown
 
-    def _finish(
-        self, batch: tuple[_Buffer, Future[_Wanted], list[Future[None]]], free: list[_Buffer]
-    ) -> Iterator[Batch]:
-        buffer, plan, parts = batch
-        for part in parts:
-            part.result()
+    def _finish(self, batch: "_Started", free: list[_Buffer]) -> Iterator[Batch]:
+        shown = np.concatenate([part.result() for part in batch.parts])
+        if batch.beside is not None:
+            batch.beside.result()
+        buffer = batch.buffer
         images = buffer.images.to(self.device, non_blocking=True)
         labels = buffer.labels.to(self.device, non_blocking=True)
         if buffer.copied is not None:
             buffer.copied.record()
-        yield Batch(images, labels, plan.result().samples)
+        yield Batch(images, labels, shown)
         free.append(buffer)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A batch on its way."""
+
+    buffer: _Buffer
+    parts: list[Future[Ints]]
+    beside: Future[None] | None
 
 
 class TrainData:
@@ -119,35 +129,58 @@ class TrainData:
 
     def __init__(self, cfg: Config, world: World) -> None:
         self.cfg = cfg
+        self.world = world
         check_classes(cfg.data.train, cfg.model.num_classes)
-        self.beton = open_beton(cfg.data.train)
-        self.order = Order(cfg.seed, len(self.beton))
-        shards = world.my_shards(cfg.shards)
-        self.first, self.batch = shards.start * cfg.micro_batch, len(shards) * cfg.micro_batch
-        crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
+        self.beton = open_beton(cfg.data.train, cfg.data.cache, world)
+        self.order = Order(cfg.seed, len(self.beton), cfg.data.shuffle_window, cfg.data.repeats)
+        self.damage = Damage(self.beton)
         self.decoder = resolve(cfg.data.decoder)
-        decoder = Decoder(self.beton, crop, cfg.model.image_size, self.decoder)
-        self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
+        crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
+        instead = self.damage.next_of_class if cfg.data.on_bad == "skip" else None
+        decoder = Decoder(self.beton, crop, cfg.model.image_size, self.decoder, instead)
+        batch = cfg.global_batch // world.size
+        self.reader = Reader(decoder, batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This rank's part of the batches of steps `start` to `stop`, shard after shard."""
-        return self.reader.read(self._wanted(step) for step in range(start, stop))
+        return self.reader.read(self._plan(step, step == start) for step in range(start, stop))
 
-    def _wanted(self, step: int) -> Callable[[], _Wanted]:
-        first = step * self.cfg.global_batch + self.first
-        return lambda: _Wanted(*self.order.slice(first, first + self.batch))
+    def _plan(self, step: int, first: bool) -> Plan:
+        cfg, world = self.cfg, self.world
+        shard = np.array(world.my_shards(cfg.shards))[:, None]
+        place = np.arange(cfg.micro_batch)
+        # Repeats are dealt out like cards: within a shard, mixup would mix an image with itself.
+        places = shard + cfg.shards * place if cfg.data.repeats > 1 else shard * cfg.micro_batch + place  # (shards, m)
+        views = functools.partial(self.order.at, step * cfg.global_batch + places.ravel())
+        return Plan(views, functools.partial(self._beside, step, first))
+
+    def _beside(self, step: int, first: bool) -> None:
+        """This rank's part of what the file as a whole wants: to be read ahead, and once to be checked."""
+        cfg, beton, world = self.cfg, self.beton, self.world
+        blocks = self.order.coming(step * cfg.global_batch, (step + 1) * cfg.global_batch, first)
+        for block in blocks[world.local_rank :: world.local_size]:
+            inside = slice(block * BLOCK, (block + 1) * BLOCK)
+            start, stop = beton.offset[inside].min(), (beton.offset[inside] + beton.size[inside]).max()
+            beton.storage.will_need(int(start), int(stop - start))
+        steps, pages = cfg.steps(1, len(beton)), len(beton.pages)
+        if cfg.data.verify == "first-epoch" and step < steps:
+            check_pages(beton, range(step * pages // steps, (step + 1) * pages // steps)[world.rank :: world.size])
 
 
 class ValData:
     """The validation set, each image exactly once over all ranks."""
 
     def __init__(self, cfg: Config, world: World) -> None:
+        self.cfg = cfg.data
         self.world = world
         check_classes(cfg.data.val, cfg.model.num_classes)
-        self.beton = open_beton(cfg.data.val)
+        self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
         self.batch = cfg.micro_batch
+        self._to_be_checked = cfg.data.verify == "first-epoch"
+        self.damage = Damage(self.beton)
+        instead = self.damage.left_out if cfg.data.on_bad == "skip" else None
         crop = CentreCrop(cfg.data.val_crop)
-        decoder = Decoder(self.beton, crop, cfg.model.image_size, resolve(cfg.data.decoder))
+        decoder = Decoder(self.beton, crop, cfg.model.image_size, resolve(cfg.data.decoder), instead)
         self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     @property
@@ -163,11 +196,28 @@ class ValData:
     def batches(self) -> Iterator[Batch]:
         """Batch b goes to rank b mod W.  What a batch holds does not depend on the number of ranks."""
         mine = range(self.world.rank, self.rounds * self.world.size, self.world.size)
-        return self.reader.read(self._wanted(b) for b in mine)
+        check, self._to_be_checked = self._to_be_checked, False
+        return self.reader.read(self._plan(b, check) for b in mine)
 
-    def _wanted(self, b: int) -> Callable[[], _Wanted]:
+    def _plan(self, b: int, check: bool) -> Plan:
         samples = np.arange(b * self.batch, max(b * self.batch, min((b + 1) * self.batch, len(self.beton))))
-        return lambda: _Wanted(np.zeros_like(samples), samples)
+        pages = range(b * len(self.beton.pages) // self.count, (b + 1) * len(self.beton.pages) // self.count)
+        beside = functools.partial(check_pages, self.beton, pages) if check and b < self.count else None
+        return Plan(lambda: Views(np.zeros_like(samples), samples), beside)
+
+
+def storage_line(cfg: DataConfig, *data: TrainData | ValData) -> str:
+    """For a person: how the files are read, and whether memory holds them."""
+    size, free = sum(each.beton.bytes for each in data), free_memory()
+    files = " and ".join(each.beton.path.name for each in data)
+    if cfg.cache == "memory":
+        return f"data: {files}, {size / 1e9:.1f} GB, are in memory"
+    how = "through the page cache" if cfg.cache == "os" else "read piece by piece"
+    fits = f"fits into {free / 1e9:.0f} GB of free memory"
+    if size > free:
+        fits = f"does not fit into {free / 1e9:.0f} GB of free memory"
+        fits += "" if cfg.shuffle_window else "; --data.shuffle_window 32768 reads the disk in long pieces"
+    return f"data: {files}, {size / 1e9:.1f} GB {how}, {fits}"
 
 
 def threads(cfg: DataConfig, world: World) -> int:

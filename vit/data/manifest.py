@@ -22,7 +22,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != "vit-beton-1":
         raise ValueError(f"{manifest_path(path)} has format {found!r}; vit-beton-1 is known")
-    if missing := {"bytes", "sha256", "samples", "classes"} - manifest.keys():
+    if missing := {"bytes", "sha256", "samples", "classes", "page_size", "pages"} - manifest.keys():
         raise ValueError(f"{manifest_path(path)} is damaged (no {sorted(missing)[0]!r}); write the data set again")
     return dict(manifest)
 
