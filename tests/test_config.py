@@ -96,6 +96,7 @@ def other(name: str, value: Any) -> Any:
         "model.positions": "sincos2d",
         "data.decoder": "ffcv",
         "data.cache": "memory",
+        "augment.erasing_fill": "mean",
         "data.shuffle_window": 128,
         "data.on_bad": "skip",
         "data.verify": "never",

@@ -1,42 +1,57 @@
-"""Augmentation of a shard on its device: flip, RandAugment, label smoothing, mixup or cutmix, normalisation.
+"""Augmentation of a shard on its device: flip, RandAugment, 3-Augment, erasing, mixup or cutmix, normalisation.
 
     (B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32, (B, C) float32
 
 All of it is a pure function of the images and a key, which `vit.keys` makes of (seed, step, shard): nothing to save,
-nothing to replay.  What each image draws comes from a generator on the device and what the shard draws once from one
-on the host, so that nothing is ever copied back from the device and the host never waits for it.
+nothing to replay.  What is drawn is drawn on the host, so that any device gets the same draws and the host never waits
+for it; only erasing's noise comes from a generator on the device.
+
+python -m vit.augment --config configs/vit_b16.yaml --out augment.png    draws what the model sees
 
 Shapes: B images, H, W pixels, C classes.
 """
 
 import functools
-import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vit import randaugment
-from vit.config import AugmentConfig
+from vit import randaugment, settings
+from vit.colour import color_jitter, three_augment
+from vit.config import AugmentConfig, Config
+from vit.data.beton import open_beton
+from vit.data.decode import CentreCrop, Decoder, RandomCrop, resolve
+from vit.keys import Stream, key
+from vit.mix import draw_erasing, draw_mix, erase, smooth_targets
+from vit.randaugment import by_choice, pieces
 
 
 def augment(images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int, key: int) -> tuple[Tensor, Tensor]:
     """(B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32 normalised, (B, C) float32 soft targets that sum to 1."""
     B, H, W, _ = images.shape
-    generator = torch.Generator(images.device).manual_seed(key)
-    images = images.permute(0, 3, 1, 2).contiguous()  # (B, 3, H, W)
-
-    flip = torch.rand(B, generator=generator, device=images.device) < cfg.flip
-    images = torch.where(flip[:, None, None, None], images.flip(3), images)
+    random = np.random.Generator(np.random.Philox(key=key))
+    images, mirrored = images.permute(0, 3, 1, 2).contiguous(), random.random(B) < cfg.flip  # (B, 3, H, W), (B,)
+    images = by_choice(images, mirrored.astype(np.int64), lambda part, flip, _: part.flip(3) if flip else part)
     for _ in range(cfg.randaugment_ops):
-        op, sign = randaugment.draw(B, generator)
+        op, sign = randaugment.draw(B, random)
         images = randaugment.apply(images, op, cfg.randaugment_magnitude, sign)
+    if cfg.three_augment:
+        images = three_augment(images, random)
+    if cfg.color_jitter:
+        images = color_jitter(images, cfg.color_jitter, random)
 
-    targets = smooth_targets(labels, num_classes, cfg.label_smoothing)
-    if mix := draw_mix(cfg, H, W, key):
-        images, targets = mix.images(images), mix.targets(targets)
-    return _normalise(images, cfg), targets
+    pixels, targets = _normalise(images, cfg), smooth_targets(labels, num_classes, cfg.label_smoothing)
+    if cfg.erasing:
+        noise = torch.Generator(images.device).manual_seed(key)
+        pixels = erase(pixels, draw_erasing(B, H, W, cfg.erasing, random), cfg.erasing_fill, noise)
+    if mix := draw_mix(cfg, H, W, random):
+        pixels, targets = mix.images(pixels), mix.targets(targets)
+    return pixels, targets
 
 
 def normalise(images: Tensor, cfg: AugmentConfig) -> Tensor:
@@ -44,63 +59,56 @@ def normalise(images: Tensor, cfg: AugmentConfig) -> Tensor:
     return _normalise(images.permute(0, 3, 1, 2).contiguous(), cfg)
 
 
-def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """One-hot targets, of which `smoothing` is spread evenly over all classes: (B,) int64 -> (B, C) float32.
-
-    Szegedy et al. 2015, https://arxiv.org/abs/1512.00567; the same as F.cross_entropy's label_smoothing.
-    """
-    even = smoothing / num_classes
-    targets = torch.full((len(labels), num_classes), even, device=labels.device)
-    return targets.scatter_(1, labels[:, None], 1 - smoothing + even)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """How each image of a shard is mixed with the one before it, and the first with the last."""
-
-    own: float  # lambda: share of the target that is the image's own; exactly its share of the pixels, for cutmix
-    box: tuple[int, int, int, int] | None  # cutmix's top, bottom, left, right, where the other shows; None: mixup
-
-    def images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> the same, or float32 for mixup."""
-        other = images.roll(1, 0)
-        if self.box is None:
-            return images * self.own + other * (1 - self.own)
-        top, bottom, left, right = self.box
-        mixed = images.clone()
-        mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-        return mixed
-
-    def targets(self, targets: Tensor) -> Tensor:
-        """(B, C) float32 -> (B, C) float32."""
-        return targets * self.own + targets.roll(1, 0) * (1 - self.own)
-
-
-def draw_mix(cfg: AugmentConfig, H: int, W: int, key: int) -> Mix | None:
-    """A shard's mixup or cutmix, either with probability 1/2 if the config has both; None if it has neither.
-
-    mixup: Zhang et al. 2017, https://arxiv.org/abs/1710.09412; cutmix: Yun et al. 2019,
-    https://arxiv.org/abs/1905.04899, with the box as torchvision draws it.
-    """
-    if not cfg.mixup and not cfg.cutmix:
-        return None
-    random = np.random.Generator(np.random.Philox(key=key))
-    cutmix = random.random() < 0.5 if cfg.mixup and cfg.cutmix else cfg.cutmix > 0
-    own = random.beta(cfg.cutmix, cfg.cutmix) if cutmix else random.beta(cfg.mixup, cfg.mixup)
-    if not cutmix:
-        return Mix(own=own, box=None)
-    y, x = int(random.integers(H)), int(random.integers(W))
-    half_h, half_w = (int(0.5 * math.sqrt(1 - own) * side) for side in (H, W))
-    top, bottom, left, right = max(y - half_h, 0), min(y + half_h, H), max(x - half_w, 0), min(x + half_w, W)
-    return Mix(own=1 - (bottom - top) * (right - left) / (H * W), box=(top, bottom, left, right))
-
-
 def _normalise(images: Tensor, cfg: AugmentConfig) -> Tensor:
-    """(B, 3, H, W) uint8, or float32 of 0 to 255 -> (B, 3, H, W) float32."""
-    return (images - _levels(cfg.mean, images.device)).div_(_levels(cfg.std, images.device))
+    """(B, 3, H, W) uint8 -> (B, 3, H, W) float32."""
+    out = torch.empty(images.shape, device=images.device)
+    for part in pieces(0, len(images), images.device):
+        torch.sub(images[part], _levels(cfg.mean, images.device), out=out[part]).div_(_levels(cfg.std, images.device))
+    return out
 
 
 @functools.cache  # once for each device: a copy from the host would wait for all that the device has yet to do
 def _levels(fractions: tuple[float, float, float], device: torch.device) -> Tensor:
     """A value for each channel, as a grey level: (1, 3, 1, 1) float32."""
     return 255 * torch.tensor(fractions, device=device).view(1, 3, 1, 1)
+
+
+def picture(cfg: Config, images: int, draws: int) -> Image.Image:
+    """A row for each of the file's first images: its centre, then as `draws` steps of a run would show it."""
+    beton, S, kind = open_beton(cfg.data.train), cfg.model.image_size, resolve(cfg.data.decoder)
+    samples = np.arange(min(images, len(beton)))
+    labels = torch.from_numpy(beton.labels[samples])
+    pixels = np.empty((len(samples), S, S, 3), np.uint8)
+    Decoder(beton, CentreCrop(cfg.data.val_crop), S, kind).decode(np.zeros_like(samples), samples, pixels)
+    columns = [normalise(torch.from_numpy(pixels.copy()), cfg.augment)]
+    decoder = Decoder(beton, RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio), S, kind)
+    for draw in range(draws):
+        decoder.decode(np.full_like(samples, draw), samples, pixels)
+        shard = key(Stream.AUGMENT, cfg.seed, draw, 0)
+        columns.append(augment(torch.from_numpy(pixels), labels, cfg.augment, cfg.model.num_classes, shard)[0])
+    grid = torch.stack(columns, dim=1)  # (images, 1 + draws, 3, S, S)
+    levels = grid * _levels(cfg.augment.std, grid.device) + _levels(cfg.augment.mean, grid.device)
+    canvas = levels.round().clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 4, 2)  # (images, S, 1 + draws, S, 3)
+    return Image.fromarray(canvas.reshape(len(samples) * S, (1 + draws) * S, 3).numpy())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = settings.parser("vit.augment", "Draws a few training images as the model sees them.")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write")
+    parser.add_argument("--images", type=int, default=6, help="rows (default: 6)")
+    parser.add_argument("--draws", type=int, default=7, help="columns beside the plain image (default: 7)")
+    cfg, options = settings.parse(parser, list(arguments) if arguments is not None else None)
+    try:
+        if min(options.images, options.draws) < 1:
+            raise ValueError("--images and --draws must be at least 1")
+        picture(cfg, options.images, options.draws).save(options.out)
+    except (ValueError, OSError) as error:
+        print(f"vit.augment: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.out}: the plain image, then {options.draws} draws of each")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

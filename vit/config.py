@@ -86,6 +86,10 @@ class AugmentConfig:
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: none
     cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: none. With mixup too, each shard draws one of them
     label_smoothing: float = 0.0  # share of the target spread evenly over all classes
+    three_augment: bool = False  # DeiT-III's 3-Augment: each image made grey, solarized or blurred
+    color_jitter: float = 0.0  # greatest change of brightness, contrast and saturation, as a share; 0: none
+    erasing: float = 0.0  # probability of random erasing
+    erasing_fill: Literal["noise", "mean"] = "noise"  # what is erased becomes normal noise, or each channel's mean
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of each channel, subtracted; images are in [0, 1]
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of each channel, divided by
 
@@ -95,6 +99,8 @@ class AugmentConfig:
             _check(getattr(self, name) >= 0, f"augment.{name} must not be negative, not {getattr(self, name)}")
         strength = self.randaugment_magnitude
         _check(0 <= strength <= 30, f"augment.randaugment_magnitude must be in 0 to 30, not {strength}")
+        _check(0 <= self.erasing <= 1, f"augment.erasing must be in [0, 1], not {self.erasing}")
+        _check(0 <= self.color_jitter <= 1, f"augment.color_jitter must be in [0, 1], not {self.color_jitter}")
         _check(0 <= self.label_smoothing < 1, f"augment.label_smoothing must be in [0, 1), not {self.label_smoothing}")
         _check(min(self.std) > 0, f"augment.std must be positive, not {self.std}")
 

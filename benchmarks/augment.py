@@ -1,0 +1,134 @@
+"""RandAugment with mixup or cutmix at 224 x 224, images/s of one thread: ours beside torchvision's and kornia's.
+
+python benchmarks/augment.py [--quick]
+
+The same images for all, smooth colours with edges and grain: flip, two operations of RandAugment at magnitude 9, mixup
+or cutmix, normalised floats.  torchvision's v2 runs image by image on Pillow's images, as its reference does in its
+workers (and on tensors, for those who have them); ours and kornia's run on batches of 32.  They take turns, and CPU time
+counts, all turns together: each draws cheap and dear operations as they come.  The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from vit.augment import augment  # noqa: E402
+from vit.config import AugmentConfig  # noqa: E402
+
+BATCH, SIZE, CLASSES = 32, 224, 1000
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def photographs() -> Tensor:
+    """(B, 3, S, S) uint8."""
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.linspace(0, 1, SIZE), torch.linspace(0, 1, SIZE)[:, None]
+    frequency, phase, tint = (torch.rand(BATCH, 3, 1, 1, generator=random) for _ in range(3))
+    smooth = torch.sin(6.28 * (frequency * 3 * x + y + phase)) * 60 + 70 + tint * 60
+    edges = 40 * ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.1)
+    noise = 4 * torch.randn(BATCH, 3, SIZE, SIZE, generator=random)
+    return (smooth + edges + noise).clamp(0, 255).to(torch.uint8)
+
+
+def ours(images: Tensor, labels: Tensor) -> Callable[[int], Any]:
+    """On the loader's batches."""
+    cfg = AugmentConfig(randaugment_ops=2, mixup=0.2, cutmix=1.0)
+    batch = images.permute(0, 2, 3, 1).contiguous()
+    return lambda step: augment(batch, labels, cfg, CLASSES, step)
+
+
+def torchvision(images: Tensor, labels: Tensor, pillow: bool) -> Callable[[int], Any]:
+    """Image by image, then collated and mixed."""
+    steps = [v2.RandomHorizontalFlip(), v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR)]
+    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    one = v2.Compose([*steps, *([v2.PILToTensor()] if pillow else []), *last])
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
+    each: list[Any] = list(images)
+    if pillow:
+        each = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    return lambda _: mix(torch.stack([one(image) for image in each]), labels)
+
+
+def kornia(images: Tensor, labels: Tensor) -> Callable[[int], Any]:
+    """On batches of floats; one choice of operations for all images of a batch, as kornia has it."""
+    from kornia import augmentation as K
+    from kornia.augmentation.auto import RandAugment
+
+    steps = K.AugmentationSequential(K.RandomHorizontalFlip(), RandAugment(n=2, m=9), data_keys=["input"])
+    mixes = [
+        K.RandomMixUpV2(data_keys=["input", "class"]),
+        K.RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True),
+    ]
+    normalise = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
+    return lambda step: normalise(mixes[step % 2](steps(images.float() / 255), labels)[0])
+
+
+def rates(makers: dict[str, Callable[[], Callable[[int], Any]]], turns: int, steps: int) -> dict[str, float | None]:
+    """Images per second of CPU time; None for what is not installed."""
+    runs: dict[str, Callable[[int], Any]] = {}
+    for name, make in makers.items():
+        try:
+            runs[name] = make()
+            runs[name](0)
+        except ImportError:
+            continue
+    seconds = dict.fromkeys(runs, 0.0)
+    for turn in range(turns):
+        for name, run in runs.items():
+            start = time.process_time()
+            for step in range(steps):
+                run(turn * steps + step)
+            seconds[name] += time.process_time() - start
+    return {name: BATCH * steps * turns / seconds[name] if name in runs else None for name in makers}
+
+
+def main() -> None:
+    """Prints a table, and as the last line one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds")
+    turns, steps = (3, 4) if parser.parse_args().quick else (12, 12)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    images = photographs()
+    labels = torch.arange(BATCH) % CLASSES
+    found = rates(
+        {
+            "ours": lambda: ours(images, labels),
+            "torchvision, Pillow": lambda: torchvision(images, labels, pillow=True),
+            "torchvision, tensors": lambda: torchvision(images, labels, pillow=False),
+            "kornia": lambda: kornia(images, labels),
+        },
+        turns,
+        steps,
+    )
+    for name, rate in found.items():
+        print(f"{name:<24}" + (f"{rate:>8,.0f} images/s" if rate else "   not installed (pip install kornia)"))
+    mine = found["ours"] or 0.0
+    ratio = {name: round(mine / rate, 2) if rate else None for name, rate in found.items()}
+    figures = {
+        "vs_torchvision": ratio["torchvision, Pillow"],
+        "vs_torchvision_tensors": ratio["torchvision, tensors"],
+        "vs_kornia": ratio["kornia"],
+        "images_per_s": {name: rate and round(rate, 1) for name, rate in found.items()},
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
