@@ -4,8 +4,8 @@ python benchmarks/augment.py [--quick]
 
 The same images for all, smooth colours with edges and grain: flip, two operations of RandAugment at magnitude 9, mixup
 or cutmix, normalised floats.  torchvision's v2 runs image by image on Pillow's images, as its reference does in its
-workers (and on tensors, for those who have them); ours and kornia's run on batches of 32.  They take turns, and CPU time
-counts, all turns together: each draws cheap and dear operations as they come.  The last line is one JSON object.
+workers (and on tensors, for those who have them); ours and kornia's run on batches of 32.  They take turns, and the CPU
+time of all turns counts: each draws cheap and dear operations as they come.  The last line is one JSON object.
 """
 
 import argparse
