@@ -17,15 +17,15 @@ from data_prep.sources import InputError, Pixels
 
 JPEG, RAW = 0, 1  # FFCV's image modes
 
-_HEADER = np.dtype(
+HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
 )
-_FIELD = np.dtype([("type", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
-_SAMPLE = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
-_PLACE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
-_TYPES = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "json", 6: "tensor"}  # FFCV's numbers
-_WANTED = [("image", "image"), ("label", "int")]  # name and type of our fields
+FIELD = np.dtype([("type", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
+SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+PLACE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
+TYPES = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "json", 6: "tensor"}  # FFCV's numbers
+FIELDS = [("image", "image"), ("label", "int")]  # name and type of our fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +81,20 @@ def open_beton(path: Path, classes: int) -> Beton:
             file.seek(start)
             return np.frombuffer(file.read(count * kind.itemsize), kind)
 
-        if size < _HEADER.itemsize:
+        if size < HEADER.itemsize:
             raise InputError(f"{path}: is no FFCV file: {size} bytes are no header")
-        header = records(0, 1, _HEADER, "header")[0]
+        header = records(0, 1, HEADER, "header")[0]
         fields_count, samples_count, table_start = (int(header[key]) for key in ("fields", "samples", "table"))
         if header["version"] != 2 or not 1 <= fields_count <= 256:
             raise InputError(f"{path}: is no FFCV file of version 2")
-        fields = records(_HEADER.itemsize, fields_count, _FIELD, "fields")
+        fields = records(HEADER.itemsize, fields_count, FIELD, "fields")
         found = [(bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace"), _type(f["type"])) for f in fields]
-        if found != _WANTED:
+        if found != FIELDS:
             said = ", ".join(f"{name} ({kind})" for name, kind in found)
             raise InputError(f"{path}: has the fields {said}, not image (image), label (int)")
-        start = _HEADER.itemsize + fields.nbytes
-        samples = records(start, samples_count, _SAMPLE, "samples")
-        table = records(table_start, samples_count, _PLACE, "places of images")
+        start = HEADER.itemsize + fields.nbytes
+        samples = records(start, samples_count, SAMPLE, "samples")
+        table = records(table_start, samples_count, PLACE, "places of images")
 
     image = samples["image"]
     by_sample = np.argsort(table["sample"], kind="stable")
@@ -132,4 +132,4 @@ def open_beton(path: Path, classes: int) -> Beton:
 
 
 def _type(number: int) -> str:
-    return _TYPES.get(int(number), f"type {number}")
+    return TYPES.get(int(number), f"type {number}")

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOENT
-from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias
 
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import jpeg
+from data_prep.beton import IMAGE, JPEG, RAW
 from data_prep.manifest import signals_held_back
 from data_prep.recipe import Recipe
 from data_prep.sources import InputError, Pixels, Source, decode, read, rgb
@@ -38,7 +38,7 @@ class WorkerKilledError(RuntimeError):
 class Encoded:
     """Samples as FFCV stores them, S of them, and what became of the others that were asked for."""
 
-    rows: NDArray[Any]  # (S,) of FFCV's metadata, without pointers yet
+    rows: NDArray[Any]  # (S,) of FFCV's records of images, without their places yet
     samples: list[int] = field(default_factory=list)  # their numbers in the source
     contents: list[bytes] = field(default_factory=list)  # of each
     copied: int = 0  # of them: JPEGs stored as they were
@@ -128,7 +128,7 @@ def _work(pipe: Pipe, foreign: Sequence[Pipe], source: Source, recipe: Recipe) -
 
 
 def _encode(samples: list[int], source: Source, recipe: Recipe) -> Encoded:
-    out = Encoded(np.zeros(len(samples), ffcv_field("jpg", recipe.quality).metadata_type))
+    out = Encoded(np.zeros(len(samples), IMAGE))
     for sample in samples:
         row = len(out.samples)
         try:
@@ -159,7 +159,6 @@ def _stored(source: Source, sample: int, recipe: Recipe, row: NDArray[Any]) -> t
     """What is stored of a sample, its pixels (before a JPEG loses some), whether it is a copy; fills FFCV's `row`."""
     image, mode = source.images[sample], recipe.stored_as(sample)
     content = None if isinstance(image, np.ndarray) else read(image)
-    field = ffcv_field(mode, recipe.quality)
     if content is not None and mode == "jpg" and not recipe.reencode:
         size = jpeg.baseline_size(content)
         # A page holds twice the largest image; a longer JPEG is full of other things.
@@ -169,25 +168,8 @@ def _stored(source: Source, sample: int, recipe: Recipe, row: NDArray[Any]) -> t
                 row["mode"], row["height"], row["width"] = JPEG, *size
                 return content, pixels, True
     pixels = scaled(rgb(image) if isinstance(image, np.ndarray) else decode(content or b""), recipe.max_resolution)
-    stored: list[Pixels] = []
-
-    def malloc(size: int) -> tuple[int, Pixels]:
-        stored.append(np.empty(size, np.uint8))
-        return 0, stored[-1]
-
-    field.encode(row, pixels, malloc)
-    return stored[0].tobytes(), pixels, False
-
-
-JPEG = 0  # FFCV's image mode
-
-
-@cache
-def ffcv_field(mode: str, quality: int) -> Any:
-    """FFCV's image field, which encodes pixels; scaling them is ours."""
-    from ffcv.fields import RGBImageField
-
-    return RGBImageField(mode, None, jpeg_quality=quality)
+    row["mode"], row["height"], row["width"] = JPEG if mode == "jpg" else RAW, *pixels.shape[:2]
+    return jpeg.encoded(pixels, recipe.quality) if mode == "jpg" else pixels.tobytes(), pixels, False
 
 
 def scaled(pixels: Pixels, max_resolution: int) -> Pixels:

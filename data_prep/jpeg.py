@@ -1,4 +1,4 @@
-"""JPEGs as they lie in files: which can be stored as they are, and their pixels as the trainer will see them."""
+"""JPEGs: which can be stored as they lie in files, their pixels as the trainer will see them, and those we make."""
 
 import ctypes
 import importlib.machinery
@@ -75,6 +75,14 @@ def pixels(content: bytes, height: int, width: int) -> Pixels | None:
         source.ctypes.data, source.size, height, width, out.ctypes.data, height, width, 0, 0, 1, 1, False, False
     )
     return None if failed else out
+
+
+def encoded(pixels: Pixels, quality: int) -> bytes:
+    """The JPEG that FFCV's writer makes of pixels (height, width, 3): OpenCV's, its colours at half the resolution."""
+    import cv2
+
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return content.tobytes()
 
 
 @cache

@@ -4,6 +4,8 @@ A new kind of source is a function that returns a `Source`; a new kind of sample
 """
 
 import gzip
+import hashlib
+import json
 import math
 import os
 import zlib
@@ -56,6 +58,23 @@ class Source:
         if isinstance(image, Slice):
             return f"{image.path}: {image.name}"
         return image if isinstance(image, str) else f"sample {index}"
+
+    def fingerprint(self) -> str:
+        """A digest of what is listed, and of each tar's size and time of change; the images themselves are not read.
+
+        Images in files of their own may be replaced: their sizes and times would be a million questions to a server.
+        Raises OSError if a tar is gone.
+        """
+        digest = hashlib.sha256(json.dumps([self.classes, self.names]).encode())
+        digest.update(self.labels.tobytes())
+        tars: dict[str, tuple[int, int]] = {}
+        for image in self.images:
+            if isinstance(image, Slice) and image.path not in tars:
+                found = os.stat(image.path)
+                tars[image.path] = found.st_size, found.st_mtime_ns
+            digest.update(image.tobytes() if isinstance(image, np.ndarray) else repr(image).encode())
+        digest.update(repr(tars).encode())
+        return digest.hexdigest()
 
     def drawn(self, classes: int | None, per_class: int | None, seed: int) -> "Source":
         """Only so many of the classes, and so many images of each, drawn by `seed`; None: all.  The order is kept.

@@ -6,27 +6,26 @@
     python -m data_prep.write_beton kaggle PATH --split train --out data/imagenet/train.beton
     python -m data_prep.write_beton fashion-mnist --split train --out data/fashion-mnist/train.beton
 
-Worker processes decode and encode; one process writes, in order, through the parts of FFCV's own writer.  So the bytes
-do not depend on the number of workers, and the death of a worker is noticed; FFCV's writer would wait for it for ever.
+Worker processes decode and encode; one process writes, in order.  So the bytes do not depend on the number of workers,
+and the death of a worker is noticed; FFCV's writer would wait for it for ever.  A command that was ended, however that
+was, goes on where it was when it is given again; `--force` starts over.
 """
 
-import dataclasses
-import errno
-import os
+import argparse
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.encode import WorkerKilledError, encoded, ffcv_field, mean_and_std, workers
+from data_prep.encode import WorkerKilledError, encoded, mean_and_std, workers
+from data_prep.growing import Growing
+from data_prep.journal import Journal
 from data_prep.manifest import (
     FORMAT,
     ImageInfo,
@@ -46,87 +45,48 @@ from data_prep.sources import InputError, Source
 MIB = 1 << 20
 
 
-def _prepared(path: Path, samples: int, recipe: Recipe) -> Any:
-    """FFCV's writer, with the head of the file at `path` written and `metadata_sm.buf` to be filled, (samples,)."""
-    from ffcv.fields import IntField
-    from ffcv.writer import DatasetWriter
+def _write_file(temporary: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, processes: int) -> Growing:
+    """Write the samples named by `order` at `temporary`, or go on with them where an earlier command was ended."""
+    import cv2
 
     # A sample must fit into one page, and a JPEG may be larger than its pixels.
     page_size = max(8 * MIB, 1 << (2 * recipe.largest_image).bit_length())
-    fields = {"image": ffcv_field("jpg", recipe.quality), "label": IntField()}
-    writer = DatasetWriter(str(path), fields, page_size)
-    writer.num_samples = samples
-    writer.prepare()
-    # FFCV shares the metadata with its workers.  Ours need none of it, and /dev/shm may be small.
-    writer.metadata_sm.close()
-    writer.metadata_sm.unlink()
-    writer.metadata_sm = SimpleNamespace(buf=np.zeros(samples, writer.metadata_type))
-    return writer
-
-
-@dataclass
-class _Written:
-    """What came to lie in a file."""
-
-    images: NDArray[Any]  # FFCV's metadata of the images, (samples,)
-    labels: NDArray[np.int64]  # (samples,)
-    page_size: int  # bytes
-    histogram: NDArray[np.int64]  # of the pixels' values, (3, 256)
-    copied: int = 0  # images
-    left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # which and why
-
-
-def _write_file(path: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, processes: int) -> _Written:
-    """Write the samples named by `order` at `path`."""
-    import cv2
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.types import ALLOC_TABLE_TYPE
-
-    writer = _prepared(path, len(order), recipe)
-    images, labels = (writer.metadata_sm.buf[name] for name in writer.metadata_type.names)
-    written = _Written(images, labels, writer.page_size, np.zeros((3, 256), np.int64))
+    file = Growing(temporary, len(order), page_size)
+    identity = recipe.recorded() | _versions() | {"opencv": cv2.__version__, "images": source.fingerprint()}
     cv2.setNumThreads(1)  # each worker has a core
-    black = np.zeros((1, 1, 3), np.uint8)
-    for mode in ("jpg", "raw"):  # numba compiles, once for all
-        ffcv_field(mode, recipe.quality).encode(images[:1].copy(), black, lambda size: (0, np.empty(size, np.uint8)))
-    allocator = MemoryAllocator(str(path), writer.data_region_start, writer.page_size)
-    allocator.__enter__()  # no `with`: FFCV's __exit__ flushes, and after an interrupt that may wait for ever
-    done = 0
-    try:
-        with workers(processes, source, recipe) as pipes, progress(len(order)) as advance:
-            chunk = min(64, max(1, 16 * MIB // recipe.largest_image))
-            for part in encoded(pipes, order, chunk):
-                for row, sample, content in zip(part.rows, part.samples, part.contents, strict=True):
-                    allocator.set_current_sample(done)
-                    row["data_ptr"], room = allocator.malloc(len(content))
-                    room[:] = np.frombuffer(content, np.uint8)
-                    images[done], labels[done] = row, source.labels[sample]
-                    done += 1
-                written.histogram += part.histogram
-                written.copied += part.copied
-                written.left_out += part.left_out
+    with file.file, Journal(temporary, file, identity) as journal:
+        why = journal.resume(allow_left_out=recipe.on_bad == "skip")
+        tally = file.tally
+        if why:
+            _say(f"starting over: {why}")
+        if tally.asked:
+            _say(f"going on after {tally.asked:,} of {len(order):,} images")
+        rest, chunk = order[tally.asked :], min(64, max(1, 16 * MIB // recipe.largest_image))
+        with workers(processes, source, recipe) as pipes, progress(len(order), before=tally.asked) as advance:
+            for part in encoded(pipes, rest, chunk):
+                file.append(part.rows, source.labels[part.samples], part.contents)
+                tally.histogram += part.histogram
+                tally.copied += part.copied
+                tally.left_out += part.left_out
+                tally.asked += len(part.samples) + len(part.left_out)
+                journal.keep()
                 advance(len(part.samples) + len(part.left_out))
-        if not done:
-            raise InputError(f"none of the images can be used: {': '.join(written.left_out[0])}")
-        allocator.flush_page()
-    finally:
-        allocator.fp.close()
-    # What was left out leaves a gap behind the metadata, which no reader looks at.
-    writer.metadata_sm.buf = writer.metadata_sm.buf[:done]
-    writer.header["num_samples"] = done
-    writer.finalize([allocator.allocations])
-    # A disk that is almost full takes a part of a page, and FFCV does not look.
-    pages = allocator.next_page_written.value * writer.page_size
-    if path.stat().st_size != allocator.offset + pages + ALLOC_TABLE_TYPE.itemsize * done:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    written.images, written.labels = images[:done], labels[:done]
-    return written
+        if not tally.stored:
+            raise InputError(f"none of the images can be used: {': '.join(tally.left_out[0])}")
+        journal.settle()
+        file.finish()
+    return file
+
+
+def _versions() -> dict[str, str]:
+    return {library: version(library) for library in ("ffcv", "numpy", "pillow", "torchvision")}
 
 
 def write(source: Source, out: Path, recipe: Recipe, processes: int) -> Manifest:
-    """Write `source` to `out` and its manifest beside it, in place of older ones; nothing of it stays on a failure.
+    """Write `source` to `out` and its manifest beside it, in place of older ones, or go on with what was begun so.
 
-    `processes` workers encode.  Raises InputError for an image or label that cannot be used, OSError for a full disk,
+    `processes` workers encode.  On a failure, what is written stays beside `out` for the next call, and a note on the
+    error says how much.  Raises InputError for an image or label that cannot be used, OSError for a full disk,
     WorkerKilledError if a worker was killed.
     """
     classes = len(source.classes)
@@ -137,30 +97,31 @@ def write(source: Source, out: Path, recipe: Recipe, processes: int) -> Manifest
     order = recipe.order(len(source.labels))
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed(out) as temporary:
-        written = _write_file(temporary, source, order, recipe, processes)
-        manifest = _described(out.name, temporary, source, recipe, written)
+        file = _write_file(temporary, source, order, recipe, processes)
+        manifest = _described(out.name, temporary, source, recipe, file)
         publish(temporary, out, manifest)
     return manifest
 
 
-def _described(name: str, path: Path, source: Source, recipe: Recipe, written: _Written) -> Manifest:
+def _described(name: str, path: Path, source: Source, recipe: Recipe, file: Growing) -> Manifest:
     """The manifest of the file at `path`, which is to be called `name`."""
     recorded: dict[str, Any] = recipe.recorded()
-    sha256, pages = digests(path, written.page_size)
-    mean, std = mean_and_std(written.histogram)
-    height, width = written.images["height"], written.images["width"]
+    tally, samples = file.tally, file.samples[: file.tally.stored]
+    sha256, pages = digests(path, file.page_size)  # of what is on disk: its head, which comes first, was written last
+    mean, std = mean_and_std(tally.histogram)
+    height, width = samples["image"]["height"], samples["image"]["width"]
     settings = ("mode", "max_resolution", "quality", "reencode", "compress_probability", "compress_seed")
     return Manifest(
         format=FORMAT,
         file=name,
         bytes=path.stat().st_size,
         sha256=sha256,
-        samples=len(written.labels),
+        samples=len(samples),
         classes=list(source.classes),
-        histogram=np.bincount(written.labels, minlength=len(source.classes)).tolist(),
+        histogram=np.bincount(samples["label"], minlength=len(source.classes)).tolist(),
         image=ImageInfo(
             **{setting: recorded[setting] for setting in settings},
-            copied=written.copied,
+            copied=tally.copied,
             min_height=int(height.min()),
             max_height=int(height.max()),
             min_width=int(width.min()),
@@ -168,13 +129,13 @@ def _described(name: str, path: Path, source: Source, recipe: Recipe, written: _
         ),
         source=recorded["source"],
         seed=recorded["seed"],
-        versions={library: version(library) for library in ("ffcv", "numpy", "pillow", "torchvision")},
+        versions=_versions(),
         names=list(source.names) if source.names else None,
         mean=mean,
         std=std,
-        page_size=written.page_size,
+        page_size=file.page_size,
         pages=pages,
-        left_out=[{"image": image, "why": why} for image, why in written.left_out],
+        left_out=[{"image": image, "why": why} for image, why in tally.left_out],
     )
 
 
@@ -203,27 +164,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if out.is_dir():
             raise InputError(f"{out}: is a folder; give the name of the file to write")
-        remove_leftovers(out)
-        if not args.force and already_there(out, recipe):
+        if args.force:
+            remove_leftovers(out)
+        elif already_there(out, recipe):
+            remove_leftovers(out)
             print(f"already there: {out}")
             return 0
         manifest = write(args.images(), out, recipe, args.workers)
     except InputError as error:
-        return _failed(str(error))
+        _failed(str(error), error, args)
     except OSError as error:
-        return _failed(f"{out}: cannot be written: {error.strerror or error}; mend that or give another --out")
-    except WorkerKilledError:
-        return _failed(f"{out}: not written, a worker process was killed; if memory ran out, try fewer --workers")
-    except KeyboardInterrupt:
-        _failed(f"{out}: not written, interrupted")
+        why = error.strerror or error
+        _failed(f"{out}: cannot be written: {why}; mend that or give another --out", error, args)
+    except WorkerKilledError as error:
+        why = "a worker process was killed; if memory ran out, try fewer --workers"
+        _failed(f"{out}: not written, {why}", error, args)
+    except KeyboardInterrupt as error:
+        _failed(f"{out}: not written, interrupted", error, args)
         return 130
-    print(_summary(out, manifest, time.monotonic() - started))
-    return 0
-
-
-def _failed(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    else:
+        print(_summary(out, manifest, time.monotonic() - started))
+        return 0
     return 1
+
+
+def _failed(message: str, error: BaseException, args: argparse.Namespace) -> None:
+    """Says what is wrong, and how much of the work is kept."""
+    notes = getattr(error, "__notes__", [])
+    if notes and args.force and args.out.exists():  # without --force it would be refused, with it it starts over
+        remove_leftovers(args.out)
+        notes = []
+    _say("; ".join([f"error: {message}", *notes]) + " without --force" * bool(notes and args.force))
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """Writing .beton files: what FFCV reads back, and what is left when something goes wrong."""
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import json
 import multiprocessing
 import os
+import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep import journal, manifest, progress
 from data_prep.encode import WorkerKilledError, encoded, workers
-from data_prep.manifest import claimed, read_manifest
+from data_prep.growing import Growing
+from data_prep.manifest import claimed, read_manifest, temporary_path
 from data_prep.recipe import Recipe
 from data_prep.sources import PACKAGED_FASHION_MNIST, InputError, Source, fashion_mnist, image_folder, read_idx
 from data_prep.write_beton import main, write
@@ -393,10 +399,13 @@ def test_another_file_in_the_way_is_kept_unless_forced(
     assert read_manifest(out).sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
-def test_two_commands_do_not_write_one_file_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_commands_do_not_write_one_file_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second is refused and does no harm to the first."""
     out = tmp_path / "train.beton"
     folder = small_folder(tmp_path / "images")
+    monkeypatch.setattr(manifest, "_PATIENCE", 0.1)
     with claimed(out) as temporary:
         temporary.write_text("of the first")
         assert main(["imagefolder", str(folder), "--out", str(out)]) == 1
@@ -418,6 +427,7 @@ class Command:
         self.pid = self.process.pid
 
     def run(self, arguments: list[str]) -> None:
+        os.setsid()
         os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = os.fdopen(2, "w")
         sys.argv[1:] = arguments
@@ -545,6 +555,266 @@ def test_a_full_disk_is_said_and_left_as_it_was(small_disk: Path, capsys: pytest
     assert "No space left on device" in one_line(capsys)
     assert left_in(small_disk) == set()
     assert os.statvfs(small_disk).f_bfree == free
+
+
+# Going on
+
+
+@dataclass
+class Unfinished:
+    """A command that was killed half-way, and what it would have written."""
+
+    folder: Path  # a copy of it is gone on with
+    whole: Path
+    source: Source
+    recipe: Recipe
+
+    def again(self, to: Path, **changed: Any) -> Path:
+        """What the command, given again, makes of a copy of what was left; `changed` options of the recipe."""
+        write(self.source, to / "a.beton", dataclasses.replace(self.recipe, **changed), 1)
+        assert left_in(to) == {"a.beton", "a.beton.json"}
+        return to / "a.beton"
+
+    def copied(self, to: Path) -> tuple[Path, Path]:
+        """A copy of the unfinished file and of its journal."""
+        shutil.copytree(self.folder, to, dirs_exist_ok=True)
+        temporary = temporary_path(to / "a.beton")
+        return temporary, journal.journal_path(temporary)
+
+
+def same(one: Path, other: Path) -> bool:
+    """Both of the file and of its manifest."""
+    pairs = [(one, other), (manifest.manifest_path(one), manifest.manifest_path(other))]
+    return all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Unfinished:
+    """400 images of 100 kB as pixels, in five pages, killed after 308; a line of the journal for every 22."""
+    folder, whole = tmp_path_factory.mktemp("half"), tmp_path_factory.mktemp("whole")
+    pixels = noise(190 * 2, 180 * 2)
+    images: list[Pixels | str] = [pixels[i % 190 :][:190, i % 180 :][:, :180] for i in range(400)]
+    images[250] = "/nowhere.png"
+    source = Source(("a", "b"), images, np.arange(400) % 2)
+    recipe = Recipe(source="here", mode="raw", on_bad="skip", shuffle=False)
+    write(source, whole / "a.beton", recipe, 1)
+
+    def killed() -> None:
+        journal.EVERY = 0
+        keep = journal.Journal.keep
+
+        def then_die(self: journal.Journal) -> None:
+            keep(self)
+            if self._writing:
+                self._writing.result()
+            if self._file.tally.asked >= 300:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        journal.Journal.keep = then_die  # type: ignore[method-assign]
+        write(source, folder / "a.beton", recipe, 1)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert left_in(folder) == {".a.beton.tmp", ".a.beton.tmp.journal"}
+    return Unfinished(folder, whole / "a.beton", source, recipe)
+
+
+@needs_fashion_mnist
+def test_a_command_killed_again_and_again_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL of the whole group, of the command alone, Ctrl-C, SIGTERM, at random moments, ten times."""
+    whole, out = tmp_path / "whole" / "train.beton", tmp_path / "data" / "train.beton"
+    arguments = ["fashion-mnist", "--split", "train", "--limit", "20000", "--workers", "2", "--out"]
+    assert main([*arguments, str(whole)]) == 0
+    monkeypatch.setattr(journal, "EVERY", 0.02)
+    random = np.random.default_rng()
+    shares = [0.0]
+    for attempt in range(10):
+        command = Command([*arguments, str(out)], tmp_path / f"stderr-{attempt}")
+        temporary = temporary_path(out)
+        while (journal.share_kept(temporary) or 0) <= shares[-1] and command.process.is_alive():
+            time.sleep(0.002)  # it gets further each time, as it must
+        time.sleep(random.uniform(0, 0.05))
+        if attempt % 2:
+            os.killpg(command.pid, signal.SIGKILL)
+        else:
+            os.kill(command.pid, (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[attempt // 2 % 3])
+        code, said = command.end()
+        assert code in (-signal.SIGKILL, 130, 0), said
+        if code == 0:
+            break
+        shares.append(journal.share_kept(temporary) or 0)
+        assert not out.exists()
+        assert code != 130 or f"interrupted; {shares[-1]:.0%} is done, the same command goes on there" in said
+        assert not attempt or "going on after" in said
+    assert len(shares) > 6
+    assert main([*arguments, str(out)]) == 0
+    assert same(out, whole)
+    assert left_in(out.parent) == {"train.beton", "train.beton.json"}
+
+
+def test_the_place_is_told_and_the_speed_is_that_of_this_run(
+    unfinished: Unfinished, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done before counts for the place, and not for the images/s or the time left."""
+    unfinished.copied(tmp_path)
+    monkeypatch.setattr(progress, "EVERY", 0)
+    assert same(unfinished.again(tmp_path), unfinished.whole)
+    first, *_, last = [line for line in capsys.readouterr().err.splitlines() if "images" in line]
+    assert first == "going on after 308 of 400 images"
+    assert last.startswith("400 of 400 images, ")
+    assert last.endswith(", 0 s left")
+    with progress.progress(1_000_000, before=900_000) as advance:
+        time.sleep(0.1)
+        advance(100)
+    place, rate, left = capsys.readouterr().err.split(", ")
+    assert place == "900,100 of 1,000,000 images"
+    speed = float(rate.removesuffix(" images/s").replace(",", ""))
+    assert 0 < speed <= 1000
+    assert float(left.removesuffix(" s left\n").replace(",", "")) == pytest.approx(99_900 / speed, rel=0.01)
+
+
+def test_a_journal_cut_anywhere_never_leads_astray(unfinished: Unfinished, tmp_path: Path) -> None:
+    """After a loss of power it may end at any byte; what is gone on with is what its whole lines tell."""
+    temporary, path = unfinished.copied(tmp_path)
+    content, samples = path.read_bytes(), len(unfinished.source.labels)
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
+    identity = json.loads(content[9 : ends[0]])
+    identity = {key: value for key, value in identity.items() if key not in ("format", "samples")}
+    pristine = temporary.read_bytes()
+    near = {end + by for end in (0, *ends[:2], ends[-1]) for by in (-2, -1, 0, 1, 9)}
+    cuts = near | set(range(0, len(content), 7919))
+    for cut in sorted(cuts & set(range(len(content) + 1))):
+        path.write_bytes(content[:cut])
+        file = Growing(temporary, samples, 8 << 20)
+        with file.file, journal.Journal(temporary, file, identity) as found:
+            found.resume(allow_left_out=True)
+        whole_lines = sum(end <= cut for end in ends)
+        assert file.tally.asked == 22 * max(0, whole_lines - 1)
+        assert temporary.stat().st_size == file.tally.position
+        assert path.exists() == (whole_lines > 1)
+        temporary.write_bytes(pristine)
+    for cut in (5, ends[0], ends[2] - 1, len(content)):
+        temporary, path = unfinished.copied(tmp_path / str(cut))
+        path.write_bytes(content[:cut])
+        assert same(unfinished.again(path.parent), unfinished.whole)
+
+
+def test_damage_to_what_is_written_is_noticed_before_it_is_gone_on_with(
+    unfinished: Unfinished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped byte, a hole, a file cut short, a flipped byte of the journal: done again from before the damage."""
+    first_page, hundred_kb = 8 << 20, 190 * 180 * 3
+    length = temporary_path(unfinished.folder / "a.beton").stat().st_size
+    expected = {first_page: 0, first_page + 100 * hundred_kb: 88, length - 1: 286, -1: 22, 4096: 308}
+    for at, asked in expected.items():
+        temporary, path = unfinished.copied(tmp_path / str(at))
+        spoilt = temporary if at >= 0 else path
+        content = bytearray(spoilt.read_bytes())
+        content[at if at >= 0 else content.index(b"\n", content.index(b"\n", content.index(b"\n") + 1) + 1) - 9] ^= 1
+        spoilt.write_bytes(content)
+        assert same(unfinished.again(temporary.parent), unfinished.whole)
+        said = capsys.readouterr().err
+        assert (f"going on after {asked} of 400 images" in said) if asked else ("starting over: what was" in said), at
+    temporary, _ = unfinished.copied(tmp_path / "short")
+    os.truncate(temporary, first_page + 200 * hundred_kb)
+    assert same(unfinished.again(temporary.parent), unfinished.whole)
+    assert "going on after 198" in capsys.readouterr().err
+
+
+def test_another_recipe_or_other_images_start_over(
+    unfinished: Unfinished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line that says why; what comes out is of the new recipe alone."""
+    for name, changed, said in (
+        ("seed", {"shuffle": True}, "it was begun with seed None, not 0"),
+        ("mode", {"mode": "jpg"}, "it was begun with mode raw, not jpg"),
+    ):
+        unfinished.copied(tmp_path / name)
+        found = unfinished.again(tmp_path / name, **changed)
+        assert f"starting over: {said}\n" in capsys.readouterr().err
+        assert same(found, Unfinished.again(unfinished, tmp_path / f"{name}-anew", **changed))
+        capsys.readouterr()
+    unfinished.copied(tmp_path / "images")
+    labels = unfinished.source.labels[::-1].copy()
+    other = dataclasses.replace(unfinished, source=dataclasses.replace(unfinished.source, labels=labels))
+    assert not same(other.again(tmp_path / "images"), unfinished.whole)
+    assert "starting over: the images are no longer the same\n" in capsys.readouterr().err
+
+
+def test_an_image_that_was_left_out_is_tried_again_if_it_may_not_be(unfinished: Unfinished, tmp_path: Path) -> None:
+    """Begun with --on-bad skip and gone on with without it: it must not be missing silently."""
+    unfinished.copied(tmp_path)
+    with pytest.raises(InputError, match=r"/nowhere\.png") as found:
+        unfinished.again(tmp_path, on_bad="fail")
+    assert found.value.__notes__ == ["60% is done, the same command goes on there"]
+    assert same(unfinished.again(tmp_path, on_bad="skip"), unfinished.whole)
+
+
+def test_a_bad_image_can_be_mended_or_skipped_without_doing_the_others_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an hour one of a million cannot be decoded; the hour is not lost."""
+    monkeypatch.setattr(journal, "EVERY", 0)
+    folder, out = small_folder(tmp_path / "images", images=100), tmp_path / "train.beton"
+    bad = folder / "dog" / "199.png"
+    mended = bad.read_bytes()
+    bad.write_bytes(b"")
+    arguments = ["imagefolder", str(folder), "--no-shuffle", "--workers", "1", "--out", str(out)]
+    assert main(arguments) == 1
+    said = one_line(capsys)
+    assert "dog/199.png" in said
+    assert said.endswith("% is done, the same command goes on there\n")
+    assert left_in(tmp_path) == {"images", ".train.beton.tmp", ".train.beton.tmp.journal"}
+    bad.write_bytes(mended)
+    assert main(arguments) == 0
+    assert re.match(r"going on after [1-9]\d+ of 200 images\n", capsys.readouterr().err)
+    assert read_manifest(out).samples == 200
+    content = out.read_bytes()
+    assert main([*arguments, "--force"]) == 0
+    assert out.read_bytes() == content
+
+
+def test_force_starts_over(unfinished: Unfinished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an earlier command left is gone, and nothing of it is checked or said."""
+    _, path = unfinished.copied(tmp_path)
+    shutil.copy(path, tmp_path / ".train.beton.tmp.journal")
+    folder = small_folder(tmp_path / "images")
+    assert main(["imagefolder", str(folder), "--out", str(tmp_path / "train.beton"), "--force"]) == 0
+    assert "starting over" not in capsys.readouterr().err
+    assert not list(tmp_path.glob(".train*"))
+
+
+def test_a_disk_that_fills_up_can_be_freed_and_gone_on_with(
+    small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For images, for the journal and for the table at the end alike: one line, and then the same bytes."""
+    monkeypatch.setattr(journal, "EVERY", 0)
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    folder, whole, out = small_disk.parent / "images", small_disk.parent / "a.beton", small_disk / "data" / "a.beton"
+    picture = save(small_disk.parent / "noise.png", noise(190, 180)).read_bytes()
+    for i in range(200):
+        path = folder / "ab"[i % 2] / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    arguments = ["imagefolder", str(folder), "--mode", "raw", "--workers", "2", "--out"]
+    assert main([*arguments, str(whole)]) == 0
+    ballast = small_disk / "ballast"
+    for megabytes in (20, 18, 16.1, 15, 14, 12.5, 11.7, 9, 8.5):  # with the last two, the table does not fit
+        ballast.write_bytes(bytes(int(megabytes * 2**20)))
+        capsys.readouterr()
+        assert main([*arguments, str(out)]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "No space left on device" in said
+        assert "the same command goes on there" in said
+        assert not out.exists()
+        ballast.unlink()
+    assert "; 100% is done" in said
+    assert main([*arguments, str(out)]) == 0
+    assert same(out, whole)
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
