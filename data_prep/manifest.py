@@ -135,8 +135,8 @@ def digests(path: Path, page_size: int) -> tuple[str, list[str]]:
 def claimed(beton: Path) -> Iterator[Path]:
     """The path to write at before `publish`: in the same folder, locked against other commands.
 
-    The file there is empty, or what an earlier command left.  If the block raises, it is removed, or, if its journal has
-    something to go on with, a note on the error says how much.  Raises InputError if another command is writing.
+    The file there is empty, or what an earlier command left.  If the block raises, it is removed; if its journal has
+    something to go on with, it stays, and a note on the error says how much.  Raises InputError if another one writes.
     """
     temporary = temporary_path(beton)
     descriptor = _locked(temporary, time.monotonic() + _PATIENCE)
