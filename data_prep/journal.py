@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +77,7 @@ class Journal:
         # As JSON gives it back, so that the two can be compared.
         self._identity = json.loads(json.dumps({"format": FORMAT, "samples": len(file.samples)} | identity))
         self._crc, self._end = 0, 0  # of the lines that are there
-        self._told = Tally()  # what they tell
+        self._stored, self._left_out = 0, 0  # images that they tell of
         self._next = time.monotonic() + EVERY
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -127,7 +126,8 @@ class Journal:
                     histogram=np.array(line["histogram"], np.int64),
                     left_out=tally.left_out + [(which, why) for which, why in line["left_out"]],
                 )
-                self._told, self._end, self._crc = replace(file.tally), end, crc
+                self._stored, self._left_out = file.tally.stored, len(file.tally.left_out)
+                self._end, self._crc = end, crc
 
     def keep(self) -> None:
         """Note down what was written, if it is time.  Raises OSError, of the line before, if the disk is full."""
@@ -146,8 +146,8 @@ class Journal:
         self._writing.result()
 
     def _note(self) -> None:
-        file, told, tally = self._file, self._told, self._file.tally
-        rows = slice(told.stored, tally.stored)
+        file, tally = self._file, self._file.tally
+        rows = slice(self._stored, tally.stored)
         line = {
             "asked": tally.asked,
             "stored": tally.stored,
@@ -155,13 +155,13 @@ class Journal:
             "crc": tally.crc,
             "copied": tally.copied,
             "histogram": tally.histogram.tolist(),
-            "left_out": tally.left_out[len(told.left_out) :],
+            "left_out": tally.left_out[self._left_out :],
             "rows": base64.b64encode(file.samples[rows].tobytes()).decode(),
             "sizes": base64.b64encode(file.sizes[rows].tobytes()).decode(),
         }
-        text = b"" if self._crc else self._line(self._identity)
+        text = b"" if self._path.exists() else self._line(self._identity)
         text += self._line(line)
-        self._told = replace(tally, left_out=list(tally.left_out))
+        self._stored, self._left_out = tally.stored, len(tally.left_out)
         self._writing = self._thread.submit(self._write, text)
         self._next = time.monotonic() + EVERY
 

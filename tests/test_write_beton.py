@@ -569,6 +569,28 @@ class Unfinished:
     source: Source
     recipe: Recipe
 
+    def killed(self, to: Path, asked: int) -> None:
+        """Write, or go on, in `to` and die by SIGKILL after so many images, each 22 of them in the journal."""
+        keep = journal.Journal.keep
+
+        def then_die(found: journal.Journal) -> None:
+            keep(found)
+            if found._writing:
+                found._writing.result()
+            if found._file.tally.asked >= asked:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def run() -> None:
+            journal.EVERY = 0
+            journal.Journal.keep = then_die  # type: ignore[method-assign]
+            write(self.source, to / "a.beton", self.recipe, 1)
+
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+        assert left_in(to) == {".a.beton.tmp", ".a.beton.tmp.journal"}
+
     def again(self, to: Path, **changed: Any) -> Path:
         """What the command, given again, makes of a copy of what was left; `changed` options of the recipe."""
         write(self.source, to / "a.beton", dataclasses.replace(self.recipe, **changed), 1)
@@ -598,27 +620,9 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Unfinished:
     source = Source(("a", "b"), images, np.arange(400) % 2)
     recipe = Recipe(source="here", mode="raw", on_bad="skip", shuffle=False)
     write(source, whole / "a.beton", recipe, 1)
-
-    def killed() -> None:
-        journal.EVERY = 0
-        keep = journal.Journal.keep
-
-        def then_die(self: journal.Journal) -> None:
-            keep(self)
-            if self._writing:
-                self._writing.result()
-            if self._file.tally.asked >= 300:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        journal.Journal.keep = then_die  # type: ignore[method-assign]
-        write(source, folder / "a.beton", recipe, 1)
-
-    process = multiprocessing.get_context("fork").Process(target=killed)
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-    assert left_in(folder) == {".a.beton.tmp", ".a.beton.tmp.journal"}
-    return Unfinished(folder, whole / "a.beton", source, recipe)
+    made = Unfinished(folder, whole / "a.beton", source, recipe)
+    made.killed(folder, 300)
+    return made
 
 
 @needs_fashion_mnist
@@ -752,6 +756,14 @@ def test_an_image_that_was_left_out_is_tried_again_if_it_may_not_be(unfinished: 
         unfinished.again(tmp_path, on_bad="fail")
     assert found.value.__notes__ == ["60% is done, the same command goes on there"]
     assert same(unfinished.again(tmp_path, on_bad="skip"), unfinished.whole)
+
+
+def test_what_was_left_out_after_going_on_is_remembered_too(unfinished: Unfinished, tmp_path: Path) -> None:
+    """Killed before it, gone on, killed behind it, gone on: it is in the manifest, once."""
+    unfinished.killed(tmp_path, 230)
+    unfinished.killed(tmp_path, 300)
+    assert same(unfinished.again(tmp_path), unfinished.whole)
+    assert [each["image"] for each in read_manifest(unfinished.whole).left_out] == ["/nowhere.png"]
 
 
 def test_a_bad_image_can_be_mended_or_skipped_without_doing_the_others_again(
