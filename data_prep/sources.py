@@ -188,14 +188,17 @@ def decode(content: bytes) -> Pixels:
     """
     try:
         with Image.open(BytesIO(content)) as opened:
-            upright = ImageOps.exif_transpose(opened)
+            ImageOps.exif_transpose(opened, in_place=True)  # else it copies what is upright
+            deep = opened.mode.startswith("I;16") or opened.mode in ("I", "F")
+            pixels = np.array(opened if deep or opened.mode == "RGB" else opened.convert("RGB"))
+            mode = opened.mode
     except UnidentifiedImageError:
         raise InputError("not an image that Pillow can read") from None
-    if upright.mode.startswith("I;16"):  # Pillow's convert would clip at 255: almost everything would be white
-        return rgb((np.asarray(upright) >> 8).astype(np.uint8))
-    if upright.mode in ("I", "F"):
-        raise InputError(f"pixels of Pillow's mode {upright.mode} have no agreed white; save it with 8 or 16 bits")
-    return np.array(upright.convert("RGB"))
+    if mode.startswith("I;16"):  # Pillow's convert would clip at 255: almost everything would be white
+        return rgb((pixels >> 8).astype(np.uint8))
+    if deep:
+        raise InputError(f"pixels of Pillow's mode {mode} have no agreed white; save it with 8 or 16 bits")
+    return pixels
 
 
 def rgb(pixels: Pixels) -> Pixels:
