@@ -7,6 +7,7 @@ setup(
         Extension(
             "vit.data._native",
             ["vit/data/native.cpp"],
+            depends=["vit/data/huffman.h", "vit/data/resize.h"],
             libraries=["jpeg"],
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],
             optional=True,

@@ -40,10 +40,10 @@ def native(mode: int, data: bytes, shape: tuple[int, ...], box: tuple[int, int, 
     """The C++ decoder's crop (top, left, height, width) of one image, or None for a damaged one: (S, S, 3)."""
     library = native_library()
     assert library is not None
-    image = np.array([mode, *shape[:2], 0, len(data), *box], np.int64)
+    image = np.array([mode, *shape[:2], 0, len(data), *box, S, S, 0, 0], np.int64)
     out = np.zeros((S, S, 3), np.uint8)
     memory = np.frombuffer(data, np.uint8)
-    damaged = library.vit_decode(memory.ctypes.data, 1, image.ctypes.data, S, out.ctypes.data)
+    damaged = library.vit_decode_windows(memory.ctypes.data, 1, image.ctypes.data, S, out.ctypes.data)
     return None if damaged >= 0 else out
 
 
@@ -140,11 +140,11 @@ def test_a_processor_without_avx2_sees_the_same_pixels(tmp_path: Path) -> None:
     portable, ours = ctypes.CDLL(str(built)), native_library()
     assert ours is not None
     for pixels, box, S in crops(40):
-        image = np.array([RAW, *pixels.shape[:2], 0, pixels.nbytes, *box], np.int64)
+        image = np.array([RAW, *pixels.shape[:2], 0, pixels.nbytes, *box, S, S, 0, 0], np.int64)
         out = np.zeros((2, S, S, 3), np.uint8)
         for library, place in zip((ours, portable), out, strict=True):
-            library.vit_decode.argtypes = ours.vit_decode.argtypes
-            library.vit_decode(pixels.ctypes.data, 1, image.ctypes.data, S, place.ctypes.data)
+            library.vit_decode_windows.argtypes = ours.vit_decode_windows.argtypes
+            library.vit_decode_windows(pixels.ctypes.data, 1, image.ctypes.data, S, place.ctypes.data)
         assert np.array_equal(*out)
 
 

@@ -49,6 +49,19 @@ class Boxes(NamedTuple):
     width: Ints
 
 
+class Windows(NamedTuple):
+    """What is wanted of images, in pixels: a box, resized to `rows` x `columns`, and S x S out of these: 8 x (B,)."""
+
+    top: Ints
+    left: Ints
+    height: Ints
+    width: Ints
+    rows: Ints
+    columns: Ints
+    down: Ints  # corner of the S x S
+    right: Ints
+
+
 @dataclass(frozen=True)
 class RandomCrop:
     """A box of random area and aspect ratio: torchvision's RandomResizedCrop, drawn by counter."""
@@ -75,17 +88,30 @@ class RandomCrop:
         )
         return Boxes(*(np.where(fits.any(axis=0), r, f) for r, f in zip(random, fallback, strict=True)))
 
+    def windows(self, views: Ints, samples: Ints, height: Ints, width: Ints, side: int) -> Windows:
+        """The boxes, each resized to `side` x `side`: 4 x (B,) -> 8 x (B,)."""
+        size, corner = np.full_like(samples, side), np.zeros_like(samples)
+        return Windows(*self.boxes(views, samples, height, width), size, size, corner, corner)
+
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """A centred square: `Resize(256)` and `CenterCrop(224)` in one when `share` is 224 / 256."""
+    """A centred square: `Resize(256)` and `CenterCrop(224)` when `share` is 224 / 256."""
 
     share: float  # side over the image's shorter side
 
     def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
-        """One box for each image, whatever the view: 4 x (B,) -> 4 x (B,)."""
+        """One box for each image, whatever the view, as FFCV's centre crop: 4 x (B,) -> 4 x (B,)."""
         side = np.maximum(1, (self.share * np.minimum(height, width)).astype(np.int64))
         return _centred(height, width, side, side)
+
+    def windows(self, views: Ints, samples: Ints, height: Ints, width: Ints, side: int) -> Windows:
+        """The centre of the whole image once it is resized, both rounded as torchvision does: 4 x (B,) -> 8 x (B,)."""
+        shorter, resized = np.minimum(height, width), round(side / self.share)
+        rows, columns = ((resized * n / shorter).astype(np.int64) for n in (height, width))
+        down, right = (np.rint((n - side) / 2).astype(np.int64) for n in (rows, columns))
+        corner = np.zeros_like(samples)
+        return Windows(corner, corner, height, width, rows, columns, down, right)
 
 
 def _draw(
@@ -153,16 +179,19 @@ class Decoder:
         """Decodes up to the first damaged sample; its place, or -1."""
         data = self.beton
         height, width, size = data.height[samples], data.width[samples], data.size[samples]
-        boxes = self.crop.boxes(views, samples, height, width)
+        wanted: Boxes | Windows
+        if self._kind == "native":
+            decode, wanted = self._native, self.crop.windows(views, samples, height, width, self.size)
+        else:
+            decode, wanted = self._ffcv, self.crop.boxes(views, samples, height, width)
         content, offset = data.storage.fetch(data.offset[samples], size)
-        images = np.stack((data.mode[samples], height, width, offset, size, *boxes), axis=1, dtype=np.int64)
-        decode = self._native if self._kind == "native" else self._ffcv
+        images = np.stack((data.mode[samples], height, width, offset, size, *wanted), axis=1, dtype=np.int64)
         return decode(content.ctypes.data, images, out)
 
     def _native(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """All images in one call, without Python's lock; the place of the first damaged one, or -1."""
         assert self._library is not None
-        return int(self._library.vit_decode(base, len(images), images.ctypes.data, self.size, out.ctypes.data))
+        return int(self._library.vit_decode_windows(base, len(images), images.ctypes.data, self.size, out.ctypes.data))
 
     def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """Image by image: decode all of it into this thread's scratch memory, then resize the crop."""
@@ -202,8 +231,8 @@ def native_library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
-    library.vit_decode.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-    library.vit_decode.restype = ctypes.c_int64
+    library.vit_decode_windows.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    library.vit_decode_windows.restype = ctypes.c_int64
     return library
 
 

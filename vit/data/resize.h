@@ -1,0 +1,171 @@
+// Pillow's antialiased bilinear resize, to the bit: triangle weights in 22 bits, rows first, each pass rounded to 8 bits.
+// https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
+
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
+#define X86
+#include <immintrin.h>
+#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))  // chosen when the library is loaded
+#else
+#define FOR_EACH_CPU
+#endif
+
+namespace resize {
+
+constexpr int BITS = 32 - 8 - 2;  // of a weight after the point, as Pillow's
+constexpr int HALF = BITS / 2;    // of them in the lower part of a weight that is cut in two
+constexpr int CHANNELS = 3;
+constexpr int ROWS = 4;           // that are resized side by side
+
+// Where the output pixels come from along one axis: of `in` pixels that become `out`, those of the outputs from `skip` on.
+struct Weights {
+    int from = 0, size = 0;              // the inputs that they need
+    int taps = 0, pairs = 0;             // weights of an output at most, and two by two
+    std::vector<int> first, count;       // inputs of each output, from `from` on
+    std::vector<int32_t> weight;         // (outputs, taps)
+    std::vector<uint32_t> upper, lower;  // (outputs, pairs): the halves of two weights each
+    std::vector<double> exact;           // of one output
+
+    void set(int in, int out, int skip, int outputs) {
+        const double scale = static_cast<double>(in) / out, support = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / support;
+        taps = static_cast<int>(std::ceil(support)) * 2 + 1;
+        first.resize(outputs);
+        count.resize(outputs);
+        exact.resize(taps);
+        weight.assign(static_cast<size_t>(outputs) * taps, 0);
+        int most = 1;
+        for (int i = 0; i < outputs; i++) {
+            const double centre = (i + skip + 0.5) * scale;
+            int low = static_cast<int>(centre - support + 0.5), high = static_cast<int>(centre + support + 0.5);
+            if (low < 0) low = 0;
+            if (high > in) high = in;
+            double sum = 0.0;
+            for (int k = 0; k < high - low; k++) {
+                const double x = std::fabs((k + low - centre + 0.5) * inverse);
+                exact[k] = x < 1.0 ? 1.0 - x : 0.0;
+                sum += exact[k];
+            }
+            for (int k = 0; k < high - low; k++) {
+                if (sum != 0.0) exact[k] /= sum;
+                weight[static_cast<size_t>(i) * taps + k] = static_cast<int32_t>(0.5 + exact[k] * (1 << BITS));
+            }
+            if (i == 0) from = low;
+            first[i] = low - from;
+            count[i] = high - low;
+            size = high - from;
+            if (count[i] > most) most = count[i];
+        }
+        pairs = (most + 1) / 2;
+    }
+
+    // Bytes behind a row that the pass over rows may read; they have no weight.
+    size_t spare() const { return static_cast<size_t>(pairs) * 2 * CHANNELS + 16; }
+
+    // For the pass over rows: 16 bits are multiplied twice as fast as 32.
+    void halve() {
+        upper.assign(first.size() * pairs, 0);
+        lower.assign(first.size() * pairs, 0);
+        for (size_t i = 0; i < first.size(); i++)
+            for (int k = 0; k < count[i]; k++) {
+                const uint32_t whole = static_cast<uint32_t>(weight[i * taps + k]), place = 16 * (k % 2);
+                upper[i * pairs + k / 2] |= whole >> HALF << place;
+                lower[i * pairs + k / 2] |= (whole & ((1 << HALF) - 1)) << place;
+            }
+    }
+};
+
+// ROWS rows of pixels, `stride` bytes apart, to S pixels each, `pitch` bytes apart: a byte more than they take, at least.
+inline void rows_anywhere(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
+    for (int row = 0; row < ROWS; row++, in += stride, out += pitch)
+        for (int x = 0; x < S; x++) {
+            const int32_t* weight = &across.weight[static_cast<size_t>(x) * across.taps];
+            const uint8_t* pixel = in + CHANNELS * across.first[x];
+            int32_t sum[CHANNELS] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
+            for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS)
+                for (int c = 0; c < CHANNELS; c++) sum[c] += weight[k] * pixel[c];
+            // Weights are not negative and add up to one and a rounding: all is within 0 to 255.
+            for (int c = 0; c < CHANNELS; c++) out[CHANNELS * x + c] = static_cast<uint8_t>(sum[c] >> BITS);
+        }
+}
+
+#ifdef X86
+// The same sums.  A lane for each channel of each row holds two neighbours, which one instruction weighs and adds up; the
+// upper and the lower halves of the weights apart, so that nothing is lost.  PAIRS is `across.pairs` if it is not 0.
+template <int PAIRS>
+__attribute__((target("avx2"))) void rows_avx2(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
+    const int pairs = PAIRS ? PAIRS : across.pairs;
+    const uint32_t *upper = across.upper.data(), *lower = across.lower.data();
+    const __m256i one = _mm256_set1_epi32(1 << (BITS - 1));  // half of a level
+    const __m256i spread = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
+    for (int x = 0; x < S; x++, upper += pairs, lower += pairs, out += CHANNELS) {
+        const uint8_t* pixel = in + CHANNELS * across.first[x];
+        __m256i upper01 = _mm256_setzero_si256(), upper23 = upper01, lower01 = one, lower23 = one;
+        for (int k = 0; k < pairs; k++, pixel += 2 * CHANNELS) {
+            const auto* row = reinterpret_cast<const __m128i*>(pixel);
+            const auto* row1 = reinterpret_cast<const __m128i*>(pixel + stride);
+            const auto* row2 = reinterpret_cast<const __m128i*>(pixel + 2 * stride);
+            const auto* row3 = reinterpret_cast<const __m128i*>(pixel + 3 * stride);
+            __m256i rows01 = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(row)), _mm_loadu_si128(row1), 1);
+            __m256i rows23 = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(row2)), _mm_loadu_si128(row3), 1);
+            rows01 = _mm256_shuffle_epi8(rows01, spread);
+            rows23 = _mm256_shuffle_epi8(rows23, spread);
+            const __m256i high = _mm256_set1_epi32(static_cast<int>(upper[k])), low = _mm256_set1_epi32(static_cast<int>(lower[k]));
+            upper01 = _mm256_add_epi32(upper01, _mm256_madd_epi16(rows01, high));
+            upper23 = _mm256_add_epi32(upper23, _mm256_madd_epi16(rows23, high));
+            lower01 = _mm256_add_epi32(lower01, _mm256_madd_epi16(rows01, low));
+            lower23 = _mm256_add_epi32(lower23, _mm256_madd_epi16(rows23, low));
+        }
+        const __m256i sum01 = _mm256_add_epi32(_mm256_slli_epi32(upper01, HALF), lower01);
+        const __m256i sum23 = _mm256_add_epi32(_mm256_slli_epi32(upper23, HALF), lower23);
+        const __m256i words = _mm256_packus_epi32(_mm256_srli_epi32(sum01, BITS), _mm256_srli_epi32(sum23, BITS));
+        const __m256i levels = _mm256_packus_epi16(words, words);  // rows 0 and 2, then rows 1 and 3
+        const int32_t rows[ROWS] = {_mm256_extract_epi32(levels, 0), _mm256_extract_epi32(levels, 4),
+                                    _mm256_extract_epi32(levels, 1), _mm256_extract_epi32(levels, 5)};
+        for (int row = 0; row < ROWS; row++) std::memcpy(out + row * pitch, &rows[row], 4);  // the next pixel mends the fourth
+    }
+}
+#endif
+
+inline void rows(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
+#ifdef X86
+    static const bool avx2 = __builtin_cpu_supports("avx2");
+    if (avx2) switch (across.pairs) {
+            case 1: return rows_avx2<1>(in, stride, across, S, out, pitch);
+            case 2: return rows_avx2<2>(in, stride, across, S, out, pitch);
+            case 3: return rows_avx2<3>(in, stride, across, S, out, pitch);
+            default: return rows_avx2<0>(in, stride, across, S, out, pitch);
+        }
+#endif
+    rows_anywhere(in, stride, across, S, out, pitch);
+}
+
+template <int COUNT>
+inline __attribute__((always_inline)) void add(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
+    const int taps = COUNT ? COUNT : count;
+    for (int i = 0; i < width; i++) {
+        int32_t sum = 1 << (BITS - 1);
+        for (int k = 0; k < taps; k++) sum += weight[k] * rows[k * pitch + i];
+        out[i] = static_cast<uint8_t>(sum >> BITS);
+    }
+}
+
+// The pass down the columns: `count` rows of `width` bytes, `pitch` apart, weighted and added up.
+FOR_EACH_CPU inline void columns(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
+    switch (count) {  // with few and known taps the compiler keeps the sums in registers
+        case 1: return add<1>(rows, pitch, weight, count, width, out);
+        case 2: return add<2>(rows, pitch, weight, count, width, out);
+        case 3: return add<3>(rows, pitch, weight, count, width, out);
+        case 4: return add<4>(rows, pitch, weight, count, width, out);
+        case 5: return add<5>(rows, pitch, weight, count, width, out);
+        default: return add<0>(rows, pitch, weight, count, width, out);
+    }
+}
+
+}  // namespace resize
