@@ -231,8 +231,9 @@ def native_library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
-    library.vit_decode_windows.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-    library.vit_decode_windows.restype = ctypes.c_int64
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, pointer]
+    library.vit_decode_windows.restype = i64
     return library
 
 
