@@ -43,7 +43,7 @@ def native(mode: int, data: bytes, shape: tuple[int, ...], box: tuple[int, int, 
     image = np.array([mode, *shape[:2], 0, len(data), *box, S, S, 0, 0], np.int64)
     out = np.zeros((S, S, 3), np.uint8)
     memory = np.frombuffer(data, np.uint8)
-    damaged = library.vit_decode_windows(memory.ctypes.data, 1, image.ctypes.data, S, out.ctypes.data)
+    damaged = library.vit_decode_windows(memory.ctypes.data, 1, image.ctypes.data, S, 0, out.ctypes.data)
     return None if damaged >= 0 else out
 
 
@@ -144,7 +144,7 @@ def test_a_processor_without_avx2_sees_the_same_pixels(tmp_path: Path) -> None:
         out = np.zeros((2, S, S, 3), np.uint8)
         for library, place in zip((ours, portable), out, strict=True):
             library.vit_decode_windows.argtypes = ours.vit_decode_windows.argtypes
-            library.vit_decode_windows(pixels.ctypes.data, 1, image.ctypes.data, S, place.ctypes.data)
+            library.vit_decode_windows(pixels.ctypes.data, 1, image.ctypes.data, S, 0, place.ctypes.data)
         assert np.array_equal(*out)
 
 

@@ -54,7 +54,7 @@ class DataConfig:
     val: Path = Path("data/imagenet/val.beton")  # written by data_prep.write_beton
     workers: int = 0  # decoding threads for each rank; 0: the cores that this process may use, shared among ranks
     prefetch: int = 3  # batches decoded ahead
-    decoder: Literal["auto", "native", "ffcv"] = "auto"  # native: Pillow's pixels; ffcv: FFCV's; auto: native if built
+    decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # exact; faster for large images; FFCV's; auto: exact
     cache: Literal["os", "process", "memory"] = "os"  # page cache; each rank's own reads; all in each node's memory
     shuffle_window: int = 0  # images shuffled together, in blocks of neighbours, for files that do not fit; 0: all
     repeats: int = 1  # times that each image is in a batch, cropped anew: repeated augmentation

@@ -24,6 +24,7 @@ from vit.keys import U64, Stream, keys, uniform
 Ints = NDArray[np.int64]
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop and FFCV's
+_NATIVE = ("native", "scaled")  # decoders of `native.cpp`
 _RATIOS = 4096  # steps of the aspect ratio, evenly spaced in its logarithm
 
 
@@ -139,7 +140,8 @@ def _ratio_table(low: float, high: float) -> NDArray[np.float64]:
 class Decoder:
     """Decodes samples of one file to S x S pixels; may be called by many threads at once.
 
-    `native` (`native.cpp`) decodes only where the crop lies, and resizes as Pillow does.  `ffcv` decodes all of the
+    `native` (`native.cpp`) decodes only where the crop lies, and resizes as Pillow does, to the bit.  `scaled` does so
+    too, but decodes crops of twice the size, or more, with fewer pixels: for large images.  `ffcv` decodes all of the
     image with the fast, less exact transform and averages areas, as FFCV does.
     """
 
@@ -156,7 +158,7 @@ class Decoder:
         self.crop = crop
         self.size = size
         self._kind = kind
-        self._library = native_library() if kind == "native" else _ffcv_library()
+        self._library = native_library() if kind in _NATIVE else _ffcv_library()
         jpegs = beton.mode == JPEG
         self._scratch_bytes = int((3 * beton.height * beton.width)[jpegs].max(initial=0))
         self._local = threading.local()
@@ -180,7 +182,7 @@ class Decoder:
         data = self.beton
         height, width, size = data.height[samples], data.width[samples], data.size[samples]
         wanted: Boxes | Windows
-        if self._kind == "native":
+        if self._kind in _NATIVE:
             decode, wanted = self._native, self.crop.windows(views, samples, height, width, self.size)
         else:
             decode, wanted = self._ffcv, self.crop.boxes(views, samples, height, width)
@@ -191,7 +193,8 @@ class Decoder:
     def _native(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """All images in one call, without Python's lock; the place of the first damaged one, or -1."""
         assert self._library is not None
-        return int(self._library.vit_decode_windows(base, len(images), images.ctypes.data, self.size, out.ctypes.data))
+        scaled, wanted = self._kind == "scaled", images.ctypes.data
+        return int(self._library.vit_decode_windows(base, len(images), wanted, self.size, scaled, out.ctypes.data))
 
     def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """Image by image: decode all of it into this thread's scratch memory, then resize the crop."""
@@ -217,11 +220,13 @@ def _nothing(error: DecodeError) -> int:
 
 
 def resolve(choice: str) -> str:
-    """`native` or `ffcv`.  Raises ValueError if `native` is asked for and was not built."""
+    """`native`, `scaled` or `ffcv`.  Raises ValueError if one of the first two is asked for and was not built."""
     if choice == "auto":
         return "native" if native_library() else "ffcv"
-    if choice == "native" and native_library() is None:
-        raise ValueError("data.decoder: native was not built here (it needs libjpeg-turbo's headers); use ffcv or auto")
+    if choice in _NATIVE and native_library() is None:
+        raise ValueError(
+            f"data.decoder: {choice} was not built here (it needs libjpeg-turbo's headers); use ffcv or auto"
+        )
     return choice
 
 
@@ -232,7 +237,7 @@ def native_library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(spec.origin)
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, pointer]
+    library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, i64, pointer]
     library.vit_decode_windows.restype = i64
     return library
 

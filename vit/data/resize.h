@@ -24,7 +24,8 @@ constexpr int HALF = BITS / 2;    // of them in the lower part of a weight that 
 constexpr int CHANNELS = 3;
 constexpr int ROWS = 4;           // that are resized side by side
 
-// Where the output pixels come from along one axis: of `in` pixels that become `out`, those of the outputs from `skip` on.
+// Where the output pixels come from along one axis: `length` of the `in` pixels, from `start` on, become `out` pixels, of
+// which `outputs` are wanted from `skip` on.
 struct Weights {
     int from = 0, size = 0;              // the inputs that they need
     int taps = 0, pairs = 0;             // weights of an output at most, and two by two
@@ -33,8 +34,8 @@ struct Weights {
     std::vector<uint32_t> upper, lower;  // (outputs, pairs): the halves of two weights each
     std::vector<double> exact;           // of one output
 
-    void set(int in, int out, int skip, int outputs) {
-        const double scale = static_cast<double>(in) / out, support = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / support;
+    void set(double start, double length, int in, int out, int skip, int outputs) {
+        const double scale = length / out, support = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / support;
         taps = static_cast<int>(std::ceil(support)) * 2 + 1;
         first.resize(outputs);
         count.resize(outputs);
@@ -42,7 +43,7 @@ struct Weights {
         weight.assign(static_cast<size_t>(outputs) * taps, 0);
         int most = 1;
         for (int i = 0; i < outputs; i++) {
-            const double centre = (i + skip + 0.5) * scale;
+            const double centre = start + (i + skip + 0.5) * scale;
             int low = static_cast<int>(centre - support + 0.5), high = static_cast<int>(centre + support + 0.5);
             if (low < 0) low = 0;
             if (high > in) high = in;
