@@ -26,6 +26,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bytes are swapped as t
 constexpr int LOOK = 11;                             // bits that are looked up at once
 constexpr int BLOCKS = 10;                           // in an MCU, at most
 constexpr size_t MCU_BYTES = BLOCKS * DCTSIZE2 * 4;  // an MCU is 80 bytes shorter: a coefficient has 31 bits at most
+constexpr uint8_t ENDED = 2 * DCTSIZE2;              // past all places of a block: a symbol has ended it
 constexpr size_t CHUNK = 16384;                      // bytes whose stuffing is removed at a time
 
 // Of a block: a symbol without a value, but for that of sixteen zeros.
@@ -122,7 +123,7 @@ struct Pairs : Codes {
         const Code a = code[look];
         if (a.length == 0) return Pair{};
         const int size = a.symbol & 15, used = a.length + size, run = a.symbol >> 4;
-        Pair pair{static_cast<uint8_t>(used), a.length, static_cast<uint8_t>(63 - size), 0, 0, DCTSIZE2, 0};
+        Pair pair{static_cast<uint8_t>(used), a.length, static_cast<uint8_t>(63 - size), 0, 0, ENDED, 0};
         if (is_end(a.symbol)) return pair;
         pair.first = static_cast<uint8_t>(run);
         pair.second = pair.next = static_cast<uint8_t>(run + 1);
@@ -131,7 +132,7 @@ struct Pairs : Codes {
         const int both = used + b.length + (b.symbol & 15);
         if (b.length == 0 || both > LOOK) return pair;
         pair.bits = static_cast<uint8_t>(both);
-        pair.next = DCTSIZE2;
+        pair.next = ENDED;
         if (is_end(b.symbol)) return pair;
         pair.second = static_cast<uint8_t>(run + 1 + (b.symbol >> 4));
         pair.next = static_cast<uint8_t>(pair.second + 1);
@@ -196,13 +197,17 @@ class Scan {
             bits.drop(size);
             *block.last = static_cast<int32_t>(level);
             if (KEEP) out[0] = static_cast<JCOEF>(level);
-            for (int k = 1; k < DCTSIZE2;) {
+            int k = 1;
+            while (k < DCTSIZE2) {
                 bits.refill();
                 const Pair& pair = block.pairs[bits.look()];  // a reference: 8% faster than a copy
                 if (__builtin_expect(pair.bits == 0, 0)) {  // a long code
                     const int symbol = block.ac->read(bits), value_bits = symbol & 15;
                     if (symbol < 0) fail();
-                    if (is_end(symbol)) break;
+                    if (is_end(symbol)) {
+                        k = ENDED;
+                        break;
+                    }
                     k += symbol >> 4;
                     if (KEEP && value_bits) out[ZIGZAG[k]] = static_cast<JCOEF>(bits.value(0, 63 - value_bits));
                     bits.drop(value_bits);
@@ -214,6 +219,7 @@ class Scan {
                 if (first >= DCTSIZE2 - 1) {  // the block is full: what follows the first one is the next block's
                     bits.drop(pair.code + 63 - pair.unused);
                     if (KEEP) out[DCTSIZE2 - 1] = value;
+                    k = first + 1;
                     break;
                 }
                 bits.drop(pair.bits);
@@ -223,6 +229,7 @@ class Scan {
                 }
                 k += pair.next;
             }
+            if (k > DCTSIZE2 && k < ENDED) fail();  // damage that libjpeg passes over
         }
         bits_ = bits;
     }
