@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
+from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from vit.config import ModelConfig, OptimConfig
@@ -138,7 +138,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 50 seconds")
     options = parser.parse_args()
     figures = compare(6, 1) if options.quick else compare(60, 1)
-    figures["sum_overhead"] = round(math.exp(statistics.fmean(math.log1p(r["overhead"]["bits"]) for r in figures["rows"])) - 1, 4)
+    figures["sum_overhead"] = round(
+        math.exp(statistics.fmean(math.log1p(r["overhead"]["bits"]) for r in figures["rows"])) - 1, 4
+    )
     print(json.dumps(figures | {"ranks": RANKS, "cores": os.cpu_count(), "machine": platform.machine()}))
 
 

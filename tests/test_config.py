@@ -100,6 +100,7 @@ def other(name: str, value: Any) -> Any:
         "data.shuffle_window": 128,
         "data.on_bad": "skip",
         "data.verify": "never",
+        "exact": "samples",
         "precision": "bf16",
         "device": "cpu",
         "log.wandb": "offline",

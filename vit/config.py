@@ -52,6 +52,7 @@ class DataConfig:
 
     train: Path = Path("data/imagenet/train.beton")  # written by data_prep.write_beton
     val: Path = Path("data/imagenet/val.beton")  # written by data_prep.write_beton
+    limit: int = 0  # images used of each set, its first ones; 0: all of them
     workers: int = 0  # decoding threads for each rank; 0: the cores that this process may use, shared among ranks
     prefetch: int = 3  # batches decoded ahead
     decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # exact; faster for large images; FFCV's; auto: exact
@@ -69,6 +70,7 @@ class DataConfig:
         _check(0 < scale[0] <= scale[1] <= 1, f"data.crop_scale must be 0 < least <= greatest <= 1, not {scale}")
         _check(0 < ratio[0] <= ratio[1], f"data.crop_ratio must be 0 < least <= greatest, not {ratio}")
         _check(0 < self.val_crop <= 1, f"data.val_crop must be in (0, 1], not {self.val_crop}")
+        _check(self.limit >= 0, f"data.limit must not be negative, not {self.limit}")
         _check(self.workers >= 0, f"data.workers must not be negative, not {self.workers}")
         _check(self.prefetch >= 1, f"data.prefetch must be at least 1, not {self.prefetch}")
         _check(self.repeats >= 1, f"data.repeats must be at least 1, not {self.repeats}")
@@ -145,6 +147,7 @@ class LogConfig:
 
     every_steps: int = 50  # steps between two lines of metrics.jsonl
     eval_every_epochs: float = 1.0  # epochs between two evaluations; the last step is always evaluated
+    samples: bool = False  # write down which samples each step used, in samples.jsonl
     wandb: Literal["off", "offline", "online"] = "off"  # Weights & Biases
     wandb_project: str = "vit"  # project there
 
@@ -161,6 +164,7 @@ class Config:
     epochs: int = 300  # passes over the training set
     global_batch: int = 1536  # images of an optimizer step, all ranks together
     micro_batch: int = 384  # images of a shard: what one rank runs at once; the number of ranks must divide the shards
+    exact: Literal["bits", "samples"] = "bits"  # what interruptions never change: all bits, or samples and draws alone
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products; weights stay float32
     compile: bool = False  # torch.compile
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: cuda where there is a GPU

@@ -53,5 +53,5 @@ def evaluate(
     dist.all_reduce(losses)  # each entry is one rank's alone, so the sum is exact
     dist.all_reduce(counts)
     top1, top5, images = counts.tolist()
-    assert images == len(data.beton) or data.cfg.on_bad == "skip", f"{images} images evaluated of {len(data.beton)}"
+    assert images == data.samples or data.cfg.on_bad == "skip", f"{images} images evaluated of {data.samples}"
     return Score(top1 / images, top5 / images, math.fsum(losses.tolist()) / images)

@@ -111,7 +111,7 @@ class _BucketSum:
         try:
             self._reduce(buffer, gradients, parameters)
         except Exception as error:  # a lost rank: DDP raises it where it waits for the bucket
-            done.set_exception(error)
+            done.set_exception(error)  # type: ignore[arg-type]  # torch's annotation is wrong
         else:
             done.set_result(buffer)
 
@@ -152,7 +152,7 @@ def sum_over_ranks(values: Tensor, ranks: int, scratch: Tensor) -> None:
 
 
 def scratch_size(values: Tensor, ranks: int) -> int:
-    """Elements that `sum_over_ranks` needs: as many as the tensor has, twice that where `ranks` does not divide them."""
+    """Elements that `sum_over_ranks` needs: as many as the tensor has, or twice that if `ranks` does not divide it."""
     whole = -(-len(values) // ranks) * ranks
     return whole if whole == len(values) else 2 * whole
 

@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Which samples each step used, one JSON object a step and shard; only where `log.samples` asks for it."""
+        return self.path / "samples.jsonl"
+
+    @property
     def ledger(self) -> Path:
         """What happened, one JSON object a line."""
         return self.path / "ledger.jsonl"

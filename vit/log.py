@@ -5,12 +5,16 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vit.config import Config, flatten
 from vit.ledger import RunFolder, append, read_lines
 
 Record = dict[str, Any]
+
+TIMED = ("images_per_second", "seconds_left")  # the values of a record that are never the same twice
 
 
 class MetricsLog:
@@ -21,13 +25,7 @@ class MetricsLog:
 
     def __init__(self, run: RunFolder, cfg: Config, step: int) -> None:
         self.run = run
-        kept = [r for r in read_lines(run.metrics) if r["step"] <= step and ("loss" in r or r["step"] < step)]
-        aside = run.metrics.with_suffix(".tmp")
-        with aside.open("w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(run.metrics)
+        _keep(run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
         self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
 
     def write(self, record: Record) -> None:
@@ -41,6 +39,36 @@ class MetricsLog:
         """Flushes what is still on its way."""
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class SampleLog:
+    """The samples of each step and shard, once each, whatever happened in between: `{"step", "shard", "samples"}`.
+
+    All ranks write to one file.  Rank 0 takes back what an interrupted attempt wrote after `step`, before any of them
+    has done a step.
+    """
+
+    def __init__(self, run: RunFolder, cfg: Config, step: int, rank: int) -> None:
+        self.path, self.micro_batch = run.samples, cfg.micro_batch
+        if rank == 0:
+            _keep(self.path, lambda r: r["step"] <= step)
+
+    def write(self, step: int, shards: range, samples: list[int]) -> None:
+        """Appends what one rank used of the batch that led to `step`, shard after shard."""
+        for j, shard in enumerate(shards):
+            ids = samples[j * self.micro_batch : (j + 1) * self.micro_batch]
+            append(self.path, {"step": step, "shard": shard, "samples": ids})
+
+
+def _keep(path: Path, wanted: Callable[[Record], bool]) -> None:
+    """Leaves in a file of JSON lines those that are wanted, and no half of one."""
+    kept = [record for record in read_lines(path) if wanted(record)]
+    aside = path.with_suffix(".tmp")
+    with aside.open("w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
 
 
 def progress_line(record: Record) -> str:

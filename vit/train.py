@@ -30,7 +30,7 @@ from vit.evaluate import evaluate
 from vit.gradients import ShardedGradients
 from vit.keys import Stream, key
 from vit.ledger import Clock, InUseError, RunFolder
-from vit.log import MetricsLog, Pace, show
+from vit.log import MetricsLog, Pace, SampleLog, show
 from vit.state import State
 from vit.world import Agreement, World, join
 
@@ -52,7 +52,7 @@ class Trainer:
         self.agreement = Agreement(world)
         self.agreement.install()
         self.train_data, self.val_data = TrainData(cfg, world), ValData(cfg, world)
-        self.samples = len(self.train_data.beton)
+        self.samples = self.train_data.samples
         if world.rank == 0:
             show(storage_line(cfg.data, self.train_data, self.val_data), lasting=True)
         self.total_steps = cfg.steps(cfg.epochs, self.samples)
@@ -63,11 +63,12 @@ class Trainer:
             for model in filter(None, (self.state.model, self.state.average)):
                 for block in model.blocks:
                     block.compile()
-        self.gradients = ShardedGradients(self.state.model, world)
+        self.gradients = ShardedGradients(self.state.model, world, cfg.exact)
         self.autocast = functools.partial(
             torch.autocast, world.device.type, DTYPES[cfg.precision], enabled=cfg.precision != "float32"
         )
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
+        self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
         self.pace = Pace(self.state.step, cfg.global_batch)
         self.saved_at = time.monotonic()
         self.losses: Tensor | None = None  # of this rank's shards in the last step
@@ -85,6 +86,8 @@ class Trainer:
                 return self.stopped()
             self.losses = self.train_step(step, batch)
             state.step = step + 1
+            if self.sample_log is not None:
+                self.sample_log.write(state.step, self.world.my_shards(cfg.shards), batch.samples.tolist())
             if state.step % cfg.log.every_steps == 0 or state.step == self.total_steps:
                 self.report()
         self.save()

@@ -132,7 +132,8 @@ class TrainData:
         self.world = world
         check_classes(cfg.data.train, cfg.model.num_classes)
         self.beton = open_beton(cfg.data.train, cfg.data.cache, world)
-        self.order = Order(cfg.seed, len(self.beton), cfg.data.shuffle_window, cfg.data.repeats)
+        self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
+        self.order = Order(cfg.seed, self.samples, cfg.data.shuffle_window, cfg.data.repeats)
         self.damage = Damage(self.beton)
         self.decoder = resolve(cfg.data.decoder)
         crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
@@ -162,7 +163,7 @@ class TrainData:
             inside = slice(block * BLOCK, (block + 1) * BLOCK)
             start, stop = beton.offset[inside].min(), (beton.offset[inside] + beton.size[inside]).max()
             beton.storage.will_need(int(start), int(stop - start))
-        steps, pages = cfg.steps(1, len(beton)), len(beton.pages)
+        steps, pages = cfg.steps(1, self.samples), len(beton.pages)
         if cfg.data.verify == "first-epoch" and step < steps:
             check_pages(beton, range(step * pages // steps, (step + 1) * pages // steps)[world.rank :: world.size])
 
@@ -175,6 +176,7 @@ class ValData:
         self.world = world
         check_classes(cfg.data.val, cfg.model.num_classes)
         self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
+        self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.batch = cfg.micro_batch
         self._to_be_checked = cfg.data.verify == "first-epoch"
         self.damage = Damage(self.beton)
@@ -186,7 +188,7 @@ class ValData:
     @property
     def count(self) -> int:
         """Batches of the whole set; the last one may be padded."""
-        return -(-len(self.beton) // self.batch)
+        return -(-self.samples // self.batch)
 
     @property
     def rounds(self) -> int:
@@ -200,7 +202,7 @@ class ValData:
         return self.reader.read(self._plan(b, check) for b in mine)
 
     def _plan(self, b: int, check: bool) -> Plan:
-        samples = np.arange(b * self.batch, max(b * self.batch, min((b + 1) * self.batch, len(self.beton))))
+        samples = np.arange(b * self.batch, max(b * self.batch, min((b + 1) * self.batch, self.samples)))
         pages = range(b * len(self.beton.pages) // self.count, (b + 1) * len(self.beton.pages) // self.count)
         beside = functools.partial(check_pages, self.beton, pages) if check and b < self.count else None
         return Plan(lambda: Views(np.zeros_like(samples), samples), beside)
