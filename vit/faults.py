@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import torch._dynamo  # optimizers import it when they are made, which takes seconds
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from vit import train

@@ -50,15 +50,14 @@ def pick_device(choice: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-# Read when CUDA, NCCL and the compiler start.
+# Read when CUDA and NCCL start.
 BITS_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS takes another algorithm where streams share its workspace
     "NCCL_NVLS_ENABLE": "0",  # sums inside of NVSwitch differ from call to call
-    "TORCHINDUCTOR_DETERMINISTIC": "1",  # or torch.compile takes the kernels that were fastest this time
 }
 
 
-def keep_bits() -> None:
+def keep_bits(compiled: bool) -> None:
     """Has GPUs compute the same bits each time, in this process, before it uses one.
 
     https://docs.pytorch.org/docs/stable/notes/randomness.html
@@ -68,6 +67,10 @@ def keep_bits() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only costs time
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.enable_cudnn_sdp(False)  # attention whose backward has no fixed order
+    if compiled:
+        from torch._inductor import config as inductor
+
+        inductor.deterministic = True  # or it takes the kernels that were fastest this time
 
 
 @contextmanager
@@ -82,7 +85,7 @@ def join(cfg: Config) -> Iterator[World]:
     device = pick_device(cfg.device, local_rank)
     if device.type == "cuda":
         if cfg.exact == "bits":
-            keep_bits()
+            keep_bits(cfg.compile)
         torch.cuda.set_device(device)
     else:
         # The order in which a matrix product sums depends on the number of threads; one thread a rank is the same sum
