@@ -1,13 +1,14 @@
 """The fixed-order sum: the same bits on any number of ranks, and in the order that the documentation says."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from vit.gradients import ShardedGradients, pairwise_sum_, scratch_size, sum_over_ranks
+from vit.gradients import ShardedGradients, pairwise_sum_, same_tree, scratch_size, sum_over_ranks
 from vit.world import World
 
 SHARDS, FEATURES = 8, 37  # an odd number of features: parts are padded, buckets are uneven
@@ -30,13 +31,17 @@ def join_group() -> World:
     return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
 
 
-def gradients_of_steps(steps: int) -> list[list[Tensor]]:
-    """The gradients of each step on this rank; the weights change between steps, as in training."""
+def gradients_of_steps(shards: int, steps: int, anew: int = 0, exact: Any = "bits") -> list[list[Tensor]]:
+    """The gradients of each step on this rank; the weights change between steps, as in training.
+
+    At step `anew`, all that is not the model is made again, as it is when a run is resumed.
+    """
     world, model = join_group(), network()
-    sharded = ShardedGradients(model, world)
-    mine = world.my_shards(SHARDS)
+    mine = world.my_shards(shards)
     out = []
     for step in range(steps):
+        if step in {0, anew}:
+            sharded = ShardedGradients(model, world, exact)
         for j, shard in enumerate(mine):
             images = wild_numbers(1000 * step + shard, 4 * FEATURES).view(4, FEATURES)
             with sharded.shard(j, len(mine)):
@@ -48,29 +53,52 @@ def gradients_of_steps(steps: int) -> list[list[Tensor]]:
     return out
 
 
-def summed_by_hand(steps: int) -> list[list[Tensor]]:
+def summed_by_hand(shards: int, steps: int) -> list[list[Tensor]]:
     """The same without DDP: each shard's gradients by themselves, then a binary tree."""
     model = network()
     out = []
     for step in range(steps):
-        shards = []
-        for shard in range(SHARDS):
+        terms = []
+        for shard in range(shards):
             images = wild_numbers(1000 * step + shard, 4 * FEATURES).view(4, FEATURES)
-            shards.append(torch.autograd.grad(model(images).square().mean(), list(model.parameters())))
-        out.append([pairwise_sum_(list(grads)) for grads in zip(*shards, strict=True)])
+            terms.append(torch.autograd.grad(model(images).square().mean(), list(model.parameters())))
+        out.append([pairwise_sum_(list(grads)) for grads in zip(*terms, strict=True)])
         with torch.no_grad():
             for p, grad in zip(model.parameters(), out[-1], strict=True):
                 p.sub_(1e-6 * grad)
     return out
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_gradients_have_the_same_bits_on_any_number_of_ranks(ranks: int) -> None:
+def same(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> bool:
+    """Whether two lists of gradients have the same bits."""
+    return all(torch.equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize(("shards", "ranks"), [(8, 1), (8, 2), (8, 4), (8, 8), (6, 1), (6, 3), (6, 6), (12, 3)])
+def test_gradients_have_the_same_bits_on_any_number_of_ranks(shards: int, ranks: int) -> None:
     """Three steps, so that DDP rebuilds its buckets after the first: still the tree over all shards, bit for bit."""
-    expected = summed_by_hand(3)
-    for gradients in run_ranks(ranks, gradients_of_steps, 3):
-        for step, (ours, theirs) in enumerate(zip(gradients, expected, strict=True)):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"step {step} differs"
+    assert same_tree(shards, ranks)
+    expected = summed_by_hand(shards, 3)
+    assert all(same(gradients, expected) for gradients in run_ranks(ranks, gradients_of_steps, shards, 3))
+
+
+@pytest.mark.parametrize(("shards", "ranks"), [(6, 2), (12, 4)])
+def test_where_ranks_have_a_tree_of_their_own_its_bits_stay_too(shards: int, ranks: int) -> None:
+    """Three shards each make another sum, up to rounding; a run resumed on the same ranks still keeps its bits."""
+    assert not same_tree(shards, ranks)
+    straight, shared = run_ranks(ranks, gradients_of_steps, shards, 3), summed_by_hand(shards, 3)
+    assert all(same(again, straight[0]) for again in run_ranks(ranks, gradients_of_steps, shards, 3, 2))
+    assert not same(straight[0], shared)
+    assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(straight[0][0], shared[0], strict=True))
+
+
+def test_without_exact_bits_the_sum_is_still_the_sum() -> None:
+    """DDP's own all-reduce, of all shards, up to rounding; and the same on all ranks."""
+    expected = summed_by_hand(8, 1)
+    first, *others = run_ranks(4, gradients_of_steps, 8, 1, 0, "samples")
+    assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(first[0], expected[0], strict=True))
+    assert not same(first, expected)
+    assert all(same(other, first) for other in others)
 
 
 def test_the_order_of_the_sum_matters() -> None:

@@ -59,7 +59,7 @@ def recipe(betons: Path, **changes: Any) -> Config:
         model=replace(cfg.model, dropout=0.1, drop_path=0.1),
         augment=replace(cfg.augment, randaugment_ops=1, mixup=0.2, cutmix=1.0, label_smoothing=0.1),
         optim=replace(cfg.optim, lr=3e-3, clip_norm=1.0, ema_decay=0.9),
-        log=replace(cfg.log, every_steps=1, eval_every_epochs=0.5),
+        log=replace(cfg.log, every_steps=1, eval_every_epochs=0.5, samples=True),
         **changes,
     )
 
@@ -92,11 +92,17 @@ def samples(run: Path) -> dict[int, list[int]]:
     return {step: [i for rank in sorted(ranks) for i in ranks[rank]] for step, ranks in out.items()}
 
 
+def written_down(run: Path) -> list[tuple[int, int, list[int]]]:
+    """What the run's own log says of its samples: step, shard, samples."""
+    return sorted((r["step"], r["shard"], r["samples"]) for r in read_lines(RunFolder(run).samples))
+
+
 def assert_same(run: Path, undisturbed: Path) -> None:
     ours, theirs = result(run), result(undisturbed)
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert curve(run) == curve(undisturbed)
+    assert written_down(run) == written_down(undisturbed)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,7 @@ def test_an_epoch_uses_each_sample_once(undisturbed: Path) -> None:
     order = [sample for _, ids in sorted(samples(undisturbed).items()) for sample in ids]
     assert len(order) == STEPS * 96
     assert sorted(order[:512]) == list(range(512))
+    assert [sample for _, _, ids in written_down(undisturbed) for sample in ids] == order
 
 
 @pytest.mark.parametrize("step", range(STEPS))
@@ -150,6 +157,24 @@ def test_a_run_may_move_to_another_number_of_ranks(
         assert stopped == [Outcome.STOPPED] * count
     assert run_ranks(ranks[-1], attempt, cfg, run) == [Outcome.FINISHED] * ranks[-1]
     assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_resumes_with_its_scaler(precision: str, betons: Path, tmp_path: Path) -> None:
+    """On 4, 2 and 1 ranks, the same bits; fp16's scale and the good steps that it has counted go on too."""
+    cfg = recipe(betons, precision=precision)
+    undisturbed, run = prepared(tmp_path / "undisturbed"), prepared(tmp_path / "run")
+    assert run_ranks(4, attempt, cfg, undisturbed) == [Outcome.FINISHED] * 4
+    assert run_ranks(4, attempt, cfg, run, (1, 0, signal.SIGTERM)) == [Outcome.STOPPED] * 4
+    assert run_ranks(2, attempt, cfg, run, (3, 1, signal.SIGTERM)) == [Outcome.STOPPED] * 2
+    assert run_ranks(1, attempt, cfg, run) == [Outcome.FINISHED]
+    assert_same(run, undisturbed)
+    scalers = [
+        checkpoint.read_manifest(checkpoint.find(RunFolder(r).checkpoints)[0])["about"]["scaler"]
+        for r in (run, undisturbed)
+    ]
+    assert scalers[0] == scalers[1]
+    assert scalers[0].get("_growth_tracker") == (STEPS if precision == "fp16" else None)
 
 
 def test_a_signal_during_evaluation_is_obeyed_there(betons: Path, undisturbed: Path, tmp_path: Path) -> None:

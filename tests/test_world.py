@@ -1,11 +1,13 @@
 """Ranks, devices and their share of the work."""
 
+import os
+
 import pytest
 import torch
 from ranks import run_ranks
 
 from vit.config import Config
-from vit.world import Agreement, World, join, pick_device
+from vit.world import Agreement, World, join, keep_bits, pick_device
 
 
 def world(rank: int, size: int) -> World:
@@ -42,6 +44,33 @@ def test_cuda_without_a_gpu_says_so() -> None:
     with pytest.raises(ValueError, match=r"no GPU is visible here .* use device: cpu"):
         pick_device("cuda", 0)
     assert pick_device("auto", 0) == torch.device("cpu")
+
+
+def exact_flags() -> dict[str, object]:
+    keep_bits()
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fills": torch.utils.deterministic.fill_uninitialized_memory,
+        "cudnn picks by time": torch.backends.cudnn.benchmark,
+        "cudnn's attention": torch.backends.cuda.cudnn_sdp_enabled(),
+        "cublas": os.environ["CUBLAS_WORKSPACE_CONFIG"],
+        "nvls": os.environ["NCCL_NVLS_ENABLE"],
+        "compiler picks by time": not torch._inductor.config.deterministic,
+    }
+
+
+def test_a_gpu_is_told_to_compute_the_same_bits_each_time() -> None:
+    """All that torch's notes on reproducibility ask for, cuBLAS and NCCL too; nothing that only costs time."""
+    (flags,) = run_ranks(1, exact_flags)
+    assert flags == {
+        "deterministic": True,
+        "fills": False,
+        "cudnn picks by time": False,
+        "cudnn's attention": False,
+        "cublas": ":4096:8",
+        "nvls": "0",
+        "compiler picks by time": False,
+    }
 
 
 def agreements(asked: list[tuple[int, int]], looks: int) -> list[tuple[bool, bool]]:

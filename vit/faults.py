@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -22,7 +23,7 @@ import torch
 import torch._dynamo  # optimizers import it when they are made, which takes seconds
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from vit import train
+from vit import checkpoint, train
 from vit.ledger import RunFolder, read_lines
 
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # prctl's PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER
@@ -36,10 +37,10 @@ class EndedError(RuntimeError):
 class Kill:
     """A kill that struck."""
 
-    time: float  # time.time()
     seconds: float  # after the attempt was launched
     step: int  # the last one that was done
     ranks: int
+    lost: int  # steps that were done and are to be done again
     victim: str  # "rank 2", "all ranks", "the launcher" or "everything"
 
 
@@ -99,12 +100,14 @@ class Attempt:
             victims = [launcher, *launcher.children(recursive=True)]
         else:
             victim, victims = "the launcher", [launcher]
-        step, now = last_step(self.run), time.time()
+        step, seconds = last_step(self.run), time.time() - self.launched
         for process in victims:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.end()
-        return Kill(now, now - self.launched, step, self.ranks, victim)
+        saved = checkpoint.find(self.run.checkpoints)
+        kept = int(checkpoint.read_manifest(saved[0])["step"]) if saved else 0
+        return Kill(seconds, step, self.ranks, max(0, step - kept), victim)
 
     def end(self, patience: float = 60.0) -> None:
         """Waits until the launcher and all its descendants are gone.  Kills them after `patience` seconds."""
@@ -118,8 +121,8 @@ class Attempt:
 
 def train_and_kill(
     run: RunFolder, arguments: list[str], steps: int, ranks: list[int], kills: int, seed: int, fresh: bool
-) -> list[Kill]:
-    """Trains a run on the next number of `ranks` at each attempt; the first `kills` attempts are killed.
+) -> Iterator[Kill]:
+    """Trains a run on the next number of `ranks` at each attempt, and yields the kills that end the first `kills`.
 
     When, and who, is random: in the middle of a step, of a checkpoint, of an evaluation, or before the first step.
     """
@@ -127,9 +130,8 @@ def train_and_kill(
     # Each waits for a step of its own: they are spread over the whole run, and all find it going.
     targets = sorted(chance.choices(range(max(1, steps - 4)), k=kills))
     done, seconds = 1, 0.3  # of the attempts so far: their steps and how long these took
-    struck: list[Kill] = []
-    for target in targets:
-        attempt = Attempt(run, arguments, ranks[len(struck) % len(ranks)], fresh)
+    for i, target in enumerate(targets):
+        attempt = Attempt(run, arguments, ranks[i % len(ranks)], fresh)
         try:
             early = chance.random() < 0.15
             while attempt.going() and not early and not (attempt.started() and last_step(run) >= target):
@@ -137,16 +139,15 @@ def train_and_kill(
             time.sleep(chance.uniform(0, 1 if early else 2 * seconds / done))
             if not attempt.going():  # it finished, or failed
                 attempt.finish()
-                return struck
-            struck.append(attempt.kill(chance))
+                return
+            kill = attempt.kill(chance)
         finally:
             attempt.end(patience=0)
         if began := attempt.started():
-            done += struck[-1].step - int(began["step"])
-            seconds += struck[-1].time - began["time"]
-        print(f"\r{len(struck)} of {kills} kills", end="", flush=True)
-    Attempt(run, arguments, ranks[len(struck) % len(ranks)], fresh).finish()
-    return struck
+            done += max(0, kill.step - int(began["step"]))
+            seconds += kill.seconds - (began["time"] - attempt.launched)
+        yield kill
+    Attempt(run, arguments, ranks[kills % len(ranks)], fresh).finish()
 
 
 def last_step(run: RunFolder) -> int:

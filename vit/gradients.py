@@ -151,6 +151,12 @@ def sum_over_ranks(values: Tensor, ranks: int, scratch: Tensor) -> None:
         values.copy_(padded[: len(values)])
 
 
+def same_tree(shards: int, ranks: int) -> bool:
+    """Whether this many ranks add the shards in the one order that most numbers of ranks share."""
+    mine = shards // ranks
+    return ranks == 1 or mine & (mine - 1) == 0
+
+
 def scratch_size(values: Tensor, ranks: int) -> int:
     """Elements that `sum_over_ranks` needs: as many as the tensor has, or twice that if `ranks` does not divide it."""
     whole = -(-len(values) // ranks) * ranks

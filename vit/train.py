@@ -27,7 +27,7 @@ from vit.config import Config
 from vit.data.decode import DamagedError
 from vit.data.loader import Batch, TrainData, ValData, storage_line
 from vit.evaluate import evaluate
-from vit.gradients import ShardedGradients
+from vit.gradients import ShardedGradients, same_tree
 from vit.keys import Stream, key
 from vit.ledger import Clock, InUseError, RunFolder
 from vit.log import MetricsLog, Pace, SampleLog, show
@@ -254,6 +254,11 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
     trainer = Trainer(cfg, run, world, clock, accepted)
     clock.add("start", time.time() - clock.started)
     if world.rank == 0:
+        if cfg.exact == "bits" and not same_tree(cfg.shards, world.size):
+            show(
+                f"{world.size} ranks sum {cfg.shards} shards in an order of their own: keep to {world.size}",
+                lasting=True,
+            )
         run.record("started", step=trainer.state.step, ranks=world.size, device=str(world.device.type))
     outcome = trainer.train()
     trainer.agreement.close()

@@ -22,7 +22,7 @@ from torch import Tensor
 from vit import checkpoint, settings
 from vit.config import Config, to_yaml
 from vit.data.manifest import read_manifest
-from vit.faults import Attempt, EndedError, Kill, train_and_kill
+from vit.faults import Attempt, EndedError, train_and_kill
 from vit.ledger import RunFolder, read_lines
 from vit.log import TIMED
 
@@ -141,15 +141,6 @@ def compare(straight: RunFolder, killed: RunFolder, samples: int) -> list[str]:
     return differences if all(whole) else [*differences, "sample ids: an epoch is not each sample once"]
 
 
-def kills_table(kills: list[Kill], run: RunFolder) -> None:
-    """Prints the kills.  Steps lost are those that the next attempt did again."""
-    starts = [(e["time"], e["step"]) for e in run.events() if e["event"] == "started"]
-    print(f"{'kill':>4}{'after':>9}{'at step':>9}{'ranks':>7}{'steps lost':>12}  killed")
-    for i, kill in enumerate(kills, 1):
-        lost = max(0, kill.step - next(step for moment, step in starts if moment > kill.time))
-        print(f"{i:>4}{kill.seconds:>7.2f} s{kill.step:>9}{kill.ranks:>7}{lost:>12}  {kill.victim}")
-
-
 def cost(bits: RunFolder, samples: RunFolder) -> float:
     """How much longer a step takes for the bits' sake: the ratio of medians, less 1."""
     pace = [
@@ -175,6 +166,8 @@ def main(args: list[str] | None = None) -> None:
         cfg = shortened(cfg, options.steps)
         for n in ranks:
             cfg.check_ranks(n)
+        if options.folder and options.folder.exists() and any(options.folder.iterdir()):
+            raise ValueError(f"--folder {options.folder} is not empty")
     except ValueError as error:
         parser.error(str(error))
     folder = Path(tempfile.mkdtemp(prefix="vit-verify-")) if options.folder is None else options.folder
@@ -196,24 +189,30 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
     straight, killed = RunFolder(folder / "straight"), RunFolder(folder / "killed")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(cfg))
-    arguments = ["--config", str(folder / "config.yaml")]
+    arguments = ["--config", str(folder / "config.yaml"), "--checkpoint.every_minutes"]
+    seldom, often = [*arguments, "1e6"], [*arguments, "1e-6"]
     samples = min(cfg.data.limit, int(read_manifest(cfg.data.train)["samples"]))
     steps = cfg.steps(cfg.epochs, samples)
     print(
         f"{steps} steps of {cfg.global_batch} images, exact: {cfg.exact}, on {ranks[0]} ranks, left alone …", flush=True
     )
-    Attempt(straight, [*arguments, "--checkpoint.every_minutes", "1e6"], ranks[0], options.fresh).finish()
+    Attempt(straight, seldom, ranks[0], options.fresh).finish()
     print(f"the same, killed {options.kills} times, on {options.ranks} ranks in turn …", flush=True)
-    often = [*arguments, "--checkpoint.every_minutes", "1e-6"]
+    print(f"{'kill':>4}{'after':>9}{'at step':>9}{'ranks':>7}{'steps lost':>12}  killed", flush=True)
     kills = train_and_kill(killed, often, steps, ranks, options.kills, options.kill_seed, options.fresh)
-    kills_table(kills, killed)
+    count = 0
+    for count, kill in enumerate(kills, 1):
+        told = f"{count:>4}{kill.seconds:>7.2f} s{kill.step:>9}{kill.ranks:>7}{kill.lost:>12}  {kill.victim}"
+        print(told, flush=True)
+    print()
     differences = compare(straight, killed, samples)
     if options.cost or (straight.last("started") or {}).get("device") == "cuda":
         other = RunFolder(folder / "samples")
-        Attempt(other, [*arguments, "--exact", "samples"], ranks[0], options.fresh).finish()
-        print(f"exact: bits takes {cost(straight, other):+.1%} longer a step than exact: samples, on {ranks[0]} ranks")
+        Attempt(other, [*seldom, "--exact", "samples"], ranks[0], options.fresh).finish()
+        more = 100 * cost(straight, other)
+        print(f"exact: bits makes a step {more:+.1f} % longer than exact: samples, on {ranks[0]} ranks")
     if not differences:
-        print(f"identical, after {len(kills)} kills, in {time.monotonic() - begun:.0f} s")
+        print(f"identical, after {count} kills, in {time.monotonic() - begun:.0f} s")
     return differences
 
 

@@ -57,20 +57,16 @@ BITS_ENVIRONMENT = {
 }
 
 
-def keep_bits(compiled: bool) -> None:
+def keep_bits() -> None:
     """Has GPUs compute the same bits each time, in this process, before it uses one.
 
     https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
     os.environ.update(BITS_ENVIRONMENT)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True)  # the compiler too, which else takes what was fastest this time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only costs time
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.enable_cudnn_sdp(False)  # attention whose backward has no fixed order
-    if compiled:
-        from torch._inductor import config as inductor
-
-        inductor.deterministic = True  # or it takes the kernels that were fastest this time
 
 
 @contextmanager
@@ -85,7 +81,7 @@ def join(cfg: Config) -> Iterator[World]:
     device = pick_device(cfg.device, local_rank)
     if device.type == "cuda":
         if cfg.exact == "bits":
-            keep_bits(cfg.compile)
+            keep_bits()
         torch.cuda.set_device(device)
     else:
         # The order in which a matrix product sums depends on the number of threads; one thread a rank is the same sum
