@@ -2,17 +2,18 @@
 
 python benchmarks/gradients.py [--quick]
 
-Four processes hold one model each way and train them in turns, a few steps of one, a few of the other: forward,
-backward with the sum over the ranks, clipping, AdamW.  A round is one turn of each; the median of all rounds' ratios
-counts, because other users of a machine disturb single rounds.  The last line is one JSON object with all figures.
+Four processes train a model in each way, one step after the other in turns: forward, backward with the sum over the
+ranks, clipping, AdamW.  Two steps side by side give a ratio, and the median of the ratios counts: other users of a
+machine disturb single steps.  Ranks have few images, of 64 x 64 pixels, so that the sums, which are as large as for
+any image, weigh more than they do in training.  The last line is one JSON object with all figures.
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import multiprocessing
+from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit.config import ModelConfig, OptimConfig
@@ -29,118 +30,114 @@ from vit.model import VisionTransformer
 from vit.optim import adamw
 from vit.world import World
 
-RANKS = 4
-WAYS = {
-    "bits": "the fixed-order sum",
-    "samples": "exact: samples",
-    "ddp": "DDP's own all-reduce",
-}
-MODELS = {  # images of 64 x 64 keep a step short; the gradients are as large as at 224 x 224
-    "ViT-Ti/8": ModelConfig(image_size=64, patch_size=8, width=192, heads=3, mlp_dim=768),
-    "ViT-S/8": ModelConfig(image_size=64, patch_size=8, width=384, heads=6, mlp_dim=1536),
+RANKS, IMAGES, SIDE = 4, 4, 64  # images of a shard, pixels of a side
+WAYS = {"bits": "fixed order", "samples": "exact: samples", "ddp": "DDP's own"}
+MODELS = {
+    "ViT-Ti/8": ModelConfig(image_size=SIDE, patch_size=8, width=192, heads=3, mlp_dim=768),
+    "ViT-S/8": ModelConfig(image_size=SIDE, patch_size=8, width=384, heads=6, mlp_dim=1536),
 }
 
 
-def training(way: str, model: VisionTransformer, world: World, micro: int, shards: int) -> Callable[[], None]:
-    """A function that does one step, of `shards` micro-batches on this rank."""
-    images = torch.randn(shards, micro, 3, 64, 64)
-    labels = torch.randint(1000, (shards, micro))
+def stock(model: nn.Module, shards: int, loss: Callable[[nn.Module, int], torch.Tensor]) -> Callable[[], None]:
+    """Forward and backward as DDP's users write it."""
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def run() -> None:
+        ddp.zero_grad()
+        with ddp.no_sync():
+            for j in range(shards - 1):
+                (loss(ddp, j) / shards).backward()
+        (loss(ddp, shards - 1) / shards).backward()
+
+    return run
+
+
+def ours(
+    model: nn.Module, shards: int, loss: Callable[[nn.Module, int], torch.Tensor], world: World, exact: Any
+) -> Callable[[], None]:
+    """Forward and backward as `vit.train` has it."""
+    gradients = ShardedGradients(model, world, exact)
+
+    def run() -> None:
+        for j in range(shards):
+            with gradients.shard(j, shards):
+                (loss(gradients.model, j) / (shards * world.size)).backward()
+
+    return run
+
+
+def training(way: str, name: str, shards: int, world: World) -> Callable[[], None]:
+    """A function that does one step, of `shards` shards on this rank."""
+    torch.manual_seed(0)
+    model = VisionTransformer(MODELS[name])
+    images, labels = torch.randn(shards, IMAGES, 3, SIDE, SIDE), torch.randint(1000, (shards, IMAGES))
     optimizer = adamw(model, OptimConfig())
-    ours = ShardedGradients(model, world, "samples" if way == "samples" else "bits") if way != "ddp" else None
-    stock = DistributedDataParallel(model, gradient_as_bucket_view=True) if ours is None else None
+
+    def loss(model: nn.Module, j: int) -> torch.Tensor:
+        return F.cross_entropy(model(images[j]), labels[j])
+
+    backward = stock(model, shards, loss) if way == "ddp" else ours(model, shards, loss, world, way)
 
     def step() -> None:
-        if stock is not None:
-            optimizer.zero_grad()
-        for j in range(shards):
-            if ours is not None:
-                with ours.shard(j, shards):
-                    (F.cross_entropy(ours.model(images[j]), labels[j]) / (shards * world.size)).backward()
-            else:
-                stock.require_backward_grad_sync = j == shards - 1  # what no_sync() sets
-                (F.cross_entropy(stock(images[j]), labels[j]) / shards).backward()
+        backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
 
 
-def rank(number: int, store: str, jobs: list[dict[str, Any]], answers: Any) -> None:
-    """One process: the seconds of each turn of each way, for each job."""
+def be_rank(rank: int, store: str, jobs: list[tuple[str, int]], seconds: float, answers: Any) -> None:
+    """One process; rank 0 answers with the seconds of each step of each way, for each job."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=RANKS)
-    world = World(rank=number, size=RANKS, local_size=RANKS, device=torch.device("cpu"))
-    for job in jobs:
-        steps = {}
-        for way in WAYS:
-            torch.manual_seed(0)
-            steps[way] = training(way, VisionTransformer(MODELS[job["model"]]), world, job["micro"], job["shards"])
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-        started, i = time.monotonic(), 0
-        while True:
-            ways = list(WAYS)[:: 1 if i % 2 else -1]
-            for way in ways:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    world = World(rank=rank, size=RANKS, local_size=RANKS, device=torch.device("cpu"))
+    for name, shards in jobs:
+        steps = {way: training(way, name, shards, world) for way in WAYS}
+        taken: dict[str, list[float]] = {way: [] for way in WAYS}
+        started, rounds, enough = time.monotonic(), 0, torch.zeros(1)
+        while not enough:
+            for way in list(WAYS)[:: 1 if rounds % 2 else -1]:
                 dist.barrier()
                 begin = time.perf_counter()
-                for _ in range(job["turn"]):
-                    steps[way]()
+                steps[way]()
                 dist.barrier()
-                if i >= 2:  # the first builds DDP's buckets, the second uses them
-                    seconds[way].append((time.perf_counter() - begin) / job["turn"])
-            i += 1
-            enough = [i >= 5 and time.monotonic() - started > job["seconds"]]
-            dist.broadcast_object_list(enough)
-            if enough[0]:
-                break
-        if number == 0:
-            answers.put((job, seconds))
-    dist.barrier()
+                taken[way].append(time.perf_counter() - begin)
+            rounds += 1
+            enough += rounds >= 5 and time.monotonic() - started > seconds
+            dist.broadcast(enough, 0)
+        if rank == 0:
+            answers.put({way: values[2:] for way, values in taken.items()})  # the first builds DDP's buckets anew
     dist.destroy_process_group()
 
 
-def compare(seconds: float, turn: int) -> dict[str, Any]:
-    """Figures of each model and number of shards."""
-    import tempfile
-
-    jobs = [
-        {"model": model, "micro": micro, "shards": shards, "seconds": seconds, "turn": turn}
-        for model in MODELS
-        for micro, shards in ((8, 1), (8, 2))
-    ]
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
+def compare(models: list[str], seconds: float) -> dict[str, Any]:
+    """All figures: each model with one and two shards a rank, for this long each."""
+    jobs = [(name, shards) for name in models for shards in (1, 2)]
+    answers = multiprocessing.get_context("spawn").SimpleQueue()
+    rows, ratios = [], []
+    print(f"{'ms a step, on four ranks':<26}" + "".join(f"{w:>16}" for w in WAYS.values()) + f"{'fixed order':>16}")
     with tempfile.TemporaryDirectory() as folder:
-        processes = multiprocessing.spawn(rank, (f"{folder}/store", jobs, answers), RANKS, join=False)
-        rows = []
-        for _ in jobs:
-            job, measured = answers.get()
-            ratios = {
-                way: [ours / ddp for ours, ddp in zip(measured[way], measured["ddp"], strict=True)] for way in WAYS
-            }
-            rows.append(
-                {
-                    "model": job["model"],
-                    "images_of_a_rank": job["micro"] * job["shards"],
-                    "shards_of_a_rank": job["shards"],
-                    "ms": {way: round(1000 * statistics.median(s), 1) for way, s in measured.items()},
-                    "overhead": {w: round(statistics.median(ratios[w]) - 1, 4) for w in ("bits", "samples")},
-                    "rounds": len(ratios["bits"]),
-                }
-            )
-            print(rows[-1])
-        while not processes.join():
+        ranks = multiprocessing.spawn(be_rank, (f"{folder}/store", jobs, seconds, answers), RANKS, join=False)
+        for name, shards in jobs:
+            taken = answers.get()
+            ms = {way: round(1000 * statistics.median(values), 1) for way, values in taken.items()}
+            more = [a / b - 1 for a, b in zip(taken["bits"], taken["ddp"], strict=True)]
+            ratios += more
+            rows.append({"model": name, "shards_of_a_rank": shards, "ms": ms, "steps": len(more)})
+            rows[-1]["overhead"] = round(statistics.median(more), 4)
+            label = f"{name}, {shards} x {IMAGES} images"
+            print(f"{label:<26}" + "".join(f"{t:>16,.1f}" for t in ms.values()) + f"{rows[-1]['overhead']:>+16.1%}")
+        while not ranks.join():
             pass
-    return {"rows": rows}
+    return {"sum_overhead": round(statistics.median(ratios), 4), "steps": len(ratios), "rows": rows}
 
 
 def main() -> None:
+    """Prints a table, and as the last line one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds")
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds, the smaller model only")
     options = parser.parse_args()
-    figures = compare(6, 1) if options.quick else compare(60, 1)
-    figures["sum_overhead"] = round(
-        math.exp(statistics.fmean(math.log1p(r["overhead"]["bits"]) for r in figures["rows"])) - 1, 4
-    )
+    figures = compare(["ViT-Ti/8"], 10) if options.quick else compare(list(MODELS), 90)
     print(json.dumps(figures | {"ranks": RANKS, "cores": os.cpu_count(), "machine": platform.machine()}))
 
 

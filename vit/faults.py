@@ -181,7 +181,9 @@ def _be_launcher(arguments: list[str], ranks: int, log: Path, fresh: bool) -> No
     # The ranks are forked before the store, which is a thread, but must know its port.
     listener = socket.create_server(("127.0.0.1", 0))
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_be_rank, args=(arguments, r, ranks, listener)) for r in range(ranks)]
+    processes = [
+        context.Process(target=_be_rank, args=(arguments, r, ranks, os.getpid(), listener)) for r in range(ranks)
+    ]
     for process in processes:
         process.start()
     port = listener.getsockname()[1]
@@ -202,8 +204,11 @@ def _be_launcher(arguments: list[str], ranks: int, log: Path, fresh: bool) -> No
     os._exit(max(abs(p.exitcode or 0) for p in processes))
 
 
-def _be_rank(arguments: list[str], rank: int, ranks: int, listener: socket.socket) -> None:
-    """One rank, in torchrun's environment."""
+def _be_rank(arguments: list[str], rank: int, ranks: int, launcher: int, listener: socket.socket) -> None:
+    """One rank, in torchrun's environment.  It ends with its launcher, however early that dies."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != launcher:
+        os._exit(1)
     port = listener.getsockname()[1]
     listener.close()
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
