@@ -14,7 +14,7 @@ from conftest import small_config
 
 from vit.config import to_yaml
 from vit.ledger import RunFolder, read_lines
-from vit.verify import Part, cost, first_difference, parts, samples_are_whole
+from vit.verify import Part, cost, first_difference, main, parts, samples_are_whole
 
 STEPS = 12
 
@@ -126,6 +126,27 @@ def test_the_cost_of_exact_bits_is_a_ratio_of_medians(tmp_path: Path) -> None:
         lines = [json.dumps({"step": i, "loss": 1, "images_per_second": pace}) for i, pace in enumerate(paces)]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
     assert cost(RunFolder(tmp_path / "bits"), RunFolder(tmp_path / "samples")) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--ranks", "4;2"], "--ranks '4;2': numbers with commas between them are wanted, as 4,2,1"),
+        (["--ranks", "4,3"], "3 ranks do not divide the 8 shards of a batch"),
+        (["--data.train", "none.beton"], "none.beton does not exist; python -m data_prep.write_beton makes it"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(
+    options: list[str], complaint: str, betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started: exit code 2."""
+    (tmp_path / "small.yaml").write_text(to_yaml(small_config(betons)))
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(tmp_path / "small.yaml"), *options])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert complaint in told
+    assert told.count("\n") == 1
 
 
 def test_ranks_that_fail_by_themselves_are_not_taken_for_killed(betons: Path, tmp_path: Path) -> None:

@@ -143,7 +143,6 @@ def sum_over_ranks(values: Tensor, ranks: int, scratch: Tensor) -> None:
     if part * ranks > len(values):
         padded = scratch[part * ranks : 2 * part * ranks]
         padded[: len(values)].copy_(values)
-        padded[len(values) :].zero_()
     dist.all_to_all_single(received, padded)
     mine = pairwise_sum_(list(received.view(ranks, part).unbind()))
     dist.all_gather_into_tensor(padded, mine)

@@ -5,6 +5,7 @@ python -m vit.verify --config configs/demo.yaml --kills 20 --ranks 4,2,1
 
 import hashlib
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -162,6 +163,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="keep both runs there (default: a temporary folder)")
     cfg, options = settings.parse(parser, args)
     try:
+        if not re.fullmatch(r"\d+(,\d+)*", options.ranks):
+            raise ValueError(f"--ranks {options.ranks!r}: numbers with commas between them are wanted, as 4,2,1")
         ranks = [int(n) for n in options.ranks.split(",")]
         cfg = shortened(cfg, options.steps)
         for n in ranks:
@@ -175,6 +178,8 @@ def main(args: list[str] | None = None) -> None:
         differences = verify(cfg, folder.absolute(), ranks, options)
     except EndedError as error:
         sys.exit(f"vit.verify: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # the ranks follow
     for difference in differences:
         print(f"  {difference}")
     if differences:
@@ -211,6 +216,8 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
         Attempt(other, [*seldom, "--exact", "samples"], ranks[0], options.fresh).finish()
         more = 100 * cost(straight, other)
         print(f"exact: bits makes a step {more:+.1f} % longer than exact: samples, on {ranks[0]} ranks")
+    if count < options.kills:
+        print(f"the run was finished before {options.kills - count} of the kills; give it more --steps")
     if not differences:
         print(f"identical, after {count} kills, in {time.monotonic() - begun:.0f} s")
     return differences
