@@ -319,7 +319,7 @@ def test_the_recipe_is_every_value_that_decides_what_is_computed() -> None:
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
         *("data.cache", "data.on_bad", "data.verify"),
         *("checkpoint.every_minutes", "checkpoint.keep"),
-        *("log.every_steps", "log.eval_every_epochs", "log.wandb", "log.wandb_project"),
+        *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
     assert flatten(Config()).keys() - recipe(Config()).keys() == free
     for path in CONFIGS:
