@@ -109,7 +109,7 @@ def test_a_sample_that_is_lost_or_used_twice_is_found(killed: Any, tmp_path: Pat
 
 def test_without_exact_bits_it_says_what_differs(betons: Path, tmp_path: Path) -> None:
     """DDP's own sum keeps the samples on another number of ranks, but not the weights: exit code 1."""
-    done = verify(betons, tmp_path / "runs", "--kills", "1", "--ranks", "2,1", "--exact", "samples")
+    done = verify(betons, tmp_path / "runs", "--kills", "2", "--ranks", "4,2", "--exact", "samples")
     assert done.returncode == 1, done.stdout + done.stderr
     verdicts = dict(re.findall(r"^(\S.*?)  +\S.*  (same|differ)$", done.stdout, re.M))
     assert (verdicts["weights"], verdicts["sample ids"]) == ("differ", "same")
