@@ -92,6 +92,9 @@ def _verdict(run: RunFolder, known: int, error: object) -> int:
         show(f"finished in {minutes}:{seconds:02d}", lasting=True)
         print(summary(run, news[-1]))
         return 0
+    if news and "unsaved" in news[-1]:
+        show(f"stopped; {news[-1]['unsaved']}; the same command goes on from there", lasting=True)
+        return 130
     if news:
         show(f"stopped at step {news[-1]['step']:,}, saved; the same command goes on from there", lasting=True)
         return 130

@@ -51,7 +51,7 @@ def steps_done(run: RunFolder) -> int:
 
 
 def weights(run: RunFolder) -> bytes:
-    return (checkpoint.find(run.checkpoints)[0] / "tensors.bin").read_bytes()
+    return b"".join(part.read_bytes() for part in sorted(checkpoint.find(run.checkpoints)[0].glob("part-*.bin")))
 
 
 def ranks_of(run: RunFolder) -> list[psutil.Process]:

@@ -77,7 +77,7 @@ def agreements(asked: list[tuple[int, int]], looks: int) -> list[tuple[bool, boo
     """The answers to `looks` looks, where rank r asks for a save in look i for each (r, i) of `asked`."""
     with join(Config(device="cpu")) as here:
         agreement = Agreement(here)
-        out = [agreement.look(save=(here.rank, i) in asked) for i in range(looks)]
+        out = [agreement.look(save=(here.rank, i) in asked)[:2] for i in range(looks)]
         agreement.close()
         return out
 

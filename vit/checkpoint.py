@@ -1,92 +1,93 @@
-"""Checkpoints: a folder with its final name is whole, and what is loaded is what was saved, to the last bit.
+"""Checkpoints on disk: a folder with its final name is whole, and what is loaded is what was saved, to the last bit.
 
     checkpoints/step-00012345/
       manifest.json   what is where, with a digest of each tensor; its first line is the digest of the rest
-      tensors.bin     the tensors' bytes, one after the other
+      part-000.bin    the bytes of the tensors that rank 0 wrote, one after the other
+      part-001.bin    those that rank 1 wrote, ...
 
-A checkpoint is written beside its final name, synced to the disk and renamed; an existing one is never touched.
-`torch.load` and `torch.distributed.checkpoint` both load flipped bytes without a word; here every digest is checked.
+The parts are written beside the final name, in `step-00012345.tmp`, and synced to the disk; then comes the manifest,
+then the rename.  `torch.load` and `torch.distributed.checkpoint` load flipped bytes without a word; here every digest is
+checked.  No torch at import: the process that writes must start at once.
 """
 
+import errno
 import json
+import math
 import os
-import platform
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-FORMAT = "vit-checkpoint-1"
+FORMAT = "vit-checkpoint-2"
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # of a file or its disk
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a spent quota say
 
 
 class DamagedError(RuntimeError):
     """A checkpoint whose bytes are not those that were written.  The message names the file and the place."""
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-    """Writes `folder/step-N` so that it is whole or not there at all, and returns it.
+def name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:08d}"
 
-    `about` is kept in the manifest, as JSON.  Raises OSError if the disk is full or cannot be written; nothing
-    half-made stays.
+
+def write_part(folder: Path, step: int, part: int, data: memoryview, sizes: Sequence[int]) -> list[int]:
+    """Writes one rank's part, durably, and returns the digests of its tensors, which are `sizes` bytes each.
+
+    Raises OSError if the disk is full or cannot be written.
     """
-    final = folder / f"step-{step:08d}"
+    aside = folder / f"{name(step)}.tmp"
+    aside.mkdir(parents=True, exist_ok=True)
+    with (aside / _part(part)).open("wb", buffering=0) as file, ThreadPoolExecutor(1) as disk:
+        _write(file.fileno(), data)
+        synced = disk.submit(os.fsync, file.fileno())
+        digests = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        synced.result()
+    return digests
+
+
+def commit(folder: Path, step: int, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
+    """Gives a checkpoint whose parts are all written its manifest and its final name, and returns it.
+
+    `tensors` has dtype, shape, part, offset, bytes and crc32 of each; `about` is kept as it is.  Raises OSError.  A
+    checkpoint that is there already is never touched.
+    """
+    aside, final = folder / f"{name(step)}.tmp", folder / name(step)
     if final.exists():
-        return final
-    aside = folder / f"{final.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        entries, offset = {}, 0
-        with (aside / "tensors.bin").open("wb") as file:
-            for name, tensor in tensors.items():
-                data = _bytes(tensor)
-                entries[name] = {
-                    "dtype": str(tensor.dtype).removeprefix("torch."),
-                    "shape": list(tensor.shape),
-                    "offset": offset,
-                    "crc32": zlib.crc32(data),
-                }
-                file.write(data)
-                offset += len(data)
-            file.flush()
-            os.fsync(file.fileno())
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "bytes": offset,
-            "tensors": entries,
-            "about": dict(about),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
-            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        text = json.dumps(manifest, indent=1)
-        with (aside / "manifest.json").open("w") as file_:
-            file_.write(f"{zlib.crc32(text.encode()):08x}\n{text}")
-            file_.flush()
-            os.fsync(file_.fileno())
-        _sync_folder(aside)
-        aside.rename(final)
-        _sync_folder(folder)
-    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
+        return final
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "about": dict(about),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "tensors": dict(tensors),
+    }
+    text = json.dumps(manifest, indent=1).encode()
+    with (aside / "manifest.json").open("wb", buffering=0) as file:
+        _write(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
+        os.fsync(file.fileno())
+    _sync_folder(aside)
+    aside.rename(final)
+    _sync_folder(folder)
     return final
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.  Raises DamagedError."""
-    try:
-        digest, text = (checkpoint / "manifest.json").read_text().split("\n", 1)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise DamagedError(f"{checkpoint}/manifest.json cannot be read: {error}") from None
-    if f"{zlib.crc32(text.encode()):08x}" != digest:
+    """The manifest of a checkpoint.  Raises DamagedError, and ValueError for another format."""
+    with _readable(checkpoint / "manifest.json"):
+        digest, _, text = (checkpoint / "manifest.json").read_bytes().partition(b"\n")
+    if b"%08x" % zlib.crc32(text) != digest:
         raise DamagedError(f"{checkpoint}/manifest.json is not what was written")
     manifest: dict[str, Any] = json.loads(text)
     if manifest["format"] != FORMAT:
@@ -94,24 +95,43 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def load(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(checkpoint: Path, manifest: Mapping[str, Any], from_disk: bool = False) -> Iterator[tuple[str, bytearray]]:
+    """The bytes of each tensor, all digests checked.  Raises DamagedError.
+
+    `from_disk` has the kernel forget what it remembers of the files, as far as it can.
+    """
+    parts: dict[int, dict[str, Any]] = {}
+    for tensor, entry in manifest["tensors"].items():
+        parts.setdefault(entry["part"], {})[tensor] = entry
+    for part, tensors in parts.items():
+        path, size = checkpoint / _part(part), sum(entry["bytes"] for entry in tensors.values())
+        with _readable(path), path.open("rb", buffering=0) as file:
+            if from_disk:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise DamagedError(f"{path} has {found:,} bytes, not {size:,}")
+            for tensor, entry in tensors.items():
+                data = bytearray(entry["bytes"])
+                _read(file.fileno(), memoryview(data), entry["offset"])
+                if zlib.crc32(data) != entry["crc32"]:
+                    place = f"{tensor}, {entry['bytes']:,} bytes at {entry['offset']:,}"
+                    raise DamagedError(f"{path}: {place}, is damaged")
+                yield tensor, data
+
+
+def load(checkpoint: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The tensors of a checkpoint, in main memory, and its manifest.  Raises DamagedError; every digest is checked."""
+    import torch
+
     manifest = read_manifest(checkpoint)
-    try:
-        data = np.fromfile(checkpoint / "tensors.bin", np.uint8)
-    except OSError as error:
-        raise DamagedError(f"{checkpoint}/tensors.bin cannot be read: {error}") from None
-    if len(data) != manifest["bytes"]:
-        raise DamagedError(f"{checkpoint}/tensors.bin has {len(data):,} bytes, not {manifest['bytes']:,}")
     tensors = {}
-    for name, entry in manifest["tensors"].items():
-        dtype = getattr(torch, entry["dtype"])
-        count = int(np.prod(entry["shape"], dtype=np.int64)) * dtype.itemsize
-        part = data[entry["offset"] : entry["offset"] + count]
-        if zlib.crc32(part.data) != entry["crc32"]:
-            raise DamagedError(f"{checkpoint}/tensors.bin: {name}, {count:,} bytes at {entry['offset']:,}, is damaged")
-        tensors[name] = torch.from_numpy(part).view(dtype).view(entry["shape"])
-    return tensors, manifest
+    for tensor, data in read(checkpoint, manifest):
+        entry = manifest["tensors"][tensor]
+        dtype, count = getattr(torch, entry["dtype"]), math.prod(entry["shape"])
+        flat = torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+        tensors[tensor] = flat.view(entry["shape"])
+    return {tensor: tensors[tensor] for tensor in manifest["tensors"]}, manifest
 
 
 def find(folder: Path) -> list[Path]:
@@ -119,27 +139,49 @@ def find(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True)
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose digests hold, and a message for each damaged one, which is renamed aside."""
-    problems = []
-    for checkpoint in find(folder):
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(checkpoint.name[5:])
+
+
+def set_aside(checkpoint: Path, error: DamagedError) -> str:
+    """Renames a damaged checkpoint, so that it never comes back, and returns a message for the log."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged-{time.time_ns() // 1_000_000}")
+    try:
+        checkpoint.rename(aside)
+    except OSError as problem:
+        return f"{error}; it cannot be set aside: {problem.strerror}"
+    return f"{error}; set aside as {aside.name}"
+
+
+def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> str | None:
+    """Removes all but the `keep` newest checkpoints and those of `protected` steps, if the newest is whole on the disk.
+
+    If it is damaged it is set aside, nothing is removed, and a message says so.
+    """
+    found = find(folder)
+    for newest in found[:1]:
         try:
-            load(checkpoint)
+            for _ in read(newest, read_manifest(newest), from_disk=True):
+                pass
         except DamagedError as error:
-            aside = checkpoint.with_name(f"{checkpoint.name}.damaged-{int(time.time())}")
-            checkpoint.rename(aside)
-            problems.append(f"{error}; set aside as {aside.name}")
-        else:
-            return checkpoint, problems
-    return None, problems
+            return set_aside(newest, error)
+    for old in found[keep:]:
+        if step_of(old) not in protected:
+            # Renamed first: a kill in the middle of the removal leaves no checkpoint that looks whole.
+            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
+    return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what killed saves left behind."""
-    for old in [*find(folder)[keep:], *folder.glob("step-*.tmp")]:
-        # Renamed first: a kill in the middle of the removal leaves no checkpoint that looks whole.
-        doomed = old if old.suffix == ".tmp" else old.rename(old.with_name(old.name + ".tmp"))
-        shutil.rmtree(doomed, ignore_errors=True)
+def discard(folder: Path, step: int) -> None:
+    """Removes what a save of this step that failed left behind."""
+    shutil.rmtree(folder / f"{name(step)}.tmp", ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Removes what saves and removals left behind that were killed or failed."""
+    for left in folder.glob("step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], accepted: list[str]) -> list[str]:
@@ -152,9 +194,30 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any], accepted: 
     ]
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    data: NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return data.data
+def _part(number: int) -> str:
+    return f"part-{number:03d}.bin"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tells damage from a file system that is only out of order: that one may be well again at the next attempt."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read(file: int, data: memoryview, offset: int) -> None:
+    while data and (count := os.preadv(file, [data], offset)):
+        data, offset = data[count:], offset + count
+
+
+def _write(file: int, data: memoryview) -> None:
+    """All of it: a signal or a disk that is nearly full may take a part."""
+    while data:
+        data = data[os.write(file, data) :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -131,13 +131,18 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run is saved, and what is kept."""
+    """When a run is saved, and what is kept.  A signal saves at once."""
 
-    every_minutes: float = 10.0  # between two checkpoints; a signal saves at once
-    keep: int = 2  # newest checkpoints kept; the last one stays in any case
+    every_minutes: float = 0.0  # between two checkpoints; 0: chosen, 1 to 30, from what a save is measured to cost
+    expected_failure_hours: float = 24.0  # between two failures without warning, from which every_minutes is chosen
+    keep: int = 2  # newest checkpoints kept; the best one by validation stays besides
+    keep_every_epochs: float = 0.0  # epochs between two checkpoints that are kept for good; 0: none
 
     def __post_init__(self) -> None:
-        _check(self.every_minutes > 0, f"checkpoint.every_minutes must be positive, not {self.every_minutes}")
+        for name in ("every_minutes", "keep_every_epochs"):
+            _check(getattr(self, name) >= 0, f"checkpoint.{name} must not be negative, not {getattr(self, name)}")
+        hours = self.expected_failure_hours
+        _check(hours > 0, f"checkpoint.expected_failure_hours must be positive, not {hours}")
         _check(self.keep >= 1, f"checkpoint.keep must be at least 1, not {self.keep}")
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Event = dict[str, Any]
 
+UNWILLING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk says that may take more later
 JOB_VARIABLE = "VIT_JOB"  # in the environment of ranks that a job started: what the job is called
 
 
@@ -101,16 +102,34 @@ class RunFolder:
             yield
 
 
+_unwritten: dict[Path, list[bytes]] = {}  # lines that a full disk did not take
+
+
 def append(path: Path, record: Event, sync: bool = False) -> None:
-    """Adds one line under a lock, so that lines of several processes never mix."""
-    line = (json.dumps(record) + "\n").encode()
+    """Adds one line under a lock, so that lines of several processes never mix.
+
+    A run does not end because a disk is full or cannot be written: the line is then kept, and added with a later one.
+    """
+    lines = _unwritten.pop(path, [])
+    lines.append((json.dumps(record) + "\n").encode())
+    try:
+        _append(path, b"".join(lines), sync)
+    except OSError as error:
+        if error.errno not in UNWILLING:
+            raise
+        _unwritten[path] = lines
+
+
+def _append(path: Path, lines: bytes, sync: bool) -> None:
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         _lock(fd, fcntl.LOCK_EX)  # until it is closed
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a kill or a full disk cut the last line short; only that one is lost
-        os.write(fd, line)
+            lines = b"\n" + lines  # a kill cut the last line short; only that one is lost
+        if os.write(fd, lines) < len(lines):
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if sync:
             os.fsync(fd)
     finally:

@@ -26,11 +26,14 @@ class MetricsLog:
     def __init__(self, run: RunFolder, cfg: Config, step: int) -> None:
         self.run = run
         _keep(run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
+        self.best = best(read_lines(run.metrics))
         self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
 
     def write(self, record: Record) -> None:
         """Appends one record and shows it."""
-        append(self.run.metrics, record)
+        evaluation = "val_top1" in record
+        append(self.run.metrics, record, sync=evaluation)  # which checkpoint is the best must not be forgotten
+        self.best = best([*filter(None, [self.best]), record])
         if self._wandb is not None:
             self._wandb.log(record)
         show(progress_line(record))
@@ -69,6 +72,14 @@ def _keep(path: Path, wanted: Callable[[Record], bool]) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+
+
+def best(records: list[Record]) -> Record | None:
+    """The evaluation with the best top-1, of the averaged weights where there are any; the first of equals."""
+    scored = [r for r in records if "val_top1" in r]
+    return max(
+        scored, key=lambda r: float(r["val_top1_average" if "val_top1_average" in r else "val_top1"]), default=None
+    )
 
 
 def progress_line(record: Record) -> str:

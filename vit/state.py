@@ -32,6 +32,13 @@ class State:
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         return cls(model, optim.adamw(model, cfg.optim), average, scaler)
 
+    def __post_init__(self) -> None:
+        """Adam's moments are there from the beginning, as it would make them: a run's tensors are always the same."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                moments = {what: torch.zeros_like(parameter) for what in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is saved as bytes: `model.*`, `average.*`, `optimizer.*`."""
         out = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}

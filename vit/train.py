@@ -8,6 +8,7 @@ import enum
 import functools
 import math
 import os
+import platform
 import signal
 import sys
 import time
@@ -15,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit import checkpoint, config, optim, settings
+from vit import config, optim, settings
 from vit.augment import augment
 from vit.config import Config
 from vit.data.decode import DamagedError
@@ -31,6 +33,8 @@ from vit.gradients import ShardedGradients, same_tree
 from vit.keys import Stream, key
 from vit.ledger import Clock, InUseError, RunFolder
 from vit.log import MetricsLog, Pace, SampleLog, show
+from vit.resume import resume
+from vit.saver import Saver
 from vit.state import State
 from vit.world import Agreement, World, join
 
@@ -56,8 +60,11 @@ class Trainer:
         if world.rank == 0:
             show(storage_line(cfg.data, self.train_data, self.val_data), lasting=True)
         self.total_steps = cfg.steps(cfg.epochs, self.samples)
+        each = cfg.checkpoint.keep_every_epochs
+        kept = range(1, int(cfg.epochs / each) + 1) if each else ()
+        self.milestones = {cfg.steps(i * each, self.samples) for i in kept}  # steps whose checkpoints are kept for good
         self.state = State.fresh(cfg, world.device)
-        self.resume(accepted)
+        resumed = resume(run, world, self.state, self.recipe(), accepted)
         if cfg.compile:
             # Block by block: one graph serves them all, and their gradients still leave while backward goes on.
             for model in filter(None, (self.state.model, self.state.average)):
@@ -70,17 +77,18 @@ class Trainer:
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
         self.pace = Pace(self.state.step, cfg.global_batch)
-        self.saved_at = time.monotonic()
+        self.saver = Saver(run, world, cfg.checkpoint, self.state, self.about, self.protected, resumed)
+        self.unsaved: str | None = None  # why a stop could not save its step
         self.losses: Tensor | None = None  # of this rank's shards in the last step
 
     def train(self) -> Outcome:
         """Runs from the step of the state to the last one, or to a signal."""
         state, cfg = self.state, self.cfg
         for step, batch in zip(range(state.step, self.total_steps), self.batches(), strict=True):
-            stop, save = self.agreement.look(save=self.save_due())
+            stop, save = self.agree(save=self.saver.due)
             if stop:
                 return self.stopped()
-            if save:
+            if save or self.evaluation_due(step) or step in self.milestones:
                 self.save()
             if self.evaluation_due(step) and not self.evaluate():
                 return self.stopped()
@@ -91,7 +99,14 @@ class Trainer:
             if state.step % cfg.log.every_steps == 0 or state.step == self.total_steps:
                 self.report()
         self.save()
-        return Outcome.FINISHED if self.evaluate() else self.stopped()
+        return self.finished() if self.evaluate() else self.stopped()
+
+    def agree(self, save: bool = False) -> tuple[bool, bool]:
+        """Whether all ranks should (stop, save) now; what is being written goes on."""
+        stop, save, written = self.agreement.look(save, self.saver.written)
+        with self.clock.spend("checkpoint"):
+            self.saver.advance(written)
+        return stop, save
 
     def train_step(self, step: int, batch: Batch) -> Tensor:
         """One optimizer step; returns the losses of this rank's shards, which stay on the device: (shards,)."""
@@ -120,6 +135,7 @@ class Trainer:
     def update(self, step: int) -> None:
         """Clips, steps the optimizer at this step's learning rate, and averages the weights."""
         state, cfg = self.state, self.cfg.optim
+        self.saver.snapshot.protect()
         for group in state.optimizer.param_groups:
             group["lr"] = optim.learning_rate(step, self.cfg, self.samples)
         state.scaler.unscale_(state.optimizer)
@@ -185,7 +201,7 @@ class Trainer:
             for suffix, model in (("", self.state.model), ("_average", self.state.average)):
                 if model is None:
                     continue
-                stop = lambda: self.agreement.look()[0]  # noqa: E731
+                stop = lambda: self.agree()[0]  # noqa: E731
                 score = evaluate(model, self.val_data, self.cfg, self.world, self.autocast, stop)
                 if score is None:
                     return False
@@ -198,24 +214,25 @@ class Trainer:
         self.pace.pause(time.perf_counter() - started)
         return True
 
-    def save_due(self) -> bool:
-        """Whether rank 0's clock asks for a checkpoint; the others follow it."""
-        return self.world.rank == 0 and time.monotonic() - self.saved_at > 60 * self.cfg.checkpoint.every_minutes
-
     def save(self) -> None:
-        """Writes a checkpoint of this step.  All ranks wait until it is safe."""
+        """Has this step saved while training goes on."""
         if self.losses is not None:
             self.check()
         started = time.perf_counter()
         with self.clock.spend("checkpoint"):
-            if self.world.rank == 0:
-                about = {"recipe": self.recipe(), "config": config.to_yaml(self.cfg), **self.state.about()}
-                checkpoint.save(self.run.checkpoints, self.state.step, self.state.tensors(), about)
-                checkpoint.prune(self.run.checkpoints, self.cfg.checkpoint.keep)
-                self.run.record("checkpoint", step=self.state.step)
-            dist.barrier()
-        self.saved_at = time.monotonic()
+            self.saver.save()
         self.pace.pause(time.perf_counter() - started)
+
+    def about(self) -> dict[str, object]:
+        """What a checkpoint holds beside the tensors."""
+        versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+        config_ = config.to_yaml(self.cfg)
+        return {"recipe": self.recipe(), "config": config_, "versions": versions, **self.state.about()}
+
+    def protected(self) -> set[int]:
+        """The steps whose checkpoints are kept for good, and the best one so far."""
+        best = self.log.best if self.log is not None else None
+        return self.milestones | ({int(best["step"])} if best is not None else set())
 
     def recipe(self) -> dict[str, object]:
         """What a resumed run must share: every value that decides what is computed, and the data's fingerprint."""
@@ -223,30 +240,22 @@ class Trainer:
         data = {f"data.{name}": value for name, value in fingerprint.items()}
         return config.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
 
-    def resume(self, accepted: list[str]) -> None:
-        """Takes over the newest whole checkpoint, which all ranks agree on.  Raises ValueError for another recipe."""
-        found: list[Path | None] = [None]
-        if self.world.rank == 0:
-            found[0], problems = checkpoint.newest_whole(self.run.checkpoints)
-            for problem in problems:
-                show(problem, lasting=True)
-                self.run.record("damaged checkpoint", problem=problem)
-        dist.broadcast_object_list(found)
-        if found[0] is None:
-            return
-        tensors, manifest = checkpoint.load(found[0])
-        changed = checkpoint.differences(manifest["about"]["recipe"], self.recipe(), accepted)
-        if changed:
-            raise ValueError(
-                f"{found[0]} is of another run:\n  " + "\n  ".join(changed) + "\nStart in a new folder, or "
-                "accept the change with --override-resume " + " ".join(c.split(":")[0] for c in changed)
-            )
-        self.state.restore(manifest["step"], tensors, manifest["about"])
-
     def stopped(self) -> Outcome:
         """Saves this step, as far as it is not safe already, and leaves."""
-        self.save()
+        if self.losses is not None:
+            self.check()
+        with self.clock.spend("checkpoint"):
+            self.unsaved = self.saver.secure()
         return Outcome.STOPPED
+
+    def finished(self) -> Outcome:
+        """Waits until the last step is safe and old checkpoints are removed.  Raises OSError if it cannot be saved."""
+        with self.clock.spend("checkpoint"):
+            unsaved = self.saver.secure()
+            if unsaved:
+                raise OSError(unsaved)
+            self.saver.settle()
+        return Outcome.FINISHED
 
 
 def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: list[str]) -> Outcome:
@@ -262,10 +271,16 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
         run.record("started", step=trainer.state.step, ranks=world.size, device=str(world.device.type))
     outcome = trainer.train()
     trainer.agreement.close()
+    trainer.saver.close()
     if trainer.log is not None:
         trainer.log.close()
         scores = trainer.scores if outcome is Outcome.FINISHED else {"signal": trainer.agreement.received}
-        run.record(outcome.value, step=trainer.state.step, seconds=clock.summary(), **scores)
+        unsaved = {"unsaved": trainer.unsaved} if trainer.unsaved else {}
+        run.record(outcome.value, step=trainer.saver.safe, seconds=clock.summary(), **scores, **unsaved)
+        if trainer.unsaved:
+            show(f"stopped; {trainer.unsaved}", lasting=True)
+    if trainer.unsaved:
+        sys.exit(1)
     return outcome
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -104,6 +105,14 @@ def join(cfg: Config) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+class Agreed(NamedTuple):
+    """What all ranks know at the same step."""
+
+    stop: bool  # a rank got a signal
+    save: bool  # rank 0's clock asked for a checkpoint
+    written: int  # the least of the ranks' counts of parts that they have written
+
+
 class Agreement:
     """Turns what single ranks know, a signal or the time, into what all ranks do at the same step.
 
@@ -137,21 +146,20 @@ class Agreement:
             self._interrupted = now
         self.received = self.received or signal.Signals(number).name
 
-    def look(self, save: bool = False) -> tuple[bool, bool]:
-        """Whether all ranks should (stop, save) now; `save` asks for it.  Every rank must call this equally often."""
-        mine = [self.received is not None, save]
+    def look(self, save: bool = False, written: int = 0) -> Agreed:
+        """What all ranks should do now, where `save` asks for it.  Every rank must call this equally often."""
         if self.world.size == 1:
-            return mine[0], mine[1]
-        agreed = [0, 0]
+            return Agreed(self.received is not None, save, written)
+        stop, saving, unwritten = 0, 0, 0
         if self._pending is not None:
             work, flags = self._pending
             work.wait()
-            agreed = flags.tolist()
-        flags = torch.tensor(mine, dtype=torch.int32)
+            stop, saving, unwritten = flags.tolist()
+        flags = torch.tensor([self.received is not None, save, -written], dtype=torch.int64)
         self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags)
         # What was asked for while the result was on its way is the same save, not another one.
-        self._saving = bool(agreed[1]) and not self._saving
-        return bool(agreed[0]), self._saving
+        self._saving = bool(saving) and not self._saving
+        return Agreed(bool(stop), self._saving, -unwritten)
 
     def close(self) -> None:
         """Waits for the last reduction, so that no rank leaves while another still needs it."""

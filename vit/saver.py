@@ -1,0 +1,226 @@
+"""Saves a run while it goes on: when, what is kept, and what happens if the disk does not want it.
+
+At a step boundary each rank copies its share of the state aside, and trains on while its writer writes it.  Once all
+ranks know that all parts are on the disk, rank 0's writer gives the checkpoint its manifest and its name, reads it
+back, and only then removes old ones.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from vit.config import CheckpointConfig
+from vit.ledger import RunFolder
+from vit.log import show
+from vit.snapshot import Snapshot, lay_out
+from vit.state import State
+from vit.world import World
+from vit.writer import Answer, Writer
+
+SHORTEST, LONGEST = 60.0, 1800.0  # seconds between two checkpoints, where they are chosen
+
+
+def interval(cost: float, between_failures: float) -> float:
+    """Seconds between two checkpoints that waste the least time, if each costs `cost` seconds of training.
+
+    Daly 2006, https://doi.org/10.1016/j.future.2004.11.016; its first term is the formula of Young 1974,
+    https://doi.org/10.1145/361147.361115.  Within bounds, as both seconds are estimates.
+    """
+    x = cost / (2 * between_failures)
+    best = math.sqrt(2 * cost * between_failures) * (1 + math.sqrt(x) / 3 + x / 9) - cost if x < 1 else LONGEST
+    return min(max(best, SHORTEST), LONGEST)
+
+
+class Saver:
+    """One rank's part in saving a run.  Every rank calls `save`, `advance`, `finish` and `secure` at the same steps.
+
+    One save is under way at a time.  Rank 0 decides and tells: `about` is what a checkpoint holds beside the tensors,
+    `protected` the steps that are never pruned, and `safe` the newest step that can be resumed.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        world: World,
+        cfg: CheckpointConfig,
+        state: State,
+        about: Callable[[], Mapping[str, Any]],
+        protected: Callable[[], set[int]],
+        safe: int | None = None,
+    ) -> None:
+        self.run, self.world, self.cfg, self.state, self.safe = run, world, cfg, state, safe
+        self.about, self.protected = about, protected
+        self.layout = lay_out(state.tensors(), world.size)
+        self.snapshot = Snapshot(self.layout, world.rank, world.device)
+        self.writer = Writer(self.snapshot.memory, self.snapshot.size)
+        self.writer.start()
+        self.step = safe  # of the save that was begun last; or what was resumed
+        self.written = 0  # saves whose part this rank has written, or failed to
+        self._begun = 0  # saves begun, and those of which all ranks know what came of their parts
+        self._collected = 0
+        self._copying = False
+        self._part = Answer()  # what came of this rank's part
+        self._undecided = False  # rank 0: the checkpoint has neither its name nor failed
+        self._failure: Answer | None = None  # of the newest save, unless that is safe
+        self._failures = 0
+        self._started = time.monotonic()  # of the newest save
+        self._cost = 0.0  # seconds that it took from training
+        self._late = False
+        self._before: int | None = None  # the newest safe step before the newest checkpoint
+        self.every = 60 * cfg.every_minutes or SHORTEST  # seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether rank 0's clock asks for a save; the others follow it.  One that is still being written delays it."""
+        if self.world.rank != 0 or time.monotonic() - self._started < self.every:
+            return False
+        busy = self._begun > self._collected or self.writer.busy
+        if busy and not self._late:
+            self.run.record("checkpoint delayed", behind=self.step, seconds=round(time.monotonic() - self._started, 3))
+        self._late = busy
+        return not busy
+
+    def save(self) -> None:
+        """Copies this step aside, to be written while training goes on; not twice.
+
+        A part that is still being written is waited for.
+        """
+        if self.step != self.state.step:
+            self._collect()
+            self._begin()
+
+    def advance(self, written: int) -> None:
+        """Goes on with what is under way, without waiting.  `written` is the least of all ranks' `written`, agreed."""
+        self._poll()
+        if written > self._collected:
+            self._collect()
+
+    def finish(self) -> int | None:
+        """Waits until the save under way is safe, or has failed; returns the newest safe step, on all ranks."""
+        self._collect()
+        while self._undecided:
+            self._poll(wait=True)
+        told = [(self.safe, self._failure)]
+        dist.broadcast_object_list(told)
+        self.safe, self._failure = told[0]
+        return self.safe
+
+    def secure(self) -> str | None:
+        """Saves this step before the run leaves; a message if that failed, which names the newest safe step.
+
+        Where there is no room, checkpoints that would be pruned next go first.
+        """
+        if self.finish() != self.state.step:
+            self._begin()
+        if self.finish() != self.state.step and self._failure is not None and self._failure.no_room:
+            if self.world.rank == 0:
+                self.writer.ask(self._tidied, "prune", self.run.checkpoints, 1, self.protected())
+                self.settle()
+            dist.barrier()
+            self._begin()
+            self.finish()
+        if self.safe == self.state.step:
+            return None
+        assert self._failure is not None
+        return f"step {self.state.step:,} is not saved: {self._failure.error}; {self._safe_step()}"
+
+    def settle(self) -> None:
+        """Waits until the newest checkpoint is read back and old ones are removed."""
+        while self.writer.busy:
+            self.writer.poll(wait=True)
+
+    def close(self) -> None:
+        """Ends the writer, at once."""
+        if self._failures and self.world.rank == 0:
+            show(f"{self._failures:,} saves failed on the way, see {self.run.ledger}", lasting=True)
+        self.writer.close()
+        self.snapshot.close()
+
+    def _begin(self) -> None:
+        self._begun, self.step, self._late = self._begun + 1, self.state.step, False
+        self._started, start = time.monotonic(), time.perf_counter()
+        self._about = self.about()
+        self.snapshot.take(self.state.tensors())
+        self._copying = True
+        self._poll()
+        self._stall = time.perf_counter() - start
+        self._cost = self._stall
+
+    def _poll(self, wait: bool = False) -> None:
+        if self._copying and self.snapshot.taken(wait):
+            self._copying = False
+            place = self.run.checkpoints, self.step, self.world.rank, self.snapshot.sizes
+            self.writer.ask(self._wrote, "write", *place)
+        self.writer.poll(wait)
+
+    def _wrote(self, answer: Answer) -> None:
+        self._part = answer
+        self._cost += answer.cpu_seconds
+        self.written += 1
+
+    def _collect(self) -> None:
+        """Tells all ranks what came of all parts; rank 0 has the checkpoint named, if they are all there."""
+        if self._begun == self._collected:
+            return
+        while self.written < self._begun:
+            self._poll(wait=True)
+        start = time.perf_counter()
+        parts: list[Answer] = [Answer()] * self.world.size
+        dist.all_gather_object(parts, self._part)
+        self._collected += 1
+        if self.world.rank == 0:
+            self._undecided = True
+            failed = next((part for part in parts if part.error), None)
+            if failed is not None:
+                self._failed(failed)
+            else:
+                self._name(parts)
+        self._cost += time.perf_counter() - start
+
+    def _name(self, parts: list[Answer]) -> None:
+        digests = [iter(part.result) for part in parts]
+        tensors = {name: entry | {"crc32": next(digests[entry["part"]])} for name, entry in self.layout.items()}
+        self.writer.ask(self._named, "commit", self.run.checkpoints, self.step, tensors, self._about)
+
+    def _named(self, answer: Answer) -> None:
+        if answer.error:
+            self._failed(answer)
+            return
+        assert self.step is not None
+        self._undecided, self._before, self.safe = False, self.safe, self.step
+        seconds = round(time.monotonic() - self._started, 3)
+        self.run.record("checkpoint", step=self.step, seconds=seconds, stall=round(self._stall, 4))
+        if self._failure is not None:
+            show(f"step {self.step:,} is saved, after all", lasting=True)
+            self._failure = None
+        self.writer.ask(self._tidied, "prune", self.run.checkpoints, self.cfg.keep, self.protected())
+
+    def _tidied(self, answer: Answer) -> None:
+        self._cost += answer.cpu_seconds
+        if not self.cfg.every_minutes:
+            self.every = interval(self._cost, 3600 * self.cfg.expected_failure_hours)
+        if answer.error:
+            self.run.record("pruning failed", error=answer.error)
+        elif answer.result:
+            self.safe = self._before
+            show(answer.result, lasting=True)
+            self.run.record("damaged checkpoint", problem=answer.result)
+
+    def _failed(self, answer: Answer) -> None:
+        """Training goes on; the user is told once, and the ledger each time."""
+        self._failures += 1
+        self.run.record("checkpoint failed", step=self.step, error=answer.error, safe=self.safe)
+        if self._failure is None:
+            told = "training goes on and tries again"
+            show(f"step {self.step:,} cannot be saved: {answer.error}; {told}; {self._safe_step()}", lasting=True)
+        self._failure = answer
+        self.writer.ask(self._discarded, "discard", self.run.checkpoints, self.step)
+
+    def _discarded(self, _: Answer) -> None:
+        self._undecided = False
+
+    def _safe_step(self) -> str:
+        return "no step is safe yet" if self.safe is None else f"step {self.safe:,} is the newest safe one"

@@ -1,0 +1,97 @@
+"""A copy of what this rank writes of the state, in memory that it shares with its writer.
+
+The state is the same on all ranks, so each of W ranks writes about a W-th of its bytes: whole tensors, in their order.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Layout = dict[str, dict[str, Any]]  # of each tensor its dtype, shape, part, offset in the part, and bytes
+ALIGNMENT = 64  # bytes; what a tensor is filled up to, with zeros, which its digest covers too
+
+
+def lay_out(tensors: Mapping[str, Tensor], parts: int) -> Layout:
+    """Which part holds which tensor, and where: in their order, so that the parts are of about the same size.
+
+    None is split: the largest of ViT-B's is 0.7 % of all it saves.
+    """
+    sizes = {name: -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for name, tensor in tensors.items()}
+    total = max(1, sum(sizes.values()))
+    out: Layout = {}
+    filled, before = [0] * parts, 0
+    for name, tensor in tensors.items():
+        part = (before + sizes[name] // 2) * parts // total
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        place = {"part": part, "offset": filled[part], "bytes": sizes[name]}
+        out[name] = {"dtype": dtype, "shape": list(tensor.shape), **place}
+        filled[part] += sizes[name]
+        before += sizes[name]
+    return out
+
+
+def as_tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
+    """The tensor that the bytes of an entry are: (bytes,) -> entry's shape and dtype.  A view, no copy."""
+    count, dtype = math.prod(entry["shape"]), getattr(torch, entry["dtype"])
+    return data[: count * dtype.itemsize].view(dtype).view(entry["shape"])
+
+
+class Snapshot:
+    """Room for one rank's part, made and filled once at the start: fresh memory would take longer than the copy.
+
+    On a GPU it is pinned, and the copy runs on a stream of its own beside the next forward and backward pass.
+    """
+
+    def __init__(self, layout: Layout, part: int, device: torch.device) -> None:
+        mine = {name: entry for name, entry in layout.items() if entry["part"] == part}
+        self.sizes = [entry["bytes"] for entry in mine.values()]
+        self.memory = os.memfd_create("vit-snapshot")
+        self.size = max(1, sum(self.sizes))
+        os.ftruncate(self.memory, self.size)
+        shared = mmap.mmap(self.memory, self.size)
+        shared.madvise(mmap.MADV_HUGEPAGE)
+        self._flat = flat = torch.frombuffer(shared, dtype=torch.uint8).zero_()
+        self._views = {
+            name: as_tensor(flat[entry["offset"] : entry["offset"] + entry["bytes"]], entry)
+            for name, entry in mine.items()
+        }
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copied = torch.cuda.Event() if self._stream is not None else None
+        if self._stream is not None:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), self.size, 0))
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begins to copy this rank's part.  The tensors must not change before `protect` or `wait`."""
+        sources = [tensors[name].detach() for name in self._views]
+        if self._stream is None or self._copied is None:
+            torch._foreach_copy_(list(self._views.values()), sources)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            torch._foreach_copy_(list(self._views.values()), sources, non_blocking=True)
+            self._copied.record()
+
+    def protect(self) -> None:
+        """Has what is queued on the device from now on wait for the copy.  Costs the host nothing."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+
+    def taken(self, wait: bool = False) -> bool:
+        """Whether all is copied, and the writer may read it."""
+        if self._copied is None:
+            return True
+        if wait:
+            self._copied.synchronize()
+        return self._copied.query()
+
+    def close(self) -> None:
+        """Gives the memory back, as far as nothing else uses it."""
+        if self._stream is not None:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._flat.data_ptr()))
+        os.close(self.memory)
