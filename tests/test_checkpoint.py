@@ -1,13 +1,15 @@
 """Checkpoints: what is loaded is what was saved, whatever happened to the process, the disk or the bytes."""
 
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,23 @@ from conftest import small_config
 from torch import Tensor
 
 from vit import checkpoint
-from vit.checkpoint import DamagedError, differences, find, load, newest_whole, prune, read_manifest, save
+from vit.checkpoint import DamagedError, differences, find, load, prune, read_manifest, set_aside, step_of
+from vit.snapshot import Snapshot, lay_out
 from vit.state import State
 
 ABOUT = {"recipe": {"seed": 1, "data.sha256": "ab"}, "scaler": {}}
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any], parts: int = 2) -> Path:
+    """What the writers of `parts` ranks do, one after the other, in this process."""
+    layout, digests = lay_out(tensors, parts), []
+    for part in range(parts):
+        snapshot = Snapshot(layout, part, torch.device("cpu"))
+        snapshot.take(tensors)
+        data = memoryview(snapshot.flat.numpy())[: sum(snapshot.sizes)]
+        digests.append(checkpoint.write_part(folder, step, part, data, snapshot.sizes))
+        snapshot.close()
+    return checkpoint.commit(folder, step, layout, digests, about)
 
 
 def of_every_kind() -> dict[str, Tensor]:
@@ -77,10 +92,11 @@ def altered(path: Path, content: bytes) -> Iterator[None]:
         path.write_bytes(before)
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
-    """Every dtype and shape, to the last bit, and what was said about them."""
+@pytest.mark.parametrize("parts", [1, 2, 4, 40])
+def test_what_is_loaded_is_what_was_saved(parts: int, tmp_path: Path) -> None:
+    """Every dtype and shape, to the last bit, and what was said about them, however many ranks wrote it."""
     tensors = of_every_kind()
-    path = save(tmp_path / "not" / "yet" / "there", 12, tensors, ABOUT)
+    path = save(tmp_path / "not" / "yet" / "there", 12, tensors, ABOUT, parts)
     loaded, manifest = load(path)
     assert path == tmp_path / "not" / "yet" / "there" / "step-00000012"
     assert list(loaded) == list(tensors)
@@ -114,10 +130,23 @@ def test_a_run_s_whole_state_survives(tmp_path: Path) -> None:
         step(restored)
 
 
+def test_each_rank_writes_its_share(tmp_path: Path) -> None:
+    """Within a few percent, and no tensor twice: of a ViT-B and its moments on 2, 4 and 8 ranks."""
+    sizes = [768 * 768, *[768, 3 * 768 * 768, 768 * 768, 4 * 768 * 768, 4 * 768 * 768] * 12, 1000 * 768]
+    tensors = {str(i): torch.empty(size, device="meta") for i, size in enumerate(3 * sizes)}
+    for ranks in (2, 4, 8):
+        shares = [0] * ranks
+        for entry in lay_out(tensors, ranks).values():
+            assert entry["offset"] == shares[entry["part"]]
+            shares[entry["part"]] += entry["bytes"]
+        assert max(shares) < 1.06 * sum(shares) / ranks
+
+
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    """Each single bit of both files, one after the other: never does it load, and the file is named."""
-    path = save(tmp_path, 3, of_every_kind(), {})
-    for name in ("manifest.json", "tensors.bin"):
+    """Each single bit of all files, one after the other: never does it load, and the file is named."""
+    few = {name: tensor for name, tensor in of_every_kind().items() if name in ("wild", "bytes", "step", "empty")}
+    path = save(tmp_path, 3, few, {})
+    for name in ("manifest.json", "part-000.bin", "part-001.bin"):
         with (path / name).open("r+b", buffering=0) as file:
             content = file.read()
             for bit in range(8 * len(content)):
@@ -132,18 +161,18 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     """The file, the tensor and where it lies."""
-    path = save(tmp_path, 3, numbered(3), {})
-    content = bytearray((path / "tensors.bin").read_bytes())
-    content[4 * 50 + 8] ^= 1
-    message = f"{path}/tensors.bin: model.b, 400 bytes at 200, is damaged"
-    with altered(path / "tensors.bin", bytes(content)), pytest.raises(DamagedError, match=message):
+    path = save(tmp_path, 3, numbered(3), {}, parts=1)
+    content = bytearray((path / "part-000.bin").read_bytes())
+    content[256 + 8] ^= 1
+    message = f"{path}/part-000.bin: model.b, 448 bytes at 256, is damaged"
+    with altered(path / "part-000.bin", bytes(content)), pytest.raises(DamagedError, match=message):
         load(path)
 
 
 def test_a_file_of_another_length_is_found(tmp_path: Path) -> None:
     """Cut short anywhere, empty, longer, or gone."""
     path = save(tmp_path, 3, of_every_kind(), {})
-    for name in ("manifest.json", "tensors.bin"):
+    for name in ("manifest.json", "part-000.bin", "part-001.bin"):
         content = (path / name).read_bytes()
         for length in range(0, len(content), 7):
             with altered(path / name, content[:length]), pytest.raises(DamagedError, match=name):
@@ -160,48 +189,34 @@ def test_a_file_of_another_length_is_found(tmp_path: Path) -> None:
 def test_tensors_of_another_checkpoint_are_found(tmp_path: Path) -> None:
     """Each file whole in itself, but of different steps."""
     older, newer = (save(tmp_path, step, numbered(step), {}) for step in (1, 2))
-    shutil.copy(older / "tensors.bin", newer / "tensors.bin")
+    shutil.copy(older / "part-000.bin", newer / "part-000.bin")
     with pytest.raises(DamagedError, match=r"model\.a"):
         load(newer)
 
 
-def test_a_later_format_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a newer version of this code wrote is not damaged."""
-    monkeypatch.setattr(checkpoint, "FORMAT", "vit-checkpoint-99")
+@pytest.mark.parametrize("other", ["vit-checkpoint-1", "vit-checkpoint-99"])
+def test_another_format_is_refused_and_left_alone(other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older or a newer version of this code wrote is not damaged."""
+    monkeypatch.setattr(checkpoint, "FORMAT", other)
     path = save(tmp_path, 1, numbered(1), {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=rf"{path} has format 'vit-checkpoint-99'; vit-checkpoint-1 is known"):
-        newest_whole(tmp_path)
-    assert find(tmp_path) == [path]
+    with pytest.raises(ValueError, match=rf"{path} has format '{other}'; vit-checkpoint-2 is known"):
+        load(path)
 
 
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
-    """Damaged ones are set aside and named, and the older one is resumed; never does a damaged one come back."""
-    paths = {step: save(tmp_path, step, numbered(step), {}) for step in (9, 10, 100, 1000)}
-    assert newest_whole(tmp_path) == (paths[1000], [])
-    os.truncate(paths[1000] / "tensors.bin", 100)
-    (paths[100] / "manifest.json").write_text("nonsense")
-    found, problems = newest_whole(tmp_path)
-    assert found == paths[10]
-    assert_is_step(paths[10], 10)
-    for step, problem in zip((1000, 100), problems, strict=True):
-        (aside,) = tmp_path.glob(f"step-{step:08d}.damaged-*")
-        assert str(paths[step]) in problem
-        assert aside.name in problem
-        assert (aside / "tensors.bin").exists()  # kept, for whoever wants to know
-    assert newest_whole(tmp_path) == (paths[10], [])
-    assert find(tmp_path) == [paths[10], paths[9]]
-    assert_is_step(save(tmp_path, 1000, numbered(1000), {}), 1000)  # its name is free again
-
-
-def test_a_run_with_no_whole_checkpoint_starts_anew(tmp_path: Path) -> None:
-    """No folder yet, an empty one, or damaged ones alone: none is found, and each is named."""
-    assert newest_whole(tmp_path / "none") == (None, [])
-    assert newest_whole(tmp_path) == (None, [])
-    (save(tmp_path, 5, numbered(5), {}) / "manifest.json").unlink()
-    found, problems = newest_whole(tmp_path)
-    assert found is None
-    assert len(problems) == 1
+def test_a_damaged_checkpoint_never_comes_back(tmp_path: Path) -> None:
+    """It is kept under another name, for whoever wants to know, and its own name is free again."""
+    path = save(tmp_path, 1000, numbered(1000), {})
+    for _ in range(2):
+        os.truncate(path / "part-001.bin", 100)
+        with pytest.raises(DamagedError) as found:
+            load(path)
+        message = set_aside(path, found.value)
+        aside = tmp_path / message.rpartition(" ")[2]
+        assert str(path) in message
+        assert (aside / "part-000.bin").exists()
+        assert find(tmp_path) == []
+        assert_is_step(save(tmp_path, 1000, numbered(1000), {}), 1000)
 
 
 def test_an_existing_checkpoint_is_never_touched(tmp_path: Path) -> None:
@@ -212,21 +227,41 @@ def test_an_existing_checkpoint_is_never_touched(tmp_path: Path) -> None:
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()} == before
 
 
-def test_old_checkpoints_and_leftovers_are_removed(tmp_path: Path) -> None:
-    """The newest k stay; of killed saves nothing; damaged ones and foreign files are not ours to remove."""
+def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
+    """The newest k stay, and the protected ones; damaged ones and foreign files are not ours to remove."""
     for step in (1, 2, 3, 20, 100):
         save(tmp_path, step, numbered(step), {})
-    (tmp_path / "step-00000101.tmp").mkdir()
-    (tmp_path / "step-00000101.tmp" / "tensors.bin").write_bytes(b"half")
     (tmp_path / "step-00000004.damaged-17").mkdir()
     (tmp_path / "notes.txt").touch()
-    prune(tmp_path, keep=2)
-    left = ["notes.txt", "step-00000004.damaged-17", "step-00000020", "step-00000100"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
-    for step in (20, 100):
+    left = ["notes.txt", "step-00000002", "step-00000004.damaged-17", "step-00000020", "step-00000100"]
+    for _ in range(2):
+        assert prune(tmp_path, 2, {2, 7, 100}) is None
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+    for step in (2, 20, 100):
         assert_is_step(tmp_path / f"step-{step:08d}", step)
-    prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert prune(tmp_path / "none", 2) is None
+
+
+def test_nothing_is_removed_for_a_newer_one_that_is_damaged(tmp_path: Path) -> None:
+    """It is read back first, set aside, and named; the older ones are what is left of the run."""
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, numbered(step), {})
+    content = bytearray((tmp_path / "step-00000004" / "part-001.bin").read_bytes())
+    content[9] ^= 1
+    (tmp_path / "step-00000004" / "part-001.bin").write_bytes(content)
+    message = prune(tmp_path, 1)
+    assert message is not None
+    assert re.search(r"step-00000004/part-001\.bin: model\.b, .* set aside as step-00000004\.damaged", message)
+    assert [step_of(path) for path in find(tmp_path)] == [3, 2, 1]
+
+
+def test_leftovers_of_killed_saves_are_removed(tmp_path: Path) -> None:
+    """Half-written parts, and old checkpoints whose removal was cut short."""
+    path = save(tmp_path, 5, numbered(5), {})
+    (tmp_path / "step-00000101.tmp").mkdir()
+    (tmp_path / "step-00000101.tmp" / "part-000.bin").write_bytes(b"half")
+    checkpoint.clean(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_kill_at_any_instant_loses_no_checkpoint(tmp_path: Path) -> None:
@@ -259,7 +294,8 @@ def test_a_kill_at_any_instant_loses_no_checkpoint(tmp_path: Path) -> None:
         there = find(tmp_path)
         for path in there:
             assert_is_step(path, int(path.name[5:]))
-        step = int(there[0].name[5:])
+        checkpoint.clean(tmp_path)
+        step = step_of(there[0])
         assert step in (safe[-1], safe[-1] + 1)
         assert safe[-1] == step or there[1].name == f"step-{safe[-1]:08d}"
     assert halves >= 10, "hardly any kill came in the middle of a save: this test has seen nothing"
@@ -276,49 +312,36 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing(tiny_disk: Path) -> None:
-    """The save raises OSError and leaves nothing half-made, whether tensors or the manifest do not fit."""
+    """Whether a part or the manifest does not fit: the save raises OSError, and what was there is as it was."""
     older = save(tiny_disk, 1, numbered(1), {})
-    many = {f"model.{i}": torch.zeros(1) for i in range(1000)}  # a manifest of 100 kB
-    failures = {"No space left on device": 0}
+    many = {f"model.{i}": torch.zeros(1) for i in range(500)}  # 16 kB in each part, and a manifest of 100 kB
+    failures = 0
     for free in range(0, 200_000, 10_000):
         ballast = tiny_disk / "ballast"
         ballast.write_bytes(bytes(max(0, os.statvfs(tiny_disk).f_bavail * os.statvfs(tiny_disk).f_bsize - free)))
         try:
             save(tiny_disk, 2 + free, many, {})
         except OSError as error:
-            failures[error.strerror or ""] += 1
-            assert find(tiny_disk) == [older]
+            failures += 1
+            assert error.errno == errno.ENOSPC  # noqa: PT017
+            checkpoint.discard(tiny_disk, 2 + free)
             assert sorted(path.name for path in tiny_disk.iterdir()) == ["ballast", older.name]
             assert_is_step(older, 1)
             ballast.unlink()
         else:
             break
-    assert failures["No space left on device"] >= 5
+    assert failures >= 5
     assert [path.name for path in find(tiny_disk)] == [f"step-{2 + free:08d}", older.name]
     load(find(tiny_disk)[0])  # once there is room
 
 
-def test_a_folder_that_cannot_be_written_is_an_oserror(tiny_disk: Path) -> None:
-    """A file system that was remounted read-only, as after a fault; what is there can be resumed."""
-    older = save(tiny_disk, 1, numbered(1), {})
-    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
-    with pytest.raises(OSError, match="Read-only file system"):
-        save(tiny_disk, 2, numbered(2), {})
-    assert newest_whole(tiny_disk) == (older, [])
-
-
-def test_a_folder_without_permission_is_an_oserror(tmp_path: Path) -> None:
-    """The same for a user who may not write there."""
-    if os.geteuid() == 0:
-        pytest.skip("permissions do not bind root")
-    older = save(tmp_path, 1, numbered(1), {})
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(PermissionError):
-            save(tmp_path, 2, numbered(2), {})
-        assert newest_whole(tmp_path) == (older, [])
-    finally:
-        tmp_path.chmod(0o700)
+def test_a_disk_that_is_out_of_order_is_not_damage(tmp_path: Path) -> None:
+    """Whoever may not read a checkpoint now may be able to later: it is no reason to set it aside."""
+    path = save(tmp_path, 1, numbered(1), {})
+    (path / "part-000.bin").unlink()
+    os.symlink("part-000.bin", path / "part-000.bin")  # ELOOP, which binds root too
+    with pytest.raises(OSError, match="symbolic links"):
+        load(path)
 
 
 def test_a_changed_recipe_is_named(tmp_path: Path) -> None:
@@ -330,7 +353,7 @@ def test_a_changed_recipe_is_named(tmp_path: Path) -> None:
         "data.sha256": "ab",
         "old": 1,
     }
-    saved = read_manifest(save(tmp_path, 1, {}, {"recipe": recipe}))["about"]["recipe"]
+    saved = read_manifest(save(tmp_path, 1, numbered(1), {"recipe": recipe}))["about"]["recipe"]
     assert differences(saved, recipe, []) == []
     current = json.loads(json.dumps(recipe)) | {"optim.lr": 2e-3, "seed": 1, "new": None}
     del current["old"]

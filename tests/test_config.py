@@ -219,7 +219,8 @@ def test_a_setting_that_is_like_no_other_is_named_all_the_same(capsys: pytest.Ca
         ("augment.label_smoothing", "1", ["augment.label_smoothing must be in [0, 1), not 1"]),
         ("augment.std", "[1, 1, 0]", ["augment.std must be positive, not (1.0, 1.0, 0.0)"]),
         ("checkpoint.keep", "0", ["checkpoint.keep must be at least 1, not 0"]),
-        ("checkpoint.every_minutes", "0", ["checkpoint.every_minutes must be positive, not 0"]),
+        ("checkpoint.every_minutes", "-1", ["checkpoint.every_minutes must not be negative, not -1"]),
+        ("checkpoint.expected_failure_hours", "0", ["checkpoint.expected_failure_hours must be positive, not 0"]),
         ("log.every_steps", "0", ["log.every_steps must be at least 1, not 0"]),
     ],
 )
@@ -318,7 +319,8 @@ def test_the_recipe_is_every_value_that_decides_what_is_computed() -> None:
     free = {
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
         *("data.cache", "data.on_bad", "data.verify"),
-        *("checkpoint.every_minutes", "checkpoint.keep"),
+        *("checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
+        *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
     assert flatten(Config()).keys() - recipe(Config()).keys() == free

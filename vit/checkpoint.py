@@ -6,13 +6,12 @@
       part-001.bin    those that rank 1 wrote, ...
 
 The parts are written beside the final name, in `step-00012345.tmp`, and synced to the disk; then comes the manifest,
-then the rename.  `torch.load` and `torch.distributed.checkpoint` load flipped bytes without a word; here every digest is
-checked.  No torch at import: the process that writes must start at once.
+then the rename.  `torch.load` and `torch.distributed.checkpoint` load flipped bytes without a word; here every digest
+is checked.  No torch at import: the process that writes must start at once.
 """
 
 import errno
 import json
-import math
 import os
 import shutil
 import time
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+Layout = Mapping[str, dict[str, Any]]  # of each tensor its dtype, shape, part, offset in the part, and bytes
 FORMAT = "vit-checkpoint-2"
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # of a file or its disk
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a spent quota say
@@ -56,22 +56,23 @@ def write_part(folder: Path, step: int, part: int, data: memoryview, sizes: Sequ
     return digests
 
 
-def commit(folder: Path, step: int, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
+def commit(folder: Path, step: int, layout: Layout, digests: Sequence[Sequence[int]], about: Mapping[str, Any]) -> Path:
     """Gives a checkpoint whose parts are all written its manifest and its final name, and returns it.
 
-    `tensors` has dtype, shape, part, offset, bytes and crc32 of each; `about` is kept as it is.  Raises OSError.  A
+    `digests` are those of each part's tensors, in the layout's order; `about` is kept as it is.  Raises OSError.  A
     checkpoint that is there already is never touched.
     """
     aside, final = folder / f"{name(step)}.tmp", folder / name(step)
     if final.exists():
         shutil.rmtree(aside, ignore_errors=True)
         return final
+    left = [iter(part) for part in digests]
     manifest = {
         "format": FORMAT,
         "step": step,
         "about": dict(about),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "tensors": dict(tensors),
+        "tensors": {tensor: entry | {"crc32": next(left[entry["part"]])} for tensor, entry in layout.items()},
     }
     text = json.dumps(manifest, indent=1).encode()
     with (aside / "manifest.json").open("wb", buffering=0) as file:
@@ -124,13 +125,13 @@ def load(checkpoint: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The tensors of a checkpoint, in main memory, and its manifest.  Raises DamagedError; every digest is checked."""
     import torch
 
+    from vit.snapshot import as_tensor
+
     manifest = read_manifest(checkpoint)
     tensors = {}
     for tensor, data in read(checkpoint, manifest):
-        entry = manifest["tensors"][tensor]
-        dtype, count = getattr(torch, entry["dtype"]), math.prod(entry["shape"])
-        flat = torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
-        tensors[tensor] = flat.view(entry["shape"])
+        flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        tensors[tensor] = as_tensor(flat, manifest["tensors"][tensor])
     return {tensor: tensors[tensor] for tensor in manifest["tensors"]}, manifest
 
 

@@ -177,13 +177,11 @@ class Saver:
             if failed is not None:
                 self._failed(failed)
             else:
-                self._name(parts)
+                digests = [part.result for part in parts]
+                self.writer.ask(
+                    self._named, "commit", self.run.checkpoints, self.step, self.layout, digests, self._about
+                )
         self._cost += time.perf_counter() - start
-
-    def _name(self, parts: list[Answer]) -> None:
-        digests = [iter(part.result) for part in parts]
-        tensors = {name: entry | {"crc32": next(digests[entry["part"]])} for name, entry in self.layout.items()}
-        self.writer.ask(self._named, "commit", self.run.checkpoints, self.step, tensors, self._about)
 
     def _named(self, answer: Answer) -> None:
         if answer.error:

@@ -7,12 +7,14 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Layout = dict[str, dict[str, Any]]  # of each tensor its dtype, shape, part, offset in the part, and bytes
+from vit.checkpoint import Layout
+
 ALIGNMENT = 64  # bytes; what a tensor is filled up to, with zeros, which its digest covers too
 
 
@@ -23,10 +25,10 @@ def lay_out(tensors: Mapping[str, Tensor], parts: int) -> Layout:
     """
     sizes = {name: -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for name, tensor in tensors.items()}
     total = max(1, sum(sizes.values()))
-    out: Layout = {}
+    out: dict[str, dict[str, Any]] = {}
     filled, before = [0] * parts, 0
     for name, tensor in tensors.items():
-        part = (before + sizes[name] // 2) * parts // total
+        part = min(parts - 1, (before + sizes[name] // 2) * parts // total)
         dtype = str(tensor.dtype).removeprefix("torch.")
         place = {"part": part, "offset": filled[part], "bytes": sizes[name]}
         out[name] = {"dtype": dtype, "shape": list(tensor.shape), **place}
@@ -54,27 +56,30 @@ class Snapshot:
         self.size = max(1, sum(self.sizes))
         os.ftruncate(self.memory, self.size)
         shared = mmap.mmap(self.memory, self.size)
-        shared.madvise(mmap.MADV_HUGEPAGE)
-        self._flat = flat = torch.frombuffer(shared, dtype=torch.uint8).zero_()
+        with suppress(OSError):  # a kernel without huge pages
+            shared.madvise(mmap.MADV_HUGEPAGE)
+        self.flat = torch.frombuffer(shared, dtype=torch.uint8).zero_()  # (bytes,)
         self._views = {
-            name: as_tensor(flat[entry["offset"] : entry["offset"] + entry["bytes"]], entry)
+            name: as_tensor(self.flat[entry["offset"] : entry["offset"] + entry["bytes"]], entry)
             for name, entry in mine.items()
         }
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied = torch.cuda.Event() if self._stream is not None else None
         if self._stream is not None:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), self.size, 0))
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.flat.data_ptr(), self.size, 0))
 
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Begins to copy this rank's part.  The tensors must not change before `protect` or `wait`."""
-        sources = [tensors[name].detach() for name in self._views]
+        views, sources = list(self._views.values()), [tensors[name].detach() for name in self._views]
+        if not views:
+            return  # there are more ranks than tensors
         if self._stream is None or self._copied is None:
-            torch._foreach_copy_(list(self._views.values()), sources)
+            torch._foreach_copy_(views, sources)
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            torch._foreach_copy_(list(self._views.values()), sources, non_blocking=True)
+            torch._foreach_copy_(views, sources, non_blocking=True)
             self._copied.record()
 
     def protect(self) -> None:
@@ -93,5 +98,5 @@ class Snapshot:
     def close(self) -> None:
         """Gives the memory back, as far as nothing else uses it."""
         if self._stream is not None:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._flat.data_ptr()))
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.flat.data_ptr()))
         os.close(self.memory)
