@@ -22,10 +22,10 @@ def resume(run: RunFolder, world: World, state: State, recipe: Mapping[str, Any]
 
     Raises ValueError for another recipe, unless all that differs is `accepted`.
     """
-    newest = _newest(run, world)
-    if newest is None:
+    found = newest(run, world)
+    if found is None:
         return None
-    path, tensors, manifest = newest
+    path, tensors, manifest = found
     changed = checkpoint.differences(manifest["about"]["recipe"], recipe, accepted)
     if changed:
         raise ValueError(
@@ -36,7 +36,7 @@ def resume(run: RunFolder, world: World, state: State, recipe: Mapping[str, Any]
     return state.step
 
 
-def _newest(run: RunFolder, world: World) -> Loaded | None:
+def newest(run: RunFolder, world: World) -> Loaded | None:
     """The newest checkpoint that every rank has read and found whole; damaged ones are set aside and named."""
     found: list[list[Path]] = [[]]
     if world.rank == 0:

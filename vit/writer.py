@@ -70,6 +70,11 @@ class Writer:
             theirs.close()
 
     @property
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._process.pid if self._process is not None else None
+
+    @property
     def busy(self) -> bool:
         """Whether an answer is still to come."""
         return bool(self._waiting)
