@@ -58,12 +58,12 @@ class Saver:
         self.writer = Writer(self.snapshot.memory, self.snapshot.size)
         self.writer.start()
         self.step = safe  # of the save that was begun last; or what was resumed
-        self.written = 0  # saves whose part this rank has written, or failed to
-        self._begun = 0  # saves begun, and those of which all ranks know what came of their parts
-        self._collected = 0
+        self.begun = 0  # saves begun, by all ranks
+        self.written = 0  # those whose part this rank has written, or failed to
+        self._collected = 0  # those of which all ranks know what came of their parts
         self._copying = False
         self._part = Answer()  # what came of this rank's part
-        self._undecided = False  # rank 0: the checkpoint has neither its name nor failed
+        self.undecided = False  # rank 0: all parts are written, but the checkpoint has no name yet
         self._failure: Answer | None = None  # of the newest save, unless that is safe
         self._failures = 0
         self._started = time.monotonic()  # of the newest save
@@ -77,7 +77,7 @@ class Saver:
         """Whether rank 0's clock asks for a save; the others follow it.  One that is still being written delays it."""
         if self.world.rank != 0 or time.monotonic() - self._started < self.every:
             return False
-        busy = self._begun > self._collected or self.writer.busy
+        busy = self.begun > self._collected or self.writer.busy
         if busy and not self._late:
             self.run.record("checkpoint delayed", behind=self.step, seconds=round(time.monotonic() - self._started, 3))
         self._late = busy
@@ -101,7 +101,7 @@ class Saver:
     def finish(self) -> int | None:
         """Waits until the save under way is safe, or has failed; returns the newest safe step, on all ranks."""
         self._collect()
-        while self._undecided:
+        while self.undecided:
             self._poll(wait=True)
         told = [(self.safe, self._failure)]
         dist.broadcast_object_list(told)
@@ -140,7 +140,7 @@ class Saver:
         self.snapshot.close()
 
     def _begin(self) -> None:
-        self._begun, self.step, self._late = self._begun + 1, self.state.step, False
+        self.begun, self.step, self._late = self.begun + 1, self.state.step, False
         self._started, start = time.monotonic(), time.perf_counter()
         self._about = self.about()
         self.snapshot.take(self.state.tensors())
@@ -163,16 +163,16 @@ class Saver:
 
     def _collect(self) -> None:
         """Tells all ranks what came of all parts; rank 0 has the checkpoint named, if they are all there."""
-        if self._begun == self._collected:
+        if self.begun == self._collected:
             return
-        while self.written < self._begun:
+        while self.written < self.begun:
             self._poll(wait=True)
         start = time.perf_counter()
         parts: list[Answer] = [Answer()] * self.world.size
         dist.all_gather_object(parts, self._part)
         self._collected += 1
         if self.world.rank == 0:
-            self._undecided = True
+            self.undecided = True
             failed = next((part for part in parts if part.error), None)
             if failed is not None:
                 self._failed(failed)
@@ -188,7 +188,7 @@ class Saver:
             self._failed(answer)
             return
         assert self.step is not None
-        self._undecided, self._before, self.safe = False, self.safe, self.step
+        self.undecided, self._before, self.safe = False, self.safe, self.step
         seconds = round(time.monotonic() - self._started, 3)
         self.run.record("checkpoint", step=self.step, seconds=seconds, stall=round(self._stall, 4))
         if self._failure is not None:
@@ -218,7 +218,7 @@ class Saver:
         self.writer.ask(self._discarded, "discard", self.run.checkpoints, self.step)
 
     def _discarded(self, _: Answer) -> None:
-        self._undecided = False
+        self.undecided = False
 
     def _safe_step(self) -> str:
         return "no step is safe yet" if self.safe is None else f"step {self.safe:,} is the newest safe one"
