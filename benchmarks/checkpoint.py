@@ -1,4 +1,4 @@
-"""What a save costs: how long training stands still, how long the write takes, and how much it slows the steps beside it.
+"""What a save costs: how long training stands still, how long the write takes, how much it slows the steps beside it.
 
 python benchmarks/checkpoint.py [--quick] [--folder DIR]
 
@@ -223,9 +223,8 @@ def main() -> None:
     print(f"{figures['bytes'] / 1e6:,.0f} MB {'':<37}{'least ms':>10}{'median ms':>12}")
     for side, name in SIDES.items():
         print(f"{name:<45}{figures['least_ms'][side]:>10,.1f}{figures['median_ms'][side]:>12,.1f}")
-    print(
-        f"a save costs training {figures['lost_ms_per_save']:,.0f} ms; one a minute {figures['overhead_per_minute']:.2%}"
-    )
+    lost, share = figures["lost_ms_per_save"], figures["overhead_per_minute"]
+    print(f"a save costs training {lost:,.0f} ms in all; one a minute costs {share:.2%}")
     print(json.dumps(figures))
 
 

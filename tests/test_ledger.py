@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -105,6 +106,31 @@ def test_lines_of_several_processes_never_mix(run: RunFolder) -> None:
     lines = [json.loads(line) for line in run.ledger.read_text().splitlines()]
     for who in range(4):
         assert [line["i"] for line in lines if line["who"] == who] == list(range(200))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here, root alone may")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_ends_no_run_and_loses_no_line(tiny_disk: Path) -> None:
+    """What did not fit is written with the next line that does, in its order; readers never see a half one."""
+    path = tiny_disk / "ledger.jsonl"
+    (tiny_disk / "ballast").write_bytes(bytes(40_000))
+    for i in range(100):
+        append(path, {"i": i, "long": "x" * 1000}, sync=True)
+    there = len(read_lines(path))
+    assert 5 < there < 30
+    (tiny_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=1m", str(tiny_disk)], check=True)
+    append(path, {"i": 100})
+    assert [line["i"] for line in read_lines(path)] == list(range(101))
+    assert len(path.read_text().splitlines()) == 101
 
 
 OWN = """

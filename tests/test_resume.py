@@ -226,6 +226,22 @@ def test_a_damaged_checkpoint_is_set_aside_and_named(betons: Path, undisturbed: 
     assert older.exists() or len(checkpoint.find(RunFolder(run).checkpoints)) == cfg.checkpoint.keep
 
 
+def test_the_best_the_newest_and_every_nth_epoch_are_kept(betons: Path, tmp_path: Path) -> None:
+    """The best one, of the averaged weights, is there though it is old; what is kept holds across a restart."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    # An average that follows at once, and a rate that ruins what was learnt in the first steps.
+    cfg = replace(cfg, epochs=2, optim=replace(cfg.optim, lr=0.3, ema_decay=0.01), seed=3)
+    cfg = replace(cfg, log=replace(cfg.log, eval_every_epochs=96 / 512))  # each step
+    cfg = replace(cfg, checkpoint=replace(cfg.checkpoint, keep=1, keep_every_epochs=0.75))
+    run_ranks(2, attempt, cfg, run, (6, 0, signal.SIGTERM))
+    assert run_ranks(2, attempt, cfg, run) == [Outcome.FINISHED] * 2
+    scores = {r["step"]: r["val_top1_average"] for r in curve(run) if "val_top1" in r}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    there = {checkpoint.step_of(path) for path in checkpoint.find(RunFolder(run).checkpoints)}
+    assert best not in {4, 8, 10, 11}, "another seed: this best one would be kept in any case"
+    assert there == {best, 4, 8, 11}  # of 512 samples in batches of 96, 0.75 and 1.5 epochs are 4 and 8 steps
+
+
 def test_another_recipe_or_data_set_is_refused_with_the_difference(betons: Path, tmp_path: Path) -> None:
     """Nobody trains the second half of a run with another learning rate by accident; who wants it, says so."""
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
