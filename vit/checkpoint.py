@@ -56,10 +56,18 @@ def write_part(folder: Path, step: int, part: int, data: memoryview, sizes: Sequ
     return digests
 
 
-def commit(folder: Path, step: int, layout: Layout, digests: Sequence[Sequence[int]], about: Mapping[str, Any]) -> Path:
+def commit(
+    folder: Path,
+    step: int,
+    layout: Layout,
+    digests: Sequence[Sequence[int]],
+    about: Mapping[str, Any],
+    curve: Path | None = None,
+) -> Path:
     """Gives a checkpoint whose parts are all written its manifest and its final name, and returns it.
 
-    `digests` are those of each part's tensors, in the layout's order; `about` is kept as it is.  Raises OSError.  A
+    `digests` are those of each part's tensors, in the layout's order; `about` is kept as it is; `curve`, which tells of
+    the steps up to here, is synced before: it is never behind, even if the machine crashes.  Raises OSError.  A
     checkpoint that is there already is never touched.
     """
     aside, final = folder / f"{name(step)}.tmp", folder / name(step)
@@ -78,9 +86,11 @@ def commit(folder: Path, step: int, layout: Layout, digests: Sequence[Sequence[i
     with (aside / "manifest.json").open("wb", buffering=0) as file:
         _write(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
         os.fsync(file.fileno())
-    _sync_folder(aside)
+    _sync(aside)
+    if curve is not None and curve.exists():
+        _sync(curve)
     aside.rename(final)
-    _sync_folder(folder)
+    _sync(folder)
     return final
 
 
@@ -221,8 +231,8 @@ def _write(file: int, data: memoryview) -> None:
         data = data[os.write(file, data) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

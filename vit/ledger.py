@@ -71,7 +71,11 @@ class RunFolder:
 
     def record(self, event: str, **what: Any) -> None:
         """Appends an event to the ledger, durably."""
-        append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, sync=True)
+        self.note(event, sync=True, **what)
+
+    def note(self, event: str, sync: bool = False, **what: Any) -> None:
+        """Appends an event without waiting for the disk; a crash of the machine may lose it."""
+        append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, sync)
 
     def events(self) -> list[Event]:
         """Everything that happened, oldest first."""

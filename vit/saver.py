@@ -8,6 +8,8 @@ back, and only then removes old ones.
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -34,6 +36,16 @@ def interval(cost: float, between_failures: float) -> float:
     return min(max(best, SHORTEST), LONGEST)
 
 
+@dataclass
+class _Save:
+    step: int | None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    before: int | None = None  # the step that was safe before this one was
+    started: float = field(default_factory=time.monotonic)
+    stall: float = 0.0  # seconds that training stood still
+    cpu_seconds: float = 0.0  # that the writer took
+
+
 class Saver:
     """One rank's part in saving a run.  Every rank calls `save`, `advance`, `finish` and `secure` at the same steps.
 
@@ -57,29 +69,27 @@ class Saver:
         self.snapshot = Snapshot(self.layout, world.rank, world.device)
         self.writer = Writer(self.snapshot.memory, self.snapshot.size)
         self.writer.start()
-        self.step = safe  # of the save that was begun last; or what was resumed
         self.begun = 0  # saves begun, by all ranks
         self.written = 0  # those whose part this rank has written, or failed to
         self._collected = 0  # those of which all ranks know what came of their parts
+        self.undecided = 0  # rank 0: those of which all parts are there, but which have neither a name nor failed
+        self._save = _Save(safe)  # the newest one
         self._copying = False
-        self._part = Answer()  # what came of this rank's part
-        self.undecided = False  # rank 0: all parts are written, but the checkpoint has no name yet
+        self._part = Answer()  # what came of this rank's part of it
         self._failure: Answer | None = None  # of the newest save, unless that is safe
         self._failures = 0
-        self._started = time.monotonic()  # of the newest save
-        self._cost = 0.0  # seconds that it took from training
         self._late = False
-        self._before: int | None = None  # the newest safe step before the newest checkpoint
         self.every = 60 * cfg.every_minutes or SHORTEST  # seconds
 
     @property
     def due(self) -> bool:
         """Whether rank 0's clock asks for a save; the others follow it.  One that is still being written delays it."""
-        if self.world.rank != 0 or time.monotonic() - self._started < self.every:
+        past = time.monotonic() - self._save.started
+        if self.world.rank != 0 or past < self.every:
             return False
         busy = self.begun > self._collected or self.writer.busy
         if busy and not self._late:
-            self.run.record("checkpoint delayed", behind=self.step, seconds=round(time.monotonic() - self._started, 3))
+            self.run.note("checkpoint delayed", behind=self._save.step, seconds=round(past, 3))
         self._late = busy
         return not busy
 
@@ -88,7 +98,7 @@ class Saver:
 
         A part that is still being written is waited for.
         """
-        if self.step != self.state.step:
+        if self._save.step != self.state.step:
             self._collect()
             self._begin()
 
@@ -117,7 +127,7 @@ class Saver:
             self._begin()
         if self.finish() != self.state.step and self._failure is not None and self._failure.no_room:
             if self.world.rank == 0:
-                self.writer.ask(self._tidied, "prune", self.run.checkpoints, 1, self.protected())
+                self.writer.ask(partial(self._tidied, self._save), "prune", self.run.checkpoints, 1, self.protected())
                 self.settle()
             dist.barrier()
             self._begin()
@@ -140,25 +150,24 @@ class Saver:
         self.snapshot.close()
 
     def _begin(self) -> None:
-        self.begun, self.step, self._late = self.begun + 1, self.state.step, False
-        self._started, start = time.monotonic(), time.perf_counter()
-        self._about = self.about()
+        start = time.perf_counter()
+        self.begun, self._late = self.begun + 1, False
+        self._save = _Save(self.state.step, self.about() if self.world.rank == 0 else {})
         self.snapshot.take(self.state.tensors())
         self._copying = True
         self._poll()
-        self._stall = time.perf_counter() - start
-        self._cost = self._stall
+        self._save.stall += time.perf_counter() - start
 
     def _poll(self, wait: bool = False) -> None:
         if self._copying and self.snapshot.taken(wait):
             self._copying = False
-            place = self.run.checkpoints, self.step, self.world.rank, self.snapshot.sizes
+            place = self.run.checkpoints, self._save.step, self.world.rank, self.snapshot.sizes
             self.writer.ask(self._wrote, "write", *place)
         self.writer.poll(wait)
 
     def _wrote(self, answer: Answer) -> None:
         self._part = answer
-        self._cost += answer.cpu_seconds
+        self._save.cpu_seconds += answer.cpu_seconds
         self.written += 1
 
     def _collect(self) -> None:
@@ -167,58 +176,57 @@ class Saver:
             return
         while self.written < self.begun:
             self._poll(wait=True)
-        start = time.perf_counter()
+        start, save = time.perf_counter(), self._save
         parts: list[Answer] = [Answer()] * self.world.size
         dist.all_gather_object(parts, self._part)
         self._collected += 1
         if self.world.rank == 0:
-            self.undecided = True
+            self.undecided += 1
             failed = next((part for part in parts if part.error), None)
             if failed is not None:
-                self._failed(failed)
+                self._failed(save, failed)
             else:
-                digests = [part.result for part in parts]
-                self.writer.ask(
-                    self._named, "commit", self.run.checkpoints, self.step, self.layout, digests, self._about
-                )
-        self._cost += time.perf_counter() - start
+                what = self.layout, [part.result for part in parts], save.about, self.run.metrics
+                self.writer.ask(partial(self._named, save), "commit", self.run.checkpoints, save.step, *what)
+        save.stall += time.perf_counter() - start
 
-    def _named(self, answer: Answer) -> None:
+    def _named(self, save: _Save, answer: Answer) -> None:
         if answer.error:
-            self._failed(answer)
+            self._failed(save, answer)
             return
-        assert self.step is not None
-        self.undecided, self._before, self.safe = False, self.safe, self.step
-        seconds = round(time.monotonic() - self._started, 3)
-        self.run.record("checkpoint", step=self.step, seconds=seconds, stall=round(self._stall, 4))
+        save.before, self.safe = self.safe, save.step
+        self.undecided -= 1
+        seconds = round(time.monotonic() - save.started, 3)
+        self.run.note("checkpoint", step=save.step, seconds=seconds, stall=round(save.stall, 4))
         if self._failure is not None:
-            show(f"step {self.step:,} is saved, after all", lasting=True)
+            show(f"step {save.step:,} is saved, after all", lasting=True)
             self._failure = None
-        self.writer.ask(self._tidied, "prune", self.run.checkpoints, self.cfg.keep, self.protected())
+        self.writer.ask(partial(self._tidied, save), "prune", self.run.checkpoints, self.cfg.keep, self.protected())
 
-    def _tidied(self, answer: Answer) -> None:
-        self._cost += answer.cpu_seconds
+    def _tidied(self, save: _Save, answer: Answer) -> None:
+        save.cpu_seconds += answer.cpu_seconds
         if not self.cfg.every_minutes:
-            self.every = interval(self._cost, 3600 * self.cfg.expected_failure_hours)
+            # What the writer's core could have done instead is lost to training at most.
+            self.every = interval(save.stall + save.cpu_seconds, 3600 * self.cfg.expected_failure_hours)
         if answer.error:
-            self.run.record("pruning failed", error=answer.error)
+            self.run.note("pruning failed", error=answer.error)
         elif answer.result:
-            self.safe = self._before
+            self.safe = save.before
             show(answer.result, lasting=True)
             self.run.record("damaged checkpoint", problem=answer.result)
 
-    def _failed(self, answer: Answer) -> None:
+    def _failed(self, save: _Save, answer: Answer) -> None:
         """Training goes on; the user is told once, and the ledger each time."""
         self._failures += 1
-        self.run.record("checkpoint failed", step=self.step, error=answer.error, safe=self.safe)
+        self.run.note("checkpoint failed", step=save.step, error=answer.error, safe=self.safe)
         if self._failure is None:
             told = "training goes on and tries again"
-            show(f"step {self.step:,} cannot be saved: {answer.error}; {told}; {self._safe_step()}", lasting=True)
+            show(f"step {save.step:,} cannot be saved: {answer.error}; {told}; {self._safe_step()}", lasting=True)
         self._failure = answer
-        self.writer.ask(self._discarded, "discard", self.run.checkpoints, self.step)
+        self.writer.ask(self._discarded, "discard", self.run.checkpoints, save.step)
 
     def _discarded(self, _: Answer) -> None:
-        self.undecided = False
+        self.undecided -= 1
 
     def _safe_step(self) -> str:
         return "no step is safe yet" if self.safe is None else f"step {self.safe:,} is the newest safe one"

@@ -64,6 +64,8 @@ class Trainer:
         kept = range(1, int(cfg.epochs / each) + 1) if each else ()
         self.milestones = {cfg.steps(i * each, self.samples) for i in kept}  # steps whose checkpoints are kept for good
         self.state = State.fresh(cfg, world.device)
+        versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+        self.identity = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions}
         resumed = resume(run, world, self.state, self.recipe(), accepted)
         if cfg.compile:
             # Block by block: one graph serves them all, and their gradients still leave while backward goes on.
@@ -225,9 +227,7 @@ class Trainer:
 
     def about(self) -> dict[str, object]:
         """What a checkpoint holds beside the tensors."""
-        versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-        config_ = config.to_yaml(self.cfg)
-        return {"recipe": self.recipe(), "config": config_, "versions": versions, **self.state.about()}
+        return self.identity | self.state.about()
 
     def protected(self) -> set[int]:
         """The steps whose checkpoints are kept for good, and the best one so far."""
