@@ -33,6 +33,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
     for part in range(parts):
         snapshot = Snapshot(layout, part, torch.device("cpu"))
         snapshot.take(tensors)
+        assert snapshot.taken(wait=True)
         data = memoryview(snapshot.flat.numpy())[: sum(snapshot.sizes)]
         digests.append(checkpoint.write_part(folder, step, part, data, snapshot.sizes))
         snapshot.close()

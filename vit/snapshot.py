@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -46,7 +47,8 @@ def as_tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
 class Snapshot:
     """Room for one rank's part, made and filled once at the start: fresh memory would take longer than the copy.
 
-    On a GPU it is pinned, and the copy runs on a stream of its own beside the next forward and backward pass.
+    The copy runs beside the next forward and backward pass, which change nothing that it reads: on a GPU into pinned
+    memory on a stream of its own, on a CPU in a thread.
     """
 
     def __init__(self, layout: Layout, part: int, device: torch.device) -> None:
@@ -63,40 +65,45 @@ class Snapshot:
             name: as_tensor(self.flat[entry["offset"] : entry["offset"] + entry["bytes"]], entry)
             for name, entry in mine.items()
         }
+        self._copied: Future[Any] | torch.cuda.Event | None = None  # of the newest copy
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._copied = torch.cuda.Event() if self._stream is not None else None
+        self._thread = ThreadPoolExecutor(1, "snapshot", torch.set_num_threads, (1,))
         if self._stream is not None:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.flat.data_ptr(), self.size, 0))
 
-    @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Begins to copy this rank's part.  The tensors must not change before `protect` or `wait`."""
+        """Begins to copy this rank's part.  Before its tensors change, `protect` must be called."""
         views, sources = list(self._views.values()), [tensors[name].detach() for name in self._views]
         if not views:
             return  # there are more ranks than tensors
-        if self._stream is None or self._copied is None:
-            torch._foreach_copy_(views, sources)
+        if self._stream is None:
+            self._copied = self._thread.submit(torch._foreach_copy_, views, sources)
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             torch._foreach_copy_(views, sources, non_blocking=True)
-            self._copied.record()
+            self._copied = self._stream.record_event()
 
     def protect(self) -> None:
-        """Has what is queued on the device from now on wait for the copy.  Costs the host nothing."""
-        if self._copied is not None:
+        """Has whatever comes next wait for the copy: on a GPU what is queued from now on, on a CPU the caller."""
+        if isinstance(self._copied, Future):
+            self._copied.result()
+        elif self._copied is not None:
             torch.cuda.current_stream().wait_event(self._copied)
 
     def taken(self, wait: bool = False) -> bool:
         """Whether all is copied, and the writer may read it."""
-        if self._copied is None:
-            return True
-        if wait:
+        if isinstance(self._copied, Future):
+            if wait:
+                self._copied.result()
+            return self._copied.done()
+        if self._copied is not None and wait:
             self._copied.synchronize()
-        return self._copied.query()
+        return self._copied is None or self._copied.query()
 
     def close(self) -> None:
         """Gives the memory back, as far as nothing else uses it."""
         if self._stream is not None:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.flat.data_ptr()))
+        self._thread.shutdown()
         os.close(self.memory)
