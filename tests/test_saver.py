@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -200,6 +201,33 @@ def test_a_slow_disk_delays_the_next_save_and_not_training(tmp_path: Path) -> No
     run_ranks(1, beside_a_slow_disk, tmp_path)
     assert [event["behind"] for event in ledger(tmp_path, "checkpoint delayed")] == [0]
     assert saved(tmp_path) == [0]
+
+
+def one_after_the_other(run: Path) -> int | None:
+    """A save that cannot wait, an evaluation's, begins while the one before has no name yet."""
+    with saving(run) as (state, saver):
+        state.train(1)
+        saver.save()
+        wait_until(lambda: (saver.advance(0), saver.written)[1] == 1)
+        assert saver.writer.pid is not None
+        os.kill(saver.writer.pid, signal.SIGSTOP)
+        saver.advance(1)
+        state.train(2)
+        saver.save()
+        state.train(3)
+        os.kill(saver.writer.pid, signal.SIGCONT)
+        wait_until(lambda: (saver.advance(0), saver.safe)[1] is not None)
+        assert saver.safe == 1
+        safe = saver.finish()
+        saver.settle()
+        return safe
+
+
+def test_a_save_may_begin_while_the_one_before_has_no_name_yet(tmp_path: Path) -> None:
+    """Both become safe, each as the step that it is."""
+    assert run_ranks(1, one_after_the_other, tmp_path) == [2]
+    assert [event["step"] for event in ledger(tmp_path, "checkpoint")] == [1, 2]
+    assert saved(tmp_path) == [2, 1]
 
 
 def with_a_killed_writer(run: Path) -> list[int | None]:
@@ -404,6 +432,43 @@ def test_an_error_of_the_disk_fails_the_save_and_nothing_else(call: str, tmp_pat
     assert safe == [1, 1, 3]
     assert [e["error"] for e in ledger(tmp_path, "checkpoint failed")] == ["Input/output error"]
     assert saved(tmp_path) == [3, 1]
+
+
+def traced(run: Path) -> bool:
+    """A save whose system calls strace writes down; False if it may not."""
+    with saving(run) as (state, saver):
+        command = [
+            "strace",
+            "-f",
+            "-y",
+            "-p",
+            str(saver.writer.pid),
+            "-e",
+            "trace=fsync,rename",
+            "-o",
+            str(run / "trace"),
+        ]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as strace:
+            assert strace.stderr is not None
+            attached = b"attached" in strace.stderr.readline()
+            save_step(state, saver, 1)
+            strace.send_signal(signal.SIGINT)
+    return attached
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_name_comes_after_everything_is_on_the_disk(tmp_path: Path) -> None:
+    """Part, manifest, their folder and the learning curve are synced before the rename, the folder of all after it."""
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    if run_ranks(1, traced, tmp_path) != [True]:
+        pytest.skip("strace may not attach here")
+    calls = re.findall(r"(fsync|rename)\((?:\d+<|\")([^>\"]*)", (tmp_path / "trace").read_text())
+    aside = "checkpoints/step-00000001.tmp"
+    synced = ("part-000.bin", "manifest.json")
+    assert [(call, path.removeprefix(f"{tmp_path}/")) for call, path in calls] == [
+        *(("fsync", f"{aside}/{name}") for name in synced),
+        *(("fsync", aside), ("fsync", "metrics.jsonl"), ("rename", aside), ("fsync", "checkpoints")),
+    ]
 
 
 def test_the_interval_is_youngs_and_dalys() -> None:

@@ -125,7 +125,7 @@ class Writer:
 def main(parent: int, pipe: int, memory: int, size: int) -> None:
     """Does what the rank asks for, task by task, until the rank is gone."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: an orphan could write into the next attempt's files
-    os.nice(10)  # where cores are short, training goes first
+    os.nice(5)  # where cores are short, training goes first
     connection, snapshot = Connection(pipe), memoryview(mmap(memory, size, MAP_SHARED, PROT_READ))
     with contextlib.suppress(EOFError, ConnectionError):
         while os.getppid() == parent:
