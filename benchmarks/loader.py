@@ -1,200 +1,284 @@
-"""Random crops to 224 x 224, images/s: our loader beside those of others, from the same JPEG bytes, in one run.
+"""Random crops to 224 x 224 with flips, images/s: our loader beside those of others, from the same JPEGs, in one run.
 
-python benchmarks/loader.py [--quick]
+    python benchmarks/loader.py [--quick] [--only NAME ...] [--out FILE]
 
-The pictures are synthesised: smooth colours, edges and grain, 400 x 350 pixels, about 110 kB at quality 95, which are
-ImageNet's mean size and weight.  Each loader runs in a process of its own, in turns, and gives whole batches of 64 in a
-random order.  The best of its turns counts.  The last line is one JSON object with all figures.
+The pictures are synthesised to weigh what photographs weigh: in each channel a smooth wave of its own frequency and
+phase, one bright rectangle with hard edges, and Gaussian grain of 24 levels, 400 x 350 pixels, saved by Pillow at
+quality 95 with its usual colour subsampling: about 108 kB.  400 x 350 and 110 kB are ImageNet's means.
+
+Each loader runs in a process of its own, with as many threads (ours, FFCV, DALI) or worker processes (torchvision,
+webdataset) as said, and gives whole batches of 64 in a random order.  They take turns, a second or two each, several
+times over, while the others wait, and the best turn of each counts: what else runs on the machine slows all alike.  The
+time of a core that an image costs, children included, hardly depends on it at all.  The loops in C do nothing but
+decode.  Start-up, from the end of `import torch` to the first batch of 256, and memory, which no other process shares
+and beyond what imports took, are taken in processes that do nothing else; `cold` is with none of the images in the page
+cache, and for FFCV with numba's cache empty.
+
+DALI and webdataset take part where they are installed: pip install --editable '.[bench]'.
+The last line is one JSON object with all figures.
 """
 
 import argparse
-import functools
+import importlib
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-BATCH, SIZE = 64, 224
-LOADERS = {
-    "ours": "ours, the crop decoded in C++, Pillow's pixels",
-    "ours_ffcv": "ours, with FFCV's decoder",
-    "ffcv": "FFCV's Loader",
-    "torchvision": "torchvision ImageFolder and DataLoader, Pillow",
-    "torchvision_io": "the same with torchvision.io and transforms.v2",
-    "decode": "FFCV's decoder alone, whole images (no crop)",
-}
+import psutil
+from contestants import CONTESTANTS, HEIGHT, WIDTH
+
+BATCH, LARGE_BATCH = 64, 256  # images, where rates and where start-up and memory are measured
+AHEAD = 8  # batches at most that a loader holds ready when its turn comes
+MANY = 16  # batches of which memory is measured
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Writes `count` JPEGs in two class folders, and a .beton with the same bytes."""
+    """Writes `count` JPEGs in two class folders and in two tar files, and .beton files of their bytes and pixels."""
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(0)
-    y, x = np.mgrid[0:1:350j, 0:1:400j][:, :, :, None]
+    y, x = np.mgrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j].astype(np.float32)[:, :, :, None]
     for i in range(count):
-        frequency, phase = random.uniform(1, 12, (2, 3)), random.uniform(0, 6, 3)
-        pixels = 128 + 70 * np.sin(frequency[0] * x + frequency[1] * y + phase) + random.normal(0, 24, (350, 400, 3))
+        frequency, phase = random.uniform(1, 12, (2, 3)).astype(np.float32), random.uniform(0, 6, 3).astype(np.float32)
+        pixels = 128 + 70 * np.sin(frequency[0] * x + frequency[1] * y + phase)
+        pixels += 24 * random.standard_normal((HEIGHT, WIDTH, 3), np.float32)
         pixels[random.integers(50, 150) : random.integers(160, 300), random.integers(50, 350) :] += 60
         path = folder / "images" / f"class{i % 2}" / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+        with tarfile.open(folder / f"{i % 2}.tar", "a") as tar:
+            tar.add(path, path.name)
+            label = folder / "label"
+            label.write_text(str(i % 2))
+            tar.add(label, path.stem + ".cls")
     write = [sys.executable, "-m", "data_prep.write_beton", "imagefolder", str(folder / "images")]
-    subprocess.run([*write, "--out", str(folder / "images.beton")], check=True, capture_output=True)
+    for name, mode in (("images.beton", "jpg"), ("raw.beton", "raw")):
+        subprocess.run([*write, "--mode", mode, "--out", str(folder / name)], check=True, capture_output=True)
 
 
-def ours(folder: Path, workers: int, kind: str) -> Iterator[Any]:
-    """Epochs of our loader, with the flip that training does on the device."""
-    import numpy as np
+@contextmanager
+def process(target: Any, *arguments: Any) -> Iterator[Connection]:
+    """A fresh process that runs `target(pipe, *arguments)`; the other end of the pipe."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    started = context.Process(target=target, args=(there, *arguments))
+    started.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        here.close()
+        started.join()
+
+
+def leave() -> NoReturn:
+    """Ends this process and its children at once: FFCV's thread would keep it for ever."""
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(0)
+
+
+def core_seconds() -> float:
+    """What this process and its live children have used."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(each.cpu_times()[:2]) for each in tree)
+
+
+def serve(pipe: Connection, name: str, folder: Path, workers: int) -> NoReturn:
+    """Takes turns: for each number of seconds that comes, gives (images/s, core-milliseconds of an image)."""
     import torch
 
-    from vit.data.beton import open_beton
-    from vit.data.decode import Decoder, RandomCrop
-    from vit.data.loader import Plan, Reader
-    from vit.data.order import Order
-
-    beton = open_beton(folder / "images.beton")
-    decoder = Decoder(beton, RandomCrop(0, (0.08, 1.0), (0.75, 4 / 3)), SIZE, kind)
-    reader, order = Reader(decoder, BATCH, workers, 3, torch.device("cpu")), Order(0, len(beton))
-    places = np.arange(BATCH)
-    plans = (Plan(functools.partial(order.at, step * BATCH + places)) for step in range(10**9))
-    for batch in reader.read(plans):
-        batch.images[::2] = batch.images[::2].flip(2)
-        yield batch.images
-
-
-def ffcv(folder: Path, workers: int) -> Iterator[Any]:
-    """Epochs of FFCV's own loader."""
-    from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import RandomHorizontalFlip, ToTensor
-
-    image = [RandomResizedCropRGBImageDecoder((SIZE, SIZE)), RandomHorizontalFlip(), ToTensor()]
-    pipelines = {"image": image, "label": [IntDecoder(), ToTensor()]}
-    options = {"batch_size": BATCH, "num_workers": workers, "order": OrderOption.RANDOM, "drop_last": True}
-    loader = Loader(str(folder / "images.beton"), pipelines=pipelines, os_cache=True, **options)
-    while True:
-        for images, _ in loader:
-            yield images
-
-
-def torchvision(folder: Path, workers: int, io: bool) -> Iterator[Any]:
-    """Epochs of torchvision's ImageFolder in worker processes."""
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms import v2
-
-    crop, flip = v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()
-    load = {"loader": lambda path: decode_image(path, ImageReadMode.RGB)} if io else {}
-    steps = [crop, flip] if io else [crop, flip, v2.PILToTensor()]
-    data = ImageFolder(folder / "images", transform=v2.Compose(steps), **load)
-    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
-    while True:
-        for images, _ in loader:
-            yield images
-
-
-def decode(folder: Path, workers: int) -> Iterator[Any]:
-    """FFCV's C decoder on whole images, in a loop on `workers` threads: what no loader that uses it can pass."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    from vit.data.beton import open_beton
-    from vit.data.decode import _ffcv_library
-
-    beton, library = open_beton(folder / "images.beton"), _ffcv_library()
-    base, records = beton.memory.ctypes.data, list(zip(beton.offset.tolist(), beton.size.tolist(), strict=True))
-
-    def some(share: int) -> None:
-        out = np.empty(3 * 350 * 400, np.uint8)
-        for i in range(share):
-            offset, size = records[i % len(records)]
-            library.imdecode(base + offset, size, 350, 400, out.ctypes.data, 350, 400, 0, 0, 1, 1, False, False)
-
-    with ThreadPoolExecutor(workers) as pool:
-        while True:
-            list(pool.map(some, [BATCH // workers] * workers))
-            yield np.empty((BATCH // workers * workers, 1))
-
-
-def measure(name: str, folder: Path, workers: int, seconds: float) -> float:
-    """Images/s after the first batches."""
-    import torch
-
-    makers: dict[str, Callable[[], Iterator[Any]]] = {
-        "ours": lambda: ours(folder, workers, "native"),
-        "ours_ffcv": lambda: ours(folder, workers, "ffcv"),
-        "ffcv": lambda: ffcv(folder, workers),
-        "torchvision": lambda: torchvision(folder, workers, io=False),
-        "torchvision_io": lambda: torchvision(folder, workers, io=True),
-        "decode": lambda: decode(folder, workers),
-    }
     torch.set_num_threads(1)  # its idle threads spin, on cores that the workers need
-    batches = makers[name]()
-    for _ in range(8):
+    try:
+        batches = CONTESTANTS[name].make(folder, workers, BATCH)
+        for _ in range(AHEAD):
+            next(batches)
+        pipe.send(None)
+        while True:
+            seconds = pipe.recv()
+            for _ in range(AHEAD):  # what was ready when the turn came does not count
+                next(batches)
+            images, used, start = 0, core_seconds(), time.perf_counter()
+            while time.perf_counter() - start < seconds:
+                for _ in range(workers):  # batches of two worker processes come in pairs
+                    images += len(next(batches))
+            rate = images / (time.perf_counter() - start)
+            pipe.send((rate, 1000 * (core_seconds() - used) / images))
+    except EOFError:  # no more turns
+        pass
+    finally:
+        leave()
+
+
+def private_mb() -> float:
+    """Memory of this process and its children that no other process shares: no mapped files."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return float(sum(each.memory_full_info().uss for each in tree) / 1e6)
+
+
+def alone(pipe: Connection, name: str, folder: Path, workers: int) -> NoReturn:
+    """Gives (seconds from `import torch` to the first large batch, MB beyond what imports took)."""
+    import torch
+
+    torch.set_num_threads(1)
+    start, before = time.perf_counter(), private_mb()
+    try:
+        importlib.import_module({"vit.data": "vit.data.loader"}.get(CONTESTANTS[name].needs, CONTESTANTS[name].needs))
+        imported = max(before, private_mb())
+        batches = CONTESTANTS[name].make(folder, workers, LARGE_BATCH)
         next(batches)
-    images, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        images += len(next(batches))
-    return images / (time.perf_counter() - start)
+        seconds, most = time.perf_counter() - start, 0.0
+        for _ in range(MANY):
+            most = max(most, private_mb())
+            next(batches)
+        pipe.send((seconds, max(most, private_mb()) - imported))
+    finally:
+        leave()
 
 
-def compare(count: int, rounds: int, seconds: float, workers: list[int]) -> dict[str, Any]:
-    """The best rate of each loader for each number of workers, and our ratios to the others."""
-    best: dict[str, dict[int, float]] = {name: {} for name in LOADERS}
-    with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder), count)
-        kilobytes = sum(path.stat().st_size for path in Path(folder, "images").rglob("*.jpg")) / count / 1000
+def forget(folder: Path) -> None:
+    """Drops the images from the page cache, so that the next one to read them goes to the disk."""
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # only what is written out can be dropped
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def rates(names: list[str], folder: Path, workers: int, rounds: int, seconds: float) -> dict[str, tuple[float, float]]:
+    """The best turn of each: images/s and core-milliseconds of an image."""
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        pipes = {name: stack.enter_context(process(serve, name, folder, workers)) for name in names}
+        for name, pipe in pipes.items():
+            _answer(name, pipe)
         for _ in range(rounds):
-            for w in workers:
-                for name in LOADERS:
-                    command = [sys.executable, __file__, "--measure", name, folder, str(w), str(seconds)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    best[name][w] = max(best[name].get(w, 0.0), float(done.stdout.split()[-1]))
-    most = max(workers)
+            for name, pipe in pipes.items():
+                pipe.send(seconds)
+                turns[name].append(_answer(name, pipe))
+    return {name: (max(rate for rate, _ in some), min(cost for _, cost in some)) for name, some in turns.items()}
+
+
+def starts(name: str, folder: Path, workers: int, quick: bool) -> dict[str, float | None]:
+    """Seconds to the first batch, cold and warm, and MB."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["NUMBA_CACHE_DIR"] = cache
+        seconds, memory = {}, 0.0
+        for state in ("warm",) if quick else ("cold", "warm"):
+            if state == "cold":
+                forget(folder)
+            with process(alone, name, folder, workers) as pipe:
+                seconds[state], memory = _answer(name, pipe)
+        del os.environ["NUMBA_CACHE_DIR"]
+    return {"cold": seconds.get("cold"), "warm": seconds["warm"], "memory_mb": memory}
+
+
+def _answer(name: str, pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        sys.exit(f"{name} failed; its error stands above")
+
+
+def compare(names: list[str], count: int, rounds: int, seconds: float, quick: bool) -> dict[str, Any]:
+    """All figures: rates for each number of workers, our ratios to the others, start-up and memory."""
+    here = [name for name in names if CONTESTANTS[name].installed]
+    threads = [2] if quick else [1, 2]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as path:
+        folder = Path(path)
+        make_images(folder, count)
+        kilobytes = sum(file.stat().st_size for file in (folder / "images").rglob("*.jpg")) / count / 1000
+        measured = {w: rates(here, folder, w, rounds, seconds) for w in threads}
+        real = [name for name in here if CONTESTANTS[name].real and not name.endswith("_raw")]
+        alone = {name: starts(name, folder, 2, quick) for name in (["ours"] if quick else real)}
+    best = {name: rate for name, (rate, _) in measured[2].items()}
+
+    def ratio(one: str, other: str) -> float | None:
+        return round(best[one] / best[other], 3) if one in best and other in best else None
+
+    others = ("torchvision", "torchvision_io", "stock_ffcv", "dali", "webdataset", "decode")
     return {
+        **{f"vs_{other}": ratio("ours", other) for other in others},
+        "vs_torchvision_raw": ratio("ours_raw", "torchvision"),
+        "vs_stock_ffcv_raw": ratio("ours_raw", "stock_ffcv_raw"),
+        "vs_decode_raw": ratio("ours_raw", "decode_raw"),
+        "startup_s": _rounded(alone, "ours", "warm", 2),
+        "memory_mb": _rounded(alone, "ours", "memory_mb", 0),
+        "images_per_s": {
+            n: {str(w): round(measured[w][n][0], 1) for w in threads} if n in here else None for n in names
+        },
+        "core_ms_per_image": {n: round(measured[2][n][1], 3) if n in here else None for n in names},
+        "startup_s_cold": {name: _rounded(alone, name, "cold", 2) for name in alone},
+        "startup_s_warm": {name: _rounded(alone, name, "warm", 2) for name in alone},
+        "memory_mb_of": {name: _rounded(alone, name, "memory_mb", 0) for name in alone},
         "images": count,
         "kilobytes_per_image": round(kilobytes, 1),
-        "images_per_s": {name: {str(w): round(rate, 1) for w, rate in rates.items()} for name, rates in best.items()},
-        **{
-            f"vs_{short}": round(best["ours"][most] / best[name][most], 3)
-            for short, name in (
-                ("torchvision", "torchvision"),
-                ("torchvision_io", "torchvision_io"),
-                ("stock_ffcv", "ffcv"),
-                ("decode", "decode"),
-            )
-        },
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "machine": machine(),
     }
+
+
+def _rounded(alone: dict[str, dict[str, float | None]], name: str, key: str, digits: int) -> float | None:
+    value = alone.get(name, {}).get(key)
+    return None if value is None else round(value, digits)
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on, by kind, and the versions of what took part."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    versions = {}
+    for package in ("torch", "torchvision", "pillow", "ffcv", "nvidia-dali-cuda130", "webdataset"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "architecture": platform.machine(),
+        "simd": [flag for flag in ("avx2", "avx512bw") if flag in flags],
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """For a person: a line for each loader."""
+    rates, first = figures["images_per_s"], next(each for each in figures["images_per_s"].values() if each)
+    head = [*(f"{w} thread{'s' * (w != '1')}" for w in first), "core-ms", "start cold", "warm, s", "memory, MB"]
+    lines = [f"{figures['kilobytes_per_image']} kB each, images/s with".ljust(50) + "".join(f"{h:>12}" for h in head)]
+    for name, rate in rates.items():
+        others = [figures[key].get(name) for key in ("startup_s_cold", "startup_s_warm", "memory_mb_of")]
+        cells = [*(f"{r:,.0f}" for r in rate.values()), f"{figures['core_ms_per_image'][name]:.2f}"] if rate else []
+        cells += ["" if other is None else f"{other:,g}" for other in others] if rate else ["not installed"]
+        lines.append(CONTESTANTS[name].title.ljust(50) + "".join(f"{cell:>14}"[-12:] for cell in cells))
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Prints a table, and as the last line one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds, two threads only")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds: two threads, fewer loaders and turns")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=", ".join(CONTESTANTS))
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the JSON, too")
     options = parser.parse_args()
-    if options.measure:
-        name, folder, workers, seconds = options.measure
-        print(measure(name, Path(folder), int(workers), float(seconds)))
-        sys.stdout.flush()
-        os._exit(0)  # FFCV's thread would keep the process
-    figures = compare(128, 1, 1.5, [2]) if options.quick else compare(512, 2, 4.0, [1, 2])
-    columns = list(figures["images_per_s"]["ours"])
-    print(f"images/s, {figures['kilobytes_per_image']} kB each" + "".join(f"{c + ' threads':>12}" for c in columns))
-    for name, rates in figures["images_per_s"].items():
-        print(f"{LOADERS[name]:<50}" + "".join(f"{rates[c]:>12,.0f}" for c in columns))
+    names = options.only or [name for name, each in CONTESTANTS.items() if each.quick or not options.quick]
+    figures = compare(names, *((128, 2, 0.7) if options.quick else (512, 6, 1.5)), options.quick)
+    print(table(figures))
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))
 
 
