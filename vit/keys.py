@@ -49,8 +49,8 @@ def key(stream: Stream, seed: int, *counters: int) -> int:
     return int(keys(stream, seed, *counters)[0] >> np.uint64(1))
 
 
-def uniform(key: U64, draw: int) -> NDArray[np.float64]:
-    """The draw-th uniform number in [0, 1) of each key, exact to 53 bits: (...) -> (...)."""
+def uniform(key: U64, draw: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """The draw-th uniform number in [0, 1) of each key, exact to 53 bits; they broadcast: (...) -> (...)."""
     with np.errstate(over="ignore"):
-        bits = mix(key + np.uint64(draw + 1) * _GOLDEN)
+        bits = mix(key + np.asarray(draw + 1).astype(np.uint64) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -7,6 +7,7 @@ Shapes: B samples, S side of the output in pixels.
 """
 
 import ctypes
+import functools
 import importlib.machinery
 import importlib.util
 import threading
@@ -74,10 +75,7 @@ class RandomCrop:
     def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
         """The first of ten draws that fits; else the largest centred box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
         key = keys(Stream.CROP, self.seed, views, samples)
-        draws = [
-            _draw(key, attempt, height, width, self.scale, _ratio_table(*self.ratio)) for attempt in range(_ATTEMPTS)
-        ]
-        top, left, h, w = (np.stack(values) for values in zip(*draws, strict=True))  # 4 x (attempts, B)
+        top, left, h, w = _draw(key, height, width, self.scale, _ratio_table(*self.ratio))
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
         first = fits.argmax(axis=0)[None]
         random = (np.take_along_axis(values, first, axis=0)[0] for values in (top, left, h, w))
@@ -115,9 +113,9 @@ class CentreCrop:
         return Windows(corner, corner, height, width, rows, columns, down, right)
 
 
-def _draw(
-    key: U64, attempt: int, height: Ints, width: Ints, scale: tuple[float, float], ratios: NDArray[np.float64]
-) -> Boxes:
+def _draw(key: U64, height: Ints, width: Ints, scale: tuple[float, float], ratios: NDArray[np.float64]) -> Boxes:
+    """All attempts at once, whether they fit or not: 3 x (B,) -> 4 x (attempts, B)."""
+    attempt = np.arange(_ATTEMPTS)[:, None]
     area = (height * width) * (scale[0] + (scale[1] - scale[0]) * uniform(key, 4 * attempt))
     ratio = ratios[(uniform(key, 4 * attempt + 1) * len(ratios)).astype(np.int64)]
     w = np.floor(np.sqrt(area * ratio) + 0.5).astype(np.int64)
@@ -131,6 +129,7 @@ def _centred(height: Ints, width: Ints, h: Ints, w: Ints) -> Boxes:
     return Boxes((height - h) // 2, (width - w) // 2, h, w)
 
 
+@functools.cache
 def _ratio_table(low: float, high: float) -> NDArray[np.float64]:
     """Ratios evenly spaced in their logarithm, rounded to 16 bits: exp may differ between machines, these do not."""
     steps = (np.arange(_RATIOS) + 0.5) / _RATIOS
