@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,12 +40,12 @@ import psutil
 from contestants import CONTESTANTS, HEIGHT, WIDTH
 
 BATCH, LARGE_BATCH = 64, 256  # images, where rates and where start-up and memory are measured
-AHEAD = 8  # batches at most that a loader holds ready when its turn comes
+AHEAD = 6  # batches at most that a loader holds ready when its turn comes
 MANY = 16  # batches of which memory is measured
 
 
-def make_images(folder: Path, count: int) -> None:
-    """Writes `count` JPEGs in two class folders and in two tar files, and .beton files of their bytes and pixels."""
+def make_images(folder: Path, count: int, names: list[str]) -> None:
+    """Writes `count` JPEGs in two class folders, and what of tar files and .beton files the contestants read."""
     import numpy as np
     from PIL import Image
 
@@ -59,13 +59,17 @@ def make_images(folder: Path, count: int) -> None:
         path = folder / "images" / f"class{i % 2}" / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
-        with tarfile.open(folder / f"{i % 2}.tar", "a") as tar:
-            tar.add(path, path.name)
-            label = folder / "label"
-            label.write_text(str(i % 2))
-            tar.add(label, path.stem + ".cls")
+        if "webdataset" in names:
+            with tarfile.open(folder / f"{i % 2}.tar", "a") as tar:
+                tar.add(path, path.name)
+                label = folder / "label"
+                label.write_text(str(i % 2))
+                tar.add(label, path.stem + ".cls")
     write = [sys.executable, "-m", "data_prep.write_beton", "imagefolder", str(folder / "images")]
-    for name, mode in (("images.beton", "jpg"), ("raw.beton", "raw")):
+    files = {"images.beton": "jpg", "raw.beton": "raw"}
+    if not any(name.endswith("_raw") for name in names):
+        del files["raw.beton"]
+    for name, mode in files.items():
         subprocess.run([*write, "--mode", mode, "--out", str(folder / name)], check=True, capture_output=True)
 
 
@@ -136,7 +140,7 @@ def alone(pipe: Connection, name: str, folder: Path, workers: int) -> NoReturn:
     torch.set_num_threads(1)
     start, before = time.perf_counter(), private_mb()
     try:
-        importlib.import_module({"vit.data": "vit.data.loader"}.get(CONTESTANTS[name].needs, CONTESTANTS[name].needs))
+        importlib.import_module(CONTESTANTS[name].needs)
         imported = max(before, private_mb())
         batches = CONTESTANTS[name].make(folder, workers, LARGE_BATCH)
         next(batches)
@@ -199,7 +203,7 @@ def compare(names: list[str], count: int, rounds: int, seconds: float, quick: bo
     threads = [2] if quick else [1, 2]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as path:
         folder = Path(path)
-        make_images(folder, count)
+        make_images(folder, count, here)
         kilobytes = sum(file.stat().st_size for file in (folder / "images").rglob("*.jpg")) / count / 1000
         measured = {w: rates(here, folder, w, rounds, seconds) for w in threads}
         real = [name for name in here if CONTESTANTS[name].real and not name.endswith("_raw")]
@@ -238,19 +242,15 @@ def _rounded(alone: dict[str, dict[str, float | None]], name: str, key: str, dig
 def machine() -> dict[str, Any]:
     """What it ran on, by kind, and the versions of what took part."""
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    versions = {}
-    for package in ("torch", "torchvision", "pillow", "ffcv", "nvidia-dali-cuda130", "webdataset"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    packages = {each.metadata["Name"]: each.version for each in distributions()}
+    took_part = ("torch", "torchvision", "pillow", "ffcv", "webdataset")
     return {
         "cores": len(os.sched_getaffinity(0)),
         "architecture": platform.machine(),
         "simd": [flag for flag in ("avx2", "avx512bw") if flag in flags],
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "python": platform.python_version(),
-        **versions,
+        **{name: packages[name] for name in packages if name in took_part or name.startswith("nvidia-dali")},
     }
 
 
@@ -258,12 +258,12 @@ def table(figures: dict[str, Any]) -> str:
     """For a person: a line for each loader."""
     rates, first = figures["images_per_s"], next(each for each in figures["images_per_s"].values() if each)
     head = [*(f"{w} thread{'s' * (w != '1')}" for w in first), "core-ms", "start cold", "warm, s", "memory, MB"]
-    lines = [f"{figures['kilobytes_per_image']} kB each, images/s with".ljust(50) + "".join(f"{h:>12}" for h in head)]
+    lines = [f"{figures['kilobytes_per_image']} kB each, images/s with".ljust(50) + "".join(f"{h:>14}" for h in head)]
     for name, rate in rates.items():
         others = [figures[key].get(name) for key in ("startup_s_cold", "startup_s_warm", "memory_mb_of")]
         cells = [*(f"{r:,.0f}" for r in rate.values()), f"{figures['core_ms_per_image'][name]:.2f}"] if rate else []
         cells += ["" if other is None else f"{other:,g}" for other in others] if rate else ["not installed"]
-        lines.append(CONTESTANTS[name].title.ljust(50) + "".join(f"{cell:>14}"[-12:] for cell in cells))
+        lines.append(CONTESTANTS[name].title.ljust(50) + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -273,9 +273,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 50 seconds: two threads, fewer loaders and turns")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=", ".join(CONTESTANTS))
     parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the JSON, too")
+    parser.add_argument("--images", type=int, metavar="N", help="how many to synthesise (512; quick: 128)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each turn (1.5; quick: 0.7)")
     options = parser.parse_args()
     names = options.only or [name for name, each in CONTESTANTS.items() if each.quick or not options.quick]
-    figures = compare(names, *((128, 2, 0.7) if options.quick else (512, 6, 1.5)), options.quick)
+    count, rounds, seconds = (128, 2, 0.7) if options.quick else (512, 6, 1.5)
+    figures = compare(names, options.images or count, rounds, options.seconds or seconds, options.quick)
     print(table(figures))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
