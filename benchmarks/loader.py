@@ -41,7 +41,7 @@ from contestants import CONTESTANTS, HEIGHT, WIDTH
 
 BATCH, LARGE_BATCH = 64, 256  # images, where rates and where start-up and memory are measured
 AHEAD = 6  # batches at most that a loader holds ready when its turn comes
-MANY = 16  # batches of which memory is measured
+MANY = 8  # batches of which memory is measured
 
 
 def make_images(folder: Path, count: int, names: list[str]) -> None:
@@ -69,8 +69,16 @@ def make_images(folder: Path, count: int, names: list[str]) -> None:
     files = {"images.beton": "jpg", "raw.beton": "raw"}
     if not any(name.endswith("_raw") for name in names):
         del files["raw.beton"]
-    for name, mode in files.items():
-        subprocess.run([*write, "--mode", mode, "--out", str(folder / name)], check=True, capture_output=True)
+    started = [
+        subprocess.Popen(
+            [*write, "--mode", mode, "--out", str(folder / name)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for name, mode in files.items()
+    ]
+    for each in started:
+        _, error = each.communicate()
+        if each.returncode:
+            sys.exit(error.decode())
 
 
 @contextmanager
@@ -207,7 +215,7 @@ def compare(names: list[str], count: int, rounds: int, seconds: float, quick: bo
         kilobytes = sum(file.stat().st_size for file in (folder / "images").rglob("*.jpg")) / count / 1000
         measured = {w: rates(here, folder, w, rounds, seconds) for w in threads}
         real = [name for name in here if CONTESTANTS[name].real and not name.endswith("_raw")]
-        alone = {name: starts(name, folder, 2, quick) for name in (["ours"] if quick else real)}
+        alone = {name: starts(name, folder, 2, quick) for name in real if name == "ours" or not quick}
     best = {name: rate for name, (rate, _) in measured[2].items()}
 
     def ratio(one: str, other: str) -> float | None:
@@ -274,10 +282,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=", ".join(CONTESTANTS))
     parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the JSON, too")
     parser.add_argument("--images", type=int, metavar="N", help="how many to synthesise (512; quick: 128)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of each turn (1.5; quick: 0.7)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each turn (1.5; quick: 0.5)")
     options = parser.parse_args()
     names = options.only or [name for name, each in CONTESTANTS.items() if each.quick or not options.quick]
-    count, rounds, seconds = (128, 2, 0.7) if options.quick else (512, 6, 1.5)
+    count, rounds, seconds = (128, 2, 0.5) if options.quick else (512, 6, 1.5)
     figures = compare(names, options.images or count, rounds, options.seconds or seconds, options.quick)
     print(table(figures))
     if options.out:
