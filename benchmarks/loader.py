@@ -10,7 +10,7 @@ Each loader runs in a process of its own, with as many threads (ours, FFCV, DALI
 webdataset) as said, and gives whole batches of 64 in a random order.  They take turns, a second or two each, several
 times over, while the others wait, and the best turn of each counts: what else runs on the machine slows all alike.  The
 time of a core that an image costs, children included, hardly depends on it at all.  The loops in C do nothing but
-decode.  Start-up, from the end of `import torch` to the first batch of 256, and memory, which no other process shares
+decode.  Start-up, from the end of `import torch` to the first batch of 256, and memory, without mapped files
 and beyond what imports took, are taken in processes that do nothing else; `cold` is with none of the images in the page
 cache, and for FFCV with numba's cache empty.
 
@@ -135,10 +135,14 @@ def serve(pipe: Connection, name: str, folder: Path, workers: int) -> NoReturn:
         leave()
 
 
-def private_mb() -> float:
-    """Memory of this process and its children that no other process shares: no mapped files."""
-    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return float(sum(each.memory_full_info().uss for each in tree) / 1e6)
+def memory_mb() -> float:
+    """Memory of this process and its children, once where they share it: no mapped files, which are page cache."""
+    kilobytes = 0
+    for each in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for line in Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                kilobytes += int(line.split()[1])
+    return kilobytes * 1024 / 1e6
 
 
 def alone(pipe: Connection, name: str, folder: Path, workers: int) -> NoReturn:
@@ -146,17 +150,17 @@ def alone(pipe: Connection, name: str, folder: Path, workers: int) -> NoReturn:
     import torch
 
     torch.set_num_threads(1)
-    start, before = time.perf_counter(), private_mb()
+    start, before = time.perf_counter(), memory_mb()
     try:
         importlib.import_module(CONTESTANTS[name].needs)
-        imported = max(before, private_mb())
+        imported = max(before, memory_mb())
         batches = CONTESTANTS[name].make(folder, workers, LARGE_BATCH)
         next(batches)
         seconds, most = time.perf_counter() - start, 0.0
         for _ in range(MANY):
-            most = max(most, private_mb())
+            most = max(most, memory_mb())
             next(batches)
-        pipe.send((seconds, max(most, private_mb()) - imported))
+        pipe.send((seconds, max(most, memory_mb()) - imported))
     finally:
         leave()
 
