@@ -54,9 +54,14 @@ def ours(file: str, decoder: str, folder: Path, workers: int, batch: int) -> Bat
     model = ModelConfig(image_size=SIZE, num_classes=2)
     cfg = Config(global_batch=batch, micro_batch=batch, device="cpu", data=data, model=model)
     for each in TrainData(cfg, ALONE).batches(0, 10**9):
-        for some in each.images.permute(0, 3, 1, 2)[::2].split(4):  # in the cache, and with SIMD
-            some.copy_(some.flip(3))
-        yield each.images
+        yield flipped(each.images)
+
+
+def flipped(images: Any) -> Any:
+    """Every other image mirrored, which training does on its device: (B, S, S, 3), in place."""
+    for some in images.permute(0, 3, 1, 2)[::2].split(4):  # in the cache, and with SIMD
+        some.copy_(some.flip(3))
+    return images
 
 
 def ffcv(file: str, folder: Path, workers: int, batch: int) -> Batches:
@@ -144,6 +149,8 @@ def in_c(task: Callable[[int], Any], workers: int) -> Batches:
 
 def our_loop(file: str, folder: Path, workers: int, batch: int) -> Batches:
     """Our decoder in C on crops that were drawn before, a batch a call: our loader, if all else were free."""
+    import torch
+
     from vit.data.beton import open_beton
     from vit.data.decode import RandomCrop, native_library
 
@@ -155,18 +162,21 @@ def our_loop(file: str, folder: Path, workers: int, batch: int) -> Batches:
     for view in range(64):
         samples = draw.choice(len(beton), batch)
         h, w, size = beton.height[samples], beton.width[samples], beton.size[samples]
-        boxes = crop.boxes(np.full(batch, view), samples, h, w)
-        calls.append(np.stack((beton.mode[samples], h, w, beton.offset[samples], size, *boxes), 1, dtype=np.int64))
+        wanted = crop.windows(np.full(batch, view), samples, h, w, SIZE)
+        calls.append(np.stack((beton.mode[samples], h, w, beton.offset[samples], size, *wanted), 1, dtype=np.int64))
 
     def task(turn: int) -> Any:
         if not hasattr(local, "out"):
             local.out = np.empty((batch, SIZE, SIZE, 3), np.uint8)
         images = calls[turn % len(calls)]
-        damaged = library.vit_decode(memory.ctypes.data, batch, images.ctypes.data, SIZE, local.out.ctypes.data)
+        damaged = library.vit_decode_windows(
+            memory.ctypes.data, batch, images.ctypes.data, SIZE, 0, local.out.ctypes.data
+        )
         assert damaged == -1
         return local.out
 
-    return in_c(task, workers)
+    for out in in_c(task, workers):
+        yield flipped(torch.from_numpy(out))
 
 
 def libjpeg(denominator: int, folder: Path, workers: int, batch: int) -> Batches:
