@@ -15,8 +15,8 @@ from ranks import run_ranks
 
 from vit import checkpoint
 from vit.config import Config
-from vit.data.loader import Batch
 from vit.ledger import Clock, RunFolder, read_lines
+from vit.step import Augmented
 from vit.train import Outcome, Trainer
 from vit.world import Agreement, World, join
 
@@ -29,7 +29,7 @@ class FaultyTrainer(Trainer):
 
     fault: Fault | None = None
 
-    def train_step(self, step: int, batch: Batch) -> torch.Tensor:
+    def train_step(self, step: int, batch: Augmented) -> None:
         note = self.run.path / f"samples-{self.world.rank}.jsonl"
         with note.open("a") as file:
             file.write(json.dumps({"step": step, "samples": batch.samples.tolist()}) + "\n")
@@ -37,7 +37,7 @@ class FaultyTrainer(Trainer):
             self.saver.finish()  # on all ranks: however slow the disk is, what a kill finds is the same
         if self.fault is not None and self.fault[0] == step and self.fault[1] in {self.world.rank, -1}:
             os.kill(os.getpid(), self.fault[2])
-        return super().train_step(step, batch)
+        super().train_step(step, batch)
 
 
 def attempt(cfg: Config, run: Path, fault: Fault | None = None, accepted: tuple[str, ...] = ()) -> str:

@@ -5,8 +5,6 @@ torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir ru
 
 import ctypes
 import enum
-import functools
-import math
 import os
 import platform
 import signal
@@ -19,26 +17,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 
-from vit import config, optim, settings
-from vit.augment import augment
+from vit import config, settings
 from vit.config import Config
 from vit.data.decode import DamagedError
-from vit.data.loader import Batch, TrainData, ValData, storage_line
+from vit.data.loader import TrainData, ValData, storage_line
 from vit.evaluate import evaluate
-from vit.gradients import ShardedGradients, same_tree
-from vit.keys import Stream, key
+from vit.gradients import same_tree
 from vit.ledger import Clock, InUseError, RunFolder
 from vit.log import MetricsLog, Pace, SampleLog, show
 from vit.resume import resume
 from vit.saver import Saver
 from vit.state import State
+from vit.step import Augmented, Step, augmented
 from vit.world import Agreement, World, join
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Outcome(enum.StrEnum):
@@ -67,21 +59,12 @@ class Trainer:
         versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
         self.identity = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions}
         resumed = resume(run, world, self.state, self.recipe(), accepted)
-        if cfg.compile:
-            # Block by block: one graph serves them all, and their gradients still leave while backward goes on.
-            for model in filter(None, (self.state.model, self.state.average)):
-                for block in model.blocks:
-                    block.compile()
-        self.gradients = ShardedGradients(self.state.model, world, cfg.exact)
-        self.autocast = functools.partial(
-            torch.autocast, world.device.type, DTYPES[cfg.precision], enabled=cfg.precision != "float32"
-        )
+        self.step = Step(cfg, world, self.state, self.samples)
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
         self.pace = Pace(self.state.step, cfg.global_batch)
         self.saver = Saver(run, world, cfg.checkpoint, self.state, self.about, self.protected, resumed)
         self.unsaved: str | None = None  # why a stop could not save its step
-        self.losses: Tensor | None = None  # of this rank's shards in the last step
 
     def train(self) -> Outcome:
         """Runs from the step of the state to the last one, or to a signal."""
@@ -94,8 +77,7 @@ class Trainer:
                 self.save()
             if self.evaluation_due(step) and not self.evaluate():
                 return self.stopped()
-            self.losses = self.train_step(step, batch)
-            state.step = step + 1
+            self.train_step(step, batch)
             if self.sample_log is not None:
                 self.sample_log.write(state.step, self.world.my_shards(cfg.shards), batch.samples.tolist())
             if state.step % cfg.log.every_steps == 0 or state.step == self.total_steps:
@@ -110,66 +92,24 @@ class Trainer:
             self.saver.advance(written)
         return stop, save
 
-    def train_step(self, step: int, batch: Batch) -> Tensor:
-        """One optimizer step; returns the losses of this rank's shards, which stay on the device: (shards,)."""
-        state, cfg, m = self.state, self.cfg, self.cfg.micro_batch
-        shards = self.world.my_shards(cfg.shards)
-        losses = []
-        state.model.train()
-        with self.clock.spend("compile" if cfg.compile and not self.clock.seconds.get("compile") else "step"):
-            for j, shard in enumerate(shards):
-                images, targets = augment(
-                    batch.images[j * m : (j + 1) * m],
-                    batch.labels[j * m : (j + 1) * m],
-                    cfg.augment,
-                    cfg.model.num_classes,
-                    key(Stream.AUGMENT, cfg.seed, step, shard),
-                )
-                torch.manual_seed(key(Stream.MODEL, cfg.seed, step, shard))  # dropout and drop path
-                with self.gradients.shard(j, len(shards)):
-                    with self.autocast():
-                        loss = F.cross_entropy(self.gradients.model(images), targets)
-                    state.scaler.scale(loss / cfg.shards).backward()
-                losses.append(loss.detach())
-            self.update(step)
-        return torch.stack(losses)
+    def train_step(self, step: int, batch: Augmented) -> None:
+        """One optimizer step, its time booked."""
+        compiling = self.cfg.compile and not self.clock.seconds.get("compile")
+        with self.clock.spend("compile" if compiling else "step"):
+            self.step.gradient(step, batch)
+            self.saver.snapshot.protect()  # the update overwrites what may still be on its way into a checkpoint
+            self.step.update(step)
 
-    def update(self, step: int) -> None:
-        """Clips, steps the optimizer at this step's learning rate, and averages the weights."""
-        state, cfg = self.state, self.cfg.optim
-        self.saver.snapshot.protect()
-        for group in state.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(step, self.cfg, self.samples)
-        state.scaler.unscale_(state.optimizer)
-        self.norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.average is not None:
-            optim.update_average(state.average, state.model, cfg.ema_decay)
-
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Augmented]:
         """What is left of the training stream, its waiting time booked."""
-        return self.clock.waiting("data", self.train_data.batches(self.state.step, self.total_steps))
-
-    def check(self) -> tuple[float, float | None]:
-        """Loss and gradient norm of the last step.  Raises FloatingPointError: such weights are not to be saved.
-
-        The loss is the mean over all shards in their order, whatever rank ran them.
-        """
-        assert self.losses is not None
-        gathered = torch.empty(self.cfg.shards, device=self.losses.device)
-        dist.all_gather_into_tensor(gathered, self.losses.float())
-        loss, norm = math.fsum(gathered.tolist()) / self.cfg.shards, float(self.norm)
-        skipped = self.state.scaler.is_enabled()  # fp16 tries greater scales now and then, and skips what overflows
-        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
-            what = "gradient" if math.isfinite(loss) else "loss"
-            raise FloatingPointError(f"the {what} of step {self.state.step} is not a number; a lower optim.lr may help")
-        return loss, norm if math.isfinite(norm) else None
+        start = self.state.step
+        batches = self.train_data.batches(start, self.total_steps)
+        return self.clock.waiting("data", augmented(self.cfg, self.world, batches, start))
 
     def report(self) -> None:
         """Logs the last step."""
         self.tell_of_damage()
-        loss, norm = self.check()
+        loss, norm = self.step.check()
         if self.log is not None:
             state = self.state
             self.log.write(
@@ -204,7 +144,7 @@ class Trainer:
                 if model is None:
                     continue
                 stop = lambda: self.agree()[0]  # noqa: E731
-                score = evaluate(model, self.val_data, self.cfg, self.world, self.autocast, stop)
+                score = evaluate(model, self.val_data, self.cfg, self.world, self.step.autocast, stop)
                 if score is None:
                     return False
                 scores |= {f"val_top1{suffix}": score.top1, f"val_top5{suffix}": score.top5}
@@ -218,8 +158,8 @@ class Trainer:
 
     def save(self) -> None:
         """Has this step saved while training goes on."""
-        if self.losses is not None:
-            self.check()
+        if self.step.losses is not None:
+            self.step.check()
         started = time.perf_counter()
         with self.clock.spend("checkpoint"):
             self.saver.save()
@@ -242,8 +182,8 @@ class Trainer:
 
     def stopped(self) -> Outcome:
         """Saves this step, as far as it is not safe already, and leaves."""
-        if self.losses is not None:
-            self.check()
+        if self.step.losses is not None:
+            self.step.check()
         with self.clock.spend("checkpoint"):
             self.unsaved = self.saver.secure()
         return Outcome.STOPPED
