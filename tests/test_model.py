@@ -25,6 +25,7 @@ from vit.model import (
     PatchEmbedding,
     VisionTransformer,
     attention,
+    drop_path_rates,
     from_torchvision,
     sincos2d,
 )
@@ -249,6 +250,29 @@ def test_the_first_loss_is_exactly_the_logarithm_of_the_number_of_classes(classe
     assert torch.equal(logits, torch.zeros(4, classes))
     loss = F.cross_entropy(logits, torch.tensor([0, 1, 0, 1]))
     assert loss.item() == pytest.approx(math.log(classes), rel=1e-6)
+
+
+def test_layer_scale_multiplies_what_each_branch_adds() -> None:
+    """By a factor for each feature that starts at the config's value: DeiT-III's block, spelt out."""
+    cfg = replace(SMALL, layer_scale=1e-4)
+    block = Block(cfg, drop_path=0.0)
+    assert torch.equal(block.scale1.gamma, torch.full((32,), 1e-4)) and torch.equal(
+        block.scale2.gamma, block.scale1.gamma
+    )
+    trained(block)
+    x = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(1))
+    y = x + block.scale1.gamma * block.attention(block.norm1(x))
+    torch.testing.assert_close(block(x), y + block.scale2.gamma * block.mlp(block.norm2(y)))
+    assert "scale1.gamma" not in Block(SMALL, drop_path=0.0).state_dict()
+
+
+def test_drop_path_rates_rise_linearly_or_are_all_the_same() -> None:
+    """As torch.linspace makes them in DeiT; DeiT-III gives every block the same."""
+    cfg = replace(SMALL, depth=12, drop_path=0.2)
+    assert drop_path_rates(cfg) == pytest.approx(torch.linspace(0, 0.2, 12).tolist())
+    assert drop_path_rates(replace(cfg, drop_path_rule="uniform")) == [0.2] * 12
+    blocks = VisionTransformer(replace(cfg, drop_path_rule="uniform")).blocks
+    assert [block.drop_path.keep.item() for block in blocks] == pytest.approx([0.8] * 12)
 
 
 def test_fresh_weights_have_the_deviation_of_the_paper() -> None:

@@ -32,13 +32,16 @@ class ModelConfig:
     positions: Literal["learned", "sincos2d"] = "learned"  # position embedding: learned, or fixed 2-D sines
     dropout: float = 0.0  # probability, after the embedding, the attention and each layer of the MLP
     attention_dropout: float = 0.0  # probability, on the attention weights
-    drop_path: float = 0.0  # probability of skipping the last block's branches; falls linearly to 0 at the first
+    drop_path: float = 0.0  # probability of skipping the last block's branches
+    drop_path_rule: Literal["linear", "uniform"] = "linear"  # that of the others: linear, from 0 at the first; the same
+    layer_scale: float = 0.0  # first value of a learned factor on each feature that a branch adds; 0: no such factor
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim", "num_classes"):
             _check(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
         for name in ("dropout", "attention_dropout", "drop_path"):
             _check(0 <= getattr(self, name) < 1, f"model.{name} must be in [0, 1), not {getattr(self, name)}")
+        _check(self.layer_scale >= 0, f"model.layer_scale must not be negative, not {self.layer_scale}")
         size, patch, width, heads = self.image_size, self.patch_size, self.width, self.heads
         _check(size % patch == 0, f"model.patch_size {patch} does not divide model.image_size {size}")
         _check(width % heads == 0, f"model.heads {heads} does not divide model.width {width}")
@@ -109,24 +112,31 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, and its learning rate as a function of the step."""
+    """The loss, the optimizer, and its learning rate as a function of the step."""
 
+    loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # bce: each class by itself; all that are mixed in count
+    optimizer: Literal["adamw", "lamb"] = "adamw"  # lamb: AdamW whose step is in proportion to each matrix's norm
     lr: float = 1e-3  # peak learning rate, for the global batch as it is: it is never rescaled
-    weight_decay: float = 0.1  # decoupled, on matrices only: not on norms, biases, the class token and positions
-    beta1: float = 0.9  # decay of Adam's first moment
-    beta2: float = 0.999  # decay of Adam's second moment
-    eps: float = 1e-8  # Adam's
-    warmup_epochs: float = 0.0  # epochs of linear warm-up from 0; then a cosine to final_lr
+    weight_decay: float = 0.1  # decoupled from the gradient, times the learning rate
+    decayed: Literal["matrices", "all"] = "matrices"  # matrices: not norms, biases, the class token and positions
+    beta1: float = 0.9  # decay of the gradient's mean
+    beta2: float = 0.999  # decay of the gradient's mean square
+    eps: float = 1e-8  # added to the root of the mean square
+    warmup_epochs: float = 0.0  # epochs of linear warm-up from warmup_lr; then a cosine to final_lr
+    warmup_lr: float = 0.0  # learning rate that the warm-up starts from
     final_lr: float = 0.0  # learning rate at the last step
+    layer_decay: float = 1.0  # learning rate of a block over that of the block above it, for fine-tuning; 1: the same
     clip_norm: float = 0.0  # greatest norm of the gradient of all weights together; 0: no clipping
     ema_decay: float = 0.0  # decay at each step of the averaged weights; 0: none are kept
+    ema_warmup: Literal["none", "copy", "ramp"] = "none"  # copy: averages after warm-up; ramp: (1 + n) / (10 + n) first
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < math.inf, f"optim.lr must be positive and finite, not {self.lr}")
-        for name in ("weight_decay", "eps", "warmup_epochs", "final_lr", "clip_norm"):
+        for name in ("weight_decay", "eps", "warmup_epochs", "warmup_lr", "final_lr", "clip_norm"):
             _check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "ema_decay"):
             _check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), not {getattr(self, name)}")
+        _check(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], not {self.layer_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +198,8 @@ class Config:
         batch, micro, warmup = self.global_batch, self.micro_batch, self.optim.warmup_epochs
         _check(batch % micro == 0, f"micro_batch {micro} does not divide global_batch {batch}")
         _check(warmup < self.epochs, f"optim.warmup_epochs {warmup} must be less than epochs {self.epochs}")
+        smoothed = self.optim.loss == "bce" and self.augment.label_smoothing > 0  # every class would be a right one
+        _check(not smoothed, f"optim.loss bce wants augment.label_smoothing 0, not {self.augment.label_smoothing}")
 
     @property
     def shards(self) -> int:

@@ -118,6 +118,20 @@ class DropPath(nn.Module):
         return x * (kept / self.keep).to(x.dtype)
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each feature, small at first: (B, N, D) -> (B, N, D).
+
+    A deep model then starts out close to the identity: Touvron et al. 2021, https://arxiv.org/abs/2103.17239.
+    """
+
+    def __init__(self, width: int, first: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """Attention, then MLP, each added to its own input: (B, N, D) -> (B, N, D).
 
@@ -134,10 +148,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(cfg.width, eps=1e-6)
         self.mlp = MLP(cfg.width, cfg.mlp_dim, cfg.dropout)
         self.drop_path = DropPath(drop_path)
+        self.scale1, self.scale2 = (
+            LayerScale(cfg.width, cfg.layer_scale) if cfg.layer_scale else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.dropout(self.attention(self.norm1(x))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.scale1(self.dropout(self.attention(self.norm1(x)))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
 class VisionTransformer(nn.Module):
@@ -162,9 +179,7 @@ class VisionTransformer(nn.Module):
             sines = sincos2d(side, cfg.width)
             self.register_buffer("positions", F.pad(sines, (0, 0, tokens - side * side, 0)), persistent=False)
         self.dropout = nn.Dropout(cfg.dropout)
-        # Huang et al.'s linear rule: early blocks, on which all others build, are dropped least.
-        rates = [cfg.drop_path * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
-        self.blocks = nn.ModuleList(Block(cfg, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(cfg, rate) for rate in drop_path_rates(cfg))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.head = nn.Linear(cfg.width, cfg.num_classes)
         self.reset_parameters()
@@ -193,6 +208,16 @@ class VisionTransformer(nn.Module):
             x = block(x)
         x = self.norm(x)
         return self.head(x[:, 0] if self.cls_token is not None else x.mean(dim=1))  # (B, C)
+
+
+def drop_path_rates(cfg: ModelConfig) -> list[float]:
+    """Each block's, by Huang et al.'s linear rule: early blocks, on which all others build, are dropped least.
+
+    Or all the same, as in DeiT-III: https://arxiv.org/abs/2204.07118.
+    """
+    if cfg.drop_path_rule == "uniform":
+        return [cfg.drop_path] * cfg.depth
+    return [cfg.drop_path * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
 
 
 def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:

@@ -18,7 +18,7 @@ class State:
     """Holds the unwrapped model, so no name in a checkpoint ever carries `module.` or `_orig_mod.`."""
 
     model: VisionTransformer
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     average: VisionTransformer | None
     scaler: torch.amp.GradScaler  # counts for fp16 alone
     step: int = 0  # optimizer steps taken
@@ -30,7 +30,7 @@ class State:
         model = VisionTransformer(cfg.model).to(device)
         average = copy.deepcopy(model).requires_grad_(False) if cfg.optim.ema_decay else None
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-        return cls(model, optim.adamw(model, cfg.optim), average, scaler)
+        return cls(model, optim.build(model, cfg.optim), average, scaler)
 
     def __post_init__(self) -> None:
         """Adam's moments are there from the beginning, as it would make them: a run's tensors are always the same."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from vit import optim
@@ -18,6 +17,7 @@ from vit.config import Config
 from vit.data.loader import Batch, Ints
 from vit.gradients import ShardedGradients
 from vit.keys import Stream, key
+from vit.loss import training_loss
 from vit.state import State
 from vit.world import World
 
@@ -94,7 +94,7 @@ class Step:
             torch.manual_seed(key(Stream.MODEL, cfg.seed, step, shard))  # dropout and drop path
             with self.gradients.shard(j, len(shards)):
                 with self.autocast():
-                    loss = F.cross_entropy(self.gradients.model(images), targets)
+                    loss = training_loss(self.gradients.model(images), targets, cfg.optim.loss)
                 state.scaler.scale(loss / cfg.shards).backward()
             losses.append(loss.detach())
         self.losses = torch.stack(losses)
@@ -103,13 +103,13 @@ class Step:
         """Clips, steps the optimizer at this step's learning rate, and averages the weights."""
         state, cfg = self.state, self.cfg.optim
         for group in state.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(step, self.cfg, self.samples)
+            group["lr"] = group["lr_scale"] * optim.learning_rate(step, self.cfg, self.samples)
         state.scaler.unscale_(state.optimizer)
         self.norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:
-            optim.update_average(state.average, state.model, cfg.ema_decay)
+            optim.update_average(state.average, state.model, optim.average_decay(step, self.cfg, self.samples))
         state.step = step + 1
 
     def check(self) -> tuple[float, float | None]:
