@@ -26,9 +26,9 @@ from vit.model import (
     VisionTransformer,
     attention,
     drop_path_rates,
-    from_torchvision,
     sincos2d,
 )
+from vit.weights import from_torchvision
 
 SMALL = ModelConfig(image_size=28, patch_size=7, width=32, depth=3, heads=4, mlp_dim=48, num_classes=10)
 

@@ -64,6 +64,16 @@ DEIT3 = ALL | {
     "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6, "optim.final_lr": 1e-5, "optim.clip_norm": 1.0,
 }  # fmt: skip
 
+# The second stage: --batch 64 (8 GPUs) --lr 1e-5 --epochs 20 --weight-decay 0.1 --smoothing 0.1 --opt adamw --mixup .8
+#   --drop-path 0.2 --cutmix 1.0 --unscale-lr --aa rand-m9-mstd0.5-inc1 --no-repeated-aug;  --min-lr 1e-5
+DEIT3_224 = ALL | {
+    "init_from": "runs/vit_b16_deit3_192", "epochs": 20, "global_batch": 8 * 64, "micro_batch": 64,
+    "model.drop_path": 0.2, "model.drop_path_rule": "uniform", "model.layer_scale": 1e-4,
+    "augment.randaugment_ops": 2, "augment.randaugment_magnitude": 9 * TIMMS_MAGNITUDE, "augment.mixup": 0.8,
+    "augment.cutmix": 1.0, "augment.label_smoothing": 0.1, "optim.lr": 1e-5, "optim.weight_decay": 0.1,
+    "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6, "optim.final_lr": 1e-5,
+}  # fmt: skip
+
 # config.batch_size = 1024, lr = 0.001, wd = 0.0001, warmup_steps = 10_000, grad_clip_norm = 1.0, mixup p = 0.2,
 #   decode_jpeg_and_inception_crop(224) (areas from 5 %, TensorFlow's ratios), randaug(2,10), value_range(-1, 1),
 #   pool_type 'gap', posemb 'sincos2d';  optax.py decays by wd alone, where AdamW decays by lr times weight_decay
@@ -96,6 +106,7 @@ RECIPES = {
     "vit_b16_deit3_192": Published(
         DEIT3 | {"optim.lr": 3e-3, "model.drop_path": 0.2, "model.image_size": 192}, "83.8 %", "2204.07118"
     ),
+    "vit_b16_deit3_224": Published(DEIT3_224, "83.8 %", "2204.07118"),
     "vit_s16_90ep": Published(NINETY, "76.5 %", "2205.01580"),
 }
 

@@ -176,6 +176,7 @@ class Config:
     """What is trained, and how it is spread over ranks."""
 
     seed: int = 0  # of every random draw
+    init_from: str = ""  # where the first weights are from: a run, a checkpoint, .pth or .safetensors; empty: random
     epochs: int = 300  # passes over the training set
     global_batch: int = 1536  # images of an optimizer step, all ranks together
     micro_batch: int = 384  # images of a shard: what one rank runs at once; the number of ranks must divide the shards

@@ -2,7 +2,7 @@
 
 Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929; attention and the
 transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The pre-norm encoder, weights and numbers are
-torchvision's `vit_b_16`, whose published weights load into it (`from_torchvision`).
+torchvision's `vit_b_16`, whose published weights load into it (`vit.weights`).
 
 Shapes: B images, N tokens, D width, H heads, K = D / H features of a head, P patch side in pixels, C classes.
 
@@ -13,9 +13,7 @@ Shapes: B images, N tokens, D width, H heads, K = D / H features of a head, P pa
       -> logits (B, 1000)               read off the class token
 """
 
-import functools
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -229,29 +227,3 @@ def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles_x, angles_y = (axis.reshape(-1, 1) * omega for axis in (x, y))  # 2 x (side², D / 4)
     return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)[None]
-
-
-def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a torchvision `vit_*`, under our names and shapes."""
-    names = {
-        "class_token": "cls_token",
-        "conv_proj.": "patches.proj.",
-        "encoder.pos_embedding": "positions",
-        "encoder.layers.encoder_layer_": "blocks.",
-        "encoder.ln.": "norm.",
-        "heads.head.": "head.",
-        ".ln_1.": ".norm1.",
-        ".ln_2.": ".norm2.",
-        ".self_attention.in_proj_": ".attention.qkv.",
-        ".self_attention.out_proj.": ".attention.out.",
-        ".mlp.0.": ".mlp.up.",
-        ".mlp.3.": ".mlp.down.",
-        ".mlp.linear_1.": ".mlp.up.",  # the two layers' names in the files of weights that torchvision downloads
-        ".mlp.linear_2.": ".mlp.down.",
-    }
-    out = {}
-    for their_name, tensor in weights.items():
-        name = functools.reduce(lambda n, theirs: n.replace(theirs, names[theirs]), names, their_name)
-        # A convolution's (D, 3, P, P) is the patch map's (D, 3 P P).
-        out[name] = tensor.flatten(1) if name == "patches.proj.weight" else tensor
-    return out

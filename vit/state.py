@@ -2,12 +2,13 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vit import optim
+from vit import optim, weights
 from vit.config import Config
 from vit.keys import Stream, key
 from vit.model import VisionTransformer
@@ -39,6 +40,13 @@ class State:
                 moments = {what: torch.zeros_like(parameter) for what in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
 
+    def start_from(self, path: Path) -> list[str]:
+        """Takes over weights from elsewhere, at step 0; what became of them, for a person.  Raises ValueError."""
+        said = weights.fit(weights.read(path), self.model)
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+        return said
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is saved as bytes: `model.*`, `average.*`, `optimizer.*`."""
         out = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -56,18 +64,18 @@ class State:
     def restore(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Takes over what a checkpoint of the same model holds."""
         parameters = dict(self.model.named_parameters())
-        weights: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        rooms: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
         for full_name, tensor in tensors.items():
             room, name = full_name.split(".", 1)
-            if room in weights:
-                weights[room][name] = tensor
+            if room in rooms:
+                rooms[room][name] = tensor
                 continue
             name, what = name.rsplit(".", 1)
             parameter = parameters[name]
             self.optimizer.state[parameter][what] = tensor.to(parameter.device, copy=True)
-        self.model.load_state_dict(weights["model"])
+        self.model.load_state_dict(rooms["model"])
         if self.average is not None:
-            self.average.load_state_dict(weights["average"] or weights["model"])
+            self.average.load_state_dict(rooms["average"] or rooms["model"])
         if self.scaler.is_enabled() and about["scaler"]:  # a run may have begun in another precision
             self.scaler.load_state_dict(about["scaler"])
         self.step = step

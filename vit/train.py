@@ -59,6 +59,8 @@ class Trainer:
         versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
         self.identity = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions}
         resumed = resume(run, world, self.state, self.recipe(), accepted)
+        if resumed is None:
+            self.begin()
         self.step = Step(cfg, world, self.state, self.samples)
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
@@ -179,6 +181,14 @@ class Trainer:
         fingerprint = self.train_data.beton.fingerprint
         data = {f"data.{name}": value for name, value in fingerprint.items()}
         return config.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
+
+    def begin(self) -> None:
+        """Takes over the weights that the config names.  A resumed run has its own, and needs that file no more."""
+        if self.cfg.init_from:
+            said = self.state.start_from(Path(self.cfg.init_from))
+            if self.world.rank == 0:
+                self.run.record("initialised", source=self.cfg.init_from, weights=said)
+                show(f"{self.cfg.init_from}: {'; '.join(said)}", lasting=True)
 
     def stopped(self) -> Outcome:
         """Saves this step, as far as it is not safe already, and leaves."""
