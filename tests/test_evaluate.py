@@ -1,9 +1,10 @@
 """Evaluation: the exact figures of the whole set, on any number of ranks."""
 
 import functools
+import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from conftest import VAL, small_config
 from ranks import run_ranks
+from runs import finished
 from torch import nn
 
 from vit.augment import normalise
 from vit.config import Config
 from vit.data.loader import ValData
-from vit.evaluate import Score, evaluate
+from vit.evaluate import Score, autocast, evaluate, main
 from vit.model import VisionTransformer
 from vit.world import Agreement, World, join
 
@@ -100,3 +102,40 @@ def test_a_signal_to_one_rank_stops_the_evaluation_on_all(ranks: int, betons: Pa
     """In the middle, in the same round, and with no score: half of one would be taken for the whole."""
     results = run_ranks(ranks, stopped_score, config(betons))
     assert results == [(None, 2 if ranks == 1 else 3)] * ranks  # an agreement takes effect one round later
+
+
+def test_the_command_gives_the_scores_of_the_weights_and_of_their_average(
+    betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that evaluation in training computes, exactly; a table for people, JSON for programs."""
+    cfg = replace(small_config(betons), data=replace(small_config(betons).data, val=betons / "nowhere.beton"))
+    state = finished(tmp_path / "run", cfg)
+    data = ValData(small_config(betons), World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    command = [str(tmp_path / "run"), "--data", str(betons / "val.beton"), "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 12
+    for name, model in (("last", state.model), ("average", state.average)):
+        assert model is not None
+        (expected,) = run_ranks(1, score_of, small_config(betons), model)
+        assert found[name] == asdict(expected)
+    assert found["last"] != found["average"] and len(data.beton) == VAL
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["weights", "top-1", "top-5", "loss"]
+    assert lines[2].split()[:2] == ["last", f"{found['last']['top1']:.3%}"]
+    assert lines[3].split()[2] == f"{found['average']['top5']:.3%}"
+
+    for args, words in (
+        ([str(tmp_path / "run")], "nowhere.beton does not exist"),
+        ([str(tmp_path / "none")], "none is no run folder: it does not exist"),
+        ([*command[:2], str(tmp_path / "val.beton")], "val.beton does not exist"),
+    ):
+        assert main([*args, "--device", "cpu"]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.startswith("vit.evaluate: ") and err.count("\n") == 1
+
+
+def score_of(cfg: Config, model: nn.Module) -> Score | None:
+    with join(cfg) as world:
+        return evaluate(model, ValData(cfg, world), cfg, world, autocast(cfg, world.device), stop=lambda: False)

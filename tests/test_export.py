@@ -1,88 +1,147 @@
-"""Weights for others: what a run learned, in a file that every framework reads."""
+"""What a run has learned leaves it whole: other libraries load it and compute the same logits."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+import safetensors
+import safetensors.torch
+import timm
 import torch
 from conftest import small_config
-from safetensors import safe_open
-from safetensors.torch import load_file
-from test_checkpoint import save
+from PIL import Image
+from runs import NAMES, finished
+from test_model import pictures, torchvisions
+from torch import Tensor
 
-from vit import config, export
-from vit.ledger import RunFolder, append
+from vit import export
+from vit.config import Config
 from vit.model import VisionTransformer
-from vit.state import State
+from vit.weights import fit, read
+
+KINDS = {
+    "class token": {},
+    "mean": {"pool": "mean"},
+    "sines": {"positions": "sincos2d"},
+    "mean of sines": {"pool": "mean", "positions": "sincos2d"},
+    "layer scale": {"layer_scale": 1e-4},
+}
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    """A run with averaged weights and checkpoints of steps 3, 5 and 8, of which step 5 was the best."""
+def config(tmp_path: Path, **model: object) -> Config:
     cfg = small_config(tmp_path)
-    cfg = replace(cfg, optim=replace(cfg.optim, ema_decay=0.9))
-    folder = RunFolder(tmp_path / "run")
-    for step, top1 in ((3, 0.5), (5, 0.7), (6, 0.9), (8, 0.6)):
-        state = State.fresh(replace(cfg, seed=step), torch.device("cpu"))
-        assert state.average is not None
-        state.average.load_state_dict(
-            State.fresh(replace(cfg, seed=step + 100), torch.device("cpu")).model.state_dict()
-        )
-        if step != 6:
-            save(folder.checkpoints, step, state.tensors(), {"config": config.to_yaml(cfg)})
-        append(folder.metrics, {"step": step, "val_top1": 0.1, "val_top1_average": top1})
-    return folder
+    return replace(cfg, model=replace(cfg.model, **model))
 
 
-def of_seed(seed: int, run: RunFolder) -> dict[str, torch.Tensor]:
-    return State.fresh(replace(small_config(run.path.parent), seed=seed), torch.device("cpu")).model.state_dict()
+def exported(tmp_path: Path, to: str, **model: object) -> tuple[Path, Tensor]:
+    """The path that the command prints, and the logits that are to be found there."""
+    state = finished(tmp_path / "run", config(tmp_path, **model))
+    path = export.export(tmp_path / "run", to)
+    assert path.parent == tmp_path / "run"
+    assert state.average is not None
+    with torch.inference_mode():
+        logits = state.average(pictures(3, 28))
+        assert not torch.allclose(logits, state.model(pictures(3, 28)), atol=0.1)
+    return path, logits
 
 
-@pytest.mark.parametrize(
-    ("options", "seed"),
-    [
-        ([], 108),
-        (["--no-average"], 8),
-        (["--average", "--which", "best"], 105),
-        (["--which", "3", "--no-average"], 3),
-    ],
-)
-def test_the_weights_that_were_asked_for_are_written(
-    options: list[str], seed: int, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Under the model's own names, bit by bit; a fresh model takes them, and the file says what they are."""
-    export.main([str(run.path), "--to", str(tmp_path / "out.safetensors"), *options])
-    written, expected = load_file(tmp_path / "out.safetensors"), of_seed(seed, run)
-    assert written.keys() == expected.keys()
-    assert all(torch.equal(written[name], expected[name]) for name in expected)
-    VisionTransformer(small_config(tmp_path).model).load_state_dict(written)
-    with safe_open(tmp_path / "out.safetensors", "pt") as file:
-        about = file.metadata()
-    assert about["step"] == str(seed % 100)
-    assert "width: 16" in about["config"]
-    assert f"of step {seed % 100}, 2 blocks of width 16" in capsys.readouterr().out
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    assert expected.std() > 0.1, "scores that say nothing"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_said_in_a_line(
-    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A step that is not there, an empty run, a damaged checkpoint, no averaged weights; no file is left."""
-    out = tmp_path / "out.safetensors"
-    plain = {"model.a": torch.ones(2)}
-    save(run.path / "plain" / "checkpoints", 1, plain, {"config": "{}"}, parts=1)
-    save(run.path / "damaged" / "checkpoints", 1, plain, {"config": "{}"}, parts=1)
-    (run.path / "damaged" / "checkpoints" / "step-00000001" / "part-000.bin").write_bytes(bytes(64))
-    for folder, options, words in (
-        (run.path, ["--which", "4"], "no checkpoint '4'; there are steps 3, 5, 8"),
-        (tmp_path / "none", [], "holds no checkpoint"),
-        (run.path / "plain", ["--average"], "no averaged weights: the run had optim.ema_decay: 0"),
-        (run.path / "plain", ["--which", "best"], "no checkpoint 'best'; there are steps 1"),
-        (run.path / "damaged", [], "model.a, 64 bytes at 0, is damaged"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            export.main([str(folder), "--to", str(out), *options])
-        said = capsys.readouterr().err
-        assert ended.value.code == 2
-        assert words in said
-        assert said.count("\n") == 1
-    assert not out.exists()
+@pytest.mark.parametrize("kind", ["class token", "sines", "layer scale"])
+def test_torchvision_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
+    """Its own VisionTransformer loads the state dict, every name of it; fixed sines become learned positions."""
+    path, logits = exported(tmp_path, "torchvision", **KINDS[kind])
+    reference = torchvisions(config(tmp_path).model).eval()
+    reference.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    with torch.inference_mode():
+        assert_same(reference(pictures(3, 28)), logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_timm_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
+    """`create_model("local-dir:…", pretrained=True)` and nothing else; it knows how to normalise, and the names."""
+    path, logits = exported(tmp_path, "timm", **KINDS[kind])
+    reference = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    with torch.inference_mode():
+        assert_same(reference(pictures(3, 28)), logits)
+    data = timm.data.resolve_model_data_config(reference)
+    assert (list(data["input_size"]), list(data["mean"]), data["crop_pct"]) == (
+        [3, 28, 28],
+        [0.485, 0.456, 0.406],
+        0.875,
+    )
+    assert timm.data.create_transform(**data)(Image.new("RGB", (60, 40))).shape == (3, 28, 28)
+    assert reference.pretrained_cfg["label_names"] == NAMES
+
+
+@pytest.mark.parametrize("kind", ["class token", "mean of sines"])
+def test_safetensors_hold_all_that_is_to_be_known(kind: str, tmp_path: Path) -> None:
+    """The library reads the weights and beside them the model, how to normalise and the names; so does --init_from."""
+    path, logits = exported(tmp_path, "safetensors", **KINDS[kind])
+    with safetensors.safe_open(path, "pt") as file:
+        about = {name: json.loads(value) for name, value in file.metadata().items()}
+    assert about["classes"] == NAMES
+    assert about["model"]["width"] == 16 and about["step"] == 12 and about["std"] == [0.229, 0.224, 0.225]
+    model = VisionTransformer(config(tmp_path, **KINDS[kind]).model).eval()
+    said = fit(read(path), model)
+    assert len(said) == (2 if "sines" in kind else 1)  # fixed positions are left out
+    with torch.inference_mode():
+        assert_same(model(pictures(3, 28)), logits)
+
+
+@pytest.mark.parametrize("kind", ["class token", "mean of sines", "layer scale"])
+def test_onnxruntime_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
+    """For any number of images, from a file that the checker finds sound."""
+    path, logits = exported(tmp_path, "onnx", **KINDS[kind])
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert json.loads({p.key: p.value for p in model.metadata_props}["classes"]) == NAMES
+    session = onnxruntime.InferenceSession(path)
+    for count in (1, 3):
+        (found,) = session.run(["logits"], {"images": pictures(3, 28).numpy()[:count]})
+        assert_same(torch.from_numpy(np.array(found)), logits[:count])
+
+
+def test_the_command_writes_the_weights_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The average by default, the last step's on demand, where it was told to; nothing else is left behind."""
+    state = finished(tmp_path / "run", config(tmp_path))
+    out = tmp_path / "new" / "last.safetensors"
+    assert export.main([str(tmp_path / "run"), "--to", "safetensors", "--out", str(out), "--weights", "last"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    found = safetensors.torch.load_file(out)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.model.state_dict().items())
+    assert [path.name for path in out.parent.iterdir()] == ["last.safetensors"]
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing is written: no such run, no checkpoint, no average, no class token, a file that is there already."""
+    finished(tmp_path / "run", config(tmp_path, pool="mean"), average=False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "there").write_text("mine")
+    run = str(tmp_path / "run")
+    for args, words in {
+        (str(tmp_path / "none"), "--to", "timm"): "none is no run folder: it does not exist",
+        (str(tmp_path / "there"), "--to", "timm"): "there is no run folder",
+        (str(tmp_path / "empty"), "--to", "timm"): "empty has no whole checkpoint",
+        (
+            run,
+            "--to",
+            "timm",
+            "--weights",
+            "average",
+        ): "keeps no averaged weights (optim.ema_decay 0); use --weights last",
+        (run, "--to", "torchvision"): "has a class token and this model has none; use --to timm",
+        (run, "--to", "onnx", "--out", str(tmp_path / "there")): "there exists already; choose another with --out",
+    }.items():
+        assert export.main(list(args)) == 2
+        out, err = capsys.readouterr()
+        assert words in err and err.count("\n") == 1 and err.startswith("vit.export: ") and not out
+    assert (tmp_path / "there").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]

@@ -12,6 +12,7 @@ import timm
 import torch
 from conftest import small_config
 from ranks import run_ranks
+from runs import saved
 from test_model import SMALL, pictures, torchvisions, trained
 from test_resume import attempt, prepared
 from torch import Tensor
@@ -191,7 +192,7 @@ def test_a_damaged_checkpoint_of_the_first_run_is_passed_over_and_left_as_it_is(
     """The run may go on elsewhere; its newest whole checkpoint is read."""
     state = State.fresh(short(betons), CPU)
     folder = RunFolder(tmp_path).checkpoints
-    older, newer = (checkpoint.save(folder, step, state.tensors(), {}) for step in (1, 2))
+    older, newer = (saved(tmp_path, replace(state, step=step), short(betons)) for step in (1, 2))
     file = max(newer.iterdir(), key=lambda path: path.stat().st_size)
     damaged(file)
     assert torch.equal(read(tmp_path)["positions"], state.model.positions)

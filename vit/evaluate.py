@@ -1,8 +1,17 @@
-"""Exact top-1 and top-5: every image counted once, on any number of ranks."""
+"""Exact top-1 and top-5: every image counted once, on any number of ranks.
 
+python -m vit.evaluate runs/vit_b16 --data data/imagenet/val.beton
+"""
+
+import argparse
+import functools
+import json
 import math
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,8 +20,18 @@ from torch import nn
 
 from vit.augment import normalise
 from vit.config import Config
+from vit.data.decode import DamagedError
 from vit.data.loader import ValData
-from vit.world import World
+from vit.trained import Trained, load
+from vit.world import World, join
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(cfg: Config, device: torch.device) -> Callable[[], torch.autocast]:
+    """A context for forward passes in the config's precision."""
+    on = cfg.precision != "float32"
+    return functools.partial(torch.autocast, device.type, _DTYPES[cfg.precision], enabled=on)
 
 
 @dataclass(frozen=True)
@@ -55,3 +74,51 @@ def evaluate(
     top1, top5, images = counts.tolist()
     assert images == data.samples or data.cfg.on_bad == "skip", f"{images} images evaluated of {data.samples}"
     return Score(top1 / images, top5 / images, math.fsum(losses.tolist()) / images)
+
+
+def scores(run: Trained, cfg: Config) -> dict[str, Score]:
+    """Of the last weights, and of their average if the run keeps one, on the data set that `cfg.data.val` names.
+
+    Raises ValueError if it does not fit the model, or is not whole.
+    """
+    out = {}
+    with join(cfg) as world:
+        data = ValData(cfg, world)
+        for name, model in (("last", run.model), ("average", run.average)):
+            if model is not None:
+                model.to(world.device)
+                score = evaluate(model, data, cfg, world, autocast(cfg, world.device), stop=lambda: False)
+                assert score is not None
+                out[name] = score
+    return out
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; torchrun shares the set among GPUs.  Exit code 2 for what the user can mend."""
+    parser = argparse.ArgumentParser("vit.evaluate", description="Exact top-1 and top-5 of what a run has learned.")
+    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
+    parser.add_argument("--data", type=Path, help=".beton with the images (default: the run's own data.val)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
+    options = parser.parse_args(args)
+    try:
+        run = load(options.run)
+        data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
+        found = scores(run, replace(run.cfg, data=data, device=options.device))
+    except (ValueError, OSError, DamagedError) as error:
+        print(f"vit.evaluate: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if options.json:
+        print(json.dumps({"step": run.step} | {name: asdict(score) for name, score in found.items()}))
+        return 0
+    print(f"{run.checkpoint}, {data.val}")
+    print("weights      top-1      top-5     loss")
+    for name, score in found.items():
+        print(f"{name:8} {score.top1:9.3%} {score.top5:10.3%} {score.loss:8.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

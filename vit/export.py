@@ -1,75 +1,172 @@
-"""Writes the weights of a run's checkpoint as a safetensors file, for others to load.
+"""Writes what a run has learned for other libraries, which then compute the same logits.
 
-python -m vit.export runs/vit_b16 --to vit_b16.safetensors
+    python -m vit.export runs/vit_b16 --to torchvision   a state dict for torchvision.models.VisionTransformer
+    python -m vit.export runs/vit_b16 --to timm          a folder for timm.create_model("local-dir:…", pretrained=True)
+    python -m vit.export runs/vit_b16 --to safetensors   our own names, for --init_from and for other tools
+    python -m vit.export runs/vit_b16 --to onnx          (B, 3, S, S) normalised images to (B, C) logits, any B
+
+Images are to be normalised as `augment.mean` and `augment.std` say; timm's config.json and the metadata of safetensors
+and ONNX files hold them, with the names of the classes.
 """
 
 import argparse
+import json
+import os
+import shutil
 import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import yaml
-from safetensors.torch import save_file
-from torch import Tensor
+import safetensors.torch
+import torch
+from torch import nn
 
-from vit import checkpoint
-from vit.checkpoint import DamagedError
-from vit.ledger import RunFolder, read_lines
-from vit.log import best
+from vit import trained
+from vit.model import VisionTransformer
+from vit.trained import Trained
+from vit.weights import TIMM, TORCHVISION, Tensors, to_theirs
 
 
-def choose(run: RunFolder, which: str) -> Path:
-    """The checkpoint that `which` means: newest, best (by validation) or a step.  Raises ValueError."""
-    there = {checkpoint.step_of(path): path for path in checkpoint.find(run.checkpoints)}
-    if not there:
-        raise ValueError(f"{run.checkpoints} holds no checkpoint")
-    if which == "newest":
-        return there[max(there)]
-    evaluation = best([r for r in read_lines(run.metrics) if r["step"] in there])
-    step = evaluation["step"] if which == "best" and evaluation is not None else which
-    if not str(step).isdigit() or int(step) not in there:
-        raise ValueError(
-            f"{run.path} has no checkpoint {which!r}; there are steps {', '.join(map(str, sorted(there)))}"
+def to_torchvision(model: VisionTransformer, run: Trained, out: Path) -> None:
+    """A state dict.  torchvision knows no layer scale: its factors go into the layers before it, which is the same."""
+    cfg = model.cfg
+    if cfg.pool != "cls":
+        raise ValueError("torchvision's VisionTransformer has a class token and this model has none; use --to timm")
+    weights = _weights(model)
+    for i in range(cfg.depth if cfg.layer_scale else 0):
+        for scale, layer in (("scale1", "attention.out"), ("scale2", "mlp.down")):
+            gamma = weights.pop(f"blocks.{i}.{scale}.gamma")
+            weights[f"blocks.{i}.{layer}.weight"] = gamma[:, None] * weights[f"blocks.{i}.{layer}.weight"]
+            weights[f"blocks.{i}.{layer}.bias"] = gamma * weights[f"blocks.{i}.{layer}.bias"]
+    torch.save(to_theirs(weights, TORCHVISION, cfg.patch_size), out)
+
+
+def to_timm(model: VisionTransformer, run: Trained, out: Path) -> None:
+    """A folder with model.safetensors and config.json, as those that the Hugging Face hub holds."""
+    cfg, augment = model.cfg, run.cfg.augment
+    arguments: dict[str, Any] = {
+        "img_size": cfg.image_size,
+        "patch_size": cfg.patch_size,
+        "embed_dim": cfg.width,
+        "depth": cfg.depth,
+        "num_heads": cfg.heads,
+        "mlp_ratio": cfg.mlp_dim / cfg.width,
+        "init_values": cfg.layer_scale or None,
+        "class_token": cfg.pool == "cls",
+        "global_pool": "token" if cfg.pool == "cls" else "avg",
+        "fc_norm": False,  # the norm stands before the mean, not behind it
+    }
+    about = {
+        "input_size": [3, cfg.image_size, cfg.image_size],
+        "mean": augment.mean,
+        "std": augment.std,
+        "crop_pct": run.cfg.data.val_crop,
+        "interpolation": "bilinear",
+        "label_names": run.classes,
+    }
+    description = {
+        "architecture": "vit_base_patch16_224",  # which the arguments then change
+        "num_classes": cfg.num_classes,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": about,
+    }
+    out.mkdir()
+    safetensors.torch.save_file(to_theirs(_weights(model), TIMM, cfg.patch_size), out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(description, indent=1))
+
+
+def to_safetensors(model: VisionTransformer, run: Trained, out: Path) -> None:
+    """One file under our own names."""
+    safetensors.torch.save_file(_weights(model), out, metadata=_about(run))
+
+
+def to_onnx(model: VisionTransformer, run: Trained, out: Path) -> None:
+    """One file, of at most 2 GB: the greatest that the format allows."""
+    import onnx
+
+    side = model.cfg.image_size
+    with warnings.catch_warnings():
+        # The exporter that wants onnx alone; the newer one needs onnxscript as well.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, side, side),),
+            out,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
         )
-    return there[int(step)]
+    exported = onnx.load(out)
+    onnx.helper.set_model_props(exported, _about(run))
+    onnx.save(exported, out)
 
 
-def weights(path: Path, average: bool | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of a checkpoint under the model's own names, every digest checked, and what they are.
-
-    `average` asks for the averaged weights; None takes them if there are any.  Raises ValueError and DamagedError.
-    """
-    tensors, manifest = checkpoint.load(path)
-    rooms = {name.partition(".")[0] for name in tensors}
-    if average and "average" not in rooms:
-        raise ValueError(f"{path} has no averaged weights: the run had optim.ema_decay: 0")
-    room = "average" if "average" in rooms and average is not False else "model"
-    about = {"step": str(manifest["step"]), "weights": room, "config": manifest["about"]["config"], "format": "pt"}
-    return {name.removeprefix(f"{room}."): t for name, t in tensors.items() if name.startswith(f"{room}.")}, about
+FORMATS: dict[str, tuple[Callable[[VisionTransformer, Trained, Path], None], str]] = {
+    "torchvision": (to_torchvision, "-torchvision.pth"),
+    "timm": (to_timm, "-timm"),
+    "safetensors": (to_safetensors, ".safetensors"),
+    "onnx": (to_onnx, ".onnx"),
+}
 
 
-def main(args: list[str] | None = None) -> None:
-    """The command line; exit code 2 and one line if there is nothing to export."""
-    parser = argparse.ArgumentParser(prog="vit.export", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--to", type=Path, required=True, help="the .safetensors file")
-    parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
-    parser.add_argument(
-        "--average", action=argparse.BooleanOptionalAction, help="the averaged weights (default: if there are any)"
-    )
+def _weights(model: VisionTransformer) -> Tensors:
+    """All of them, fixed positions too: other libraries know learned ones alone."""
+    positions = model.positions if isinstance(model.positions, nn.Parameter) else model.positions.clone()
+    return {
+        name: tensor.contiguous() for name, tensor in (model.state_dict() | {"positions": positions.detach()}).items()
+    }
+
+
+def _about(run: Trained) -> dict[str, str]:
+    cfg = run.cfg
+    about = {"model": asdict(cfg.model), "mean": cfg.augment.mean, "std": cfg.augment.std, "classes": run.classes}
+    return {name: json.dumps(value) for name, value in (about | {"step": run.step}).items()}
+
+
+def export(path: Path, to: str, out: Path | None = None, which: trained.Which | None = None) -> Path:
+    """Writes the weights of a run, whole or not at all, and returns where.  Raises ValueError."""
+    run = trained.load(path)
+    model = run.pick(which)
+    write, ending = FORMATS[to]
+    out = out or path / (path.resolve().name + ending)
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        write(model, run, aside)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.unlink(missing_ok=True)
+    return out
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line.  Exit code 2 for what the user can mend."""
+    parser = argparse.ArgumentParser("vit.export", description="Writes what a run has learned for another library.")
+    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="library or format")
+    parser.add_argument("--out", type=Path, help="file, for timm folder, to be written (default: in the run folder)")
+    parser.add_argument("--weights", choices=("average", "last"), help="which (default: average, if the run keeps one)")
     options = parser.parse_args(args)
     try:
-        path = choose(RunFolder(options.run), options.which)
-        tensors, about = weights(path, options.average)
-    except (ValueError, DamagedError) as error:
+        print(export(options.run, options.to, options.out, options.weights))
+    except (ValueError, OSError) as error:
         print(f"vit.export: {error}", file=sys.stderr)
-        sys.exit(2)
-    aside = options.to.with_name(f"{options.to.name}.tmp")
-    save_file(tensors, aside, about)
-    aside.rename(options.to)
-    kind, size = yaml.safe_load(about["config"])["model"], sum(tensor.numel() for tensor in tensors.values())
-    which = "averaged weights" if about["weights"] == "average" else "weights"
-    print(f"{options.to}: {size:,} {which} of step {about['step']}, {kind['depth']} blocks of width {kind['width']}")
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"vit.export: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,5 @@
 """One optimizer step of a rank: its shards augmented, run through the model, summed over all ranks; then the update."""
 
-import functools
 import itertools
 import math
 from collections import deque
@@ -15,13 +14,12 @@ from vit import optim
 from vit.augment import augment
 from vit.config import Config
 from vit.data.loader import Batch, Ints
+from vit.evaluate import autocast
 from vit.gradients import ShardedGradients
 from vit.keys import Stream, key
 from vit.loss import training_loss
 from vit.state import State
 from vit.world import World
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ class Step:
                 for block in model.blocks:
                     block.compile()
         self.gradients = ShardedGradients(state.model, world, cfg.exact)
-        self.autocast = functools.partial(
-            torch.autocast, world.device.type, DTYPES[cfg.precision], enabled=cfg.precision != "float32"
-        )
+        self.autocast = autocast(cfg, world.device)
         self.losses: Tensor | None = None  # of this rank's shards in the last step, on the device: (shards,)
         self.norm = torch.zeros(())  # of the last step's gradient
 

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -132,7 +133,7 @@ def read(path: Path) -> Tensors:
     raise ValueError(f"{path} is no Vision Transformer of torchvision, timm, DeiT or this project: it holds {names} …")
 
 
-def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, object], Path]:
+def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
     """Tensors, what was saved beside them, and where: of a checkpoint, or of a run's newest whole one.
 
     Nothing in the folder is touched, so that it may belong to a run that goes on.  Raises ValueError.

@@ -1,0 +1,61 @@
+"""What a run has learned, ready to be used: its newest whole checkpoint, as models."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vit import settings
+from vit.config import Config
+from vit.model import VisionTransformer
+from vit.weights import Tensors, read_checkpoint
+
+Which = Literal["average", "last"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Models in evaluation mode on the CPU, and what they were trained for."""
+
+    checkpoint: Path
+    step: int
+    cfg: Config
+    classes: list[str]  # their names, in the order of the logits
+    model: VisionTransformer  # the weights of the last step
+    average: VisionTransformer | None  # their average, if the run keeps one
+
+    def pick(self, which: Which | None) -> VisionTransformer:
+        """The average or the last weights; None: the average if there is one.  Raises ValueError if there is none."""
+        if which == "average" and self.average is None:
+            raise ValueError(f"{self.checkpoint} keeps no averaged weights (optim.ema_decay 0); use --weights last")
+        return self.model if self.average is None or which == "last" else self.average
+
+
+def load(path: Path) -> Trained:
+    """Reads a run folder, or one of its checkpoints.  Raises ValueError that names it and what is wrong with it."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is no run folder" + ("" if path.exists() else ": it does not exist"))
+    tensors, about, found = read_checkpoint(path)
+    cfg = settings.parse(settings.parser(str(found)), ["--config", str(about["config"])])[0]
+    models = [_model(cfg, tensors, f"{room}.") for room in ("model", "average")]
+    assert models[0] is not None
+    numbers = [f"class {i}" for i in range(cfg.model.num_classes)]
+    return Trained(
+        checkpoint=found,
+        step=int(about["step"]),
+        cfg=cfg,
+        classes=list(about.get("classes", numbers)),
+        model=models[0],
+        average=models[1],
+    )
+
+
+def _model(cfg: Config, tensors: Tensors, room: str) -> VisionTransformer | None:
+    weights = {name.removeprefix(room): tensor for name, tensor in tensors.items() if name.startswith(room)}
+    if not weights:
+        return None
+    with torch.device("cpu"):
+        model = VisionTransformer(cfg.model)
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
