@@ -104,6 +104,8 @@ def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Con
         raise ValueError(f"--nodes {options.nodes}: without Slurm there is one node, this machine")
     cfg.check_ranks(options.nodes * options.gpus)
     cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
+    if cfg.init_from:
+        cfg = replace(cfg, init_from=str(Path(cfg.init_from).expanduser().absolute()))
     name = options.name or Path(str(options.config[-1])).stem
     if not re.fullmatch(r"[\w.+=-]+", name):
         raise ValueError(f"--name {name!r}: letters, digits and . _ + = - only")

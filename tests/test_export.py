@@ -1,6 +1,8 @@
 """What a run has learned leaves it whole: other libraries load it and compute the same logits."""
 
 import json
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,3 +147,20 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, capsys: pyt
         assert words in err and err.count("\n") == 1 and err.startswith("vit.export: ") and not out
     assert (tmp_path / "there").read_text() == "mine"
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_a_full_disk_leaves_nothing_half_written(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel lets no file grow past 10 kB: one line, and no file that another program could take for whole."""
+    finished(tmp_path / "run", config(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        code = export.main([str(tmp_path / "run"), "--to", to, "--out", str(tmp_path / "out" / "file")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("vit.export: ") and err.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []

@@ -185,7 +185,28 @@ def test_a_run_goes_on_from_a_run_and_then_no_longer_needs_it(betons: Path, tmp_
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     (told,) = (e for e in RunFolder(stopped).events() if e["event"] == "initialised")
     assert told["source"] == second.init_from
-    assert recipe(second)["init_from"] == second.init_from  # another beginning is another run
+    other = replace(second, init_from="elsewhere")
+    with pytest.raises(ValueError, match=r"init_from: .*/first in the checkpoint, .*/elsewhere now"):
+        run_ranks(1, attempt, other, stopped)
+
+
+def test_a_beginning_is_the_same_from_wherever_it_is_named(
+    betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand in a folder, or by a job that starts in another one."""
+    monkeypatch.chdir(tmp_path)
+    near, far = (replace(short(betons), init_from=name) for name in ("first", str(tmp_path / "first")))
+    assert recipe(near) == recipe(far)
+    assert recipe(near) != recipe(short(betons))
+
+
+def test_a_beginning_that_is_not_there_ends_the_run_at_once(betons: Path, tmp_path: Path) -> None:
+    """With its name, before anything is trained or saved."""
+    with pytest.raises(ValueError, match=r"nothing\.pth cannot be read: No such file or directory"):
+        run_ranks(
+            1, attempt, replace(short(betons), init_from=str(tmp_path / "nothing.pth")), prepared(tmp_path / "run")
+        )
+    assert not checkpoint.find(RunFolder(tmp_path / "run").checkpoints)
 
 
 def test_a_damaged_checkpoint_of_the_first_run_is_passed_over_and_left_as_it_is(betons: Path, tmp_path: Path) -> None:

@@ -243,11 +243,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def recipe(config: Config) -> dict[str, Any]:
     """The values that decide what a run computes, as JSON would hold them."""
-    return {
+    out = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flatten(config).items()
         if name not in NOT_THE_RECIPE and not name.startswith(NOT_THE_RECIPE_ROOMS)
     }
+    if config.init_from:  # the same place, from wherever it is looked at
+        out["init_from"] = str(Path(config.init_from).expanduser().absolute())
+    return out
 
 
 def to_yaml(config: Config) -> str:

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -143,6 +144,8 @@ def export(path: Path, to: str, out: Path | None = None, which: trained.Which | 
     try:
         write(model, run, aside)
         aside.rename(out)
+    except (RuntimeError, safetensors.SafetensorError) as error:  # what the writers make of a full disk
+        raise OSError(f"{out} cannot be written: {str(error).splitlines()[0]}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
