@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from test_checkpoint import save
 
-from vit import checkpoint
 from vit.config import Config, to_yaml
 from vit.ledger import RunFolder
 from vit.state import State
@@ -16,7 +16,7 @@ NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "
 def saved(run: Path, state: State, cfg: Config, names: list[str] | None = None) -> Path:
     """The checkpoint of a state."""
     about = {"config": to_yaml(cfg), **state.about()} | ({"classes": names} if names else {})
-    return checkpoint.save(RunFolder(run).checkpoints, state.step, state.tensors(), about)
+    return save(RunFolder(run).checkpoints, state.step, state.tensors(), about)
 
 
 def finished(run: Path, cfg: Config, average: bool = True) -> State:

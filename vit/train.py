@@ -57,7 +57,12 @@ class Trainer:
         self.milestones = {cfg.steps(i * each, self.samples) for i in kept}  # steps whose checkpoints are kept for good
         self.state = State.fresh(cfg, world.device)
         versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-        self.identity = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions}
+        self.identity: dict[str, object] = {
+            "recipe": self.recipe(),
+            "config": config.to_yaml(cfg),
+            "versions": versions,
+        }
+        self.identity["classes"] = self.train_data.beton.classes
         resumed = resume(run, world, self.state, self.recipe(), accepted)
         if resumed is None:
             self.begin()
