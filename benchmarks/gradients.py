@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vit.config import ModelConfig, OptimConfig
 from vit.gradients import ShardedGradients
 from vit.model import VisionTransformer
-from vit.optim import adamw
+from vit.optim import build
 from vit.world import World
 
 RANKS, IMAGES, SIDE = 4, 4, 64  # images of a shard, pixels of a side
@@ -71,7 +71,7 @@ def training(way: str, name: str, shards: int, world: World) -> Callable[[], Non
     torch.manual_seed(0)
     model = VisionTransformer(MODELS[name])
     images, labels = torch.randn(shards, IMAGES, 3, SIDE, SIDE), torch.randint(1000, (shards, IMAGES))
-    optimizer = adamw(model, OptimConfig())
+    optimizer = build(model, OptimConfig())
 
     def loss(model: nn.Module, j: int) -> torch.Tensor:
         return F.cross_entropy(model(images[j]), labels[j])

@@ -16,13 +16,15 @@ import timm
 import torch
 from conftest import small_config
 from PIL import Image
-from runs import NAMES, finished
+from runs import NAMES, finished, saved
 from test_model import pictures, torchvisions
 from torch import Tensor
 
 from vit import export
 from vit.config import Config
+from vit.ledger import RunFolder, append
 from vit.model import VisionTransformer
+from vit.state import State
 from vit.weights import fit, read
 
 KINDS = {
@@ -120,6 +122,25 @@ def test_the_command_writes_the_weights_that_were_asked_for(tmp_path: Path, caps
     found = safetensors.torch.load_file(out)
     assert all(torch.equal(found[name], tensor) for name, tensor in state.model.state_dict().items())
     assert [path.name for path in out.parent.iterdir()] == ["last.safetensors"]
+
+
+def test_the_best_checkpoint_or_any_other_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By what validation said of those that are still there; a step that is not is answered with those that are."""
+    run, cfg = tmp_path / "run", small_config(tmp_path)
+    heads = {}
+    for step, top1 in ((3, 0.5), (5, 0.7), (6, 0.9), (8, 0.6)):
+        state = State.fresh(replace(cfg, seed=step), torch.device("cpu"))
+        heads[step] = state.model.patches.proj.weight
+        if step != 6:
+            saved(run, replace(state, step=step), cfg)
+        append(RunFolder(run).metrics, {"step": step, "val_top1": top1})
+    for which, step in (("newest", 8), ("best", 5), ("3", 3)):
+        out = tmp_path / f"{which}.safetensors"
+        assert export.main([str(run), "--to", "safetensors", "--which", which, "--out", str(out)]) == 0
+        assert torch.equal(read(out)["patches.proj.weight"], heads[step])
+    capsys.readouterr()
+    assert export.main([str(run), "--to", "safetensors", "--which", "4"]) == 2
+    assert "run has no checkpoint '4'; there are steps 3, 5, 8\n" in capsys.readouterr().err
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,11 +98,12 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("vit.evaluate", description="Exact top-1 and top-5 of what a run has learned.")
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("--data", type=Path, help=".beton with the images (default: the run's own data.val)")
+    parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
     options = parser.parse_args(args)
     try:
-        run = load(options.run)
+        run = load(options.run, options.which)
         data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
         found = scores(run, replace(run.cfg, data=data, device=options.device))
     except (ValueError, OSError, DamagedError) as error:

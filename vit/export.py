@@ -131,10 +131,12 @@ def _about(run: Trained) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in (about | {"step": run.step}).items()}
 
 
-def export(path: Path, to: str, out: Path | None = None, which: trained.Which | None = None) -> Path:
-    """Writes the weights of a run, whole or not at all, and returns where.  Raises ValueError."""
-    run = trained.load(path)
-    model = run.pick(which)
+def export(
+    path: Path, to: str, out: Path | None = None, which: str = "newest", weights: trained.Which | None = None
+) -> Path:
+    """Writes the weights of a run, whole or not at all, and returns where.  Raises ValueError, and OSError."""
+    run = trained.load(path, which)
+    model = run.pick(weights)
     write, ending = FORMATS[to]
     out = out or path / (path.resolve().name + ending)
     if out.exists():
@@ -158,10 +160,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("--to", choices=FORMATS, required=True, help="library or format")
     parser.add_argument("--out", type=Path, help="file, for timm folder, to be written (default: in the run folder)")
+    parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
     parser.add_argument("--weights", choices=("average", "last"), help="which (default: average, if the run keeps one)")
     options = parser.parse_args(args)
     try:
-        print(export(options.run, options.to, options.out, options.weights))
+        print(export(options.run, options.to, options.out, options.which, options.weights))
     except (ValueError, OSError) as error:
         print(f"vit.export: {error}", file=sys.stderr)
         return 2

@@ -53,11 +53,11 @@ def pixels(path: Path, cfg: Config) -> Pixels:
         raise ValueError(str(error)) from None
     if image.mode.startswith("I;16"):  # Pillow's convert would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    size, one = cfg.model.image_size, np.zeros(1, np.int64)
-    box = CentreCrop(cfg.data.val_crop).boxes(one, one, one + image.height, one + image.width)
-    top, left, height, width = (int(side[0]) for side in box)
-    crop = image.convert("RGB").crop((left, top, left + width, top + height))
-    return np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
+    size, one = cfg.model.image_size, np.ones(1, np.int64)
+    window = CentreCrop(cfg.data.val_crop).windows(one, one, image.height * one, image.width * one, size)
+    rows, columns, down, right = (int(n[0]) for n in (window.rows, window.columns, window.down, window.right))
+    resized = image.convert("RGB").resize((columns, rows), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((right, down, right + size, down + size)))
 
 
 def predict(
@@ -154,13 +154,14 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="a JSON object for each image, a line each")
     parser.add_argument("--attention", type=Path, metavar="FOLDER", help="write where the model looked: rollout, heads")
+    parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
     parser.add_argument("--weights", choices=("average", "last"), help="which (default: average, if the run keeps one)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
     options = parser.parse_args(args)
     if options.top < 1:
         parser.error(f"--top must be at least 1, not {options.top}")
     try:
-        run = trained.load(options.run)
+        run = trained.load(options.run, options.which)
         model = run.pick(options.weights).to(pick_device(options.device, 0))
         look = options.attention is not None
         return _show(predict(model, run.cfg, run.classes, options.images, options.top, look), options)

@@ -1,9 +1,12 @@
 """Takes over a run where its newest whole checkpoint left it, on any number of ranks."""
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -59,3 +62,16 @@ def newest(run: RunFolder, world: World) -> Loaded | None:
             show(message, lasting=True)
             run.record("damaged checkpoint", problem=message)
     return None
+
+
+def begin(run: RunFolder, world: World, state: State, source: str) -> None:
+    """Starts from weights of elsewhere.  Once there is a checkpoint, a resumed run needs them no more."""
+    said = state.start_from(Path(source))
+    if world.rank == 0:
+        run.record("initialised", source=source, weights=said)
+        show(f"{source}: {'; '.join(said)}", lasting=True)
+
+
+def versions() -> dict[str, str]:
+    """What this process computes with, which a checkpoint remembers."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}

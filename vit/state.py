@@ -33,19 +33,19 @@ class State:
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         return cls(model, optim.build(model, cfg.optim), average, scaler)
 
-    def __post_init__(self) -> None:
-        """Adam's moments are there from the beginning, as it would make them: a run's tensors are always the same."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                moments = {what: torch.zeros_like(parameter) for what in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
-
     def start_from(self, path: Path) -> list[str]:
         """Takes over weights from elsewhere, at step 0; what became of them, for a person.  Raises ValueError."""
         said = weights.fit(weights.read(path), self.model)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
         return said
+
+    def __post_init__(self) -> None:
+        """Adam's moments are there from the beginning, as it would make them: a run's tensors are always the same."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                moments = {what: torch.zeros_like(parameter) for what in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is saved as bytes: `model.*`, `average.*`, `optimizer.*`."""

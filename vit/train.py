@@ -6,7 +6,6 @@ torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir ru
 import ctypes
 import enum
 import os
-import platform
 import signal
 import sys
 import time
@@ -14,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import psutil
-import torch
 
 from vit import config, settings
 from vit.config import Config
@@ -26,7 +23,7 @@ from vit.evaluate import evaluate
 from vit.gradients import same_tree
 from vit.ledger import Clock, InUseError, RunFolder
 from vit.log import MetricsLog, Pace, SampleLog, show
-from vit.resume import resume
+from vit.resume import begin, resume, versions
 from vit.saver import Saver
 from vit.state import State
 from vit.step import Augmented, Step, augmented
@@ -56,16 +53,11 @@ class Trainer:
         kept = range(1, int(cfg.epochs / each) + 1) if each else ()
         self.milestones = {cfg.steps(i * each, self.samples) for i in kept}  # steps whose checkpoints are kept for good
         self.state = State.fresh(cfg, world.device)
-        versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-        self.identity: dict[str, object] = {
-            "recipe": self.recipe(),
-            "config": config.to_yaml(cfg),
-            "versions": versions,
-        }
-        self.identity["classes"] = self.train_data.beton.classes
+        about: dict[str, object] = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions()}
+        self.identity = about | {"classes": self.train_data.beton.classes}
         resumed = resume(run, world, self.state, self.recipe(), accepted)
-        if resumed is None:
-            self.begin()
+        if resumed is None and cfg.init_from:
+            begin(run, world, self.state, cfg.init_from)
         self.step = Step(cfg, world, self.state, self.samples)
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
@@ -186,14 +178,6 @@ class Trainer:
         fingerprint = self.train_data.beton.fingerprint
         data = {f"data.{name}": value for name, value in fingerprint.items()}
         return config.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
-
-    def begin(self) -> None:
-        """Takes over the weights that the config names.  A resumed run has its own, and needs that file no more."""
-        if self.cfg.init_from:
-            said = self.state.start_from(Path(self.cfg.init_from))
-            if self.world.rank == 0:
-                self.run.record("initialised", source=self.cfg.init_from, weights=said)
-                show(f"{self.cfg.init_from}: {'; '.join(said)}", lasting=True)
 
     def stopped(self) -> Outcome:
         """Saves this step, as far as it is not safe already, and leaves."""

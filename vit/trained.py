@@ -6,8 +6,10 @@ from typing import Literal
 
 import torch
 
-from vit import settings
+from vit import checkpoint, settings
 from vit.config import Config
+from vit.ledger import RunFolder, read_lines
+from vit.log import best
 from vit.model import VisionTransformer
 from vit.weights import Tensors, read_checkpoint
 
@@ -32,11 +34,25 @@ class Trained:
         return self.model if self.average is None or which == "last" else self.average
 
 
-def load(path: Path) -> Trained:
-    """Reads a run folder, or one of its checkpoints.  Raises ValueError that names it and what is wrong with it."""
+def choose(run: RunFolder, which: str) -> Path:
+    """The checkpoint that `which` means: best (by validation) or a step.  Raises ValueError."""
+    there = {checkpoint.step_of(path): path for path in checkpoint.find(run.checkpoints)}
+    evaluation = best([r for r in read_lines(run.metrics) if r["step"] in there])
+    step = evaluation["step"] if which == "best" and evaluation is not None else which
+    if not str(step).isdigit() or int(step) not in there:
+        steps = ", ".join(map(str, sorted(there))) or "none"
+        raise ValueError(f"{run.path} has no checkpoint {which!r}; there are steps {steps}")
+    return there[int(step)]
+
+
+def load(path: Path, which: str = "newest") -> Trained:
+    """Reads a run folder, or one of its checkpoints.  Raises ValueError that names it and what is wrong with it.
+
+    `which` is newest (the newest whole one), best (by validation) or a step.
+    """
     if not path.is_dir():
         raise ValueError(f"{path} is no run folder" + ("" if path.exists() else ": it does not exist"))
-    tensors, about, found = read_checkpoint(path)
+    tensors, about, found = read_checkpoint(path if which == "newest" else choose(RunFolder(path), which))
     cfg = settings.parse(settings.parser(str(found)), ["--config", str(about["config"])])[0]
     models = [_model(cfg, tensors, f"{room}.") for room in ("model", "average")]
     assert models[0] is not None
