@@ -33,6 +33,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
+	@.ci/system-packages slurm
 	$(BIN)/python -m pytest
 
 clean:

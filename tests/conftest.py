@@ -4,11 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cluster import Cluster, missing
 from PIL import Image
 
 from data_prep.sources import PACKAGED_FASHION_MNIST
@@ -85,6 +87,16 @@ def betons(_data_sets: Path) -> Path:
 def jpegs(_data_sets: Path) -> Path:
     """A .beton of 64 JPEGs of many sizes, in ten classes."""
     return _data_sets / "jpegs.beton"
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """A real Slurm of two nodes on this machine; it ends with the tests, whatever ends them."""
+    if why := missing():
+        pytest.skip(why)
+    cluster = Cluster()
+    yield cluster
+    cluster.stop()
 
 
 def photographs(folder: Path) -> None:
