@@ -35,7 +35,8 @@ def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
             _kill(int(submitted.job_id))
             show("ended at once; the same command goes on from the newest checkpoint", lasting=True)
             return 130
-    return _verdict(run, known, submitted.exception())
+    # A job that is told while Python starts ends without a word.
+    return _verdict(run, known, None if received else submitted.exception())
 
 
 def in_foreground(job: TrainJob, run: RunFolder) -> int:
@@ -117,10 +118,13 @@ def _submit_shielded(job: TrainJob, executor: submitit.Executor) -> tuple[submit
     def note(number: int, _: FrameType | None) -> None:
         received.append(number)
 
+    # Blocked, it is kept until we have our handler: else a Ctrl-C in the meantime would be lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     submitted = executor.submit(job)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return submitted, received
 
 

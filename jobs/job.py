@@ -2,18 +2,15 @@
 
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from submitit.helpers import DelayedSubmission
 
+from jobs.signals import StoppedError, stop_ranks
+
 # Environment of a local job: what submit.py tells the supervisor beside the job itself.
 SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
 GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
-
-
-class StoppedError(Exception):
-    """SIGTERM came before there were ranks to tell."""
 
 
 def _leave(number: int, _: FrameType | None) -> None:
@@ -28,6 +25,9 @@ class TrainJob:
     nodes: int
     gpus: int  # ranks on each node; where there are no GPUs they run on the CPU
     accepted: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
+    restarts: int = 3  # in place after failures, between two checkpoints
+    requeues: int = 3  # after failures, between two checkpoints
+    stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
 
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
@@ -36,13 +36,11 @@ class TrainJob:
         try:
             from jobs.supervise import supervise
 
-            return supervise(Path(self.run), self.nodes, self.gpus, self.accepted)
+            return supervise(self)
         except StoppedError:
             return "stopped"
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""
-        from jobs.supervise import stop_ranks
-
         stop_ranks()
         return DelayedSubmission(self)

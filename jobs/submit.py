@@ -29,6 +29,7 @@ from vit.config import Config  # noqa: E402
 from vit.data.manifest import check_classes  # noqa: E402
 from vit.ledger import InUseError, RunFolder  # noqa: E402
 
+BUDGET = "between two checkpoints; then the run is given up (default: 3)"
 PACKAGES = ("vit", "jobs", "data_prep")
 
 
@@ -64,6 +65,15 @@ def parser() -> ArgumentParser:
     job.add_argument(
         "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ from the run's"
     )
+    job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=f"in place, after failures, {BUDGET}")
+    job.add_argument("--max-requeues", type=int, default=3, metavar="N", help=f"after failures, {BUDGET}")
+    job.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="for which a step may stand still; ten times its usual time if that is more (default: 60)",
+    )
     job.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     *others, job_group = out._action_groups
     out._action_groups = [*others[:2], job_group, *others[2:]]  # in --help before the settings of the run
@@ -89,7 +99,15 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, InUseError, OSError) as error:
         print(f"submit.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, InUseError) else 2
-    job = TrainJob(str(run.path), options.nodes, options.gpus, tuple(options.override_resume))
+    job = TrainJob(
+        run=str(run.path),
+        nodes=options.nodes,
+        gpus=options.gpus,
+        accepted=tuple(options.override_resume),
+        restarts=options.max_restarts,
+        requeues=options.max_requeues,
+        stall_seconds=options.stall_seconds,
+    )
     if where == "slurm":
         return to_slurm(job, run, asked)
     return follow(job, run, clusters.local(run, asked)) if where == "local" else in_foreground(job, run)

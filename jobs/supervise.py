@@ -1,136 +1,185 @@
 """The one process per node above the ranks: starts them through torch's elastic agent and starts them again."""
 
-import ctypes
+import json
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE
+from jobs import signals, slurm
+from jobs.budget import Budget, Decision, Failure, decide, first, wordless
+from jobs.failure import from_ranks
+from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
+from jobs.team import LostError, Team
+from jobs.watch import FLIGHT, Watch
+from vit.heartbeat import VARIABLE, Slots
 from vit.ledger import JOB_VARIABLE, RunFolder
 
-MAX_RESTARTS = 3
-STOP_SECONDS = 600  # for the ranks to save and leave; Slurm's own patience is shorter
-USER_ERROR = 2  # exit code of a rank that only the user can help
+REQUEUED = 75  # exit code of a task whose job is in the queue again
+MEETING_SECONDS = 600  # for all nodes to begin an attempt
 
 
 class RunFailedError(RuntimeError):
     """The ranks failed and going on makes no sense.  The message holds the first failing rank's last words."""
 
 
-def supervise(run: Path, nodes: int, gpus: int, accepted: tuple[str, ...] = ()) -> str:
+def supervise(job: TrainJob) -> str:
     """Runs the ranks of this node until the run is finished or stopped, and returns which.  Raises RunFailedError."""
-    folder = RunFolder(run)
-    folder.logs.mkdir(parents=True, exist_ok=True)
-    _prepare_environment()
-    try:
-        for attempt in range(1 + MAX_RESTARTS):
-            started = time.time()
-            try:
-                _launch(folder, nodes, gpus, accepted, attempt)
-                break
-            except ChildFailedError as error:
-                rank, reason, code = _first_failure(folder, error, started)
-                if code == USER_ERROR or attempt == MAX_RESTARTS:
-                    log = folder.logs / f"rank-{rank}.log"
-                    raise RunFailedError(f"rank {rank}: {reason}\n{_tail(log)}\nthe whole log is {log}") from None
-                folder.record("restarting in place", rank=rank, reason=reason)
-    except SignalException:
-        pass  # the ranks were told, saved and left
-    ended = folder.last("started", "finished", "stopped")
-    return "finished" if ended and ended["event"] == "finished" else "stopped"
+    return Supervisor(job).run()
 
 
-def stop_ranks() -> None:
-    """Tells the ranks on this node to save and leave, and waits until they have."""
-    ranks = psutil.Process().children(recursive=True)
-    for rank in ranks:
-        with suppress(psutil.NoSuchProcess):
-            rank.send_signal(signal.SIGUSR2)
-    deadline = time.monotonic() + STOP_SECONDS
-    while any(_alive(rank) for rank in ranks) and time.monotonic() < deadline:
-        time.sleep(0.05)
+class Supervisor:
+    """This node's part in one start of a job."""
 
+    def __init__(self, job: TrainJob) -> None:
+        self.job, self.folder = job, RunFolder(Path(job.run))
+        self.in_slurm = slurm.job() is not None
+        self.budget = Budget(restarts=job.restarts, requeues=job.requeues)
+        self.node, self.life = slurm.task(), slurm.life()
+        self.slots = Slots(job.gpus)
+        self.folder.logs.mkdir(parents=True, exist_ok=True)
+        self._prepare_environment()
+        signals.install()
+        self.team = Team(job.nodes, self.node, slurm.node(), slurm.first_address(), f"{job.run} {self.life}")
 
-def _launch(folder: RunFolder, nodes: int, gpus: int, accepted: tuple[str, ...], attempt: int) -> None:
-    arguments = ["--config", str(folder.config), "--run-dir", str(folder.path)]
-    if accepted:
-        arguments += ["--override-resume", *accepted]
-    command = shlex.join([sys.executable, "-u", "-m", "vit.train", *arguments])
-    job = os.environ.get("SLURM_JOB_ID", str(os.getpid()))
-    config = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
-        nproc_per_node=gpus,
-        run_id=f"{job}-{attempt}",
-        rdzv_backend="c10d",
-        rdzv_endpoint=_rendezvous(nodes, job),
-        max_restarts=0,  # `supervise` restarts: it knows which failures are worth it
-        monitor_interval=0.1,
-        signals_to_handle="SIGTERM,SIGHUP",
-    )
-    if hasattr(config, "shutdown_timeout"):  # older versions of torch give the ranks 30 seconds to save
-        config.shutdown_timeout = STOP_SECONDS
-    # The shell's redirection keeps every word of a rank, those of a failing import too, over all attempts.
-    log = shlex.quote(str(folder.logs)) + "/rank-$RANK.log"
-    elastic_launch(config, "/bin/sh")("-c", f"exec {command} >>{log} 2>&1")
+    def run(self) -> str:
+        """One attempt after the other."""
+        if self.node == 0:
+            self._begin()
+        for attempt in range(10**9):
+            failure = self._attempt(attempt)
+            ended = self.folder.last("started", "finished", "stopped")
+            if ended and ended["event"] == "finished":
+                return "finished"
+            if signals.told():
+                return "stopped"
+            if failure is None and not self.in_slurm:
+                return "stopped"  # a person did it
+            self._follow(attempt, failure or self._asked_by_nobody())
+        raise AssertionError
 
+    def _begin(self) -> None:
+        """Raises RunFailedError where the last starts were all killed from outside before they got anywhere."""
+        if self.in_slurm and (killed := wordless(self.folder.events())) > self.budget.requeues:
+            self._give_up(
+                f"{killed} starts of the job in a row were killed from outside and made no checkpoint; perhaps they "
+                f"need more memory\n{self.folder.jobs} holds what they said"
+            )
+        self.folder.record("supervising", life=self.life, node=slurm.node())
+        threading.Thread(target=self._note_stop, daemon=True).start()
 
-def _rendezvous(nodes: int, job: str) -> str:
-    """Where the agents of all nodes meet: the first node, at a port that the job's number chooses."""
-    if nodes == 1:
-        return "localhost:0"
-    import submitit
+    def _note_stop(self) -> None:
+        """Not in the handler, which may have interrupted another entry into the ledger."""
+        signals.wait_until_told()
+        self.folder.record("told to stop", life=self.life)
 
-    return f"{submitit.JobEnvironment().hostnames[0]}:{20_000 + int(job) % 20_000}"
+    def _attempt(self, attempt: int) -> Failure | None:
+        """One life of the ranks.  Returns why they failed; None if they left by themselves."""
+        started = time.time()
+        self.slots.clear()
+        watch = Watch(self.slots, self.team, attempt, self.job.stall_seconds, self.folder.logs)
+        watch.start()
+        try:
+            self._launch(attempt)
+        except ChildFailedError as error:
+            watch.stop()
+            return from_ranks(self.folder, error, watch, started)
+        except (RendezvousError, LostError) as error:
+            if signals.told():
+                return None
+            gone = self.team.lost or "another node"
+            return Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone: {error}", time=time.time())
+        finally:
+            watch.stop()
+        return None
 
+    def _launch(self, attempt: int) -> None:
+        arguments = ["--config", str(self.folder.config), "--run-dir", str(self.folder.path)]
+        if self.job.accepted:
+            arguments += ["--override-resume", *self.job.accepted]
+        command = shlex.join([sys.executable, "-u", "-m", "vit.train", *arguments])
+        config = LaunchConfig(
+            min_nodes=self.job.nodes,
+            max_nodes=self.job.nodes,
+            nproc_per_node=self.job.gpus,
+            run_id=f"{self.life}-{attempt}",
+            rdzv_backend="c10d",
+            rdzv_endpoint=self.team.endpoint,
+            rdzv_configs={"is_host": self.node == 0, "timeout": MEETING_SECONDS},
+            max_restarts=0,  # `run` restarts: it knows which failures are worth it
+            monitor_interval=0.1,
+            signals_to_handle="SIGPWR",  # any that nobody sends: signals are ours
+        )
+        # The shell's redirection keeps every word of a rank, those of a failing import too, over all attempts.
+        log = shlex.quote(str(self.folder.logs)) + "/rank-$RANK.log"
+        elastic_launch(config, "/bin/sh")("-c", f"exec {command} >>{log} 2>&1")
 
-def _prepare_environment() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if "SLURM_JOB_ID" in os.environ:
-        os.environ[JOB_VARIABLE] = f"Slurm job {os.environ['SLURM_JOB_ID']}"
-    if GPUS_VARIABLE in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPUS_VARIABLE]
-    if SUBMITTER_VARIABLE in os.environ:
-        threading.Thread(target=_end_with, args=(int(os.environ[SUBMITTER_VARIABLE]),), daemon=True).start()
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: end with the process that started us
+    def _follow(self, attempt: int, failure: Failure) -> None:
+        """Has the first node decide, and does it: returns to start again, ends the process, or raises."""
+        try:
+            own = json.dumps(asdict(failure))
+            self.team.report(attempt, own)
+            if self.node:
+                decision = Decision(**json.loads(self.team.decided(attempt)))
+            else:
+                failure = first([Failure(**json.loads(text)) for text in self.team.reports(attempt, own)])
+                if gone := self.team.lost:
+                    failure = Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone", time=time.time())
+                decision = decide(self.folder.events(), failure, self.budget, self.life, self.in_slurm)
+                self.team.decided(attempt, json.dumps(asdict(decision)))
+        except LostError as error:
+            decision = Decision("requeue", f"{error} is gone")
+        if decision.what == "give up" and self.node == 0:
+            self._give_up(f"{failure.told()}\n{decision.why}")
+        if decision.what == "give up":
+            raise RunFailedError(decision.why)
+        if decision.what == "restart" and self.node == 0:
+            self.folder.record("restarting in place", life=self.life, why=decision.why, **failure.event())
+        if decision.what == "requeue":
+            self._requeue(decision, failure)
 
+    def _requeue(self, decision: Decision, failure: Failure) -> None:
+        """The first node asks for it, or one that is left without it."""
+        if self.node == 0 or self.team.lost:
+            signals.ignore()  # Slurm ends us while we still speak to it
+            self.folder.record(
+                "requeueing", life=self.life, why=decision.why, exclude=decision.exclude, **failure.event()
+            )
+            if refused := slurm.requeue(decision.exclude):
+                self._give_up(f"{failure.told()}\nthe job could not be requeued: {refused}")
+        os._exit(REQUEUED)  # without a result for submitit, and without waiting for anybody
 
-def _end_with(submitter: int) -> None:
-    """A local run belongs to the command that started it: when that is gone, save and leave."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(submitter)
-        while _alive(process):
-            time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+    def _give_up(self, why: str) -> None:
+        self.folder.record("gave up", why=why)
+        raise RunFailedError(why)
 
+    def _asked_by_nobody(self) -> Failure:
+        return Failure(
+            kind="echo", node=slurm.node(), rank=0, reason="the ranks left though nobody had asked them to", step=None,
+            time=time.time(), log=str(self.folder.logs / "rank-0.log"),
+        )  # fmt: skip
 
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _first_failure(folder: RunFolder, error: ChildFailedError, started: float) -> tuple[int, str, int]:
-    """The rank that failed first, why, and its exit code.  What other ranks say, of lost connections, only follows."""
-    rank, failure = error.get_first_failure()
-    code = failure.exitcode
-    told = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started]
-    if code < 0 or not told:  # killed: it could not tell
-        return rank, f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}", code
-    return told[0]["rank"], told[0]["error"], code
-
-
-def _tail(log: Path, lines: int = 15) -> str:
-    text = log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
-    return "\n".join(f"  {line}" for line in text)
+    def _prepare_environment(self) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ[VARIABLE] = self.slots.name
+        # Else the ranks of a second attempt find the dead ones' addresses in the store that all attempts share.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # the second one until torch 2.9
+            os.environ.setdefault(name, "2000")
+        for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"):
+            os.environ.setdefault(name, str(self.folder.logs / FLIGHT))
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        if self.in_slurm:
+            os.environ[JOB_VARIABLE] = f"Slurm job {slurm.job()}"
+        if GPUS_VARIABLE in os.environ:
+            os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPUS_VARIABLE]
+        if SUBMITTER_VARIABLE in os.environ:
+            submitter = int(os.environ[SUBMITTER_VARIABLE])
+            threading.Thread(target=signals.end_with, args=(submitter,), daemon=True).start()

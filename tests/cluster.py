@@ -124,9 +124,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends every process of the cluster and of its jobs, and removes its folder."""
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait()
+        self._keeper.communicate()  # its stdin is closed, and it knows
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def call(self, *command: str, check: bool = True) -> str:

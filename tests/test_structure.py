@@ -27,8 +27,9 @@ MODULES = {name_of(path): path for room in ROOMS for path in sorted((ROOT / room
 
 # Where submitting happens: a login node must answer at once, and may have no torch.
 NO_TORCH = (
-    *("vit.config", "vit.settings", "vit.ledger", "vit.log", "vit.data.manifest"),
+    *("vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"),
     *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report"),
+    *("jobs.budget", "jobs.signals", "jobs.slurm"),
 )
 
 
@@ -101,8 +102,8 @@ def test_writing_a_data_set_needs_neither_of_the_other_rooms(module: str) -> Non
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "jobs"])
 def test_jobs_know_no_more_of_the_trainer_than_its_config_and_what_it_writes_down(module: str) -> None:
-    """Of `vit`: config, settings, ledger, progress line and the data set's manifest, even inside of functions."""
-    allowed = {"vit.config", "vit.settings", "vit.ledger", "vit.log", "vit.data.manifest"}
+    """Of `vit`: its config, ledger, heartbeat, progress line and the data set's manifest, even inside of functions."""
+    allowed = {"vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"}
     assert {name for name in imports_of(module) if room(name) in ("vit", "data_prep")} <= allowed
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vit.heartbeat import Heartbeat
+
 T = TypeVar("T")
 Event = dict[str, Any]
 
@@ -90,15 +92,19 @@ class RunFolder:
         return self.last("finished")
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Keeps every other process out.  Raises InUseError that names the owner.  A dead owner owns nothing."""
+    def owned(self, patience_seconds: float = 0) -> Iterator[None]:
+        """Keeps every other process out.  Raises InUseError that names the owner.  A dead owner owns nothing.
+
+        Patience is for the ranks of a killed supervisor, which are saving.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "owner").open("a+") as file:
-            try:
-                _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise InUseError(f"{self.path} is in use by {file.read().strip() or 'another process'}") from None
+            deadline = time.monotonic() + patience_seconds
+            while not _locked(file.fileno()):
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise InUseError(f"{self.path} is in use by {file.read().strip() or 'another process'}")
+                time.sleep(0.1)
             file.truncate(0)
             job = os.environ.get(JOB_VARIABLE)
             file.write(f"process {os.getpid()} on {socket.gethostname()}{f', {job}' if job else ''}\n")
@@ -140,6 +146,15 @@ def _append(path: Path, lines: bytes, sync: bool) -> None:
         os.close(fd)
 
 
+def _locked(fd: int) -> bool:
+    """Whether a lock could be had at once."""
+    try:
+        _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _lock(fd: int, how: int) -> None:
     """Locks a file, on file systems that know locks: some mounts of Lustre and NFS do not."""
     try:
@@ -162,20 +177,28 @@ def read_lines(path: Path) -> list[Event]:
 
 
 class Clock:
-    """Accounts for each second of an attempt: what is not spent on anything else is `other`."""
+    """Accounts for each second of an attempt, and gives a sign of life at each turn; what is not booked is `other`."""
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, heart: Heartbeat | None = None) -> None:
         self.started = started  # time.time() at which the process began
+        self.heart = heart
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def spend(self, on: str) -> Iterator[None]:
         """Books the time of a block."""
         start = time.perf_counter()
+        self.sign(on)
         try:
             yield
         finally:
             self.add(on, time.perf_counter() - start)
+            self.sign("other")
+
+    def sign(self, phase: str) -> None:
+        """Tells the process above, if one listens, what begins now."""
+        if self.heart is not None:
+            self.heart.sign(phase)
 
     def add(self, on: str, seconds: float) -> None:
         """Books seconds that were measured elsewhere."""

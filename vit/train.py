@@ -21,7 +21,8 @@ from vit.data.decode import DamagedError
 from vit.data.loader import TrainData, ValData, storage_line
 from vit.evaluate import evaluate
 from vit.gradients import same_tree
-from vit.ledger import Clock, InUseError, RunFolder
+from vit.heartbeat import LEAVING, Heartbeat
+from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder
 from vit.log import MetricsLog, Pace, SampleLog, show
 from vit.resume import begin, resume, versions
 from vit.saver import Saver
@@ -29,6 +30,7 @@ from vit.state import State
 from vit.step import Augmented, Step, augmented
 from vit.world import Agreement, World, join
 
+PATIENCE_SECONDS = 60 if JOB_VARIABLE in os.environ else 0  # with what a killed attempt of this job left behind
 
 class Outcome(enum.StrEnum):
     """How an attempt ended."""
@@ -211,6 +213,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
     outcome = trainer.train()
     trainer.agreement.close()
     trainer.saver.close()
+    clock.sign(LEAVING)
     if trainer.log is not None:
         trainer.log.close()
         scores = trainer.scores if outcome is Outcome.FINISHED else {"signal": trainer.agreement.received}
@@ -234,9 +237,10 @@ def main(args: list[str] | None = None) -> None:
     cfg, options = settings.parse(parser, args)
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
     _end_with_parent()
+    clock.heart = Heartbeat(run.logs)
     rank = int(os.environ.get("RANK", "0"))
     try:
-        with run.owned() if rank == 0 else nullcontext(), join(cfg) as world:
+        with run.owned(PATIENCE_SECONDS) if rank == 0 else nullcontext(), join(cfg) as world:
             attempt(cfg, run, world, clock, options.override_resume)
     except InUseError as error:
         sys.exit(_told(error, rank))

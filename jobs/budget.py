@@ -1,0 +1,105 @@
+"""Whether a run that failed should go on, and where: decided by what the ledger has of it, over all requeues."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vit.ledger import Event
+
+Kind = Literal["user", "stalled", "exception", "signal", "node", "echo"]
+FIRST = ("user", "stalled", "exception", "signal", "node", "echo")  # what is more likely the cause of the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How often a run may fail before its next checkpoint; each new one makes all of this new."""
+
+    restarts: int = 3  # in place, in one start of the job; then it is requeued
+    requeues: int = 3  # because of failures; then the run is given up
+    same_step: int = 2  # failures at the same step; then it is given up at once
+    node_failures: int = 2  # of a node; then it is excluded at the next requeue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an attempt ended: the first rank to fail, as far as can be told."""
+
+    kind: Kind
+    node: str
+    rank: int
+    reason: str
+    step: int | None = None  # that it was in; None before the first
+    time: float = 0.0  # time.time()
+    tail: str = ""  # the last lines of its log
+    log: str = ""  # where the rest is
+
+    def told(self) -> str:
+        """For a person, with what the rank said last."""
+        where = "" if self.step is None else f" at step {self.step:,}"
+        tail = f"\n{self.tail}" if self.tail else ""
+        return f"rank {self.rank} on {self.node}{where}: {self.reason}{tail}\nthe whole log is {self.log}"
+
+    def event(self) -> dict[str, Any]:
+        """For the ledger, where what happened has a time already."""
+        return {name: value for name, value in asdict(self).items() if name not in {"time", "tail", "log"}}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from a failure."""
+
+    what: Literal["restart", "requeue", "give up"]
+    why: str
+    exclude: tuple[str, ...] = ()
+
+
+def first(failures: Sequence[Failure]) -> Failure:
+    """The cause among what all nodes saw; lost connections are echoes of it."""
+    return min(failures, key=lambda f: (FIRST.index(f.kind), f.time))
+
+
+def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str, in_slurm: bool) -> Decision:
+    """What to do about a failure that is not in the ledger's events yet.  `life` names this start of the job."""
+    if failure.kind == "user":
+        return Decision("give up", "this needs you")
+    since = since_progress(events)
+    before = [e for e in since if e["event"] in {"restarting in place", "requeueing"}]
+    same = 1 + sum(failure.step is not None and e.get("step") == failure.step for e in before)
+    if same >= budget.same_step:
+        return Decision(
+            "give up", f"{same} attempts in a row failed at step {failure.step:,}, with no checkpoint between"
+        )
+    here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == life]
+    if failure.kind != "node" and len(here) < budget.restarts:
+        return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
+    if not in_slurm:
+        return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
+    requeues = sum(e["event"] == "requeueing" for e in before)
+    if requeues >= budget.requeues:
+        return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
+    failures = Counter([e.get("node") for e in before] + [failure.node])
+    sick = tuple(sorted(str(node) for node, count in failures.items() if count >= budget.node_failures))
+    return Decision("requeue", f"{requeues + 1} of {budget.requeues} times without a new checkpoint", sick)
+
+
+def wordless(events: Sequence[Event]) -> int:
+    """How many starts of the job in a row ended without a word and without a new checkpoint: killed from outside."""
+    last = [
+        e["event"] for e in since_progress(events) if e["event"] in {"supervising", "told", "requeueing", "finished"}
+    ]
+    count = 0
+    while last and last.pop() == "supervising":
+        count += 1
+    return count
+
+
+def since_progress(events: Sequence[Event]) -> list[Event]:
+    """The events after the newest checkpoint that got further than any before, or after a person began anew."""
+    furthest, start = -1, 0
+    for i, event in enumerate(events):
+        if event["event"] in {"submitted", "gave up"} or (event["event"] == "checkpoint" and event["step"] > furthest):
+            start = i + 1
+        if event["event"] == "checkpoint":
+            furthest = max(furthest, event["step"])
+    return list(events[start:])

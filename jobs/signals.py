@@ -1,0 +1,99 @@
+"""What the supervisor of a node does when it is told to stop: it tells its ranks, and they save and leave."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+
+import psutil
+
+from jobs import slurm
+
+STOP_SECONDS = 90  # for the ranks to save and leave when the time limit is near; they are ended in time to requeue
+
+_told = threading.Event()
+_ranks_are_told = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StoppedError(Exception):
+    """The job is to stop, and there are no ranks to tell."""
+
+
+def told() -> bool:
+    """Whether this job was told to stop."""
+    return _told.is_set()
+
+
+def wait_until_told() -> None:
+    """Returns when this job is told to stop."""
+    _told.wait()
+
+
+def install() -> None:
+    """Takes over the signals of this process; ends it with the one that started it.
+
+    USR2 stays submitit's on the first node, where it saves and requeues.  On others submitit does nothing.
+    """
+    _told.clear()
+    for number in _ranks_are_told:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    if slurm.task() > 0:
+        signal.signal(signal.SIGUSR2, _stop)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def ignore() -> None:
+    """From here on nothing stops this process, apart from SIGKILL: it is leaving."""
+    for number in (*_ranks_are_told, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def stop_ranks() -> None:
+    """Tells the ranks on this node to save and leave, and waits until they have."""
+    _told.set()
+    for number in _ranks_are_told:  # TERM follows USR2 while we still wait, and must not overtake us
+        signal.signal(number, signal.SIG_IGN)
+    ranks = _tell()
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(_alive(rank) for rank in ranks):
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                with suppress(psutil.NoSuchProcess):
+                    rank.kill()
+        time.sleep(0.05)
+
+
+def end_with(process_id: int) -> None:
+    """A local run belongs to the command that started it: when that is gone, save and leave."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(process_id)
+        while _alive(process):
+            time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT and told():
+        raise KeyboardInterrupt  # a second Ctrl-C
+    _told.set()
+    if not _tell():
+        raise StoppedError(signal.Signals(number).name)
+
+
+def _tell() -> list[psutil.Process]:
+    ranks = psutil.Process().children(recursive=True)
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            rank.send_signal(signal.SIGUSR2)
+    return ranks
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,77 @@
+"""What a running job knows of itself, and how it goes back into the queue.  Outside of Slurm there is no job."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+
+# After srun.  A supervisor that was killed can ask for nothing: the batch script does it.  Not if Slurm has ended the
+# job, for then it knows what it wants; `scontrol requeue` would bring a cancelled one back.
+TEARDOWN = (
+    "code=$?",
+    "if [ $code -ge 128 ] && scontrol show job $SLURM_JOB_ID | grep -q JobState=RUNNING; then",
+    "  scontrol requeue $SLURM_JOB_ID",
+    "fi",
+    "exit $code",
+)
+
+
+def job() -> str | None:
+    """This job's number, its own one also in an array."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def life() -> str:
+    """A name for this start of the job: another one after each requeue."""
+    return f"{job() or os.getpid()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def node() -> str:
+    """This node's name, as Slurm has it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def task() -> int:
+    """This task's number; there is one a node."""
+    return int(os.environ.get("SLURM_PROCID", "0"))
+
+
+def first_address() -> str:
+    """Where the job's first node is reached: there srun was called."""
+    return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+
+
+def requeue(exclude: Sequence[str] = ()) -> str:
+    """Puts this job back into the queue, off the nodes to exclude; returns why that could not be, else nothing.
+
+    All its processes are ended a little later.
+    """
+    number = job()
+    assert number is not None
+    before = _described(number)
+    if before.get("JobState") != "RUNNING":
+        return ""  # Slurm has decided itself, on a requeue or an end
+    done = _scontrol("requeue", number)
+    if done.returncode:
+        return done.stderr.strip()
+    known = [] if before.get("ExcNodeList") in {None, "(null)"} else [before["ExcNodeList"]]
+    if exclude and _enough_nodes(before, exclude):
+        _scontrol("update", f"JobId={number}", f"ExcNodeList={','.join([*known, *exclude])}")  # pending jobs only
+    return ""
+
+
+def _enough_nodes(described: dict[str, str], exclude: Sequence[str]) -> bool:
+    """Whether the partition has the nodes that the job needs without those: else it would wait for ever."""
+    command = ["sinfo", "--noheader", "--Node", "--partition", described["Partition"], "--format", "%N %t"]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.splitlines()
+    usable = {line.split()[0] for line in lines if not line.split()[1].startswith(("down", "drain", "fail"))}
+    return len(usable - set(exclude)) >= int(described["NumNodes"].partition("-")[0])
+
+
+def _described(number: str) -> dict[str, str]:
+    words = _scontrol("--oneliner", "show", "job", number).stdout.split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _scontrol(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=120, check=False)

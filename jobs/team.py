@@ -1,0 +1,114 @@
+"""The supervisors of a job's nodes: which of them live, and what they tell each other."""
+
+import datetime
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+START_SECONDS = 600  # until all nodes of a job have started
+LOST_SECONDS = 30  # a node that gave no sign for so long is taken for dead
+ANSWER_SECONDS = 60
+
+
+class LostError(RuntimeError):
+    """Another node of the job does not answer."""
+
+
+class Team:
+    """One for each supervisor, all of them at one store, which the first node keeps for the whole life of the job.
+
+    The ranks of each attempt meet there too.  A store for each attempt would be torn down while others still find it.
+    """
+
+    def __init__(self, nodes: int, node: int, name: str, address: str, life: str) -> None:
+        self.nodes, self.node = nodes, node
+        # Below the ports that the kernel hands out, other ones after a requeue.
+        port = 10_000 + zlib.crc32(life.encode()) % 20_000
+        self.endpoint = f"{address}:{port}" if nodes > 1 else "localhost:0"
+        self.lost: str | None = None  # the name of a node that is gone
+        if nodes > 1:
+            self._store, watched = (
+                TCPStore(
+                    address, port, is_master=node == 0, wait_for_workers=False, multi_tenant=True,
+                    timeout=datetime.timedelta(seconds=START_SECONDS),
+                )
+                for _ in range(2)
+            )  # fmt: skip
+            threading.Thread(target=self._watch, args=(watched, name), daemon=True).start()
+
+    def report(self, attempt: int, text: str) -> None:
+        """Tells the others that this attempt is over here, and why."""
+        if self.nodes > 1:
+            with _losing():
+                self._store.set(f"report/{attempt}/{self.node}", text)
+                self._store.set(f"over/{attempt}", "")
+
+    def over(self, attempt: int) -> bool:
+        """Whether any node told so."""
+        if self.nodes == 1:
+            return False
+        with _losing():
+            return bool(self._store.check([f"over/{attempt}"]))
+
+    def reports(self, attempt: int, own: str) -> list[str]:
+        """What all nodes said of an attempt that is over, as far as they can still say it."""
+        texts, deadline = {self.node: own}, time.monotonic() + ANSWER_SECONDS
+        while len(texts) < self.nodes and self.lost is None and time.monotonic() < deadline:
+            with _losing():
+                for node in set(range(self.nodes)) - texts.keys():
+                    if self._store.check([key := f"report/{attempt}/{node}"]):
+                        texts[node] = self._store.get(key).decode()
+            time.sleep(0.05)
+        return list(texts.values())
+
+    def decided(self, attempt: int, text: str | None = None) -> str:
+        """The first node's word on what follows; it gives one, the others wait for it.  Raises LostError."""
+        key = f"decision/{attempt}"
+        if self.nodes == 1:
+            assert text is not None
+            return text
+        with _losing():
+            if text is not None:
+                self._store.set(key, text)
+                return text
+            deadline = time.monotonic() + 2 * ANSWER_SECONDS
+            while not self._store.check([key]):
+                if self.lost is not None or time.monotonic() > deadline:
+                    raise LostError(self.lost or "the first node")
+                time.sleep(0.05)
+            return self._store.get(key).decode()
+
+    def _watch(self, store: TCPStore, name: str) -> None:
+        """Gives a sign each second, and looks for those of the others."""
+        changed = dict.fromkeys(range(self.nodes), time.monotonic())
+        seen: dict[int, str] = {}
+        count = 0
+        while self.lost is None:
+            count += 1
+            try:
+                store.set(f"alive/{self.node}", f"{name} {count}")
+                for node in set(range(self.nodes)) - {self.node}:
+                    sign = store.get(f"alive/{node}").decode() if store.check([f"alive/{node}"]) else ""
+                    if sign != seen.get(node):
+                        seen[node], changed[node] = sign, time.monotonic()
+                    patience = LOST_SECONDS if sign else START_SECONDS
+                    if time.monotonic() - changed[node] > patience:
+                        self.lost = sign.partition(" ")[0] or f"node {node}"
+            except (DistError, RuntimeError):
+                self.lost = seen.get(0, "the first node").partition(" ")[0]
+            time.sleep(1)
+
+
+@contextmanager
+def _losing() -> Iterator[None]:
+    """A store that does not answer is a first node that is gone."""
+    try:
+        yield
+    except LostError:
+        raise
+    except (DistError, RuntimeError) as error:
+        raise LostError("the first node") from error
