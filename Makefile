@@ -1,6 +1,7 @@
 # make demo     set up, prepare real images, train a small ViT here, print its test accuracy
 # make test     set up, run linters, types and all tests
 # make setup    the .venv alone; a second run takes seconds
+# make cluster-chaos   every fault that the tests know, on a real Slurm on this machine; needs root
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # a foreign one shadows what the .venv holds
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test lint check clean cluster-chaos
 
 setup: $(VENV)/ready
 
@@ -35,6 +36,10 @@ lint: setup
 test: lint
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest
+
+cluster-chaos: setup
+	@.ci/system-packages slurm
+	$(BIN)/python -m pytest -v tests/test_cluster.py -m "campaign or not campaign"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

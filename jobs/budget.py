@@ -85,9 +85,8 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
 
 def wordless(events: Sequence[Event]) -> int:
     """How many starts of the job in a row ended without a word and without a new checkpoint: killed from outside."""
-    last = [
-        e["event"] for e in since_progress(events) if e["event"] in {"supervising", "told", "requeueing", "finished"}
-    ]
+    words = {"supervising", "told to stop", "stopped", "requeueing", "restarting in place", "finished"}
+    last = [e["event"] for e in since_progress(events) if e["event"] in words]
     count = 0
     while last and last.pop() == "supervising":
         count += 1

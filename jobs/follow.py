@@ -17,6 +17,7 @@ from jobs.job import TrainJob
 from vit.ledger import Event, RunFolder, read_lines
 from vit.log import progress_line, show
 
+TELL_SECONDS = 2  # between two signals to a job that may not have heard the first
 QUIET_SECONDS = 10  # between two lines where there is no terminal to draw on
 
 
@@ -25,18 +26,26 @@ def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
     print(f"{run.path.name}: {job.gpus} ranks on this machine; {relative(run.path)} holds the run")
     known = len(run.events())
     submitted, received = _submit_shielded(job, executor)
-    told = False
+    told_at = 0.0
     for _ in _until_done(submitted, run):
-        if received and not told:
+        if received and not told_at:
             show("stopping: the run is saved at its next step (Ctrl-C again: at once, without saving)", lasting=True)
-            os.kill(int(submitted.job_id), signal.SIGTERM)  # submitit's controller passes it on
-            told = True
+        # submitit's controller passes it on, but not before the job was started: say it until it was heard.
+        if received and time.monotonic() > told_at + TELL_SECONDS and "told to stop" not in news(run, known):
+            told_at = time.monotonic()
+            with suppress(ProcessLookupError):
+                os.kill(int(submitted.job_id), signal.SIGTERM)
         if len(received) > 1:
             _kill(int(submitted.job_id))
             show("ended at once; the same command goes on from the newest checkpoint", lasting=True)
             return 130
     # A job that is told while Python starts ends without a word.
     return _verdict(run, known, None if received else submitted.exception())
+
+
+def news(run: RunFolder, known: int) -> set[str]:
+    """What happened after the first `known` events."""
+    return {e["event"] for e in run.events()[known:]}
 
 
 def in_foreground(job: TrainJob, run: RunFolder) -> int:

@@ -94,22 +94,25 @@ def main(args: list[str] | None = None) -> int:
         if said := nothing_to_do(cfg, run, where):
             print(said)
             return 0
+        job = TrainJob(
+            run=str(run.path),
+            nodes=options.nodes,
+            gpus=options.gpus,
+            accepted=tuple(options.override_resume),
+            restarts=options.max_restarts,
+            requeues=options.max_requeues,
+            stall_seconds=options.stall_seconds,
+        )
         with run.owned():
+            if said := nothing_to_do(cfg, run, where):  # by now, after another command at the same moment
+                print(said)
+                return 0
             freeze(cfg, run)
+            if where == "slurm":
+                return to_slurm(job, run, asked)
     except (ValueError, InUseError, OSError) as error:
         print(f"submit.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, InUseError) else 2
-    job = TrainJob(
-        run=str(run.path),
-        nodes=options.nodes,
-        gpus=options.gpus,
-        accepted=tuple(options.override_resume),
-        restarts=options.max_restarts,
-        requeues=options.max_requeues,
-        stall_seconds=options.stall_seconds,
-    )
-    if where == "slurm":
-        return to_slurm(job, run, asked)
     return follow(job, run, clusters.local(run, asked)) if where == "local" else in_foreground(job, run)
 
 

@@ -19,6 +19,8 @@ from jobs.failure import from_ranks
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
 from jobs.team import LostError, Team
 from jobs.watch import FLIGHT, Watch
+from vit import settings
+from vit.config import Config
 from vit.heartbeat import VARIABLE, Slots
 from vit.ledger import JOB_VARIABLE, RunFolder
 
@@ -35,6 +37,12 @@ def supervise(job: TrainJob) -> str:
     return Supervisor(job).run()
 
 
+def ranks(cfg: Config, job: TrainJob) -> int:
+    """Ranks on each node: one a GPU, or the most that divide a batch where Slurm gave this job fewer than it wanted."""
+    there = min(job.gpus, int(os.environ.get("SLURM_GPUS_ON_NODE", job.gpus)))
+    return max(n for n in range(1, there + 1) if cfg.shards % (n * job.nodes) == 0)
+
+
 class Supervisor:
     """This node's part in one start of a job."""
 
@@ -43,7 +51,8 @@ class Supervisor:
         self.in_slurm = slurm.job() is not None
         self.budget = Budget(restarts=job.restarts, requeues=job.requeues)
         self.node, self.life = slurm.task(), slurm.life()
-        self.slots = Slots(job.gpus)
+        self.ranks = ranks(settings.load(self.folder.config), job)
+        self.slots = Slots(self.ranks)
         self.folder.logs.mkdir(parents=True, exist_ok=True)
         self._prepare_environment()
         signals.install()
@@ -108,7 +117,7 @@ class Supervisor:
         config = LaunchConfig(
             min_nodes=self.job.nodes,
             max_nodes=self.job.nodes,
-            nproc_per_node=self.job.gpus,
+            nproc_per_node=self.ranks,
             run_id=f"{self.life}-{attempt}",
             rdzv_backend="c10d",
             rdzv_endpoint=self.team.endpoint,

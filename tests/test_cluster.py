@@ -4,12 +4,14 @@
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from vit.ledger import Event, RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--config", str(ROOT / "configs" / "demo.yaml")]
-STEPS = 48  # of the whole run, about 8 s of them
+STEPS = 48  # of the whole run, a second of them if nobody slows it down
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 campaign = pytest.mark.campaign
@@ -38,13 +40,20 @@ class Case:
 
     def submit(self, *options: str) -> "subprocess.CompletedProcess[str]":
         """Types the command."""
-        return subprocess.run(
+        command = self.popen(*options)
+        out, err = command.communicate(timeout=120)
+        return subprocess.CompletedProcess(command.args, command.returncode, out, err)
+
+    def popen(self, *options: str) -> "subprocess.Popen[str]":
+        """Types the command and does not wait."""
+        self.run.path.parent.mkdir(exist_ok=True)
+        return subprocess.Popen(
             [*SUBMIT, "--cluster", "slurm", "--name", self.run.path.name, *self.options, *options],
             cwd=self.run.path.parents[1], env=os.environ | self.slurm.environment,
-            capture_output=True, text=True, timeout=120, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def start(self, *options: str, until_step: int = 8) -> str:
+    def start(self, *options: str, until_step: int = 3) -> str:
         """Submits, waits until the run has done some steps, and returns the job's number."""
         done = self.submit(*options)
         assert done.returncode == 0, done.stderr
@@ -58,17 +67,69 @@ class Case:
         assert submitted is not None
         return str(submitted["job"])
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 180) -> None:
         """Waits; an end of the job that is not asked for ends the waiting too, with all that the job said."""
-        deadline = time.monotonic() + seconds
+        begun = looked = time.monotonic()
         while not condition():
-            if time.monotonic() > deadline or (self.slurm.state(self.job) in ENDED - {"COMPLETED"}):
-                if condition():
-                    return
+            now, ended = time.monotonic(), False
+            if now - looked > 2:
+                looked, ended = now, self.slurm.state(self.job) in ENDED - {"COMPLETED"}
+            if (now - begun > seconds or ended) and not condition():
                 pytest.fail(f"{what} never came\n{self.said()}")
             time.sleep(0.05)
 
-    def finish(self, seconds: float = 150) -> None:
+    @contextmanager
+    def braked(self, seconds: float = 0.3, after_signals: bool = False) -> Iterator[None]:
+        """Holds rank 0 by SIGSTOP for a while after each step, so that a fault finds the run half-way.
+
+        Not any more once it was told to stop, unless that is what is wanted.
+        """
+        over = threading.Event()
+
+        def brake() -> None:
+            while not over.is_set():
+                ranks, before = self.ranks()[:1], self.steps_done()
+                while ranks and not over.wait(0.01) and ranks[0].is_running() and ranks[0].status() != "zombie":
+                    if (done := self.steps_done()) > before or (after_signals and self.happened("told to stop")):
+                        before = done
+                        with suppress(psutil.NoSuchProcess):
+                            ranks[0].suspend()
+                            over.wait(seconds)
+                            ranks[0].resume()
+                over.wait(0.1)
+
+        thread = threading.Thread(target=brake)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def preempt(self) -> None:
+        """Has a job of a higher partition take all nodes for a second."""
+        take = ("--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1")
+        self.slurm.call("sbatch", "--partition", "high", *take)
+
+    def submit_faulty(self, condition: str) -> None:
+        """Submits, and breaks the source in the run folder, which is what the job will run."""
+        done = self.submit("--gpus", "2")
+        assert done.returncode == 0, done.stderr
+        train = self.run.source / "vit" / "train.py"
+        line = "        state, cfg, m = self.state, self.cfg, self.cfg.micro_batch\n"
+        fault = f"""        once = self.run.path / "once"
+        {condition}
+            once.touch()
+            raise OSError("the disk is on fire")
+"""
+        assert line in train.read_text()
+        train.write_text(train.read_text().replace(line, line + fault))
+
+    def stopped_at(self) -> int:
+        """The step at which the run was saved last because it was told to stop."""
+        return int(self.happened("stopped")[-1]["step"])
+
+    def finish(self, seconds: float = 200) -> None:
         """Waits until the run is complete, and its job with it."""
         self.until(self.run.finished, "the end of the run", seconds)
         self.until(lambda: self.slurm.state(self.job) == "COMPLETED", "the end of the job")
@@ -97,14 +158,18 @@ class Case:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 command = " ".join(process.cmdline())
-                if module in command and str(self.run.path) in command and "srun" not in command:
-                    if process.status() != psutil.STATUS_ZOMBIE and process.name() != "slurm_script":
-                        out.append(process)
+                ours = module in command and str(self.run.path) in command and "srun" not in command
+                if ours and process.name() != "slurm_script" and process.status() != psutil.STATUS_ZOMBIE:
+                    out.append(process)
         return out
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes, in the order of their ranks."""
-        return sorted(self.processes("vit.train"), key=lambda p: int(p.environ()["RANK"]))
+        out = {}
+        for process in self.processes("vit.train"):
+            with suppress(psutil.Error, KeyError):
+                out[int(process.environ()["RANK"])] = process
+        return [out[rank] for rank in sorted(out)]
 
     def said(self) -> str:
         """All that happened and was printed, for a test that failed."""
@@ -118,7 +183,7 @@ def settings(betons: Path) -> tuple[str, ...]:
     data = ("--data.train", str(betons / "train.beton"), "--data.val", str(betons / "val.beton"), "--data.workers", "1")
     small = ("--epochs", str(STEPS // 8), "--global_batch", "64", "--micro_batch", "16", "--log.every_steps", "1")
     resources = ("--cpus-per-gpu", "1", "--time", "1:00:00", "--partition", "low")
-    return (*data, *small, "--model.depth", "6", "--optim.warmup_epochs", "1", "--device", "cpu", *resources)
+    return (*data, *small, "--model.depth", "1", "--optim.warmup_epochs", "1", "--device", "cpu", *resources)
 
 
 @pytest.fixture
@@ -142,16 +207,243 @@ def undisturbed(slurm: Cluster, betons: Path, tmp_path_factory: pytest.TempPathF
     return case.weights()
 
 
-def stopped_at(case: Case) -> int:
-    """The step at which the run was saved last because it was told to stop."""
-    return int(case.happened("stopped")[-1]["step"])
-
-
 def test_a_job_that_is_preempted_loses_no_step(case: Case, undisturbed: bytes) -> None:
     """A job of a higher partition takes the nodes; when it is done the run goes on at the very next step."""
-    job = case.start("--gpus", "2", "--nodes", "2")
-    case.slurm.call("sbatch", "--partition", "high", "--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1")
+    job = case.start("--gpus", "1", "--nodes", "2")
+    with case.braked():
+        case.preempt()
+        case.until(lambda: case.happened("stopped"), "the save")
     case.finish()
     assert case.job == job
-    assert case.starts() == [0, stopped_at(case)]
+    assert case.starts() == [0, case.stopped_at()]
     assert case.weights() == undisturbed
+
+
+@campaign
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_a_job_that_is_preempted_without_a_signal_of_its_own_loses_no_step(
+    nodes: str, case: Case, undisturbed: bytes
+) -> None:
+    """As most clusters are set: TERM, and KILL after the partition's grace time."""
+    case.slurm.user_signal(False)
+    try:
+        case.start("--gpus", "2", "--nodes", nodes)
+        with case.braked():
+            case.preempt()
+            case.until(lambda: case.happened("stopped"), "the save")
+        case.finish()
+    finally:
+        case.slurm.user_signal(True)
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_job_that_cannot_save_in_its_grace_time_loses_what_came_after_its_checkpoint(
+    case: Case, undisturbed: bytes
+) -> None:
+    """It is killed while it stands still, and goes on from the newest checkpoint."""
+    case.start("--gpus", "2", "--checkpoint.every_minutes", "0.005")
+    with case.braked(after_signals=True):
+        case.until(lambda: case.happened("checkpoint"), "a checkpoint")
+        case.slurm.call("scontrol", "requeue", case.job)
+        case.until(lambda: not case.ranks(), "the end of the ranks")
+    case.finish()
+    assert not case.happened("stopped")
+    assert case.starts()[1] > 0
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_job_may_reach_its_time_limit_as_often_as_it_likes(case: Case, undisturbed: bytes) -> None:
+    """Four times here; submitit's own default gives up after three."""
+    case.start("--gpus", "2", until_step=4)
+    for count in range(1, 5):
+        with case.braked(seconds=3):
+            case.until(lambda: len(case.starts()) == count, "the next start")  # noqa: B023
+            case.until(lambda: case.slurm.state(case.job) == "RUNNING", "the job")
+            case.slurm.call("scontrol", "update", f"JobId={case.job}", "TimeLimit=2")
+            case.until(lambda: len(case.happened("stopped")) == count, "the save")  # noqa: B023
+            case.until(lambda: case.slurm.state(case.job) == "PENDING", "the requeue")
+        case.slurm.call("scontrol", "update", f"JobId={case.job}", "TimeLimit=60")
+    case.finish()
+    assert case.starts() == [0, *(e["step"] for e in case.happened("stopped"))]
+    assert case.weights() == undisturbed
+
+
+def test_a_job_that_an_admin_requeues_loses_no_step(case: Case, undisturbed: bytes) -> None:
+    """`scontrol requeue`: TERM, and KILL after a while."""
+    case.start("--gpus", "2")
+    with case.braked():
+        case.slurm.call("scontrol", "requeue", case.job)
+        case.until(lambda: case.happened("stopped"), "the save")
+    case.finish()
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+def test_a_cancelled_run_stays_cancelled_and_the_same_command_goes_on(case: Case, undisturbed: bytes) -> None:
+    """`scancel` on two nodes: saved, not requeued; typed again, on one node, it goes on at the very next step."""
+    job = case.start("--gpus", "1", "--nodes", "2")
+    with case.braked():
+        case.slurm.call("scancel", job)
+        wait_for(lambda: case.happened("stopped"), "the save")
+    wait_for(lambda: case.slurm.state(job) == "CANCELLED", "the end of the job")
+    wait_for(lambda: not case.ranks(), "the end of the ranks")
+    again = case.submit("--gpus", "2")
+    assert again.returncode == 0, again.stderr
+    assert case.job != job
+    case.finish()
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+    assert case.slurm.state(job) == "CANCELLED"
+
+
+def test_a_rank_that_dies_on_one_of_two_nodes_is_started_again_in_place(case: Case, undisturbed: bytes) -> None:
+    """SIGKILL: all ranks of both nodes start again from the newest checkpoint, and Slurm never hears of it."""
+    case.start("--gpus", "2", "--nodes", "2", "--checkpoint.every_minutes", "0.005")
+    with case.braked():
+        case.until(lambda: case.happened("checkpoint"), "a checkpoint")
+        case.ranks()[3].kill()
+        case.until(lambda: case.happened("restarting in place"), "the restart")
+    case.finish()
+    (restart,) = case.happened("restarting in place")
+    assert (restart["rank"], restart["reason"]) == (3, "ended with SIGKILL")
+    assert restart["node"] in {"n1", "n2"}
+    assert case.starts()[1] > 0
+    assert len(case.starts()) == 2
+    assert case.slurm.job(case.job)["Restarts"] == "0"
+    assert case.weights() == undisturbed
+
+
+def test_a_rank_that_stands_still_is_found_out_and_started_again(case: Case, undisturbed: bytes) -> None:
+    """SIGSTOP of one rank: the others' stacks are written down, all are ended, and the run goes on in place."""
+    case.start("--gpus", "2", "--checkpoint.every_minutes", "0.005", "--stall-seconds", "4")
+    case.until(lambda: case.happened("checkpoint"), "a checkpoint")
+    case.ranks()[1].suspend()
+    case.until(lambda: case.happened("restarting in place"), "the restart")
+    case.finish()
+    (restart,) = case.happened("restarting in place")
+    assert restart["rank"] == 1
+    assert "was stopped by SIGSTOP for" in restart["reason"]
+    assert "train_step" in (case.run.logs / "rank-0.stacks").read_text()
+    assert case.starts()[1] > 0
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_rank_that_raises_is_started_again_in_place(case: Case, undisturbed: bytes) -> None:
+    """Once: the other rank only tells that it lost the connection, and the right one is blamed."""
+    case.submit_faulty("if step == 9 and self.world.rank == 1 and not once.exists():")
+    case.finish()
+    (restart,) = case.happened("restarting in place")
+    assert (restart["rank"], restart["reason"], restart["step"]) == (1, "OSError: the disk is on fire", 9)
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_run_that_always_fails_at_the_same_step_ends_and_says_why(case: Case) -> None:
+    """Two attempts are enough; the message has the rank, its node, its exception and the log's last lines."""
+    case.submit_faulty("if step == 9 and self.world.rank == 1:")
+    wait_for(lambda: case.slurm.state(case.job) == "FAILED", "the end of the job", 120)
+    (end,) = case.happened("gave up")
+    for words in ("rank 1 on n", "at step 9: OSError: the disk is on fire", "raise OSError", "logs/rank-1.log"):
+        assert words in end["why"]
+    assert len(case.starts()) == 2
+    assert "the disk is on fire" in "".join(f.read_text() for f in case.run.jobs.glob("*.out"))
+
+
+@pytest.mark.parametrize("nodes", ["1", pytest.param("2", marks=campaign)])
+def test_a_supervisor_that_dies_is_replaced_by_a_requeue(nodes: str, case: Case, undisturbed: bytes) -> None:
+    """SIGKILL of the last node's: its ranks save and leave with it, the other node leaves, the job starts again."""
+    case.start("--gpus", "2", "--nodes", nodes)
+    with case.braked():
+        case.processes("submitit.core")[-1].kill()
+        case.until(lambda: case.happened("stopped"), "the save")
+    case.finish()
+    assert case.slurm.job(case.job)["Restarts"] == "1"
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_node_that_dies_is_replaced(case: Case, undisturbed: bytes) -> None:
+    """Everything on one of two nodes is killed, slurmd first: the job is requeued and goes on from its checkpoint."""
+    case.start("--gpus", "1", "--nodes", "2", "--checkpoint.every_minutes", "0.005")
+    with case.braked():
+        case.until(lambda: case.happened("checkpoint"), "a checkpoint")
+        for process in case.slurm.of_node("n2"):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_for(lambda: case.slurm.state(case.job) != "RUNNING", "the requeue", 120)
+    case.slurm.restart("slurmd-n2")
+    case.finish()
+    assert int(case.slurm.job(case.job)["Restarts"]) >= 1
+    assert case.starts()[1] > 0
+    assert case.weights() == undisturbed
+
+
+@campaign
+@pytest.mark.parametrize("daemon", ["slurmctld", "slurmdbd"])
+def test_slurm_itself_may_fail(daemon: str, case: Case, undisturbed: bytes) -> None:
+    """A daemon is killed, and a while later started again: the run does not notice, and a requeue still works."""
+    case.start("--gpus", "2")
+    with case.braked():
+        case.slurm.daemon(daemon).kill()
+        time.sleep(3)
+        case.slurm.restart(daemon)
+        wait_for(lambda: "UP" in case.slurm.call("scontrol", "ping", check=False), "Slurm's answer")
+        case.slurm.call("scontrol", "requeue", case.job)
+        case.until(lambda: case.happened("stopped"), "the save")
+    case.finish()
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_of_two_commands_at_once_one_submits(case: Case, undisturbed: bytes) -> None:
+    """Typed at the same moment; the other one says that the run is taken, and nothing runs twice."""
+    commands = [case.popen("--gpus", "2") for _ in range(4)]
+    outcomes = [(*command.communicate(timeout=60), command.returncode) for command in commands]
+    assert sum("submitted;" in out for out, _, _ in outcomes) == 1, outcomes
+    assert all("in the queue already" in out or "is in use by" in err or code == 0 for out, err, code in outcomes)
+    case.finish()
+    assert len(case.happened("submitted")) == 1
+    assert case.starts() == [0]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_requeue_that_gets_fewer_gpus_goes_on_with_fewer_ranks(case: Case, undisturbed: bytes) -> None:
+    """Four at first, then two on the same node: the same samples, the same bits."""
+    job = case.start("--gpus", "4", "--device", "auto")
+    with case.braked():
+        case.slurm.call("scontrol", "requeue", job)
+        case.until(lambda: case.happened("stopped"), "the save")
+        case.slurm.call("scontrol", "update", f"JobId={job}", "TresPerNode=gres:gpu:3")
+    case.finish()
+    assert [e["ranks"] for e in case.happened("started")] == [4, 2]
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_killed_test_run_leaves_nothing_of_its_cluster(tmp_path: Path) -> None:
+    """Whoever started it gets SIGKILL while a job runs: daemons, steps and jobs end by themselves."""
+    program = "import cluster, os; c = cluster.Cluster(); print(c.dir, flush=True); "
+    program += "c.call('sbatch', '--wrap', 'srun sleep 600', '--output', '/dev/null'); "
+    program += "cluster.wait_for(lambda: c.state('1') == 'RUNNING', 'the job'); os.kill(os.getpid(), 9)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT / "tests", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = done.stdout.strip()
+    wait_for(lambda: not any(folder in word for p in psutil.process_iter() for word in words(p)), "their end", 30)
+    shutil.rmtree(folder)
+
+
+def words(process: psutil.Process) -> list[str]:
+    """A process's command line and environment."""
+    with suppress(psutil.Error):
+        return [*process.cmdline(), *process.environ().values()]
+    return []

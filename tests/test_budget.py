@@ -1,0 +1,114 @@
+"""When a run that fails goes on, where, and when it is given up: read from its ledger, over all requeues."""
+
+from typing import Any
+
+import pytest
+
+from jobs.budget import Budget, Decision, Failure, decide, first, wordless
+from vit.ledger import Event
+
+
+def failure(step: int | None = 7, node: str = "n1", kind: Any = "signal", **more: Any) -> Failure:
+    return Failure(kind=kind, node=node, rank=1, reason="ended with SIGKILL", step=step, **more)
+
+
+def restarted(step: int | None, node: str = "n1", life: str = "5.0") -> Event:
+    return {"event": "restarting in place", "step": step, "node": node, "life": life}
+
+
+def requeued(step: int | None, node: str = "n1") -> Event:
+    return {"event": "requeueing", "step": step, "node": node}
+
+
+def saved(step: int) -> Event:
+    return {"event": "checkpoint", "step": step}
+
+
+def decided(events: list[Event], what: Failure, in_slurm: bool = True) -> Decision:
+    return decide(events, what, Budget(), life="5.0", in_slurm=in_slurm)
+
+
+def test_a_first_failure_is_restarted_in_place() -> None:
+    """In Slurm and without it: a requeue costs minutes."""
+    assert decided([], failure()).what == "restart"
+    assert decided([saved(5)], failure(), in_slurm=False).what == "restart"
+
+
+def test_what_only_the_user_can_mend_is_given_up_at_once() -> None:
+    """A wrong setting fails in the same way however often it is tried."""
+    assert decided([], failure(kind="user")).what == "give up"
+
+
+def test_two_failures_at_the_same_step_end_the_run() -> None:
+    """But not if a checkpoint was made between them, nor if neither got to a step."""
+    assert decided([restarted(7)], failure(7)).what == "give up"
+    assert "2 attempts in a row failed at step 7" in decided([requeued(7)], failure(7)).why
+    assert decided([restarted(7), saved(6)], failure(7)).what == "restart"
+    assert decided([restarted(None)], failure(None)).what == "restart"
+
+
+def test_a_checkpoint_that_got_no_further_is_no_progress() -> None:
+    """A run that saves the step at which it resumed has done nothing."""
+    assert decided([saved(6), restarted(7), saved(6)], failure(7)).what == "give up"
+
+
+def test_after_three_restarts_without_a_checkpoint_the_job_is_requeued() -> None:
+    """Another node may be what it takes; without Slurm there is none.  What an earlier start did does not count."""
+    events = [restarted(step) for step in (1, 2, 3)]
+    assert decided(events, failure(4)).what == "requeue"
+    assert decided(events, failure(4), in_slurm=False).what == "give up"
+    assert decided([restarted(step, life="5.1") for step in (1, 2, 3)], failure(4)).what == "restart"
+
+
+def test_a_node_that_fails_twice_is_excluded_when_the_job_is_requeued() -> None:
+    """Named to Slurm; one that failed once is not."""
+    events = [restarted(1, "n1"), restarted(2, "n2"), restarted(3, "n1")]
+    assert decided(events, failure(4, "n3")).exclude == ("n1",)
+    assert decided(events, failure(4, "n2")).exclude == ("n1", "n2")
+
+
+def test_a_lost_node_needs_a_requeue() -> None:
+    """No restart in place brings it back."""
+    assert decided([], failure(None, "n2", kind="node")).what == "requeue"
+
+
+def test_the_fourth_requeue_without_a_checkpoint_is_not_made() -> None:
+    """And a new checkpoint, or a person who submits again, makes the budget new."""
+    events = [requeued(step) for step in (1, 2, 3)]
+    assert decided(events, failure(None, kind="node")).what == "give up"
+    assert decided([*events, saved(4)], failure(None, kind="node")).what == "requeue"
+    assert decided([*events, {"event": "submitted"}], failure(None, kind="node")).what == "requeue"
+
+
+def test_the_cause_is_told_from_its_echoes() -> None:
+    """Ranks that lose a peer say so at once; that it was killed is known a moment later."""
+    echo, killed = failure(kind="echo", time=1.0), failure(kind="signal", time=2.0)
+    assert first([echo, killed]) is killed
+    raised = failure(kind="exception", time=3.0)
+    assert first([echo, killed, raised]) is raised
+    later = failure(kind="signal", time=9.0)
+    assert first([later, killed]) is killed
+
+
+def test_the_message_says_who_where_when_why_and_what_was_said_last() -> None:
+    """All that a person needs before opening a log."""
+    told = failure(tail="  last words", log="/runs/a/logs/rank-1.log").told()
+    assert told == (
+        "rank 1 on n1 at step 7: ended with SIGKILL\n  last words\nthe whole log is /runs/a/logs/rank-1.log"
+    )
+
+
+@pytest.mark.parametrize(
+    ("events", "count"),
+    [
+        (["supervising"], 1),
+        (["supervising"] * 3, 3),
+        (["supervising", "told to stop", "supervising"], 1),
+        (["supervising", "supervising", "requeueing"], 0),
+        ([], 0),
+    ],
+)
+def test_starts_that_were_killed_from_outside_are_counted(events: list[str], count: int) -> None:
+    """They leave no word; a preempted one was told."""
+    assert wordless([{"event": name} for name in events]) == count
+    assert wordless([{"event": "supervising"}, saved(3), *({"event": name} for name in events)]) == count

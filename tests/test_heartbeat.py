@@ -1,0 +1,170 @@
+"""Signs of life: read by another process, cheap, gone with their reader; and stacks on demand."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.team import Team
+from jobs.watch import Watch, state
+from vit.heartbeat import VARIABLE, Heartbeat, Sign, Slots
+
+ROOT = Path(__file__).resolve().parents[1]
+TEAM = Team(1, 0, "here", "localhost", "life")
+
+RANK = """
+import sys, time
+from pathlib import Path
+from vit.heartbeat import Heartbeat
+heart = Heartbeat(Path(sys.argv[1]))
+def train_step():
+    time.sleep(float(sys.argv[3]))
+for i in range(int(sys.argv[2])):
+    heart.sign("step")
+    time.sleep(0.02)
+heart.sign(sys.argv[4])
+train_step()
+"""
+
+
+@pytest.fixture
+def slots() -> Slots:
+    return Slots(2)
+
+
+@pytest.fixture
+def started(slots: Slots, tmp_path: Path) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Two ranks that take three steps and then stay in a long fourth one."""
+    ranks = [rank(slots, tmp_path, i) for i in range(2)]
+    until(lambda: len(slots.read()) == 2 and all(s.steps == 4 for s in slots.read()))
+    yield ranks
+    for process in ranks:
+        process.kill()
+        process.wait()
+
+
+def rank(slots: Slots, logs: Path, number: int, last: str = "step") -> "subprocess.Popen[bytes]":
+    place = {VARIABLE: slots.name, "RANK": str(10 + number), "LOCAL_RANK": str(number)}
+    return subprocess.Popen([sys.executable, "-c", RANK, str(logs), "3", "60", last], cwd=ROOT, env=os.environ | place)
+
+
+def until(condition: object, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def watched(slots: Slots, logs: Path, stall_seconds: float, seconds: float = 20) -> Watch:
+    """A watch that has ended the ranks."""
+    watch = Watch(slots, TEAM, 0, stall_seconds, logs)
+    watch.start()
+    watch.join(seconds)
+    assert not watch.is_alive()
+    return watch
+
+
+def test_what_ranks_do_is_seen_from_outside(slots: Slots, started: "list[subprocess.Popen[bytes]]") -> None:
+    """Who they are, what they do, for how long, and how many steps they began."""
+    for i, sign in enumerate(slots.read()):
+        assert (sign.rank, sign.pid, sign.phase, sign.steps) == (10 + i, started[i].pid, "step", 4)
+        assert 0 < time.monotonic() - sign.since < 30
+    slots.clear()
+    assert slots.read() == []
+
+
+def test_a_sign_costs_no_step_anything(slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Microseconds: a thousandth of a step of ten milliseconds has room for the four that it gives."""
+    monkeypatch.setenv(VARIABLE, slots.name)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    heart, best = Heartbeat(tmp_path), 1.0
+    for _ in range(20):
+        begun = time.perf_counter()
+        for _ in range(100):
+            heart.sign("step")
+        best = min(best, (time.perf_counter() - begun) / 100)
+    assert best < 2.5e-6
+
+
+def test_a_rank_that_nobody_watches_signs_into_the_air(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun, or by hand: no file, no folder."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    Heartbeat(tmp_path / "nowhere").sign("step")
+
+
+def test_ranks_that_stand_still_are_ended_and_leave_their_stacks(
+    slots: Slots, started: "list[subprocess.Popen[bytes]]", tmp_path: Path
+) -> None:
+    """All of them: the others only wait for the one.  Each file says what its rank was doing."""
+    watch = watched(slots, tmp_path, stall_seconds=1)
+    assert watch.stalled is not None
+    assert "stood still for" in watch.stalled[1]
+    assert "'step'" in watch.stalled[1]
+    assert [p.wait(5) for p in started] == [-signal.SIGKILL] * 2
+    for name in ("rank-10.stacks", "rank-11.stacks"):
+        assert "in train_step" in (tmp_path / name).read_text()
+
+
+def test_of_ranks_that_stand_still_a_stopped_one_is_to_blame(
+    slots: Slots, started: "list[subprocess.Popen[bytes]]", tmp_path: Path
+) -> None:
+    """It cannot write its stacks down; it is killed with the others."""
+    started[1].send_signal(signal.SIGSTOP)
+    watch = watched(slots, tmp_path, stall_seconds=1)
+    assert watch.stalled is not None
+    assert watch.stalled[0].rank == 11
+    assert "was stopped by SIGSTOP" in watch.stalled[1]
+    assert [p.wait(5) for p in started] == [-signal.SIGKILL] * 2
+
+
+def test_a_rank_that_dies_takes_the_others_along(
+    slots: Slots, started: "list[subprocess.Popen[bytes]]", tmp_path: Path
+) -> None:
+    """After a moment for last words; a rank that waits for a dead one by NCCL would wait for minutes."""
+    started[0].kill()
+    started[0].wait()
+    watch = watched(slots, tmp_path, stall_seconds=600)
+    assert watch.stalled is None
+    assert watch.ended == {11}
+    assert "in train_step" in (tmp_path / "rank-11.stacks").read_text()
+
+
+def test_a_rank_that_has_done_its_work_may_leave(slots: Slots, tmp_path: Path) -> None:
+    """Before the others, which may have more to write down."""
+    ranks = [rank(slots, tmp_path, 0), rank(slots, tmp_path, 1, last="leave")]
+    try:
+        until(lambda: len(signs := slots.read()) == 2 and signs[1].phase == "leave")
+        watch = Watch(slots, TEAM, 0, 600, tmp_path)
+        watch.start()
+        ranks[1].kill()
+        ranks[1].wait()
+        time.sleep(1)
+        assert watch.is_alive()
+        assert state(ranks[0].pid)
+        watch.stop()
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+def test_patience_grows_with_the_longest_step_and_is_great_for_what_is_seldom(slots: Slots, tmp_path: Path) -> None:
+    """Ten times what was seen; ten times the given seconds for starting, saving, evaluating and the first steps."""
+    watch = Watch(slots, TEAM, 0, 60, tmp_path)
+    sign = slots_sign(phase="step", steps=9, signs=1, since=0.0)
+    assert watch.patience(sign) == 60
+    watch._learn([sign])
+    watch._learn([slots_sign(phase="other", steps=9, signs=2, since=30.0)])
+    assert watch.patience(sign) == 300
+    assert watch.patience(slots_sign(phase="data", steps=9, signs=3, since=30.0)) == 60
+    for phase, steps in (("start", 0), ("step", 1), ("evaluate", 9), ("checkpoint", 9)):
+        assert watch.patience(slots_sign(phase=phase, steps=steps, signs=3, since=30.0)) == 600
+
+
+def slots_sign(phase: str, steps: int, signs: int, since: float) -> Sign:
+    return Sign(rank=0, pid=1, phase=phase, steps=steps, signs=signs, since=since)
