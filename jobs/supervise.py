@@ -180,8 +180,7 @@ class Supervisor:
         os.environ[VARIABLE] = self.slots.name
         # Else the ranks of a second attempt find the dead ones' addresses in the store that all attempts share.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # the second one until torch 2.9
-            os.environ.setdefault(name, "2000")
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # operations of NCCL that are remembered
         for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"):
             os.environ.setdefault(name, str(self.folder.logs / FLIGHT))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

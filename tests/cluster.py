@@ -58,6 +58,7 @@ SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait={kill_wait}
+UnkillableStepTimeout=300
 MinJobAge=300
 InactiveLimit=0
 SlurmctldTimeout=30

@@ -192,8 +192,7 @@ def case(slurm: Cluster, betons: Path, tmp_path: Path) -> Iterator[Case]:
     case = Case(slurm, RunFolder(tmp_path / "runs" / "run"), settings(betons))
     yield case
     slurm.call("scancel", "--user", "root", check=False)
-    slurm.call("scancel", "--user", "root", "--signal", "KILL", check=False)
-    wait_for(slurm.nodes_idle, "the nodes never got free")
+    wait_for(slurm.nodes_idle, "the nodes never got free", 120)
 
 
 @pytest.fixture(scope="session")
