@@ -6,7 +6,8 @@ from types import FrameType
 
 from submitit.helpers import DelayedSubmission
 
-from jobs.signals import StoppedError, stop_ranks
+from jobs import slurm
+from jobs.signals import StoppedError, ignore, stop_ranks
 
 # Environment of a local job: what submit.py tells the supervisor beside the job itself.
 SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
@@ -36,9 +37,15 @@ class TrainJob:
         try:
             from jobs.supervise import supervise
 
-            return supervise(self)
+            outcome = supervise(self)
         except StoppedError:
-            return "stopped"
+            outcome = "stopped"
+        if outcome == "stopped" and slurm.job() is not None and slurm.task() == 0:
+            # A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well,
+            # is done for Slurm, unless it asks for more.
+            ignore()
+            slurm.requeue()
+        return outcome
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""

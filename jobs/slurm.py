@@ -3,7 +3,10 @@
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
+
+PATIENCE_SECONDS = 600  # with a controller that does not answer
 
 # After srun.  A supervisor that was killed can ask for nothing: the batch script does it.  Not if Slurm has ended the
 # job, for then it knows what it wants; `scontrol requeue` would bring a cancelled one back.
@@ -44,16 +47,21 @@ def first_address() -> str:
 def requeue(exclude: Sequence[str] = ()) -> str:
     """Puts this job back into the queue, off the nodes to exclude; returns why that could not be, else nothing.
 
-    All its processes are ended a little later.
+    All its processes are ended a little later.  A job that Slurm has ended or requeued already is left alone.
     """
     number = job()
     assert number is not None
-    before = _described(number)
-    if before.get("JobState") != "RUNNING":
-        return ""  # Slurm has decided itself, on a requeue or an end
-    done = _scontrol("requeue", number)
-    if done.returncode:
-        return done.stderr.strip()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        before = _described(number)
+        if before.get("JobState", "RUNNING") != "RUNNING":
+            return ""
+        done = _scontrol("requeue", number) if before else None
+        if done is not None and done.returncode == 0:
+            break
+        if time.monotonic() > deadline:
+            return done.stderr.strip() if done is not None else "Slurm does not answer"
+        time.sleep(2)  # the controller may be down for a while
     known = [] if before.get("ExcNodeList") in {None, "(null)"} else [before["ExcNodeList"]]
     if exclude and _enough_nodes(before, exclude):
         _scontrol("update", f"JobId={number}", f"ExcNodeList={','.join([*known, *exclude])}")  # pending jobs only

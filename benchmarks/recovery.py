@@ -1,0 +1,245 @@
+"""What it costs to be interrupted: seconds from a fault to the next step, and the share of steps that is left.
+
+python benchmarks/recovery.py [--quick] [--minutes 60]
+
+On a real Slurm of two nodes on this machine (tests/cluster.py; needs root), with a small model on CPU ranks, and both
+sides of each comparison in one run.  A restart in place is held against its parts: ranks started by hand, without job,
+supervisor and fault, up to their first step.  The last line is one JSON object with all figures.
+
+The model of a long run: a ViT-B of 300 epochs on 4 A100s, preempted each hour and saved every ten minutes, computes
+
+    (3600 s - save - start - 5 x save) / 3600 s
+
+of each hour of its allocation, where `save` is the time in which this machine makes 1.385 GB safe, and `start` the time
+from the job's start to its first step here.  Waiting in the queue costs no allocation.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import psutil  # noqa: E402
+from cluster import Cluster, missing, wait_for  # noqa: E402
+
+from vit.ledger import Event, RunFolder, read_lines  # noqa: E402
+
+VIT_B_BYTES = 1.385e9  # weights, two moments and an average
+SAVES_AN_HOUR = 6  # of which one is the preemption's
+CONFIG = ROOT / "configs" / "demo.yaml"
+SMALL = (
+    *("--device", "cpu", "--global_batch", "64", "--micro_batch", "32", "--log.every_steps", "1", "--epochs", "5000"),
+    *("--data.workers", "1", "--log.eval_every_epochs", "5000", "--checkpoint.every_minutes", "0.05"),
+)
+SAVE = """
+import sys, time, torch
+from pathlib import Path
+from vit import checkpoint
+state = {str(i): torch.randn(7_000_000) for i in range(4)}
+begun = time.perf_counter()
+checkpoint.save(Path(sys.argv[1]), 1, state, {})
+print((time.perf_counter() - begun) / (4 * 28e6))
+"""
+
+
+class Run:
+    """A run on the cluster, and how long things take in it."""
+
+    def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
+        self.cluster, self.folder = cluster, RunFolder(folder / "runs" / name)
+        self.environment = os.environ | cluster.environment
+        self.settings = (*SMALL, "--data.train", str(folder / "train.beton"), "--data.val", str(folder / "val.beton"))
+
+    def submit(self) -> float:
+        """Seconds that the command takes."""
+        command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--config", str(CONFIG), *self.settings]
+        command += ["--cluster", "slurm", "--gpus", "2", "--cpus-per-gpu", "1", "--stall-seconds", "5"]
+        command += ["--runs-dir", str(self.folder.path.parent), "--name", self.folder.path.name, "--partition", "low"]
+        return timed(lambda: subprocess.run(command, env=self.environment, check=True, capture_output=True))
+
+    @property
+    def job(self) -> str:
+        """The job's number."""
+        return str(self.events("submitted")[-1]["job"])
+
+    def events(self, name: str) -> list[Event]:
+        """What happened under that name."""
+        return [e for e in self.folder.events() if e["event"] == name]
+
+    def steps(self) -> int:
+        """Steps done."""
+        records = read_lines(self.folder.metrics)
+        return int(records[-1]["step"]) if records else 0
+
+    def until_step(self, start: int) -> None:
+        """Waits for the first step of the start that has this number, from 1."""
+        wait_for(lambda: len(self.events("started")) >= start, "the start", 120)
+        at = int(self.events("started")[start - 1]["step"])
+        wait_for(lambda: self.steps() > at, "a step", 120)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks' processes."""
+        out = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if "vit.train" in process.cmdline() and str(self.folder.path) in process.cmdline():
+                    out.append(process)
+        return out
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that something takes."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def make_data(folder: Path) -> None:
+    """512 and 100 real images."""
+    write = [sys.executable, "-m", "data_prep.write_beton", "fashion-mnist", "--mode", "raw", "--workers", "1"]
+    for split, count in (("train", "512"), ("val", "100")):
+        out = ["--split", split, "--limit", count, "--out", str(folder / f"{split}.beton")]
+        subprocess.run([*write, *out], cwd=ROOT, check=True, capture_output=True)
+
+
+def by_hand(folder: Path, settings: tuple[str, ...], name: str) -> float:
+    """Seconds from the start of two bare ranks to their first step: imports, process group, data, model."""
+    run = RunFolder(folder / "runs" / name)
+    command = [sys.executable, "-m", "vit.train", "--config", str(CONFIG), *settings, "--run-dir", str(run.path)]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    place["MASTER_PORT"] = str(random.randint(10_000, 30_000))
+    run.path.mkdir(parents=True)
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        for rank in ("0", "1"):
+            own = os.environ | place | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)}
+            ranks.append(subprocess.Popen(command, env=own, cwd=folder, stdout=subprocess.DEVNULL))
+        wait_for(lambda: read_lines(run.metrics), "a step", 120)
+
+    seconds = timed(start)
+    for process in ranks:
+        process.kill()
+        process.wait()
+    return seconds
+
+
+def faults(run: Run, rounds: int) -> dict[str, float]:
+    """Seconds of a restart in place, of a save on a signal, and of a requeue."""
+    submits = [run.submit()]
+    run.until_step(1)
+    in_place, saved, requeued, started = [], [], [], []
+    for _ in range(rounds):
+        starts = len(run.events("started"))
+        wait_for(lambda: run.events("checkpoint"), "a checkpoint")
+        victim = run.ranks()[-1]
+        victim.kill()
+        in_place.append(timed(lambda: run.until_step(starts + 1)))  # noqa: B023
+        stops = len(run.events("stopped"))
+        begun = time.time()
+        run.cluster.call("scancel", "--signal", "USR2", run.job)
+        wait_for(lambda: len(run.events("stopped")) > stops, "the save")  # noqa: B023
+        saved.append(run.events("stopped")[-1]["time"] - begun)
+        run.until_step(starts + 2)
+        requeued.append(time.time() - run.events("stopped")[-1]["time"])
+        started.append(time.time() - run.events("supervising")[-1]["time"])
+    run.cluster.call("scancel", run.job)
+    return {
+        "submit_s": min(submits), "in_place_s": statistics.median(in_place), "save_s": min(saved),
+        "requeue_s": statistics.median(requeued), "start_s": statistics.median(started),
+    }  # fmt: skip
+
+
+def goodput(run: Run, minutes: float, every: float) -> float:
+    """Steps/s with one fault every so many seconds on average, over those without any."""
+    run.submit()
+    run.until_step(1)
+
+    def rate(seconds: float) -> float:
+        steps, begun = run.steps(), time.monotonic()
+        time.sleep(seconds)
+        return (run.steps() - steps) / (time.monotonic() - begun)
+
+    undisturbed = rate(60)
+    steps, begun, dice = run.steps(), time.monotonic(), random.Random(0)
+    while (left := begun + 60 * minutes - time.monotonic()) > 0:
+        time.sleep(min(left, dice.expovariate(1 / every)))
+        fault = dice.choice(["kill", "stop", "requeue", "usr2"])
+        with suppress(IndexError, psutil.Error):
+            if fault in {"kill", "stop"}:
+                dice.choice(run.ranks()).send_signal(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+            elif fault == "requeue":
+                run.cluster.call("scontrol", "requeue", run.job, check=False)
+            else:
+                run.cluster.call("scancel", "--signal", "USR2", run.job, check=False)
+    disturbed = (run.steps() - steps) / (time.monotonic() - begun)
+    run.cluster.call("scancel", run.job)
+    return disturbed / undisturbed
+
+
+def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
+    """All figures."""
+    folder = Path(tempfile.mkdtemp(prefix="recovery-"))
+    data = subprocess.Popen([sys.executable, __file__, "--make-data", str(folder)])
+    cluster = Cluster()
+    try:
+        data.wait()
+        run = Run(cluster, folder, "faults")
+        parts = by_hand(folder, run.settings, "by-hand")
+        figures: dict[str, float | bool] = dict(faults(run, 1 if quick else 5))
+        if not quick:
+            parts = statistics.median([parts, *(by_hand(folder, run.settings, f"by-hand-{i}") for i in range(4))])
+        bare = timed(lambda: cluster.call("sbatch", "--partition", "low", "--output", "/dev/null", "--wrap", "true"))
+        bare += timed(lambda: subprocess.run([sys.executable, "-c", "import submitit, jsonargparse"], check=True))
+        save = [sys.executable, "-c", SAVE, str(folder / "save")]
+        per_byte = subprocess.run(save, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        figures["vit_b_save_s"] = float(per_byte) * VIT_B_BYTES
+        figures["sbatch_and_python_s"], figures["parts_s"] = bare, parts
+        figures["submit_vs_sbatch"] = figures["submit_s"] / bare
+        figures["in_place_vs_parts"] = figures["in_place_s"] / parts
+        figures["in_place_vs_requeue"] = figures["in_place_s"] / figures["requeue_s"]
+        lost = SAVES_AN_HOUR * figures["vit_b_save_s"] + figures["start_s"]
+        figures["goodput_model"] = (3600 - lost) / 3600
+        # Of three minutes: a restart, and half the time between two checkpoints is done again.
+        estimate = 1 - (figures["in_place_s"] + 1.5) / 180
+        figures["goodput_faults"] = estimate if quick else goodput(Run(cluster, folder, "goodput"), minutes, 180)
+        figures["goodput_faults_is_an_estimate"] = quick
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    return {name: value if isinstance(value, bool) else round(value, 4) for name, value in figures.items()}
+
+
+def main() -> None:
+    """Prints a table, and as the last line one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds; the hour of faults is estimated")
+    parser.add_argument("--minutes", type=float, default=60, help="of faults (default: 60)")
+    parser.add_argument("--make-data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make_data:
+        make_data(options.make_data)
+        return
+    if why := missing():
+        sys.exit(f"recovery.py: {why}")
+    figures = measure(options.quick, options.minutes)
+    for name, value in figures.items():
+        print(f"{name:<32}{value:>12}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
