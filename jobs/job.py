@@ -1,6 +1,7 @@
 """What submitit pickles and runs on each node: plain data, and how to stop when Slurm wants the node back."""
 
 import signal
+import sys
 from dataclasses import dataclass
 from types import FrameType
 
@@ -28,6 +29,7 @@ class TrainJob:
     accepted: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
     restarts: int = 3  # in place after failures, between two checkpoints
     requeues: int = 3  # after failures, between two checkpoints
+    same_step: int = 2  # failures at the same step, between two checkpoints
     stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
 
     def __call__(self) -> str:
@@ -44,7 +46,8 @@ class TrainJob:
             # A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well,
             # is done for Slurm, unless it asks for more.
             ignore()
-            slurm.requeue()
+            if refused := slurm.requeue():
+                print(f"the job could not be requeued: {refused}", file=sys.stderr)
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:

@@ -68,6 +68,13 @@ def parser() -> ArgumentParser:
     job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=f"in place, after failures, {BUDGET}")
     job.add_argument("--max-requeues", type=int, default=3, metavar="N", help=f"after failures, {BUDGET}")
     job.add_argument(
+        "--max-same-step",
+        type=int,
+        default=2,
+        metavar="N",
+        help="failures at the same step between two checkpoints; then the run is given up (default: 2)",
+    )
+    job.add_argument(
         "--stall-seconds",
         type=float,
         default=60,
@@ -101,6 +108,7 @@ def main(args: list[str] | None = None) -> int:
             accepted=tuple(options.override_resume),
             restarts=options.max_restarts,
             requeues=options.max_requeues,
+            same_step=options.max_same_step,
             stall_seconds=options.stall_seconds,
         )
         with run.owned():

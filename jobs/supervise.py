@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -24,6 +25,7 @@ from vit.config import Config
 from vit.heartbeat import VARIABLE, Slots
 from vit.ledger import JOB_VARIABLE, RunFolder
 
+SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]  # `Team.all_done` waits for the other nodes' ranks
 REQUEUED = 75  # exit code of a task whose job is in the queue again
 MEETING_SECONDS = 600  # for all nodes to begin an attempt
 
@@ -49,7 +51,7 @@ class Supervisor:
     def __init__(self, job: TrainJob) -> None:
         self.job, self.folder = job, RunFolder(Path(job.run))
         self.in_slurm = slurm.job() is not None
-        self.budget = Budget(restarts=job.restarts, requeues=job.requeues)
+        self.budget = Budget(restarts=job.restarts, requeues=job.requeues, same_step=job.same_step)
         self.node, self.life = slurm.task(), slurm.life()
         self.ranks = ranks(settings.load(self.folder.config), job)
         self.slots = Slots(self.ranks)
@@ -71,7 +73,7 @@ class Supervisor:
                 return "stopped"
             if failure is None and not self.in_slurm:
                 return "stopped"  # a person did it
-            self._follow(attempt, failure or self._asked_by_nobody())
+            self._follow(attempt, failure or self._echo("left though nobody had asked"))
         raise AssertionError
 
     def _begin(self) -> None:
@@ -97,11 +99,13 @@ class Supervisor:
         watch.start()
         try:
             self._launch(attempt)
+            if not self.team.all_done(attempt):
+                return self._echo("left while another node failed")
         except ChildFailedError as error:
             watch.stop()
             return from_ranks(self.folder, error, watch, started)
         except (RendezvousError, LostError) as error:
-            if signals.told():
+            if signals.told() or self.folder.finished():
                 return None
             gone = self.team.lost or "another node"
             return Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone: {error}", time=time.time())
@@ -169,11 +173,10 @@ class Supervisor:
         self.folder.record("gave up", why=why)
         raise RunFailedError(why)
 
-    def _asked_by_nobody(self) -> Failure:
-        return Failure(
-            kind="echo", node=slurm.node(), rank=0, reason="the ranks left though nobody had asked them to", step=None,
-            time=time.time(), log=str(self.folder.logs / "rank-0.log"),
-        )  # fmt: skip
+    def _echo(self, reason: str) -> Failure:
+        """What is no rank's fault, as far as this node can tell."""
+        log = str(self.folder.logs / "rank-0.log")
+        return Failure(kind="echo", node=slurm.node(), rank=0, reason=reason, time=time.time(), log=log)
 
     def _prepare_environment(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -54,6 +54,23 @@ class Team:
         with _losing():
             return bool(self._store.check([f"over/{attempt}"]))
 
+    def all_done(self, attempt: int) -> bool:
+        """Waits until the ranks of all nodes have left by themselves; False if one failed instead.  Raises LostError.
+
+        Python waits here, where signals are heard.  The elastic agent's own barrier waits in C++ for five minutes.
+        """
+        if self.nodes == 1:
+            return True
+        with _losing():
+            self._store.set(f"done/{attempt}/{self.node}", "")
+            while not all(self._store.check([f"done/{attempt}/{node}"]) for node in range(self.nodes)):
+                if self.lost is not None:
+                    raise LostError(self.lost)
+                if self.over(attempt):
+                    return False
+                time.sleep(0.05)
+        return True
+
     def reports(self, attempt: int, own: str) -> list[str]:
         """What all nodes said of an attempt that is over, as far as they can still say it."""
         texts, deadline = {self.node: own}, time.monotonic() + ANSWER_SECONDS

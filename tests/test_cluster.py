@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -146,10 +147,10 @@ class Case:
         """The events of a name."""
         return [e for e in self.run.events() if e["event"] == name]
 
-    def weights(self) -> bytes:
+    def weights(self, steps: int = STEPS) -> bytes:
         """All that the finished run remembers, to the bit."""
         newest = checkpoint.find(self.run.checkpoints)[0]
-        assert newest.name == f"step-{STEPS:08d}"
+        assert newest.name == f"step-{steps:08d}"
         return (newest / "tensors.bin").read_bytes()
 
     def processes(self, module: str) -> list[psutil.Process]:
@@ -383,6 +384,23 @@ def test_a_node_that_dies_is_replaced(case: Case, undisturbed: bytes) -> None:
 
 
 @campaign
+def test_a_node_that_fails_twice_is_left_for_another(case: Case, undisturbed: bytes) -> None:
+    """One restart in place is allowed here: the second failure requeues the job, which then runs on the other node."""
+    case.start("--gpus", "2", "--max-restarts", "1", "--max-same-step", "9")
+    first = case.slurm.job(case.job)["BatchHost"]
+    with case.braked():
+        case.ranks()[0].kill()
+        case.until(lambda: len(case.starts()) == 2, "the restart in place")
+        case.ranks()[1].kill()
+        case.until(lambda: case.happened("requeueing"), "the requeue")
+    case.finish()
+    assert case.happened("requeueing")[0]["exclude"] == [first]
+    assert case.slurm.job(case.job)["ExcNodeList"] == first
+    assert case.slurm.job(case.job)["BatchHost"] != first
+    assert case.weights() == undisturbed
+
+
+@campaign
 @pytest.mark.parametrize("daemon", ["slurmctld", "slurmdbd"])
 def test_slurm_itself_may_fail(daemon: str, case: Case, undisturbed: bytes) -> None:
     """A daemon is killed, and a while later started again: the run does not notice, and a requeue still works."""
@@ -424,6 +442,40 @@ def test_a_requeue_that_gets_fewer_gpus_goes_on_with_fewer_ranks(case: Case, und
     assert [e["ranks"] for e in case.happened("started")] == [4, 2]
     assert case.starts() == [0, case.stopped_at()]
     assert case.weights() == undisturbed
+
+
+STORM_SECONDS = 600
+
+
+@campaign
+@pytest.mark.timeout(1800)
+def test_a_storm_of_faults_changes_no_bit(case: Case, tmp_path: Path) -> None:
+    """For ten minutes, one every 20 s on average, on two nodes: whatever they hit, the run goes on to the same end."""
+    longer = ("--gpus", "1", "--epochs", "60", "--checkpoint.every_minutes", "0.005")
+    dice = random.Random(0)
+    case.start(*longer, "--nodes", "2", "--stall-seconds", "5", "--max-same-step", "9", "--max-restarts", "9")
+    faults: list[Callable[[], object]] = [
+        lambda: dice.choice(case.ranks()).kill(),
+        lambda: dice.choice(case.ranks()).suspend(),
+        lambda: dice.choice(case.processes("submitit.core")).kill(),
+        lambda: case.slurm.call("scontrol", "requeue", case.job, check=False),
+        lambda: case.slurm.call("scancel", "--signal", "USR2", case.job, check=False),
+        lambda: case.slurm.call("scancel", "--signal", "TERM", case.job, check=False),
+        lambda: case.slurm.restart("slurmctld"),
+        case.preempt,
+    ]
+    deadline = time.monotonic() + STORM_SECONDS
+    with case.braked(seconds=1):
+        while time.monotonic() < deadline and not case.run.finished():
+            time.sleep(dice.expovariate(1 / 20))
+            with suppress(IndexError, psutil.NoSuchProcess):
+                dice.choice(faults)()
+    case.finish(600)
+    alone = replace(case, run=RunFolder(tmp_path / "runs" / "alone"))
+    assert alone.submit(*longer, "--nodes", "2").returncode == 0
+    alone.finish()
+    assert len(case.starts()) > 3
+    assert case.weights(60 * 8) == alone.weights(60 * 8)
 
 
 @campaign
