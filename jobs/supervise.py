@@ -36,7 +36,11 @@ class RunFailedError(RuntimeError):
 
 def supervise(job: TrainJob) -> str:
     """Runs the ranks of this node until the run is finished or stopped, and returns which.  Raises RunFailedError."""
-    return Supervisor(job).run()
+    supervisor = Supervisor(job)
+    try:
+        return supervisor.run()
+    finally:
+        supervisor.team.close()
 
 
 def ranks(cfg: Config, job: TrainJob) -> int:

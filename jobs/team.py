@@ -30,6 +30,7 @@ class Team:
         port = 10_000 + zlib.crc32(life.encode()) % 20_000
         self.endpoint = f"{address}:{port}" if nodes > 1 else "localhost:0"
         self.lost: str | None = None  # the name of a node that is gone
+        self._closed = threading.Event()
         if nodes > 1:
             self._store, watched = (
                 TCPStore(
@@ -38,7 +39,14 @@ class Team:
                 )
                 for _ in range(2)
             )  # fmt: skip
-            threading.Thread(target=self._watch, args=(watched, name), daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, args=(watched, name), daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """A thread that speaks to the store while Python ends aborts the process."""
+        self._closed.set()
+        if self.nodes > 1:
+            self._thread.join()
 
     def report(self, attempt: int, text: str) -> None:
         """Tells the others that this attempt is over here, and why."""
@@ -104,7 +112,7 @@ class Team:
         changed = dict.fromkeys(range(self.nodes), time.monotonic())
         seen: dict[int, str] = {}
         count = 0
-        while self.lost is None:
+        while self.lost is None and not self._closed.wait(1):
             count += 1
             try:
                 store.set(f"alive/{self.node}", f"{name} {count}")
@@ -117,7 +125,6 @@ class Team:
                         self.lost = sign.partition(" ")[0] or f"node {node}"
             except (DistError, RuntimeError):
                 self.lost = seen.get(0, "the first node").partition(" ")[0]
-            time.sleep(1)
 
 
 @contextmanager
