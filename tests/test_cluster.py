@@ -80,29 +80,34 @@ class Case:
             time.sleep(0.05)
 
     @contextmanager
-    def braked(self, seconds: float = 0.3, after_signals: bool = False) -> Iterator[None]:
+    def braked(self, seconds: float = 0.3) -> Iterator[threading.Event]:
         """Holds rank 0 by SIGSTOP for a while after each step, so that a fault finds the run half-way.
 
-        Not any more once it was told to stop, unless that is what is wanted.
+        Once the event is set it is held for good, whoever else sends it a SIGCONT.
         """
-        over = threading.Event()
+        over, hold = threading.Event(), threading.Event()
 
         def brake() -> None:
             while not over.is_set():
                 ranks, before = self.ranks()[:1], self.steps_done()
-                while ranks and not over.wait(0.01) and ranks[0].is_running() and ranks[0].status() != "zombie":
-                    if (done := self.steps_done()) > before or (after_signals and self.happened("told to stop")):
-                        before = done
-                        with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.NoSuchProcess):
+                    while ranks and not over.wait(0.003 if hold.is_set() else 0.01) and alive(ranks[0]):
+                        if hold.is_set():
                             ranks[0].suspend()
-                            over.wait(seconds)
-                            ranks[0].resume()
+                        elif (done := self.steps_done()) > before:
+                            before = done
+                            ranks[0].suspend()
+                            begun = time.monotonic()
+                            while time.monotonic() < begun + seconds and not (hold.is_set() or over.is_set()):
+                                time.sleep(0.01)
+                            if not hold.is_set():
+                                ranks[0].resume()
                 over.wait(0.1)
 
         thread = threading.Thread(target=brake)
         thread.start()
         try:
-            yield
+            yield hold
         finally:
             over.set()
             thread.join()
@@ -179,6 +184,11 @@ class Case:
         return f"{self.slurm.call('scontrol', 'show', 'job', self.job, check=False)}\n{text}"
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still does something."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def settings(betons: Path) -> tuple[str, ...]:
     """Four shards of 16 images a step, so that one, two or four ranks may run; 8 steps an epoch."""
     data = ("--data.train", str(betons / "train.beton"), "--data.val", str(betons / "val.beton"), "--data.workers", "1")
@@ -244,8 +254,9 @@ def test_a_job_that_cannot_save_in_its_grace_time_loses_what_came_after_its_chec
 ) -> None:
     """It is killed while it stands still, and goes on from the newest checkpoint."""
     case.start("--gpus", "2", "--checkpoint.every_minutes", "0.005")
-    with case.braked(after_signals=True):
+    with case.braked() as hold:
         case.until(lambda: case.happened("checkpoint"), "a checkpoint")
+        hold.set()
         case.slurm.call("scontrol", "requeue", case.job)
         case.until(lambda: not case.ranks(), "the end of the ranks")
     case.finish()

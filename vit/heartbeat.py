@@ -61,7 +61,7 @@ class Heartbeat:
     """A rank's side.  Where nobody listens, as under torchrun, a sign does nothing."""
 
     def __init__(self, logs: Path) -> None:
-        """Stacks are written to `logs/rank-N.stacks`: on STACKS_SIGNAL, and at a crash in native code."""
+        """Stacks are written to `logs/rank-N.stacks` on STACKS_SIGNAL; those of a crash in native code to stderr."""
         self._memory: mmap.mmap | None = None
         self._rank, self._offset = int(os.environ.get("RANK", "0")), 0
         self._steps = self._signs = 0
@@ -71,7 +71,7 @@ class Heartbeat:
             os.close(fd)
             self._offset = int(os.environ.get("LOCAL_RANK", "0")) * SLOT_BYTES
             self._stacks = (logs / f"rank-{self._rank}.stacks").open("a")
-            faulthandler.enable(self._stacks)
+            faulthandler.enable()
             faulthandler.register(STACKS_SIGNAL, self._stacks)
         self.sign("start")
 
