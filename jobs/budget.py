@@ -64,7 +64,8 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     if failure.kind == "user":
         return Decision("give up", "this needs you")
     since = since_progress(events)
-    before = [e for e in since if e["event"] in {"restarting in place", "requeueing"}]
+    requeued = {e.get("life"): e for e in since if e["event"] == "requeueing"}  # by any of the nodes that were left
+    before = [*requeued.values(), *(e for e in since if e["event"] == "restarting in place")]
     same = 1 + sum(failure.step is not None and e.get("step") == failure.step for e in before)
     if same >= budget.same_step:
         return Decision(
@@ -75,7 +76,7 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
         return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
-    requeues = sum(e["event"] == "requeueing" for e in before)
+    requeues = len(requeued)
     if requeues >= budget.requeues:
         return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
     failures = Counter([e.get("node") for e in before] + [failure.node])

@@ -68,6 +68,11 @@ class Supervisor:
         """One attempt after the other."""
         if self.node == 0:
             self._begin()
+        try:
+            self.team.meet()
+        except LostError as error:
+            alone = self._lost(str(error))
+            self._act(self._decide(alone), alone)
         for attempt in range(10**9):
             failure = self._attempt(attempt)
             ended = self.folder.last("started", "finished", "stopped")
@@ -111,8 +116,7 @@ class Supervisor:
         except (RendezvousError, LostError) as error:
             if signals.told() or self.folder.finished():
                 return None
-            gone = self.team.lost or "another node"
-            return Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone: {error}", time=time.time())
+            return self._lost(str(error))
         finally:
             watch.stop()
         return None
@@ -147,12 +151,19 @@ class Supervisor:
                 decision = Decision(**json.loads(self.team.decided(attempt)))
             else:
                 failure = first([Failure(**json.loads(text)) for text in self.team.reports(attempt, own)])
-                if gone := self.team.lost:
-                    failure = Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone", time=time.time())
-                decision = decide(self.folder.events(), failure, self.budget, self.life, self.in_slurm)
+                if self.team.lost:
+                    failure = self._lost("gave no sign of life")
+                decision = self._decide(failure)
                 self.team.decided(attempt, json.dumps(asdict(decision)))
         except LostError as error:
-            decision = Decision("requeue", f"{error} is gone")
+            failure = self._lost(str(error))
+            decision = Decision("requeue", failure.reason)
+        self._act(decision, failure)
+
+    def _decide(self, failure: Failure) -> Decision:
+        return decide(self.folder.events(), failure, self.budget, self.life, self.in_slurm)
+
+    def _act(self, decision: Decision, failure: Failure) -> None:
         if decision.what == "give up" and self.node == 0:
             self._give_up(f"{failure.told()}\n{decision.why}")
         if decision.what == "give up":
@@ -181,6 +192,11 @@ class Supervisor:
         """What is no rank's fault, as far as this node can tell."""
         log = str(self.folder.logs / "rank-0.log")
         return Failure(kind="echo", node=slurm.node(), rank=0, reason=reason, time=time.time(), log=log)
+
+    def _lost(self, why: str) -> Failure:
+        """Another node does not answer."""
+        gone = self.team.lost or "another node"
+        return Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone: {why}", time=time.time())
 
     def _prepare_environment(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

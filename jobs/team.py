@@ -25,27 +25,35 @@ class Team:
     """
 
     def __init__(self, nodes: int, node: int, name: str, address: str, life: str) -> None:
-        self.nodes, self.node = nodes, node
-        # Below the ports that the kernel hands out, other ones after a requeue.
-        port = 10_000 + zlib.crc32(life.encode()) % 20_000
-        self.endpoint = f"{address}:{port}" if nodes > 1 else "localhost:0"
+        self.nodes, self.node, self.name = nodes, node, name
+        # Below the ports that the kernel hands out, and another one after a requeue.
+        self._address, self._port = address, 10_000 + zlib.crc32(life.encode()) % 20_000
+        self.endpoint = f"{address}:{self._port}" if nodes > 1 else "localhost:0"
         self.lost: str | None = None  # the name of a node that is gone
         self._closed = threading.Event()
-        if nodes > 1:
-            self._store, watched = (
-                TCPStore(
-                    address, port, is_master=node == 0, wait_for_workers=False, multi_tenant=True,
-                    timeout=datetime.timedelta(seconds=START_SECONDS),
-                )
-                for _ in range(2)
-            )  # fmt: skip
-            self._thread = threading.Thread(target=self._watch, args=(watched, name), daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def meet(self) -> None:
+        """Waits until the first node is there.  Raises LostError, also if its port is somebody else's."""
+        if self.nodes > 1:
+            try:
+                with _losing():
+                    self._store, self._watched = self._connect(), self._connect()
+            except LostError:
+                self.lost = "the first node"
+                raise
             self._thread.start()
+
+    def _connect(self) -> TCPStore:
+        wait = datetime.timedelta(seconds=START_SECONDS)
+        return TCPStore(
+            self._address, self._port, is_master=self.node == 0, wait_for_workers=False, multi_tenant=True, timeout=wait
+        )
 
     def close(self) -> None:
         """A thread that speaks to the store while Python ends aborts the process."""
         self._closed.set()
-        if self.nodes > 1:
+        if self._thread.is_alive():
             self._thread.join()
 
     def report(self, attempt: int, text: str) -> None:
@@ -73,7 +81,7 @@ class Team:
             self._store.set(f"done/{attempt}/{self.node}", "")
             while not all(self._store.check([f"done/{attempt}/{node}"]) for node in range(self.nodes)):
                 if self.lost is not None:
-                    raise LostError(self.lost)
+                    raise LostError("no sign of life")
                 if self.over(attempt):
                     return False
                 time.sleep(0.05)
@@ -103,19 +111,20 @@ class Team:
             deadline = time.monotonic() + 2 * ANSWER_SECONDS
             while not self._store.check([key]):
                 if self.lost is not None or time.monotonic() > deadline:
-                    raise LostError(self.lost or "the first node")
+                    raise LostError("the first node has not decided")
                 time.sleep(0.05)
             return self._store.get(key).decode()
 
-    def _watch(self, store: TCPStore, name: str) -> None:
+    def _watch(self) -> None:
         """Gives a sign each second, and looks for those of the others."""
+        store = self._watched  # a connection of its own: another call may wait at the other one
         changed = dict.fromkeys(range(self.nodes), time.monotonic())
         seen: dict[int, str] = {}
         count = 0
         while self.lost is None and not self._closed.wait(1):
             count += 1
             try:
-                store.set(f"alive/{self.node}", f"{name} {count}")
+                store.set(f"alive/{self.node}", f"{self.name} {count}")
                 for node in set(range(self.nodes)) - {self.node}:
                     sign = store.get(f"alive/{node}").decode() if store.check([f"alive/{node}"]) else ""
                     if sign != seen.get(node):
@@ -135,4 +144,4 @@ def _losing() -> Iterator[None]:
     except LostError:
         raise
     except (DistError, RuntimeError) as error:
-        raise LostError("the first node") from error
+        raise LostError(f"the first node does not answer: {error}") from error

@@ -16,8 +16,8 @@ def restarted(step: int | None, node: str = "n1", life: str = "5.0") -> Event:
     return {"event": "restarting in place", "step": step, "node": node, "life": life}
 
 
-def requeued(step: int | None, node: str = "n1") -> Event:
-    return {"event": "requeueing", "step": step, "node": node}
+def requeued(step: int | None, node: str = "n1", life: str = "4.0") -> Event:
+    return {"event": "requeueing", "step": step, "node": node, "life": life}
 
 
 def saved(step: int) -> Event:
@@ -74,7 +74,8 @@ def test_a_lost_node_needs_a_requeue() -> None:
 
 def test_the_fourth_requeue_without_a_checkpoint_is_not_made() -> None:
     """And a new checkpoint, or a person who submits again, makes the budget new."""
-    events = [requeued(step) for step in (1, 2, 3)]
+    events = [requeued(step, life=f"5.{step}") for step in (1, 2, 3)]
+    assert decided([events[0]] * 4, failure(None, kind="node")).what == "requeue", "asked for by four nodes, once"
     assert decided(events, failure(None, kind="node")).what == "give up"
     assert decided([*events, saved(4)], failure(None, kind="node")).what == "requeue"
     assert decided([*events, {"event": "submitted"}], failure(None, kind="node")).what == "requeue"
