@@ -231,4 +231,8 @@ def hints(run: RunFolder, job: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped before anything was submitted; the same command starts it again")
+        sys.exit(130)
