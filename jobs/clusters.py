@@ -12,7 +12,7 @@ from typing import Any
 import submitit
 
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE
-from jobs.slurm import TEARDOWN
+from jobs.slurm import SETUP, TEARDOWN
 from vit import config
 from vit.config import Config
 from vit.ledger import RunFolder
@@ -81,7 +81,7 @@ def slurm_parameters(run: RunFolder, asked: Resources) -> dict[str, Any]:
         "constraint": asked.constraint,
         "signal_delay_s": USR2_SECONDS,
         "stderr_to_stdout": True,
-        "setup": [f"export {name}={shlex.quote(value)}" for name, value in frozen_source(run).items()],
+        "setup": [*SETUP, *(f"export {name}={shlex.quote(value)}" for name, value in frozen_source(run).items())],
         "srun_args": ["--cpus-per-task", str(asked.cpus)],  # Slurm 22.05 to 23.02 do not tell srun
         "teardown": list(TEARDOWN),
         "additional_parameters": {"requeue": True},  # submitit does not ask for it by itself

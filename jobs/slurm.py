@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 PATIENCE_SECONDS = 600  # with a controller that does not answer
 
+# Before srun, which would ask for as many GPUs as were asked for at first, also where the job now has fewer.
+SETUP = ('[ -z "$SLURM_GPUS_ON_NODE" ] || export SLURM_GPUS_PER_NODE=$SLURM_GPUS_ON_NODE',)
+
 # After srun.  A supervisor that was killed can ask for nothing: the batch script does it.  Not if Slurm has ended the
 # job, for then it knows what it wants; `scontrol requeue` would bring a cancelled one back.
 TEARDOWN = (
