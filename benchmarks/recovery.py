@@ -237,7 +237,7 @@ def main() -> None:
         sys.exit(f"recovery.py: {why}")
     figures = measure(options.quick, options.minutes)
     for name, value in figures.items():
-        print(f"{name:<32}{value:>12}")
+        print(f"{name:<32}{value!s:>12}")
     print(json.dumps(figures))
 
 

@@ -462,7 +462,7 @@ STORM_SECONDS = 600
 @pytest.mark.timeout(1800)
 def test_a_storm_of_faults_changes_no_bit(case: Case, tmp_path: Path) -> None:
     """For ten minutes, one every 20 s on average, on two nodes: whatever they hit, the run goes on to the same end."""
-    longer = ("--gpus", "1", "--epochs", "60", "--checkpoint.every_minutes", "0.005")
+    longer = ("--gpus", "1", "--epochs", "100", "--checkpoint.every_minutes", "0.005")
     dice = random.Random(0)
     case.start(*longer, "--nodes", "2", "--stall-seconds", "5", "--max-same-step", "9", "--max-restarts", "9")
     faults: list[Callable[[], object]] = [
@@ -478,15 +478,17 @@ def test_a_storm_of_faults_changes_no_bit(case: Case, tmp_path: Path) -> None:
     deadline = time.monotonic() + STORM_SECONDS
     with case.braked(seconds=1):
         while time.monotonic() < deadline and not case.run.finished():
-            time.sleep(dice.expovariate(1 / 20))
-            with suppress(IndexError, psutil.NoSuchProcess):
-                dice.choice(faults)()
+            for fault in dice.sample(faults, len(faults)):  # each of them before one comes again
+                time.sleep(dice.expovariate(1 / 20))
+                with suppress(IndexError, psutil.NoSuchProcess):
+                    fault()
     case.finish(600)
     alone = replace(case, run=RunFolder(tmp_path / "runs" / "alone"))
     assert alone.submit(*longer, "--nodes", "2").returncode == 0
     alone.finish()
     assert len(case.starts()) > 3
-    assert case.weights(60 * 8) == alone.weights(60 * 8)
+    assert case.happened("restarting in place")
+    assert case.weights(100 * 8) == alone.weights(100 * 8)
 
 
 @campaign
