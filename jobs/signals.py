@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import threading
 import time
 from contextlib import suppress
 from types import FrameType
@@ -14,7 +13,7 @@ from jobs import slurm
 
 STOP_SECONDS = 90  # for the ranks to save and leave when the time limit is near; they are ended in time to requeue
 
-_told = threading.Event()
+_told: list[int] = []  # not an Event, whose lock a second handler would wait for while the first one holds it
 _ranks_are_told = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -24,12 +23,13 @@ class StoppedError(Exception):
 
 def told() -> bool:
     """Whether this job was told to stop."""
-    return _told.is_set()
+    return bool(_told)
 
 
 def wait_until_told() -> None:
     """Returns when this job is told to stop."""
-    _told.wait()
+    while not _told:
+        time.sleep(0.1)
 
 
 def install() -> None:
@@ -54,7 +54,7 @@ def ignore() -> None:
 
 def stop_ranks() -> None:
     """Tells the ranks on this node to save and leave, and waits until they have."""
-    _told.set()
+    _told.append(signal.SIGUSR2)
     for number in _ranks_are_told:  # TERM follows USR2 while we still wait, and must not overtake us
         signal.signal(number, signal.SIG_IGN)
     ranks = _tell()
@@ -79,7 +79,7 @@ def end_with(process_id: int) -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT and told():
         raise KeyboardInterrupt  # a second Ctrl-C
-    _told.set()
+    _told.append(number)
     if not _tell():
         raise StoppedError(signal.Signals(number).name)
 
