@@ -32,6 +32,7 @@ from vit.world import Agreement, World, join
 
 PATIENCE_SECONDS = 60 if JOB_VARIABLE in os.environ else 0  # with what a killed attempt of this job left behind
 
+
 class Outcome(enum.StrEnum):
     """How an attempt ended."""
 
@@ -212,8 +213,8 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
         run.record("started", step=trainer.state.step, ranks=world.size, device=str(world.device.type))
     outcome = trainer.train()
     trainer.agreement.close()
-    trainer.saver.close()
     clock.sign(LEAVING)
+    trainer.saver.close()
     if trainer.log is not None:
         trainer.log.close()
         scores = trainer.scores if outcome is Outcome.FINISHED else {"signal": trainer.agreement.received}
