@@ -156,7 +156,8 @@ class Case:
         """All that the finished run remembers, to the bit."""
         newest = checkpoint.find(self.run.checkpoints)[0]
         assert newest.name == f"step-{steps:08d}"
-        return (newest / "tensors.bin").read_bytes()
+        tensors, _ = checkpoint.load(newest)
+        return b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))
 
     def processes(self, module: str) -> list[psutil.Process]:
         """The run's processes: its ranks (`vit.train`) or its supervisors (`submitit`)."""
