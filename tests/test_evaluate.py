@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import VAL, small_config
+from finished_runs import finished
 from ranks import run_ranks
-from runs import finished
 from torch import nn
 
 from vit.augment import normalise

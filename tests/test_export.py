@@ -15,8 +15,8 @@ import safetensors.torch
 import timm
 import torch
 from conftest import small_config
+from finished_runs import NAMES, finished, saved
 from PIL import Image
-from runs import NAMES, finished, saved
 from test_model import pictures, torchvisions
 from torch import Tensor
 

@@ -11,8 +11,8 @@ import safetensors.torch
 import timm
 import torch
 from conftest import small_config
+from finished_runs import saved
 from ranks import run_ranks
-from runs import saved
 from test_model import SMALL, pictures, torchvisions, trained
 from test_resume import attempt, prepared
 from torch import Tensor

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
+from finished_runs import NAMES, finished
 from PIL import Image
-from runs import NAMES, finished
 from test_model import SMALL, pictures, trained
 
 from vit import predict
