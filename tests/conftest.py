@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,10 @@ def small_config(data: Path) -> Config:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Python 3.12 and later warn of a fork beside threads; ours hold no lock that a rank needs."""
+    """Signals as on a terminal, and no warnings that mean nothing here."""
+    # What a shell starts by `&` ignores SIGINT, and so would all that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Python 3.12 and later warn of a fork beside threads; ours hold no lock that a rank needs.
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
 
