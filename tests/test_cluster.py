@@ -338,7 +338,7 @@ def test_a_rank_that_stands_still_is_found_out_and_started_again(case: Case, und
     (restart,) = case.happened("restarting in place")
     assert restart["rank"] == 1
     assert "was stopped by SIGSTOP for" in restart["reason"]
-    assert "train_step" in (case.run.logs / "rank-0.stacks").read_text()
+    assert "train.py" in (case.run.logs / "rank-0.stacks").read_text()  # in the step, or where ranks agree
     assert case.starts()[1] > 0
     assert case.weights() == undisturbed
 
