@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from data_prep.sources import PACKAGED_FASHION_MNIST
 from vit.config import Config, DataConfig, ModelConfig
+from vit.data.manifest import manifest_path
 
 TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no usual batch divides the second
 CLASSES = 10
@@ -91,6 +93,15 @@ def betons(_data_sets: Path) -> Path:
 def jpegs(_data_sets: Path) -> Path:
     """A .beton of 64 JPEGs of many sizes, in ten classes."""
     return _data_sets / "jpegs.beton"
+
+
+@pytest.fixture
+def copy(jpegs: Path, tmp_path: Path) -> Path:
+    """A data set to be damaged."""
+    path = tmp_path / "train.beton"
+    shutil.copy(jpegs, path)
+    shutil.copy(manifest_path(jpegs), manifest_path(path))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,6 @@ def world(rank: int = 0, size: int = 1) -> World:
     return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), local_rank=rank)
 
 
-@pytest.fixture
-def copy(jpegs: Path, tmp_path: Path) -> Path:
-    """A data set to be damaged."""
-    path = tmp_path / "train.beton"
-    shutil.copy(jpegs, path)
-    shutil.copy(manifest_path(jpegs), manifest_path(path))
-    return path
-
-
 def destroy(path: Path, *samples: int) -> None:
     """Overwrites the beginning of some JPEGs."""
     beton = open_beton(path)

@@ -4,7 +4,6 @@ import gc
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -271,15 +270,6 @@ def test_a_centre_crop_is_in_the_centre() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
-
-
-@pytest.fixture
-def copy(jpegs: Path, tmp_path: Path) -> Path:
-    """A data set to be damaged."""
-    path = tmp_path / "train.beton"
-    shutil.copy(jpegs, path)
-    shutil.copy(manifest_path(jpegs), manifest_path(path))
-    return path
 
 
 def patch(path: Path, offset: int, content: bytes) -> bytes:
