@@ -6,6 +6,11 @@ On a real Slurm of two nodes on this machine (tests/cluster.py; needs root), wit
 sides of each comparison in one run.  A restart in place is held against its parts: ranks started by hand, without job,
 supervisor and fault, up to their first step.  The last line is one JSON object with all figures.
 
+The hour of faults: a rank killed, a rank stopped for good, the job requeued, or told to save and requeue itself, one
+every three minutes on average; it saves every three seconds.  Five times in the hour it is left alone for a minute and
+a half: its steps/s then are the other side, on a machine whose load changes.  What a fault costs is counted up to the
+first step that is new.
+
 The model of a long run: a ViT-B of 300 epochs on 4 A100s, preempted each hour and saved every ten minutes, computes
 
     (3600 s - save - start - 5 x save) / 3600 s
@@ -35,33 +40,29 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import psutil  # noqa: E402
 from cluster import Cluster, missing, wait_for  # noqa: E402
 
+from vit import checkpoint  # noqa: E402
 from vit.ledger import Event, RunFolder, read_lines  # noqa: E402
 
 VIT_B_BYTES = 1.385e9  # weights, two moments and an average
 SAVES_AN_HOUR = 6  # of which one is the preemption's
 CONFIG = ROOT / "configs" / "demo.yaml"
 SMALL = (
-    *("--device", "cpu", "--global_batch", "64", "--micro_batch", "32", "--log.every_steps", "1", "--epochs", "5000"),
-    *("--data.workers", "1", "--log.eval_every_epochs", "5000", "--checkpoint.every_minutes", "0.05"),
+    *("--device", "cpu", "--global_batch", "64", "--micro_batch", "32", "--log.every_steps", "1"),
+    *("--epochs", "1000000", "--log.eval_every_epochs", "1000000"),  # it never ends by itself
+    *("--data.workers", "1", "--checkpoint.every_minutes", "0.05"),
 )
-SAVE = """
-import sys, time, torch
-from pathlib import Path
-from vit import checkpoint
-state = {str(i): torch.randn(7_000_000) for i in range(4)}
-begun = time.perf_counter()
-checkpoint.save(Path(sys.argv[1]), 1, state, {})
-print((time.perf_counter() - begun) / (4 * 28e6))
-"""
+SAVED_BYTES = 112_000_000  # of a save that is timed
+BLOCKS, ALONE_SECONDS, FAULT_SECONDS = 5, 90, 180  # of the hour; without faults in each; between two on average
 
 
 class Run:
     """A run on the cluster, and how long things take in it."""
 
-    def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, name: str, *settings: str) -> None:
         self.cluster, self.folder = cluster, RunFolder(folder / "runs" / name)
         self.environment = os.environ | cluster.environment
-        self.settings = (*SMALL, "--data.train", str(folder / "train.beton"), "--data.val", str(folder / "val.beton"))
+        data = ("--data.train", str(folder / "train.beton"), "--data.val", str(folder / "val.beton"))
+        self.settings = (*SMALL, *data, *settings)
 
     def submit(self) -> float:
         """Seconds that the command takes."""
@@ -163,31 +164,66 @@ def faults(run: Run, rounds: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def goodput(run: Run, minutes: float, every: float) -> float:
-    """Steps/s with one fault every so many seconds on average, over those without any."""
+def goodput(run: Run, minutes: float) -> dict[str, float]:
+    """Steps/s with a fault every three minutes on average, over those without any; and how many faults there were."""
     run.submit()
     run.until_step(1)
-
-    def rate(seconds: float) -> float:
-        steps, begun = run.steps(), time.monotonic()
-        time.sleep(seconds)
-        return (run.steps() - steps) / (time.monotonic() - begun)
-
-    undisturbed = rate(60)
-    steps, begun, dice = run.steps(), time.monotonic(), random.Random(0)
-    while (left := begun + 60 * minutes - time.monotonic()) > 0:
-        time.sleep(min(left, dice.expovariate(1 / every)))
-        fault = dice.choice(["kill", "stop", "requeue", "usr2"])
-        with suppress(IndexError, psutil.Error):
-            if fault in {"kill", "stop"}:
-                dice.choice(run.ranks()).send_signal(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
-            elif fault == "requeue":
-                run.cluster.call("scontrol", "requeue", run.job, check=False)
-            else:
-                run.cluster.call("scancel", "--signal", "USR2", run.job, check=False)
-    disturbed = (run.steps() - steps) / (time.monotonic() - begun)
+    dice = random.Random(0)
+    alone = disturbed = struck = 0.0
+    for block in range(1, BLOCKS + 1):
+        alone += rate(run, lambda: time.sleep(ALONE_SECONDS)) / BLOCKS
+        disturbed += rate(run, lambda: under_faults(run, 60 * minutes / BLOCKS, dice)) / BLOCKS
+        struck = len(run.events("started")) - 1
+        share = disturbed * BLOCKS / block / (alone * BLOCKS / block)
+        print(f"after {block} of {BLOCKS} blocks: {struck:.0f} restarts, goodput {share:.3f}", flush=True)
     run.cluster.call("scancel", run.job)
-    return disturbed / undisturbed
+    return {
+        "steps_per_s": alone,
+        "steps_per_s_faults": disturbed,
+        "restarts": struck,
+        "goodput_faults": disturbed / alone,
+    }
+
+
+def rate(run: Run, meanwhile: Callable[[], None]) -> float:
+    """New steps a second."""
+    steps = run.steps()
+    seconds = timed(meanwhile)
+    return (run.steps() - steps) / seconds
+
+
+def under_faults(run: Run, seconds: float, dice: random.Random) -> None:
+    """Faults for so many seconds; then until the run is where it was at the last one, and further."""
+    begun, furthest = time.monotonic(), run.steps()
+    while (wait := dice.expovariate(1 / FAULT_SECONDS)) < (left := begun + seconds - time.monotonic()):
+        time.sleep(wait)
+        furthest = max(furthest, run.steps())
+        with suppress(IndexError, psutil.Error):  # it may not have any ranks just now
+            strike(run, dice.choice(["kill", "stop", "requeue", "save and requeue"]), dice)
+    time.sleep(max(0.0, left))
+    wait_for(lambda: run.steps() > furthest, "a new step", 300)
+
+
+def strike(run: Run, fault: str, dice: random.Random) -> None:
+    """One fault."""
+    if fault in {"kill", "stop"}:
+        dice.choice(run.ranks()).send_signal(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+    elif fault == "requeue":
+        run.cluster.call("scontrol", "requeue", run.job, check=False)
+    else:
+        run.cluster.call("scancel", "--signal", "USR2", run.job, check=False)
+
+
+def save_seconds_per_byte(folder: Path) -> float:
+    """What it takes to write a part, give the checkpoint its name, and have both on the disk."""
+    data = memoryview(os.urandom(SAVED_BYTES))
+    layout = {"all": {"dtype": "uint8", "shape": [SAVED_BYTES], "part": 0, "offset": 0, "bytes": SAVED_BYTES}}
+    return (
+        timed(
+            lambda: checkpoint.commit(folder, 1, layout, [checkpoint.write_part(folder, 1, 0, data, [SAVED_BYTES])], {})
+        )
+        / SAVED_BYTES
+    )
 
 
 def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
@@ -204,9 +240,7 @@ def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
             parts = statistics.median([parts, *(by_hand(folder, run.settings, f"by-hand-{i}") for i in range(4))])
         bare = timed(lambda: cluster.call("sbatch", "--partition", "low", "--output", "/dev/null", "--wrap", "true"))
         bare += timed(lambda: subprocess.run([sys.executable, "-c", "import submitit, jsonargparse"], check=True))
-        save = [sys.executable, "-c", SAVE, str(folder / "save")]
-        per_byte = subprocess.run(save, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        figures["vit_b_save_s"] = float(per_byte) * VIT_B_BYTES
+        figures["vit_b_save_s"] = save_seconds_per_byte(folder / "save") * VIT_B_BYTES
         figures["sbatch_and_python_s"], figures["parts_s"] = bare, parts
         figures["submit_vs_sbatch"] = figures["submit_s"] / bare
         figures["in_place_vs_parts"] = figures["in_place_s"] / parts
@@ -215,7 +249,11 @@ def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
         figures["goodput_model"] = (3600 - lost) / 3600
         # Of three minutes: a restart, and half the time between two checkpoints is done again.
         estimate = 1 - (figures["in_place_s"] + 1.5) / 180
-        figures["goodput_faults"] = estimate if quick else goodput(Run(cluster, folder, "goodput"), minutes, 180)
+        figures |= (
+            {"goodput_faults": estimate}
+            if quick
+            else goodput(Run(cluster, folder, "goodput", "--log.every_steps", "10"), minutes)
+        )
         figures["goodput_faults_is_an_estimate"] = quick
     finally:
         cluster.stop()
