@@ -1,24 +1,20 @@
-"""Where a job may run: on Slurm or on this machine, each through its executor of submitit's."""
+"""What a job asks for, whether that is there, and how it runs on this machine."""
 
 import os
 import shlex
-import shutil
-import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import submitit
 
+from jobs.cluster_config import ClusterConfig
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE
-from jobs.slurm import SETUP, TEARDOWN
-from vit import config
-from vit.config import Config
+from jobs.queue import Offer
 from vit.ledger import RunFolder
 
-USR2_SECONDS = 120  # before its time limit a job is told; time to save, and for Slurm's own delay of up to a minute
-MAX_TIMEOUTS = 10_000  # requeues at the time limit; submitit's own default of 3 would end a long run
 FOREVER_MINUTES = 10**6  # of a job on this machine
 
 
@@ -30,63 +26,70 @@ class Resources:
     gpus: int  # ranks on each node
     cpus: int  # cores on each node
     gpu_devices: bool  # whether the ranks want real GPUs
-    minutes: int  # limit of one job
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    cluster: ClusterConfig
+    after: str = ""  # a job that must end well before this one starts
+    parallel: int = 0  # tasks of an array that may run at a time; 0: all
+    folders: tuple[str, ...] = ()  # that a container must see
+
+    def check(self, offers: Sequence[Offer]) -> None:
+        """Raises ValueError for what no partition offers, as far as it was asked for by name or by default."""
+        if not offers:  # nobody was asked
+            return
+        wanted = [name for name in self.cluster.partition.split(",") if name]
+        names = sorted({offer.partition for offer in offers})
+        for name in wanted:
+            if name not in names:
+                raise ValueError(f"--partition {name}: there is no such partition; there are {', '.join(names)}")
+        offers = [o for o in offers if (o.partition in wanted if wanted else o.default)]
+        if not offers:
+            return
+        of = ", ".join(sorted({offer.partition for offer in offers}))
+        limits = [offer.minutes for offer in offers]
+        most = max((limit for limit in limits if limit is not None), default=0)
+        if None not in limits and self.cluster.minutes > most:
+            raise ValueError(
+                f"--time {self.cluster.time}: a job of partition {of} may take {most} minutes at most (--time {most}); "
+                "a run goes on over as many jobs as it takes"
+            )
+        nodes = Counter[str]()
+        for offer in offers:
+            nodes[offer.partition] += offer.count
+        for what, asked, there in (
+            (f"--nodes {self.nodes}", self.nodes, max(nodes.values())),
+            (f"--gpus {self.gpus}", self.gpus if self.asks_gpus else 0, max(o.gpus for o in offers)),
+            (f"--cpus-per-gpu {self.cluster.cpus_per_gpu}", self.cpus, max(o.cpus for o in offers)),
+            (f"--mem {self.cluster.mem}", megabytes(self.cluster.mem), max(o.memory for o in offers)),
+        ):
+            if asked > there:
+                raise ValueError(f"{what}: {NEED[what.split()[0]].format(asked=asked, there=there, of=of)}")
+
+    @property
+    def asks_gpus(self) -> bool:
+        """Whether Slurm is asked for GPUs."""
+        return self.gpu_devices and self.cluster.gres != "none"
+
+    @property
+    def python(self) -> str:
+        """What runs Python on the nodes, as a shell would read it."""
+        cluster = self.cluster
+        if not cluster.container:
+            return shlex.quote(cluster.python or sys.executable)
+        binds = [word for folder in self.folders for word in ("--bind", folder)]
+        return shlex.join([*shlex.split(cluster.container_exec), *binds, cluster.container, cluster.python or "python"])
 
 
-def detect() -> str:
-    """`slurm` where there is a cluster, also one that does not answer just now; else `local`."""
-    if shutil.which("srun") is None:
-        return "local"
-    try:
-        probe = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=10, check=False)
-    except subprocess.TimeoutExpired:
-        return "slurm"
-    # Slurm's tools without a cluster, as a distribution's package leaves them, know of no configuration.
-    return "local" if "configuration source" in probe.stderr else "slurm"
+NEED = {
+    "--nodes": "partition {of} has {there}",
+    "--gpus": "a node of partition {of} has {there} at most; --nodes takes several",
+    "--cpus-per-gpu": "that is {asked} cores a node, and one of partition {of} has {there} at most",
+    "--mem": "that is {asked} MB a node, and one of partition {of} has {there} at most",
+}
 
 
-def in_queue(run: RunFolder) -> str | None:
-    """The run's newest job, if Slurm still has it waiting or running."""
-    submitted = run.last("submitted")
-    if submitted is None:
-        return None
-    command = ["squeue", "--noheader", "--jobs", submitted["job"]]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return str(submitted["job"]) if answer.stdout.strip() else None
-
-
-def slurm(run: RunFolder, asked: Resources) -> submitit.SlurmExecutor:
-    """One task a node.  Raises RuntimeError if there is no Slurm here."""
-    executor = submitit.SlurmExecutor(folder=run.jobs, max_num_timeout=MAX_TIMEOUTS)
-    executor.update_parameters(**slurm_parameters(run, asked))
-    return executor
-
-
-def slurm_parameters(run: RunFolder, asked: Resources) -> dict[str, Any]:
-    """The sbatch options, as submitit names them."""
-    named: dict[str, Any] = {
-        "job_name": run.path.name,
-        "time": asked.minutes,
-        "nodes": asked.nodes,
-        "ntasks_per_node": 1,
-        "gpus_per_node": asked.gpus if asked.gpu_devices else None,
-        "cpus_per_task": asked.cpus,
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
-        "signal_delay_s": USR2_SECONDS,
-        "stderr_to_stdout": True,
-        "setup": [*SETUP, *(f"export {name}={shlex.quote(value)}" for name, value in frozen_source(run).items())],
-        "srun_args": ["--cpus-per-task", str(asked.cpus)],  # Slurm 22.05 to 23.02 do not tell srun
-        "teardown": list(TEARDOWN),
-        "additional_parameters": {"requeue": True},  # submitit does not ask for it by itself
-    }
-    return {name: value for name, value in named.items() if value is not None}
+def megabytes(text: str) -> int:
+    """Of sbatch's --mem: `240G`, or megabytes."""
+    number, unit = text.rstrip("BKMGT") or "0", text.lstrip("0123456789")[:1] or "M"
+    return int(number) * 1024 ** "MGT".index(unit) if unit != "K" else int(number) // 1024
 
 
 def local(run: RunFolder, asked: Resources) -> submitit.LocalExecutor:
@@ -98,19 +101,6 @@ def local(run: RunFolder, asked: Resources) -> submitit.LocalExecutor:
     executor = submitit.LocalExecutor(folder=run.jobs)
     executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=asked.gpus, stderr_to_stdout=True)
     return executor
-
-
-def preview(cfg: Config, run: RunFolder, asked: Resources, where: str) -> str:
-    """The resolved config, and the sbatch script or the command that would run it."""
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(run.jobs))}"
-    if where == "slurm":
-        # submitit has no public function that only writes the script; this one also works where there is no Slurm.
-        from submitit.slurm.slurm import _make_sbatch_string
-
-        script = _make_sbatch_string(command, run.jobs, **slurm_parameters(run, asked))
-    else:
-        script = f"# on this machine, {asked.gpus} ranks\n{command}\n"
-    return f"# {run.config}\n{config.to_yaml(cfg)}\n# the job\n{script}"
 
 
 def frozen_source(run: RunFolder) -> dict[str, str]:

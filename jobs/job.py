@@ -1,5 +1,6 @@
 """What submitit pickles and runs on each node: plain data, and how to stop when Slurm wants the node back."""
 
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,21 @@ GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit'
 
 def _leave(number: int, _: FrameType | None) -> None:
     raise StoppedError(signal.Signals(number).name)
+
+
+def back_to_queue() -> None:
+    """Has Slurm start this job again, unless Slurm has ended it.
+
+    A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well, is done
+    for Slurm, unless it asks for more.
+    """
+    if slurm.job() is None:
+        return
+    ignore()
+    if slurm.is_mute():
+        sys.exit(slurm.REQUEUED)
+    if refused := slurm.requeue():
+        print(f"the job could not be requeued: {refused}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -42,15 +58,13 @@ class TrainJob:
             outcome = supervise(self)
         except StoppedError:
             outcome = "stopped"
-        if outcome == "stopped" and slurm.job() is not None and slurm.task() == 0:
-            # A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well,
-            # is done for Slurm, unless it asks for more.
-            ignore()
-            if refused := slurm.requeue():
-                print(f"the job could not be requeued: {refused}", file=sys.stderr)
+        if outcome == "stopped" and slurm.task() == 0:
+            back_to_queue()
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""
         stop_ranks()
+        if slurm.is_mute():
+            os._exit(slurm.REQUEUED)  # submitit could not ask either
         return DelayedSubmission(self)

@@ -1,6 +1,7 @@
 """What a running job knows of itself, and how it goes back into the queue.  Outside of Slurm there is no job."""
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -11,20 +12,25 @@ PATIENCE_SECONDS = 600  # with a controller that does not answer
 # Before srun, which would ask for as many GPUs as were asked for at first, also where the job now has fewer.
 SETUP = ('[ -z "$SLURM_GPUS_ON_NODE" ] || export SLURM_GPUS_PER_NODE=$SLURM_GPUS_ON_NODE',)
 
-# After srun.  A supervisor that was killed can ask for nothing: the batch script does it.  Not if Slurm has ended the
-# job, for then it knows what it wants; `scontrol requeue` would bring a cancelled one back.
+REQUEUED = 75  # exit code of a task whose job is to be in the queue again
+
+# After srun.  A supervisor that was killed can ask for nothing, nor can one in a container without Slurm's commands:
+# the batch script does it.  Not if Slurm has ended the job, for then it knows what it wants; `scontrol requeue` would
+# bring a cancelled one back, and by its array's number alone all tasks of it.
 TEARDOWN = (
     "code=$?",
-    "if [ $code -ge 128 ] && scontrol show job $SLURM_JOB_ID | grep -q JobState=RUNNING; then",
-    "  scontrol requeue $SLURM_JOB_ID",
+    "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
+    f"if [ $code -ge 128 -o $code -eq {REQUEUED} ] && scontrol show job $job | grep -q JobState=RUNNING; then",
+    "  scontrol requeue $job",
     "fi",
     "exit $code",
 )
 
 
 def job() -> str | None:
-    """This job's number, its own one also in an array."""
-    return os.environ.get("SLURM_JOB_ID")
+    """This job's number; that of a task of an array as `12_3`, for its other number may mean the whole array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def life() -> str:
@@ -47,11 +53,19 @@ def first_address() -> str:
     return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
 
 
+def is_mute() -> bool:
+    """Whether this is a job in a container without Slurm's commands: the batch script, outside of it, asks instead."""
+    return job() is not None and shutil.which("scontrol") is None
+
+
 def requeue(exclude: Sequence[str] = ()) -> str:
     """Puts this job back into the queue, off the nodes to exclude; returns why that could not be, else nothing.
 
-    All its processes are ended a little later.  A job that Slurm has ended or requeued already is left alone.
+    All its processes are ended a little later.  A job that Slurm has ended or requeued already is left alone.  Where
+    nobody can ask, the process must end with REQUEUED.
     """
+    if is_mute():
+        return ""
     number = job()
     assert number is not None
     deadline = time.monotonic() + PATIENCE_SECONDS

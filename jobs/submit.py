@@ -3,229 +3,231 @@
 python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
 """
 
-import platform
-import re
-import shutil
-import subprocess
+import signal
 import sys
-from dataclasses import replace
-from importlib import metadata
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script, with jobs/ in the first place
     sys.path[0] = str(ROOT)
 
-import submitit  # noqa: E402
 from jsonargparse import ArgumentParser, Namespace  # noqa: E402
 
-from jobs import clusters  # noqa: E402
-from jobs.clusters import Resources  # noqa: E402
+from jobs import clusters, options, prepare, queue, sbatch  # noqa: E402
+from jobs.clusters import Resources, relative  # noqa: E402
 from jobs.follow import follow, in_foreground, summary  # noqa: E402
-from jobs.job import TrainJob  # noqa: E402
+from jobs.queue import NoSlurmError, SilentError  # noqa: E402
+from jobs.sbatch import RefusedError  # noqa: E402
+from jobs.sweep import Point, points  # noqa: E402
 from vit import config, settings  # noqa: E402
 from vit.config import Config  # noqa: E402
-from vit.data.manifest import check_classes  # noqa: E402
 from vit.ledger import InUseError, RunFolder  # noqa: E402
-
-BUDGET = "between two checkpoints; then the run is given up (default: 3)"
-PACKAGES = ("vit", "jobs", "data_prep")
-
-
-def parser() -> ArgumentParser:
-    """Every setting of a run, and where it is to run."""
-    out = settings.parser("submit.py", (__doc__ or "").partition("\n")[0])
-    job = out.add_argument_group("job (where the run is to run)")
-    job.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
-    job.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of each node, one rank each (default: 1)")
-    job.add_argument(
-        "--cluster",
-        type=Literal["auto", "slurm", "local", "debug"],
-        default="auto",
-        help="auto: slurm where there is one, else local; debug: in this process (default: auto)",
-    )
-    job.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the config's name)")
-    job.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
-    )
-    job.add_argument(
-        "--time",
-        default="24:00:00",
-        metavar="LIMIT",
-        help="limit of one job: [D-]HH:MM:SS or minutes (default: 24:00:00)",
-    )
-    job.add_argument("--partition", metavar="NAME", help="Slurm's")
-    job.add_argument("--account", metavar="NAME", help="Slurm's")
-    job.add_argument("--qos", metavar="NAME", help="Slurm's")
-    job.add_argument("--constraint", metavar="FEATURES", help="Slurm's: features that a node must have")
-    job.add_argument(
-        "--cpus-per-gpu", type=int, default=8, metavar="N", help="CPU cores for each GPU, for decoding (default: 8)"
-    )
-    job.add_argument(
-        "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ from the run's"
-    )
-    job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=f"in place, after failures, {BUDGET}")
-    job.add_argument("--max-requeues", type=int, default=3, metavar="N", help=f"after failures, {BUDGET}")
-    job.add_argument(
-        "--max-same-step",
-        type=int,
-        default=2,
-        metavar="N",
-        help="failures at the same step between two checkpoints; then the run is given up (default: 2)",
-    )
-    job.add_argument(
-        "--stall-seconds",
-        type=float,
-        default=60,
-        metavar="S",
-        help="for which a step may stand still; ten times its usual time if that is more (default: 60)",
-    )
-    job.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    *others, job_group = out._action_groups
-    out._action_groups = [*others[:2], job_group, *others[2:]]  # in --help before the settings of the run
-    return out
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    command = parser()
-    cfg, options = settings.parse(command, args)
+    words = sys.argv[1:] if args is None else args
+    command = options.parser((__doc__ or "").partition("\n")[0])
+    cfg, asked = settings.parse(command, words)
     try:
-        where = clusters.detect() if options.cluster == "auto" else options.cluster
-        run, cfg = prepare(cfg, options, where)
-        asked = resources(cfg, options)
-        if options.dry_run:
-            print(clusters.preview(cfg, run, asked, where))
+        return Submission(command, words, asked).run(cfg)
+    except (ValueError, InUseError, OSError, SilentError, NoSlurmError, RefusedError) as error:
+        print(f"submit.py: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | OSError) else 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is asked for."""
+
+    run: RunFolder
+    cfg: Config
+    point: Point | None = None  # of a sweep
+
+
+class Submission:
+    """One call of the command."""
+
+    def __init__(self, parser: ArgumentParser, words: Sequence[str], asked: Namespace) -> None:
+        self.parser, self.words, self.asked = parser, words, asked
+        options.check(asked)
+        self.cluster = options.cluster(asked)
+        self.where, self.offers = find(asked.cluster, asked.dry_run)
+
+    def run(self, cfg: Config) -> int:
+        """Submits what was asked for; returns the exit code."""
+        after, coming = "", set[Path]()
+        if self.asked.prep:
+            from jobs import prep_run  # which needs numpy
+
+            preparation = prep_run.Preparation(self.asked, self.cluster, self.where, self.offers)
+            coming = {one.out for one in preparation.prep.left}
+        planned = self.planned(cfg, coming) if self.asked.config else []
+        if self.asked.prep:
+            code, after = preparation.submit()
+            if code or not planned:
+                return code
+        return self.several(planned, after) if self.asked.sweep else self.single(planned[0], after)
+
+    def planned(self, cfg: Config, coming: set[Path]) -> list[Planned]:
+        """The runs, each one checked.  Raises ValueError."""
+        if not self.asked.sweep:
+            run = RunFolder((self.asked.runs_dir / prepare.name_of(self.asked)).absolute())
+            out = [Planned(run, prepare.resolved(cfg, self.asked, self.where, coming))]
+        else:
+            folder = (self.asked.runs_dir / prepare.name_of(self.asked, "-sweep")).absolute()
+            out = []
+            for point in points(self.asked.sweep):
+                cfg, _ = settings.parse(self.parser, [*self.words, *point.arguments()])
+                cfg = prepare.resolved(cfg, self.asked, self.where, coming)
+                out.append(Planned(RunFolder(folder / point.name), cfg, point))
+        for each in out:
+            prepare.check_same(each.cfg, each.run, self.asked.override_resume)
+        self.resources(out[0], "").check(self.offers)
+        return out
+
+    def resources(self, planned: Planned, after: str) -> Resources:
+        """What a job asks for."""
+        cfg = planned.cfg
+        folders = {str(self.asked.runs_dir.absolute()), str(cfg.data.train.parent), str(cfg.data.val.parent)}
+        return Resources(
+            nodes=self.asked.nodes,
+            gpus=self.asked.gpus,
+            cpus=self.asked.gpus * self.cluster.cpus_per_gpu,
+            gpu_devices=cfg.device != "cpu",
+            cluster=self.cluster,
+            after=after,
+            parallel=self.asked.max_parallel or 0,
+            folders=tuple(sorted(folders)),
+        )
+
+    def queued(self, planned: Sequence[Planned]) -> dict[Path, str]:
+        """The newest jobs of those runs that have one in the queue."""
+        if self.where != "slurm":
+            return {}
+        newest = {each.run.path: each.run.last("submitted") for each in planned}
+        numbers = {path: str(event["job"]) for path, event in newest.items() if event}
+        there = queue.jobs(set(numbers.values()))
+        return {path: number for path, number in numbers.items() if number in there}
+
+    def single(self, planned: Planned, after: str) -> int:
+        """One run."""
+        run, cfg, resources = planned.run, planned.cfg, self.resources(planned, after)
+        if self.asked.dry_run:
+            print(f"# {run.config}\n{config.to_yaml(cfg)}\n# the job")
+            print(sbatch.script(run.jobs, resources, [run], self.where))
             return 0
-        if said := nothing_to_do(cfg, run, where):
+        job = prepare.train_job(run, self.asked)
+        if said := self.nothing_to_do(planned):
             print(said)
             return 0
-        job = TrainJob(
-            run=str(run.path),
-            nodes=options.nodes,
-            gpus=options.gpus,
-            accepted=tuple(options.override_resume),
-            restarts=options.max_restarts,
-            requeues=options.max_requeues,
-            same_step=options.max_same_step,
-            stall_seconds=options.stall_seconds,
-        )
         with run.owned():
-            if said := nothing_to_do(cfg, run, where):  # by now, after another command at the same moment
+            if said := self.nothing_to_do(planned):  # by now, after another command at the same moment
                 print(said)
                 return 0
-            freeze(cfg, run)
-            if where == "slurm":
-                return to_slurm(job, run, asked)
-    except (ValueError, InUseError, OSError) as error:
-        print(f"submit.py: {error}", file=sys.stderr)
-        return 1 if isinstance(error, InUseError) else 2
-    return follow(job, run, clusters.local(run, asked)) if where == "local" else in_foreground(job, run)
+            prepare.freeze(run, config.to_yaml(cfg))
+            if self.where == "slurm":
+                (number,) = sbatch.submit(run.jobs, resources, [run], [job])
+                print(f"submitted; the job goes on by itself until the run is finished\n{hints(run, number)}")
+                return 0
+        return follow(job, run, clusters.local(run, resources)) if self.where == "local" else in_foreground(job, run)
 
+    def nothing_to_do(self, planned: Planned) -> str:
+        """Why there is nothing to submit: the run is complete, or Slurm has it already; else nothing."""
+        run = planned.run
+        if (event := run.finished()) and prepare.is_complete(planned.cfg, run):
+            return f"{run.path} is complete.\n{summary(run, event)}"
+        if queued := self.queued([planned]):
+            return f"{run.path} is in the queue already.\n{hints(run, queued[run.path])}"
+        return ""
 
-def prepare(cfg: Config, options: Namespace, where: str) -> tuple[RunFolder, Config]:
-    """The run folder and the config with absolute paths.  Raises ValueError for what cannot run as it is asked."""
-    for name in ("nodes", "gpus", "cpus_per_gpu"):
-        if options[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
-    if options.nodes > 1 and where != "slurm":
-        raise ValueError(f"--nodes {options.nodes}: without Slurm there is one node, this machine")
-    cfg.check_ranks(options.nodes * options.gpus)
-    cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
-    if cfg.init_from:
-        cfg = replace(cfg, init_from=str(Path(cfg.init_from).expanduser().absolute()))
-    name = options.name or Path(str(options.config[-1])).stem
-    if not re.fullmatch(r"[\w.+=-]+", name):
-        raise ValueError(f"--name {name!r}: letters, digits and . _ + = - only")
-    run = RunFolder((options.runs_dir / name).absolute())
-    if not options.dry_run:
-        for path in (cfg.data.train, cfg.data.val):
-            check_classes(path, cfg.model.num_classes)
-    if run.config.exists():
-        before, now = config.recipe(settings.load(run.config)), config.recipe(cfg)
-        accepted = set(options.override_resume)
-        changed = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k] and k not in accepted]
-        if changed:
-            raise ValueError(
-                f"{run.path} is a run with other settings:\n  " + "\n  ".join(changed) + "\nGive this one another "
-                "--name, or go on with --override-resume " + " ".join(c.split(":")[0] for c in changed)
+    def several(self, planned: Sequence[Planned], after: str) -> int:
+        """A sweep: those of its runs that are neither finished nor in the queue."""
+        folder = planned[0].run.path.parent
+        if self.asked.dry_run:
+            print(f"# {folder}\n" + "\n".join(f"#   {each.run.path.name}" for each in planned))
+            print(f"# the first of {len(planned)}\n{config.to_yaml(planned[0].cfg)}\n# the job")
+            runs = [each.run for each in planned]
+            print(sbatch.script(folder / planned[0].run.jobs.name, self.resources(planned[0], after), runs, self.where))
+            return 0
+        with ExitStack() as owned:
+            queued = self.queued(planned)
+            complete = [each for each in planned if prepare.is_complete(each.cfg, each.run)]
+            left = [each for each in planned if each not in complete and each.run.path not in queued]
+            print(
+                f"{relative(folder)}: {len(planned)} runs, {len(complete)} complete, {len(queued)} in the queue already"
             )
-    return run, cfg
+            if self.where != "slurm":
+                return self.one_after_the_other(left)
+            for each in left:
+                owned.enter_context(each.run.owned())
+            left = [each for each in left if each.run.path not in self.queued(left)]
+            if not left:
+                return 0
+            for each in left:
+                prepare.freeze(each.run, config.to_yaml(each.cfg))
+                share_jobs_folder(each.run)
+            runs = [each.run for each in left]
+            jobs = [prepare.train_job(run, self.asked) for run in runs]
+            numbers = sbatch.submit(runs[0].jobs.resolve(), self.resources(left[0], after), runs, jobs)
+        array = numbers[0].partition("_")[0]
+        print(
+            f"submitted {len(left)} runs; each goes on by itself until it is finished\n"
+            f"  job     {array}\n"
+            f"  watch   python jobs/status.py {relative(folder)} --watch\n"
+            f"  stop    scancel {array}, or one of them: scancel {numbers[-1]}   (the same command goes on with them)"
+        )
+        return 0
+
+    def one_after_the_other(self, left: Sequence[Planned]) -> int:
+        """On this machine.  One that fails does not keep the others from running; Ctrl-C ends all."""
+        worst = 0
+        for each in left:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # between two runs it is ours
+            job = prepare.train_job(each.run, self.asked)
+            with each.run.owned():
+                prepare.freeze(each.run, config.to_yaml(each.cfg))
+            executor = clusters.local(each.run, self.resources(each, ""))
+            code = follow(job, each.run, executor) if self.where == "local" else in_foreground(job, each.run)
+            if code == 130:
+                return code
+            worst = max(worst, code)
+        return worst
 
 
-def nothing_to_do(cfg: Config, run: RunFolder, where: str) -> str:
-    """Why there is nothing to submit: the run is complete, or Slurm has it already; else nothing."""
-    if (event := run.finished()) and config.recipe(settings.load(run.config)) == config.recipe(cfg):
-        return f"{run.path} is complete.\n{summary(run, event)}"
-    if where == "slurm" and (queued := clusters.in_queue(run)):
-        return f"{run.path} is in the queue already.\n{hints(run, queued)}"
-    return ""
-
-
-def resources(cfg: Config, options: Namespace) -> Resources:
-    """What the job asks of the cluster.  Raises ValueError for a time limit that cannot be read."""
-    return Resources(
-        nodes=options.nodes,
-        gpus=options.gpus,
-        cpus=options.gpus * options.cpus_per_gpu,
-        gpu_devices=cfg.device != "cpu",
-        minutes=time_limit(options.time),
-        partition=options.partition,
-        account=options.account,
-        qos=options.qos,
-        constraint=options.constraint,
-    )
-
-
-def time_limit(text: str) -> int:
-    """Minutes of a limit as Slurm writes it: `[D-]HH:MM:SS`, `HH:MM:SS` or minutes.  Raises ValueError."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if match:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise ValueError(f"--time {text!r}: write 24:00:00, 2-00:00:00 or a number of minutes")
-
-
-def freeze(cfg: Config, run: RunFolder) -> None:
-    """Copies config and source into the run folder: later edits of the checkout do not reach a queued run."""
-    run.config.write_text(config.to_yaml(cfg))
-    shutil.rmtree(run.source, ignore_errors=True)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, run.source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"] if shutil.which("git") else ["true"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
-    packages = sorted(f"{d.name}=={d.version}" for d in metadata.distributions())
-    lines = [
-        f"command: {' '.join(sys.argv)}",
-        f"commit: {commit.stdout.strip() or 'not a git checkout'}",
-        f"python: {platform.python_version()} ({sys.executable})",
-        f"host: {platform.node()} ({platform.platform()})",
-        *packages,
-    ]
-    (run.path / "environment.txt").write_text("\n".join(lines) + "\n")
-
-
-def to_slurm(job: TrainJob, run: RunFolder, asked: Resources) -> int:
-    """Submits, and says what to do next."""
+def find(wanted: str, dry_run: bool) -> tuple[str, list[queue.Offer]]:
+    """Where the run is to run, and what Slurm offers there.  Raises SilentError, NoSlurmError."""
+    if wanted in {"local", "debug"}:
+        return wanted, []
     try:
-        submitted = clusters.slurm(run, asked).submit(job)
-    except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-        print(f"submit.py: Slurm took no job (--cluster local runs it here):\n{error}", file=sys.stderr)
-        return 1
-    run.record("submitted", job=submitted.job_id)
-    print(f"submitted; the job goes on by itself until the run is finished\n{hints(run, submitted.job_id)}")
-    return 0
+        return "slurm", queue.offers()
+    except NoSlurmError:
+        if wanted == "slurm" and not dry_run:
+            raise
+        return "local" if wanted == "auto" else "slurm", []
+    except SilentError:
+        if not dry_run:
+            raise
+        return "slurm", []
+
+
+def share_jobs_folder(run: RunFolder) -> None:
+    """What an array says and keeps is in one folder for all of its tasks, which each run points at."""
+    shared = run.path.parent / run.jobs.name
+    shared.mkdir(exist_ok=True)
+    if not run.jobs.is_symlink() and not run.jobs.exists():
+        run.jobs.symlink_to(Path("..") / run.jobs.name)
 
 
 def hints(run: RunFolder, job: str) -> str:
     """What to type while a job waits or runs."""
     return (
         f"  job     {job}\n"
-        f"  watch   tail -F {clusters.relative(run.logs)}/rank-0.log\n"
-        f"  queue   squeue --jobs {job}\n"
+        f"  watch   tail -F {relative(run.logs)}/rank-0.log\n"
+        f"  status  python jobs/status.py {relative(run.path)}\n"
         f"  stop    scancel {job}   (the same command goes on with the run)"
     )
 

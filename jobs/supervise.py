@@ -26,7 +26,6 @@ from vit.heartbeat import VARIABLE, Slots
 from vit.ledger import JOB_VARIABLE, RunFolder
 
 SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]  # `Team.all_done` waits for the other nodes' ranks
-REQUEUED = 75  # exit code of a task whose job is in the queue again
 MEETING_SECONDS = 600  # for all nodes to begin an attempt
 
 
@@ -182,7 +181,7 @@ class Supervisor:
             )
             if refused := slurm.requeue(decision.exclude):
                 self._give_up(f"{failure.told()}\nthe job could not be requeued: {refused}")
-        os._exit(REQUEUED)  # without a result for submitit, and without waiting for anybody
+        os._exit(slurm.REQUEUED)  # without a result for submitit, and without waiting for anybody
 
     def _give_up(self, why: str) -> None:
         self.folder.record("gave up", why=why)

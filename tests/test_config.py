@@ -22,7 +22,7 @@ from vit.settings import load
 from vit.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {ROOT / "configs" / "imagenet.yaml"})  # which is no run
 DEMO = ROOT / "configs" / "demo.yaml"
 
 

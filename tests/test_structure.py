@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submit import PACKAGES
+from jobs.prepare import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +28,8 @@ MODULES = {name_of(path): path for room in ROOMS for path in sorted((ROOT / room
 # Where submitting happens: a login node must answer at once, and may have no torch.
 NO_TORCH = (
     *("vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"),
-    *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report"),
+    *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report", "jobs.options", "jobs.prepare"),
+    *("jobs.cluster_config", "jobs.queue", "jobs.sbatch", "jobs.sweep", "jobs.status", "jobs.prep", "jobs.prep_run"),
     *("jobs.budget", "jobs.signals", "jobs.slurm"),
 )
 
@@ -102,8 +103,13 @@ def test_writing_a_data_set_needs_neither_of_the_other_rooms(module: str) -> Non
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "jobs"])
 def test_jobs_know_no_more_of_the_trainer_than_its_config_and_what_it_writes_down(module: str) -> None:
-    """Of `vit`: its config, ledger, heartbeat, progress line and the data set's manifest, even inside of functions."""
+    """Of `vit`: its config, ledger, heartbeat, progress line and the data set's manifest, even inside of functions.
+
+    Of `data_prep`: its command line, so that what it would refuse is refused before a job is submitted.
+    """
     allowed = {"vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"}
+    if module == "jobs.prep":
+        allowed |= {"data_prep.manifest", "data_prep.options"}
     assert {name for name in imports_of(module) if room(name) in ("vit", "data_prep")} <= allowed
 
 

@@ -25,18 +25,20 @@ def load(path: Path | str, *overrides: str) -> Config:
     return parse(parser(str(path)), ["--config", str(path), *overrides])[0]
 
 
-def parser(prog: str, description: str = "") -> ArgumentParser:
+def parser(prog: str, description: str = "", required: bool = True) -> ArgumentParser:
     """A parser of `--config FILE` and every field of `Config`; a command adds its own options to it."""
     out = _Parser(
         prog=prog, description=description, print_config="--print-config", formatter_class=_Help, allow_abbrev=False
     )
     out.usage = f"{prog} --config FILE [options] [--setting value …]"
-    out.add_argument("--config", action="config", required=True, help="YAML file; what it leaves out keeps its default")
+    out.add_argument(
+        "--config", action="config", required=required, help="YAML file; what it leaves out keeps its default"
+    )
     out.add_class_arguments(Config)
-    help_texts, rooms = _help_texts(Config), get_type_hints(Config)
+    texts, rooms = help_texts(Config), get_type_hints(Config)
     for action in out._actions:
-        if action.dest in help_texts:
-            action.help, action.metavar = help_texts[action.dest], "VALUE"
+        if action.dest in texts:
+            action.help, action.metavar = texts[action.dest], "VALUE"
         elif action.dest in rooms:
             action.help = argparse.SUPPRESS  # `--model FILE` works, but one way to say it is enough
         elif action.dest == "print_config":
@@ -89,7 +91,7 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=min(120, shutil.get_terminal_size().columns))
 
 
-def _help_texts(cls: type, prefix: str = "") -> dict[str, str]:
+def help_texts(cls: type, prefix: str = "") -> dict[str, str]:
     """Each field's trailing comment, choices and default, under its full name."""
     source = textwrap.dedent(inspect.getsource(cls))
     lines, hints, defaults = source.splitlines(), get_type_hints(cls), cls()
@@ -101,7 +103,7 @@ def _help_texts(cls: type, prefix: str = "") -> dict[str, str]:
             continue
         name = node.target.id
         if is_dataclass(hints[name]):
-            out |= _help_texts(hints[name], f"{prefix}{name}.")
+            out |= help_texts(hints[name], f"{prefix}{name}.")
             continue
         assert node.end_lineno and node.end_col_offset
         comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")

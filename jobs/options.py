@@ -1,0 +1,95 @@
+"""The options of submit.py, beside the settings of the run."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from jobs import cluster_config
+from jobs.cluster_config import ClusterConfig
+from vit import settings
+
+BUDGET = "between two checkpoints; then the run is given up (default: 3)"
+
+
+def parser(about: str) -> ArgumentParser:
+    """Every setting of a run, and where it is to run."""
+    out = settings.parser("submit.py", about, required=False)
+    job = out.add_argument_group("job (where the run is to run)")
+    job.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
+    job.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of each node, one rank each (default: 1)")
+    job.add_argument(
+        "--cluster",
+        type=Literal["auto", "slurm", "local", "debug"],
+        default="auto",
+        help="auto: slurm where there is one, else local; debug: in this process (default: auto)",
+    )
+    job.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the config's name)")
+    job.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
+    )
+    job.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    job.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="SETTING=A,B",
+        help="a run for each value, of several --sweep for each combination, in one job array",
+    )
+    job.add_argument(
+        "--max-parallel", type=int, metavar="N", help="runs of a sweep that may run at a time (default: all)"
+    )
+    job.add_argument(
+        "--prep", metavar="FILE", help="YAML file of the data sets to write first, as configs/imagenet.yaml"
+    )
+    job.add_argument(
+        "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ from the run's"
+    )
+    job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=f"in place, after failures, {BUDGET}")
+    job.add_argument("--max-requeues", type=int, default=3, metavar="N", help=f"after failures, {BUDGET}")
+    job.add_argument(
+        "--max-same-step",
+        type=int,
+        default=2,
+        metavar="N",
+        help="failures at the same step between two checkpoints; then the run is given up (default: 2)",
+    )
+    job.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="for which a step may stand still; ten times its usual time if that is more (default: 60)",
+    )
+    cluster = out.add_argument_group("cluster (what is asked of Slurm: by a file, and by flags, which go before it)")
+    cluster.add_argument(
+        "--cluster-config", metavar="NAME", help="a file of configs/clusters, or the path of one: the options below"
+    )
+    texts, hints = settings.help_texts(ClusterConfig), get_type_hints(ClusterConfig)
+    for f in fields(ClusterConfig):
+        several: dict[str, Any] = {"nargs": "+"} if hints[f.name] not in (str, int, bool) else {}
+        metavar = "OPTION=VALUE" if f.name == "sbatch" else "VALUE"
+        # Text: cluster_config reads flags as it reads files.
+        cluster.add_argument(f"--{f.name.replace('_', '-')}", metavar=metavar, help=texts[f.name], **several)
+    *others, job_group, cluster_group = out._action_groups
+    out._action_groups = [*others[:2], job_group, cluster_group, *others[2:]]  # in --help before the run's settings
+    return out
+
+
+def cluster(options: Namespace) -> ClusterConfig:
+    """What the file and the flags ask of the cluster.  Raises ValueError."""
+    return cluster_config.load(options.cluster_config, {f.name: options[f.name] for f in fields(ClusterConfig)})
+
+
+def check(options: Namespace) -> None:
+    """Raises ValueError for counts that make no sense."""
+    for name in ("nodes", "gpus", "max_parallel"):
+        if options[name] is not None and options[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
+    if options.max_parallel and not options.sweep:
+        raise ValueError("--max-parallel is for a --sweep")
+    if not options.config and not options.prep:
+        raise ValueError("--config FILE is required")
+    if options.sweep and not options.config:
+        raise ValueError("--sweep needs a --config to sweep over")
