@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from jobs.cluster_config import ClusterConfig
+
 PATIENCE_SECONDS = 8  # with a controller that does not answer
 SILENT = re.compile(r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I)
 UNCONFIGURED = "configuration source"  # what Slurm's tools say that were installed without a cluster
@@ -14,7 +16,7 @@ class SilentError(RuntimeError):
     """Slurm does not answer."""
 
     def __init__(self) -> None:
-        super().__init__("Slurm does not answer; `scontrol ping` says when it does again, --cluster local runs it here")
+        super().__init__("Slurm does not answer; `scontrol ping` says when it does again")
 
 
 class NoSlurmError(RuntimeError):
@@ -73,16 +75,22 @@ def offers() -> list[Offer]:
     ]
 
 
-def refusal(said: str, account: str, qos: str) -> str:
-    """Why sbatch took no job, in one line, with what this user may name instead."""
+def refusal(said: str, cluster: ClusterConfig) -> str:
+    """Why sbatch took no job, in one line, with the flag that asked for it and what this user may name instead."""
     last = said.strip().splitlines()[-1] if said.strip() else "sbatch said nothing"
     why = last.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
     if SILENT.search(why):
         return str(SilentError())
-    if "account" in why.lower():
-        return f"Slurm refuses {f'account {account!r}' if account else 'your account'}: {why}{_yours('account')}"
-    if "qos" in why.lower():
-        return f"Slurm refuses {f'qos {qos!r}' if qos else 'your qos'}: {why}{_yours('qos')}"
+    for word, flag in (
+        ("account", "account"),
+        ("qos", "qos"),
+        ("reservation", "reservation"),
+        ("feature", "constraint"),
+    ):
+        if word in why.lower():
+            named = getattr(cluster, flag)
+            more = _yours(flag) if flag in {"account", "qos"} else ""
+            return f"--{flag} {named}: Slurm says {why}{more}" if named else f"Slurm says {why}{more} (--{flag})"
     return f"Slurm took no job: {why}"
 
 
@@ -94,7 +102,7 @@ def _yours(what: str) -> str:
     except (SilentError, NoSlurmError):
         lines = []
     found = ", ".join(sorted({name for line in lines for name in line.split(",") if name}))
-    return f"; yours: {found} (--{what})" if found else f"; you have none here, ask who runs the cluster (--{what})"
+    return f"; yours: {found}" if found else "; you have none here: ask those who run the cluster"
 
 
 def _ask(*command: str) -> list[str]:

@@ -1,8 +1,10 @@
 """What is submitted to Slurm: submitit's executor and script, for one run or for the array of a sweep."""
 
+import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,16 @@ def submit(
     folder: Path, resources: Resources, runs: Sequence[RunFolder], jobs: Sequence[Callable[[], Any]]
 ) -> list[str]:
     """Submits one job, or an array of several, and returns their numbers.  Raises RefusedError."""
-    for why in {unshared(run.path) for run in runs[:1]} - {""}:
-        print(f"submit.py: warning: {why}", file=sys.stderr)
     try:
-        submitted = executor(folder, resources, runs).submit_array(jobs)
+        with redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
+            submitted = executor(folder, resources, runs).submit_array(jobs)
     except (FailedJobError, RuntimeError) as error:
-        raise RefusedError(refusal(str(error), resources.cluster.account, resources.cluster.qos)) from error
+        for run in runs:
+            if not run.ledger.exists():
+                run.config.unlink()  # never run: the next try may have other settings
+        raise RefusedError(refusal(str(error), resources.cluster)) from error
+    if why := unshared(folder.parent):
+        print(f"submit.py: warning: {why}", file=sys.stderr)
     for run, job in zip(runs, submitted, strict=True):
         run.record("submitted", job=job.job_id)
     return [job.job_id for job in submitted]

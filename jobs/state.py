@@ -12,6 +12,8 @@ from pathlib import Path
 from jobs.queue import Queued
 from vit.ledger import Event, RunFolder, read_lines
 
+TELLING = {"submitted", "supervising", "started", "stopped", "finished", "gave up", "failed"}  # events of a run's life
+ENDS = {"finished", "gave up"}
 TAIL_BYTES = 1 << 16  # of the learning curve: some hundreds of its lines
 
 
@@ -136,42 +138,34 @@ def _requeues(happened: Sequence[Event]) -> int:
 
 def _state(run: RunFolder, happened: Sequence[Event], jobs: Mapping[str, Queued] | None) -> tuple[str, str, str]:
     """State, detail and why."""
-    telling = {"submitted", "supervising", "started", "stopped", "finished", "gave up", "failed"}
-    since = [e for e in happened if e["event"] in telling]
+    since = [e for e in happened if e["event"] in TELLING]
     number = _job(since)
-    local = [e for e in since if e["event"] == "supervising" and not str(e.get("life")).startswith(f"{number}.")]
-    newest = since[-1] if since else {"event": ""}
-    started = [e for e in since if e["event"] == "supervising" and str(e.get("life")).startswith(f"{number}.")]
-    on_slurm = number is not None and not (local and local[-1] in since[_last(since, "submitted") :])
+    starts = [str(e.get("life")) for e in since if e["event"] == "supervising"]
+    started = [life for life in starts if life.startswith(f"{number}.")]
+    newest = since[-1]["event"] if since else ""
+    on_slurm = number is not None and (newest == "submitted" or not starts or starts[-1] in started)
     if on_slurm and jobs is not None and (job := jobs.get(str(number))):
         if job.state == "PENDING":
             return ("requeued" if started else "queued"), job.reason, ""
         return "running", job.nodes if job.state == "RUNNING" else f"{job.nodes}, {job.state.lower()}", ""
-    if newest["event"] == "finished":
-        return "finished", "", ""
-    if newest["event"] == "gave up":
-        return "gave up", "", first_lines(str(newest.get("why", "")))
+    if newest in ENDS:
+        return newest, "", first_lines(str(since[-1].get("why", "")))
     if on_slurm and jobs is None:
         return "unknown", f"job {number}", ""
     if not on_slurm and (owner := _living_owner(run)):
         return "running", owner, ""
-    if newest["event"] == "stopped":
-        return "stopped", "", str(newest.get("unsaved", ""))
-    if newest["event"] == "failed":
-        return "failed", "", first_lines(str(newest.get("error", "")))
-    if on_slurm and not started:
-        return (
-            "lost",
-            f"job {number}",
-            f"job {number} never started: see sacct -j {number}; do its nodes see this folder?",
-        )
-    if newest["event"]:
-        return "lost", "", f"ended without a word; {run.jobs} and {run.logs} hold what it said"
-    return "not submitted", "", ""
+    return _ended(run, since, number if on_slurm and not started else None)
 
 
-def _last(happened: Sequence[Event], name: str) -> int:
-    return max(i for i, e in enumerate(happened) if e["event"] == name)
+def _ended(run: RunFolder, since: Sequence[Event], never_started: str | None) -> tuple[str, str, str]:
+    """Of a run that nobody has any more, and that is not finished."""
+    newest = since[-1] if since else {"event": "not submitted"}
+    if newest["event"] in {"stopped", "failed", "not submitted"}:
+        return newest["event"], "", first_lines(str(newest.get("unsaved", newest.get("error", ""))))
+    if never_started:
+        why = f"job {never_started} ended before it began: see sacct -j {never_started}; do its nodes see this folder?"
+        return "lost", "", why
+    return "lost", "", f"ended without a word; {run.jobs} and {run.logs} hold what it said"
 
 
 def _living_owner(run: RunFolder) -> str:

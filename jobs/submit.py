@@ -35,7 +35,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         return Submission(command, words, asked).run(cfg)
     except (ValueError, InUseError, OSError, SilentError, NoSlurmError, RefusedError) as error:
-        print(f"submit.py: {error}", file=sys.stderr)
+        elsewhere = "; --cluster local runs it here" if isinstance(error, SilentError | NoSlurmError) else ""
+        print(f"submit.py: {error}{elsewhere}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | OSError) else 1
 
 

@@ -76,6 +76,7 @@ SwitchType=switch/none
 {nodes}
 PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE State=UP
 PartitionName=hasty Nodes=n[1-2] PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=INFINITE State=UP
+PartitionName=short Nodes=n[1-2] PriorityTier=1 MaxTime=30 State=UP
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Sockets=1 CoresPerSocket={cpus} \
@@ -184,9 +185,20 @@ class Cluster:
 
     def user_signal(self, on: bool) -> None:
         """Whether preempted jobs get their own signal at once (`preempt_send_user_signal`)."""
+        self._set("SlurmctldParameters=preempt_send_user_signal", on)
+
+    def enforce_accounts(self, on: bool) -> None:
+        """Whether jobs must name an account that they have a right to; the user of this process has `vision`."""
+        if on:
+            self.call("sacctmgr", "-i", "add", "account", "vision", check=False)
+            self.call("sacctmgr", "-i", "add", "user", "root", "account=vision", check=False)
+        self._set("AccountingStorageEnforce=associations,qos", on)
+
+    def _set(self, line: str, on: bool) -> None:
+        """Adds a line to Slurm's configuration, or takes it out."""
         file = self.dir / "etc" / "slurm.conf"
-        text, line = file.read_text(), "SlurmctldParameters=preempt_send_user_signal\n"
-        file.write_text(text.replace(line, "\n") if not on else text.replace("\n\n", f"\n{line}", 1))
+        lines = [other for other in file.read_text().splitlines() if other != line]
+        file.write_text("\n".join([line, *lines] if on else lines) + "\n")
         self.restart("slurmctld")
         wait_for(lambda: "UP" in self.call("scontrol", "ping", check=False), "slurmctld does not answer")
 
