@@ -26,7 +26,7 @@ LEFT = {"run", "state"}  # the columns that are aligned so; others are numbers
 
 
 def groups(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]]:
-    """The runs to show, a table for those named and one for each sweep; and a line for each path that holds none."""
+    """The runs to show, a table of those named and one for each folder of some; and a line for each path without."""
     tables: dict[str, list[RunFolder]] = {"": []}
     wrong = []
     for path in paths:
@@ -34,17 +34,21 @@ def groups(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]
             wrong.append(f"{path}: {'is no folder' if path.exists() else 'no such folder'}")
         elif is_run(path):
             tables[""].append(RunFolder(path))
-        elif inside := sorted((child for child in path.iterdir() if is_run(child)), key=lambda child: child.name):
-            tables.setdefault(str(path), []).extend(RunFolder(child) for child in inside)
+        elif found := below(path):
+            tables |= found
         else:
             wrong.append(f"{path}: holds no run (no config.yaml, no ledger.jsonl)")
     return {name: runs for name, runs in tables.items() if runs}, wrong
 
 
-def everything(folder: Path) -> list[Path]:
-    """All runs and sweeps of a folder."""
-    found = [child for child in sorted(folder.iterdir()) if child.is_dir()] if folder.is_dir() else []
-    return [child for child in found if is_run(child) or any(is_run(below) for below in child.iterdir())]
+def below(folder: Path) -> dict[str, list[RunFolder]]:
+    """The runs in a folder, and those of each sweep in it."""
+    out = {}
+    children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+    for place, inside in [(folder, children), *((c, sorted(c.iterdir())) for c in children if not is_run(c))]:
+        if runs := [RunFolder(child) for child in inside if is_run(child)]:
+            out[str(place)] = runs
+    return out
 
 
 def look(tables: dict[str, list[RunFolder]]) -> tuple[dict[str, list[Status]], str]:
@@ -100,7 +104,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=5, metavar="SECONDS", help="between two looks (default: 5)")
     options = parser.parse_args(args)
     while True:
-        tables, wrong = groups(options.runs or everything(Path("runs")))
+        tables, wrong = groups(options.runs) if options.runs else (below(Path("runs")), [])
         found, told = look(tables)
         text = shown(found) or ("" if wrong else "there are no runs in runs/ yet; name other folders, if you have some")
         if options.json:
