@@ -66,12 +66,13 @@ def parser(about: str) -> ArgumentParser:
     cluster.add_argument(
         "--cluster-config", metavar="NAME", help="a file of configs/clusters, or the path of one: the options below"
     )
-    texts, hints = settings.help_texts(ClusterConfig), get_type_hints(ClusterConfig)
+    out.explained = (*out.explained, ClusterConfig)
+    hints = get_type_hints(ClusterConfig)
     for f in fields(ClusterConfig):
         several: dict[str, Any] = {"nargs": "+"} if hints[f.name] not in (str, int, bool) else {}
         metavar = "OPTION=VALUE" if f.name == "sbatch" else "VALUE"
         # Text: cluster_config reads flags as it reads files.
-        cluster.add_argument(f"--{f.name.replace('_', '-')}", metavar=metavar, help=texts[f.name], **several)
+        cluster.add_argument(f"--{f.name.replace('_', '-')}", metavar=metavar, **several)
     *others, job_group, cluster_group = out._action_groups
     out._action_groups = [*others[:2], job_group, cluster_group, *others[2:]]  # in --help before the run's settings
     return out

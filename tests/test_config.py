@@ -326,6 +326,8 @@ def test_the_help_shows_every_setting_with_its_meaning_and_its_default(
         assert "".join(comment.split()) in text, name
         if isinstance(default, tuple):
             assert text.endswith("])") and f"default:[{default[0]:.4g}," in text, name
+        elif default == "":
+            assert text.endswith("".join(comment.split())), name
         else:
             assert text.endswith(f"default:{str(default).lower() if isinstance(default, bool) else default})"), name
     assert "(cls|mean;default:cls)" in "".join(entries["model.pool"].split())

@@ -33,14 +33,14 @@ def test_a_run_of_this_machine_from_its_start_to_its_end(betons: Path, tmp_path:
     run = RunFolder(tmp_path / "runs" / "demo")
     longer = settings(betons, epochs=6)
     command = start(tmp_path, *longer)
-    wait_for(lambda: steps_done(run) >= 3)
+    wait_for(lambda: steps_done(run) >= 3, 180)
     assert row(tmp_path)["state"] == "running"
     os.killpg(command.pid, signal.SIGINT)
     command.communicate(timeout=60)
     assert row(tmp_path)["state"] in {"stopped", "finished"}
     command = start(tmp_path, *longer)
     before = len(run.events())
-    wait_for(lambda: "started" in {e["event"] for e in run.events()[before:]})
+    wait_for(lambda: "started" in {e["event"] for e in run.events()[before:]}, 180)
     os.killpg(command.pid, signal.SIGSTOP)  # so that nobody tells the others
     for process in [*ranks_of(run), *[p for r in ranks_of(run) for p in r.parents() if "submitit" in str(p.cmdline())]]:
         process.kill()

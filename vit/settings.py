@@ -25,9 +25,9 @@ def load(path: Path | str, *overrides: str) -> Config:
     return parse(parser(str(path)), ["--config", str(path), *overrides])[0]
 
 
-def parser(prog: str, description: str = "", required: bool = True) -> ArgumentParser:
+def parser(prog: str, description: str = "", required: bool = True) -> "Parser":
     """A parser of `--config FILE` and every field of `Config`; a command adds its own options to it."""
-    out = _Parser(
+    out = Parser(
         prog=prog, description=description, print_config="--print-config", formatter_class=_Help, allow_abbrev=False
     )
     out.usage = f"{prog} --config FILE [options] [--setting value …]"
@@ -35,11 +35,9 @@ def parser(prog: str, description: str = "", required: bool = True) -> ArgumentP
         "--config", action="config", required=required, help="YAML file; what it leaves out keeps its default"
     )
     out.add_class_arguments(Config)
-    texts, rooms = help_texts(Config), get_type_hints(Config)
+    rooms = get_type_hints(Config)
     for action in out._actions:
-        if action.dest in texts:
-            action.help, action.metavar = texts[action.dest], "VALUE"
-        elif action.dest in rooms:
+        if action.dest in rooms and is_dataclass(rooms[action.dest]):
             action.help = argparse.SUPPRESS  # `--model FILE` works, but one way to say it is enough
         elif action.dest == "print_config":
             action.help, action.metavar = "print the config that all this amounts to, and exit", ""
@@ -67,8 +65,19 @@ def parse(parser: ArgumentParser, args: list[str] | None = None) -> tuple[Config
     return config, options
 
 
-class _Parser(ArgumentParser):
-    """Errors in one line, with the nearest known name for a misspelt one."""
+class Parser(ArgumentParser):
+    """Errors in one line, with the nearest known name for a misspelt one; help from the comments of dataclasses."""
+
+    explained: tuple[type, ...] = (Config,)  # whose fields the options are
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Reads the sources only now: that takes as long as all the rest of parsing."""
+        texts = {name: text for cls in self.explained for name, text in _help_texts(cls).items()}
+        for action in self._actions:
+            if action.dest in texts:
+                action.help = texts[action.dest]
+                action.metavar = action.metavar if "=" in str(action.metavar) else "VALUE"
+        return super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(line.strip() for line in message.splitlines())
@@ -91,7 +100,7 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=min(120, shutil.get_terminal_size().columns))
 
 
-def help_texts(cls: type, prefix: str = "") -> dict[str, str]:
+def _help_texts(cls: type, prefix: str = "") -> dict[str, str]:
     """Each field's trailing comment, choices and default, under its full name."""
     source = textwrap.dedent(inspect.getsource(cls))
     lines, hints, defaults = source.splitlines(), get_type_hints(cls), cls()
@@ -103,12 +112,14 @@ def help_texts(cls: type, prefix: str = "") -> dict[str, str]:
             continue
         name = node.target.id
         if is_dataclass(hints[name]):
-            out |= help_texts(hints[name], f"{prefix}{name}.")
+            out |= _help_texts(hints[name], f"{prefix}{name}.")
             continue
         assert node.end_lineno and node.end_col_offset
         comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")
-        choices = "|".join(get_args(hints[name])) + "; " if get_origin(hints[name]) is Literal else ""
-        out[prefix + name] = f"{comment} ({choices}default: {_shown(getattr(defaults, name))})".replace("%", "%%")
+        default = getattr(defaults, name)
+        remarks = ["|".join(get_args(hints[name]))] if get_origin(hints[name]) is Literal else []
+        remarks += [f"default: {_shown(default)}"] if default not in ("", (), {}) else []
+        out[prefix + name] = (f"{comment} ({'; '.join(remarks)})" if remarks else comment).replace("%", "%%")
     return out
 
 
