@@ -140,7 +140,7 @@ def by_hand(folder: Path, settings: tuple[str, ...], name: str) -> float:
 
 def faults(run: Run, rounds: int) -> dict[str, float]:
     """Seconds of a restart in place, of a save on a signal, and of a requeue."""
-    submits = [run.submit()]
+    run.submit()
     run.until_step(1)
     in_place, saved, requeued, started = [], [], [], []
     for _ in range(rounds):
@@ -159,8 +159,27 @@ def faults(run: Run, rounds: int) -> dict[str, float]:
         started.append(time.time() - run.events("supervising")[-1]["time"])
     run.cluster.call("scancel", run.job)
     return {
-        "submit_s": min(submits), "in_place_s": statistics.median(in_place), "save_s": min(saved),
+        "in_place_s": statistics.median(in_place), "save_s": min(saved),
         "requeue_s": statistics.median(requeued), "start_s": statistics.median(started),
+    }  # fmt: skip
+
+
+def submitting(cluster: Cluster, folder: Path) -> dict[str, float]:
+    """Seconds of the command, also over those of sbatch and of Python, with the libraries it needs and without."""
+    bare = ("sbatch", "--partition", "low", "--output", "/dev/null", "--wrap", "true")
+
+    def python(program: str) -> float:
+        return timed(lambda: subprocess.run([sys.executable, "-c", program], check=True))
+
+    runs = [Run(cluster, folder, f"submit-{i}") for i in range(3)]
+    submit = min(run.submit() for run in runs)
+    for run in runs:
+        cluster.call("scancel", run.job)
+    sbatch = min(timed(lambda: cluster.call(*bare)) for _ in range(3))
+    start, libraries = (min(python(p) for _ in range(3)) for p in ("pass", "import submitit, jsonargparse"))
+    return {
+        "submit_s": submit, "sbatch_s": sbatch, "python_s": start, "python_with_libraries_s": libraries,
+        "submit_vs_sbatch": submit / (sbatch + libraries), "submit_vs_bare_python": submit / (sbatch + start),
     }  # fmt: skip
 
 
@@ -238,11 +257,9 @@ def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
         figures: dict[str, float | bool] = dict(faults(run, 1 if quick else 5))
         if not quick:
             parts = statistics.median([parts, *(by_hand(folder, run.settings, f"by-hand-{i}") for i in range(4))])
-        bare = timed(lambda: cluster.call("sbatch", "--partition", "low", "--output", "/dev/null", "--wrap", "true"))
-        bare += timed(lambda: subprocess.run([sys.executable, "-c", "import submitit, jsonargparse"], check=True))
+        figures |= submitting(cluster, folder)
         figures["vit_b_save_s"] = save_seconds_per_byte(folder / "save") * VIT_B_BYTES
-        figures["sbatch_and_python_s"], figures["parts_s"] = bare, parts
-        figures["submit_vs_sbatch"] = figures["submit_s"] / bare
+        figures["parts_s"] = parts
         figures["in_place_vs_parts"] = figures["in_place_s"] / parts
         figures["in_place_vs_requeue"] = figures["in_place_s"] / figures["requeue_s"]
         lost = SAVES_AN_HOUR * figures["vit_b_save_s"] + figures["start_s"]

@@ -4,8 +4,10 @@ import re
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from jobs.cluster_config import ClusterConfig
+if TYPE_CHECKING:
+    from jobs.cluster_config import ClusterConfig
 
 PATIENCE_SECONDS = 8  # with a controller that does not answer
 SILENT = re.compile(r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I)
@@ -75,7 +77,7 @@ def offers() -> list[Offer]:
     ]
 
 
-def refusal(said: str, cluster: ClusterConfig) -> str:
+def refusal(said: str, cluster: "ClusterConfig") -> str:
     """Why sbatch took no job, in one line, with the flag that asked for it and what this user may name instead."""
     last = said.strip().splitlines()[-1] if said.strip() else "sbatch said nothing"
     why = last.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")

@@ -18,6 +18,9 @@ from jobs.slurm import SETUP, TEARDOWN
 from vit.ledger import RunFolder
 
 MAX_TIMEOUTS = 10_000  # requeues at the time limit; submitit's own default of 3 would end a long run
+# Nodes that do not see the run folder could not even say so: what they write would be in there.
+UNSEEN = '[ -e "$0" ] || { echo "$SLURMD_NODENAME does not see $0: choose a --runs-dir that all nodes share"; exit 1; }'
+SEEN_BY_ALL = f"srun --ntasks-per-node 1 sh -c '{UNSEEN}' \"$PYTHONPATH\" || exit 1"
 
 
 class RefusedError(RuntimeError):
@@ -65,7 +68,7 @@ def parameters(asked: Resources, runs: Sequence[RunFolder]) -> dict[str, Any]:
         "cpus_per_task": asked.cpus,
         "signal_delay_s": cluster.signal_seconds,
         "stderr_to_stdout": True,
-        "setup": [*SETUP, *cluster.prologue(), *_frozen_sources(runs)],
+        "setup": [*SETUP, *cluster.prologue(), *_frozen_sources(runs), *([SEEN_BY_ALL] if asked.nodes > 1 else [])],
         "srun_args": ["--cpus-per-task", str(asked.cpus)],  # Slurm 22.05 to 23.02 do not tell srun
         "teardown": list(TEARDOWN),
         "array_parallelism": asked.parallel or len(runs),

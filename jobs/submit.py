@@ -3,6 +3,7 @@
 python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+
+def leave() -> None:
+    """Ends the process at once."""
+    print("stopped before anything was submitted; the same command starts it again", flush=True)
+    os._exit(130)
+
+
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script, with jobs/ in the first place
     sys.path[0] = str(ROOT)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C during imports, which take a while
+        signal.signal(signal.SIGINT, lambda *_: leave())
 
 from jsonargparse import ArgumentParser, Namespace  # noqa: E402
 
@@ -234,8 +244,9 @@ def hints(run: RunFolder, job: str) -> str:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("stopped before anything was submitted; the same command starts it again")
-        sys.exit(130)
+        leave()

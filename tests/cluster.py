@@ -154,10 +154,12 @@ class Cluster:
         """A running daemon: munged, mariadbd, slurmdbd, slurmctld, slurmd-n1 or slurmd-n2."""
         return psutil.Process(int((self.dir / "run" / f"{name}.started").read_text()))
 
-    def restart(self, name: str) -> None:
-        """Ends a daemon if it still runs, and starts it again."""
+    def restart(self, name: str, blind_to: Path | None = None) -> None:
+        """Ends a daemon if it still runs, and starts it again; then it and its jobs see an empty folder there."""
         before = self.daemon(name).pid if self.alive(name) else 0
-        (self.dir / "run" / f"{name}.restart").touch()
+        asked = self.dir / "run" / f"{name}.asked"
+        asked.write_text(str(blind_to or ""))
+        asked.rename(asked.with_suffix(".restart"))
         wait_for(lambda: self.alive(name) and self.daemon(name).pid != before, f"{name} was not started again")
 
     def alive(self, name: str) -> bool:
@@ -298,11 +300,13 @@ class Keeper:
             return done.returncode == 0
         return False
 
-    def launch(self, name: str) -> None:
-        """Starts a daemon; its number stands in a file."""
+    def launch(self, name: str, blind_to: str = "") -> None:
+        """Starts a daemon, in a name space of its own if it is not to see a folder; its number stands in a file."""
+        blind = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {blind_to} && exec "$@"', "sh"]
+        command = [*(blind if blind_to else []), *self.commands[name]]
         with (self.dir / "log" / f"{name}.out.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
-                self.commands[name], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         (self.dir / "run" / f"{name}.started").write_text(str(self.running[name].pid))
@@ -328,7 +332,7 @@ class Keeper:
                 asked = self.dir / "run" / f"{name}.restart"
                 if asked.exists():
                     self.end(name)
-                    self.launch(name)
+                    self.launch(name, asked.read_text())
                     asked.unlink()
             while reap():
                 pass

@@ -87,6 +87,24 @@ def test_a_run_folder_that_cannot_be_written_is_said(case: Case) -> None:  # noq
     )
 
 
+@campaign
+def test_a_run_folder_that_one_node_does_not_see_is_said_by_the_job(case: Case) -> None:  # noqa: F811
+    """The second node has a disk of its own there: the job ends at once, and its log names node and folder."""
+    case.run.path.parent.mkdir()
+    case.slurm.restart("slurmd-n2", blind_to=case.run.path.parent)
+    try:
+        wait_for(case.slurm.nodes_idle, "the nodes", 60)
+        done = case.submit("--nodes", "2", "--gpus", "1")
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: case.slurm.state(case.job) == "FAILED", "the end of the job", 120)
+        said = "".join(file.read_text() for file in case.run.jobs.glob("*.out"))
+        assert f"n2 does not see {case.run.source}: choose a --runs-dir that all nodes share" in said
+        assert not case.happened("supervising")
+    finally:
+        case.slurm.restart("slurmd-n2")
+        wait_for(case.slurm.nodes_idle, "the nodes", 60)
+
+
 APPTAINER = """#!/bin/sh
 # What `apptainer exec OPTIONS IMAGE COMMAND` does, for a test of what surrounds it: Slurm's commands are not inside.
 shift
