@@ -72,7 +72,7 @@ class Submission:
         """Submits what was asked for; returns the exit code."""
         after, coming = "", set[Path]()
         if self.asked.prep:
-            from jobs import prep_run  # which needs numpy
+            from jobs import prep_run  # which few need
 
             preparation = prep_run.Preparation(self.asked, self.cluster, self.where, self.offers)
             coming = {one.out for one in preparation.prep.left}
@@ -103,7 +103,7 @@ class Submission:
     def resources(self, planned: Planned, after: str) -> Resources:
         """What a job asks for."""
         cfg = planned.cfg
-        folders = {str(self.asked.runs_dir.absolute()), str(cfg.data.train.parent), str(cfg.data.val.parent)}
+        needed = [cfg.data.train, cfg.data.val, *([Path(cfg.init_from)] if cfg.init_from else [])]
         return Resources(
             nodes=self.asked.nodes,
             gpus=self.asked.gpus,
@@ -112,7 +112,7 @@ class Submission:
             cluster=self.cluster,
             after=after,
             parallel=self.asked.max_parallel or 0,
-            folders=tuple(sorted(folders)),
+            folders=tuple(sorted({str(self.asked.runs_dir.absolute()), *(str(path.parent) for path in needed)})),
         )
 
     def queued(self, planned: Sequence[Planned]) -> dict[Path, str]:

@@ -126,7 +126,8 @@ def test_a_job_in_a_container_without_slurms_commands_is_requeued_from_outside(
     (folder / "apptainer").write_text(APPTAINER)
     (folder / "apptainer").chmod(0o755)
     inside = ("--container", "vit.sif", "--container-exec", f"{folder}/apptainer exec --nv", "--python", sys.executable)
-    case.start("--gpus", "2", *inside)
+    case.start("--gpus", "2", "--device", "auto", "--gres", "gpu", *inside)
+    assert case.slurm.job(case.job)["TresPerNode"] == "gres:gpu:2"
     with case.braked():
         if how == "requeue":
             case.slurm.call("scontrol", "requeue", case.job)
