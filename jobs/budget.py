@@ -7,8 +7,16 @@ from typing import Any, Literal
 
 from vit.ledger import Event
 
-Kind = Literal["user", "stalled", "exception", "signal", "node", "echo"]
-FIRST = ("user", "stalled", "exception", "signal", "node", "echo")  # what is more likely the cause of the others
+Kind = Literal["user", "sick", "stalled", "exception", "signal", "node", "echo"]
+FIRST = (
+    "user",
+    "sick",
+    "stalled",
+    "exception",
+    "signal",
+    "node",
+    "echo",
+)  # what is more likely the cause of the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,7 @@ class Failure:
 
     kind: Kind
     node: str
-    rank: int
+    rank: int  # -1: none of them, but the node
     reason: str
     step: int | None = None  # that it was in; None before the first
     time: float = 0.0  # time.time()
@@ -36,6 +44,8 @@ class Failure:
 
     def told(self) -> str:
         """For a person, with what the rank said last."""
+        if self.rank < 0:
+            return self.reason
         where = "" if self.step is None else f" at step {self.step:,}"
         tail = f"\n{self.tail}" if self.tail else ""
         return f"rank {self.rank} on {self.node}{where}: {self.reason}{tail}\nthe whole log is {self.log}"
@@ -72,7 +82,7 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
             "give up", f"{same} attempts in a row failed at step {failure.step:,}, with no checkpoint between"
         )
     here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == life]
-    if failure.kind != "node" and len(here) < budget.restarts:
+    if failure.kind not in {"node", "sick"} and len(here) < budget.restarts:
         return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
@@ -80,8 +90,10 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     if requeues >= budget.requeues:
         return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
     failures = Counter([e.get("node") for e in before] + [failure.node])
-    sick = tuple(sorted(str(node) for node, count in failures.items() if count >= budget.node_failures))
-    return Decision("requeue", f"{requeues + 1} of {budget.requeues} times without a new checkpoint", sick)
+    sick = {str(node) for node, count in failures.items() if count >= budget.node_failures}
+    sick |= {failure.node} if failure.kind == "sick" else set()
+    why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
+    return Decision("requeue", why, tuple(sorted(sick)))
 
 
 def wordless(events: Sequence[Event]) -> int:

@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from submitit.helpers import DelayedSubmission
 
 from jobs import slurm
+from jobs.health import Check
 from jobs.signals import StoppedError, ignore, stop_ranks
 
 # Environment of a local job: what submit.py tells the supervisor beside the job itself.
@@ -47,15 +49,18 @@ class TrainJob:
     requeues: int = 3  # after failures, between two checkpoints
     same_step: int = 2  # failures at the same step, between two checkpoints
     stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
+    health: bool = True  # whether each node of a Slurm job is looked over before its ranks start
 
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
         # submitit ignores SIGTERM, and torch, which will not, takes seconds to import.
         signal.signal(signal.SIGTERM, _leave)
         try:
-            from jobs.supervise import supervise
+            wanted = self.health and slurm.job() is not None
+            check = Check(Path(self.run), slurm.gpus(self.gpus), self.nodes) if wanted else None
+            from jobs.supervise import supervise  # which takes seconds: the check runs meanwhile
 
-            outcome = supervise(self)
+            outcome = supervise(self, check)
         except StoppedError:
             outcome = "stopped"
         if outcome == "stopped" and slurm.task() == 0:

@@ -62,6 +62,7 @@ def parser(about: str) -> ArgumentParser:
         metavar="S",
         help="for which a step may stand still; ten times its usual time if that is more (default: 60)",
     )
+    job.add_argument("--no-health-check", action="store_true", help="start the ranks without looking over the nodes")
     cluster = out.add_argument_group("cluster (what is asked of Slurm: by a file, and by flags, which go before it)")
     cluster.add_argument(
         "--cluster-config", metavar="NAME", help="a file of configs/clusters, or the path of one: the options below"

@@ -82,6 +82,7 @@ def train_job(run: RunFolder, options: Namespace) -> TrainJob:
         requeues=options.max_requeues,
         same_step=options.max_same_step,
         stall_seconds=options.stall_seconds,
+        health=not options.no_health_check,
     )
 
 

@@ -58,6 +58,11 @@ def is_mute() -> bool:
     return job() is not None and shutil.which("scontrol") is None
 
 
+def gpus(asked: int) -> int:
+    """How many GPUs this node has for the job: those it asked for, unless it was given fewer."""
+    return min(asked, int(os.environ.get("SLURM_GPUS_ON_NODE", asked)))
+
+
 def requeue(exclude: Sequence[str] = ()) -> str:
     """Puts this job back into the queue, off the nodes to exclude; returns why that could not be, else nothing.
 

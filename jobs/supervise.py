@@ -6,7 +6,7 @@ import shlex
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from jobs import signals, slurm
+from jobs import health, signals, slurm
 from jobs.budget import Budget, Decision, Failure, decide, first, wordless
 from jobs.failure import from_ranks
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
@@ -24,8 +24,10 @@ from vit import settings
 from vit.config import Config
 from vit.heartbeat import VARIABLE, Slots
 from vit.ledger import JOB_VARIABLE, RunFolder
+from vit.log import show
 
 SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]  # `Team.all_done` waits for the other nodes' ranks
+LOOK = -1  # what stands for an attempt where nodes tell how they are, before the first
 MEETING_SECONDS = 600  # for all nodes to begin an attempt
 
 
@@ -33,19 +35,21 @@ class RunFailedError(RuntimeError):
     """The ranks failed and going on makes no sense.  The message holds the first failing rank's last words."""
 
 
-def supervise(job: TrainJob) -> str:
-    """Runs the ranks of this node until the run is finished or stopped, and returns which.  Raises RunFailedError."""
+def supervise(job: TrainJob, check: health.Check | None = None) -> str:
+    """Runs the ranks of this node until the run is finished or stopped, and returns which.  Raises RunFailedError.
+
+    `check` is that of this node's health, which began before.
+    """
     supervisor = Supervisor(job)
     try:
-        return supervisor.run()
+        return supervisor.run(check)
     finally:
         supervisor.team.close()
 
 
 def ranks(cfg: Config, job: TrainJob) -> int:
     """Ranks on each node: one a GPU, or the most that divide a batch where Slurm gave this job fewer than it wanted."""
-    there = min(job.gpus, int(os.environ.get("SLURM_GPUS_ON_NODE", job.gpus)))
-    return max(n for n in range(1, there + 1) if cfg.shards % (n * job.nodes) == 0)
+    return max(n for n in range(1, slurm.gpus(job.gpus) + 1) if cfg.shards % (n * job.nodes) == 0)
 
 
 class Supervisor:
@@ -63,7 +67,7 @@ class Supervisor:
         signals.install()
         self.team = Team(job.nodes, self.node, slurm.node(), slurm.first_address(), f"{job.run} {self.life}")
 
-    def run(self) -> str:
+    def run(self, check: health.Check | None) -> str:
         """One attempt after the other."""
         if self.node == 0:
             self._begin()
@@ -72,6 +76,10 @@ class Supervisor:
         except LostError as error:
             alone = self._lost(str(error))
             self._act(self._decide(alone), alone)
+        if check is not None:
+            self._look_over(check.word())
+            if signals.told():
+                return "stopped"
         for attempt in range(10**9):
             failure = self._attempt(attempt)
             ended = self.folder.last("started", "finished", "stopped")
@@ -93,6 +101,30 @@ class Supervisor:
             )
         self.folder.record("supervising", life=self.life, node=slurm.node())
         threading.Thread(target=self._note_stop, daemon=True).start()
+
+    def _look_over(self, word: str) -> None:
+        """Returns if all nodes are fit; else the job goes on without those that are not."""
+        if signals.told():
+            return
+        try:
+            self.team.report(LOOK, word)
+            if self.node:
+                told = json.loads(self.team.decided(LOOK))
+            else:
+                words = [json.loads(text) for text in self.team.reports(LOOK, word)]
+                for note in (note for each in words for note in each.get("notes", ())):
+                    show(note, lasting=True)
+                sick = health.failures(words)
+                self.folder.note("looked over", life=self.life, nodes={w["node"]: w.get("seconds") for w in words})
+                told = {"sick": [asdict(failure) for failure in sick]}
+                self.team.decided(LOOK, json.dumps(told))
+        except LostError as error:
+            told = {"sick": [asdict(self._lost(str(error)))]}
+        if sick := [Failure(**each) for each in told["sick"]]:
+            decision = self._decide(sick[0])
+            exclude = sorted({*decision.exclude, *(failure.node for failure in sick if failure.kind == "sick")})
+            reason = "; ".join(failure.reason for failure in sick)
+            self._act(replace(decision, exclude=tuple(exclude)), replace(sick[0], reason=reason))
 
     def _note_stop(self) -> None:
         """Not in the handler, which may have interrupted another entry into the ledger."""

@@ -1,6 +1,7 @@
 """A run that is interrupted ends as the run that was left alone, on four ranks: two would hide a wrong order."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -16,20 +17,32 @@ from ranks import run_ranks
 from vit import checkpoint
 from vit.config import Config
 from vit.ledger import Clock, RunFolder, read_lines
+from vit.resume import _digest
 from vit.step import Augmented
 from vit.train import Outcome, Trainer
 from vit.world import Agreement, World, join
 
 STEPS = 6
+BAD_SHARD = 2
+BACK = -1  # a fault's step: once a step was found out to be bad, before its checkpoint is there again
 Fault = tuple[int, int, int]  # at this step, on this rank (-1: all), this signal
 
 
 class FaultyTrainer(Trainer):
-    """Sends itself a real signal in the middle of a step, and notes the samples that it trains on."""
+    """Sends itself a real signal in the middle of a step, and notes the samples that it trains on.
+
+    Of the steps in `bad`, the third shard of the batch has pixels that are no numbers; the signal then comes only once
+    one of them was found out.
+    """
 
     fault: Fault | None = None
+    bad: tuple[int, ...] = ()
 
     def train_step(self, step: int, batch: Augmented) -> None:
+        if step in self.bad and BAD_SHARD in (mine := self.world.my_shards(self.cfg.shards)):
+            batch.shards[BAD_SHARD - mine[0]][0].fill_(math.nan)
+        if self.bad and not self.state.skipped:
+            return super().train_step(step, batch)
         note = self.run.path / f"samples-{self.world.rank}.jsonl"
         with note.open("a") as file:
             file.write(json.dumps({"step": step, "samples": batch.samples.tolist()}) + "\n")
@@ -39,12 +52,23 @@ class FaultyTrainer(Trainer):
             os.kill(os.getpid(), self.fault[2])
         super().train_step(step, batch)
 
+    def restore(self) -> int | None:
+        if self.fault is not None and self.fault[0] == BACK:
+            os.kill(os.getpid(), self.fault[2])
+        return super().restore()
 
-def attempt(cfg: Config, run: Path, fault: Fault | None = None, accepted: tuple[str, ...] = ()) -> str:
+
+def attempt(
+    cfg: Config,
+    run: Path,
+    fault: Fault | None = None,
+    accepted: tuple[str, ...] = (),
+    bad: tuple[int, ...] = (),
+) -> str:
     """One attempt on this rank, up to its end or to the fault's."""
     with join(cfg) as world:
         trainer = FaultyTrainer(cfg, RunFolder(run), world, Clock(time.time()), list(accepted))
-        trainer.fault = fault
+        trainer.fault, trainer.bad = fault, bad
         outcome = trainer.train()
         trainer.agreement.close()
         trainer.saver.close()
@@ -261,14 +285,90 @@ def test_weights_that_are_not_numbers_are_never_saved(betons: Path, tmp_path: Pa
     """Though the loss is only looked at now and then, and a checkpoint is due at every step."""
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6), log=replace(cfg.log, every_steps=6))
-    wild = replace(often, optim=replace(cfg.optim, lr=1e30, clip_norm=0.0, warmup_epochs=0.0))
+    wild = replace(often, optim=replace(cfg.optim, lr=1e30, clip_norm=0.0, warmup_epochs=0.0, max_skipped=1))
     run_ranks(2, attempt, cfg, run, (1, 0, signal.SIGTERM))
-    with pytest.raises(FloatingPointError, match=r"is not a number; a lower optim\.lr may help"):
+    with pytest.raises(FloatingPointError, match=r"is not a number, after .* a lower optim\.lr may help"):
         run_ranks(2, attempt, wild, run, None, ("optim.lr", "optim.clip_norm"))
     saved = checkpoint.find(RunFolder(run).checkpoints)
     assert saved
     for folder in saved:
         assert all(tensor.isfinite().all() for tensor in checkpoint.load(folder)[0].values()), folder
+
+
+@pytest.fixture(scope="module")
+def without(betons: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that had it in its record from the start that step 4 is to be skipped."""
+    run = prepared(tmp_path_factory.mktemp("without"))
+    about = checkpoint.read_manifest(checkpoint.find(RunFolder(undisturbed).checkpoints)[0])["about"]
+    RunFolder(run).record("skipped", step=4, why="a test", recipe=_digest(about["recipe"]))
+    assert run_ranks(4, attempt, recipe(betons), run) == [Outcome.FINISHED] * 4
+    return run
+
+
+def often(cfg: Config, look: int) -> Config:
+    """A checkpoint at each step, the loss looked at for the log at every n-th."""
+    return replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6), log=replace(cfg.log, every_steps=look))
+
+
+def assert_skipped(run: Path, steps: list[int]) -> None:
+    """They are in the newest checkpoint, once each in the ledger, and nothing of them is on the curve."""
+    assert checkpoint.read_manifest(checkpoint.find(RunFolder(run).checkpoints)[0])["about"]["skipped"] == steps
+    assert [e["step"] for e in RunFolder(run).events() if e["event"] == "skipped"] == steps
+    assert not {r["step"] for r in curve(run) if "loss" in r} & set(steps)
+    assert not {step for step, _, _ in written_down(run)} & set(steps)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_batch_that_cannot_be_trained_on_is_left_out(
+    saves: bool, betons: Path, undisturbed: Path, without: Path, tmp_path: Path
+) -> None:
+    """Back to the newest checkpoint, or the beginning; the rest as if it had been known from the start."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    cfg = often(cfg, 1) if saves else cfg
+    assert run_ranks(4, attempt, cfg, run, None, (), (3,)) == [Outcome.FINISHED] * 4
+    assert_same(run, without)
+    assert_skipped(run, [4])
+    assert any(not torch.equal(t, result(undisturbed)[name]) for name, t in result(run).items())
+
+
+@pytest.mark.parametrize(("step", "ranks"), [(BACK, (4, 4)), (3, (4, 2)), (4, (2, 4)), (5, (4, 1))])
+def test_a_kill_after_a_batch_was_left_out_changes_nothing(
+    step: int, ranks: tuple[int, int], betons: Path, without: Path, tmp_path: Path
+) -> None:
+    """On the way back, at the step itself, after it; then on fewer ranks or more."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    killed = run_ranks(ranks[0], attempt, cfg, run, (step, -1, signal.SIGKILL), (), (3,))
+    assert killed == [-signal.SIGKILL] * ranks[0]
+    assert run_ranks(ranks[1], attempt, often(cfg, 1), run, None, (), (3,)) == [Outcome.FINISHED] * ranks[1]
+    assert_same(run, without)
+    assert_skipped(run, [4])
+
+
+def test_the_first_bad_step_is_found_though_the_loss_is_looked_at_late(
+    betons: Path, without: Path, tmp_path: Path
+) -> None:
+    """By then all weights are ruined; a stop that comes first finds it out too, and saves none of them."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    late = replace(cfg, log=replace(cfg.log, every_steps=6, eval_every_epochs=9))
+    assert run_ranks(4, attempt, late, run, None, (), (3,)) == [Outcome.FINISHED] * 4
+    ours, theirs = result(run), result(without)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert_skipped(run, [4])
+
+
+def test_a_run_of_bad_batches_ends_at_the_bound_and_another_recipe_starts_anew(betons: Path, tmp_path: Path) -> None:
+    """It names the steps; what failed under one learning rate is not left out under another."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    cfg = often(replace(cfg, optim=replace(cfg.optim, max_skipped=2)), 1)
+    message = r"^the loss of step 6 is not a number, after steps 3, 5 were .* max_skipped allows 2; a lower optim\.lr"
+    with pytest.raises(FloatingPointError, match=message):
+        run_ranks(4, attempt, cfg, run, None, (), (2, 4, 5))
+    with pytest.raises(FloatingPointError, match=message):  # typed again
+        run_ranks(4, attempt, cfg, run, None, (), (2, 4, 5))
+    calmer = replace(cfg, optim=replace(cfg.optim, lr=1e-4))
+    assert run_ranks(4, attempt, calmer, run, None, ("optim.lr",), ()) == [Outcome.FINISHED] * 4
+    about = checkpoint.read_manifest(checkpoint.find(RunFolder(run).checkpoints)[0])["about"]
+    assert about["skipped"] == [3, 5]
 
 
 def test_a_second_ctrl_c_leaves_at_once() -> None:

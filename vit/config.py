@@ -63,6 +63,7 @@ class DataConfig:
     shuffle_window: int = 0  # images shuffled together, in blocks of neighbours, for files that do not fit; 0: all
     repeats: int = 1  # times that each image is in a batch, cropped anew: repeated augmentation
     on_bad: Literal["fail", "skip"] = "fail"  # a damaged image: ends the run, or the next of its class replaces it
+    stage: str = ""  # folder of each node's own disk, as /tmp or $TMPDIR, to copy the sets to first; empty: none
     verify: Literal["first-epoch", "never"] = "first-epoch"  # the file's digests, page by page while it is first read
     crop_scale: tuple[float, float] = (0.08, 1.0)  # random crop's area over the image's, least and greatest
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # random crop's width over its height, least and greatest
@@ -73,6 +74,10 @@ class DataConfig:
         _check(0 < scale[0] <= scale[1] <= 1, f"data.crop_scale must be 0 < least <= greatest <= 1, not {scale}")
         _check(0 < ratio[0] <= ratio[1], f"data.crop_ratio must be 0 < least <= greatest, not {ratio}")
         _check(0 < self.val_crop <= 1, f"data.val_crop must be in (0, 1], not {self.val_crop}")
+        _check(
+            self.stage[:1] in ("", "/", "$", "~"),
+            f"data.stage must be an absolute path on each node, or begin with a variable, not {self.stage}",
+        )
         _check(self.limit >= 0, f"data.limit must not be negative, not {self.limit}")
         _check(self.workers >= 0, f"data.workers must not be negative, not {self.workers}")
         _check(self.prefetch >= 1, f"data.prefetch must be at least 1, not {self.prefetch}")
@@ -129,6 +134,7 @@ class OptimConfig:
     clip_norm: float = 0.0  # greatest norm of the gradient of all weights together; 0: no clipping
     ema_decay: float = 0.0  # decay at each step of the averaged weights; 0: none are kept
     ema_warmup: Literal["none", "copy", "ramp"] = "none"  # copy: averages after warm-up; ramp: (1 + n) / (10 + n) first
+    max_skipped: int = 10  # steps left out as their loss or gradient was not finite; one more ends the run
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < math.inf, f"optim.lr must be positive and finite, not {self.lr}")
@@ -136,6 +142,7 @@ class OptimConfig:
             _check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "ema_decay"):
             _check(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), not {getattr(self, name)}")
+        _check(self.max_skipped >= 0, f"optim.max_skipped must not be negative, not {self.max_skipped}")
         _check(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], not {self.layer_decay}")
 
 
@@ -224,7 +231,7 @@ class Config:
 # What a resumed run may change freely: where things are and how often they are looked at, never what is computed.
 NOT_THE_RECIPE = (
     *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
-    *("device", "timeout_minutes"),
+    *("data.stage", "device", "timeout_minutes", "optim.max_skipped"),
 )
 NOT_THE_RECIPE_ROOMS = ("checkpoint.", "log.")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 VARIABLE = "VIT_HEARTBEAT"  # in the environment of ranks: the file that holds a slot for each of them
 STACKS_SIGNAL = signal.SIGQUIT  # makes a rank write down what its threads do, as it does to a Java program
 LEAVING = "leave"  # the last phase of a rank that has nothing left to lose
-PHASES = ("start", "data", "step", "compile", "checkpoint", "evaluate", "other", LEAVING)
+PHASES = ("start", "data", "step", "compile", "checkpoint", "evaluate", "rollback", "stage", "other", LEAVING)
 STEPS = ("step", "compile")  # the phases that are a training step each
 SLOT = struct.Struct("=iiiiqd")  # global rank, process id, phase, steps, signs, time of the last sign
 SLOT_BYTES = 64  # a line of the processor's cache, so that ranks do not disturb each other
@@ -74,6 +74,10 @@ class Heartbeat:
             faulthandler.enable()
             faulthandler.register(STACKS_SIGNAL, self._stacks)
         self.sign("start")
+
+    def take_back(self, steps: int) -> None:
+        """The next step is one that was done before: so many are to be done again."""
+        self._steps -= steps
 
     def sign(self, phase: str) -> None:
         """Tells that this rank lives and what it begins now."""

@@ -200,6 +200,11 @@ class Clock:
         if self.heart is not None:
             self.heart.sign(phase)
 
+    def take_back(self, steps: int) -> None:
+        """Tells it that so many steps are to be done again."""
+        if self.heart is not None:
+            self.heart.take_back(steps)
+
     def add(self, on: str, seconds: float) -> None:
         """Books seconds that were measured elsewhere."""
         self.seconds[on] = self.seconds.get(on, 0.0) + seconds

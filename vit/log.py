@@ -25,9 +25,13 @@ class MetricsLog:
 
     def __init__(self, run: RunFolder, cfg: Config, step: int) -> None:
         self.run = run
-        _keep(run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
-        self.best = best(read_lines(run.metrics))
+        self.take_back(step)
         self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
+
+    def take_back(self, step: int) -> None:
+        """Forgets what was written after a step, and its evaluation, which comes again."""
+        _keep(self.run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
+        self.best = best(read_lines(self.run.metrics))
 
     def write(self, record: Record) -> None:
         """Appends one record and shows it."""
@@ -52,8 +56,12 @@ class SampleLog:
     """
 
     def __init__(self, run: RunFolder, cfg: Config, step: int, rank: int) -> None:
-        self.path, self.micro_batch = run.samples, cfg.micro_batch
-        if rank == 0:
+        self.path, self.micro_batch, self.rank = run.samples, cfg.micro_batch, rank
+        self.take_back(step)
+
+    def take_back(self, step: int) -> None:
+        """Forgets what was written after a step."""
+        if self.rank == 0:
             _keep(self.path, lambda r: r["step"] <= step)
 
     def write(self, step: int, shards: range, samples: list[int]) -> None:

@@ -1,6 +1,8 @@
 """Takes over a run where its newest whole checkpoint left it, on any number of ranks."""
 
+import json
 import platform
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from vit.checkpoint import DamagedError
 from vit.ledger import RunFolder
 from vit.log import show
 from vit.state import State
+from vit.step import NotFiniteError
 from vit.world import World
 
 Loaded = tuple[Path, dict[str, Tensor], dict[str, Any]]  # a checkpoint, its tensors and its manifest
@@ -23,8 +26,14 @@ Loaded = tuple[Path, dict[str, Tensor], dict[str, Any]]  # a checkpoint, its ten
 def resume(run: RunFolder, world: World, state: State, recipe: Mapping[str, Any], accepted: list[str]) -> int | None:
     """Restores the newest whole checkpoint and returns its step; None if there is none.
 
-    Raises ValueError for another recipe, unless all that differs is `accepted`.
+    The state also knows from here on which steps this recipe is to skip.  Raises ValueError for another recipe, unless
+    all that differs is `accepted`.
     """
+    written: list[set[int]] = [set()]
+    if world.rank == 0:
+        written = [{e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == _digest(recipe)}]
+    dist.broadcast_object_list(written)
+    state.skipped |= written[0]
     found = newest(run, world)
     if found is None:
         return None
@@ -70,6 +79,27 @@ def begin(run: RunFolder, world: World, state: State, source: str) -> None:
     if world.rank == 0:
         run.record("initialised", source=source, weights=said)
         show(f"{source}: {'; '.join(said)}", lasting=True)
+
+
+def skip(
+    run: RunFolder, world: World, state: State, recipe: Mapping[str, Any], bad: NotFiniteError, at_most: int
+) -> None:
+    """Writes down that a step is to be skipped: from here on the run is a function of its config and of that.
+
+    Raises FloatingPointError if as many as may be are skipped already.
+    """
+    if len(state.skipped) >= at_most:
+        before = ", ".join(f"{step:,}" for step in sorted(state.skipped))
+        after = f", after steps {before} were skipped for that; optim.max_skipped allows {at_most}" if before else ""
+        raise FloatingPointError(f"{bad}{after}; a lower optim.lr may help")
+    state.skipped.add(bad.step)  # a full disk may not take it yet
+    if world.rank == 0:
+        run.record("skipped", step=bad.step, why=str(bad), recipe=_digest(recipe))
+
+
+def _digest(recipe: Mapping[str, Any]) -> str:
+    """What a step failed under: another recipe, as a lower learning rate, may do without skipping it."""
+    return f"{zlib.crc32(json.dumps(recipe, sort_keys=True).encode()):08x}"
 
 
 def versions() -> dict[str, str]:

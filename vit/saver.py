@@ -137,6 +137,10 @@ class Saver:
         assert self._failure is not None
         return f"step {self.state.step:,} is not saved: {self._failure.error}; {self._safe_step()}"
 
+    def rolled_back(self, safe: int | None) -> None:
+        """The state is that of the newest safe step again, or of the beginning.  After `finish` and `settle`."""
+        self.safe, self._save = safe, _Save(safe)
+
     def settle(self) -> None:
         """Waits until the newest checkpoint is read back and old ones are removed."""
         while self.writer.busy:

@@ -1,7 +1,7 @@
 """What a run remembers: weights, optimizer, averaged weights, step.  All the rest is a function of the step."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class State:
     optimizer: torch.optim.Optimizer
     average: VisionTransformer | None
     scaler: torch.amp.GradScaler  # counts for fp16 alone
-    step: int = 0  # optimizer steps taken
+    step: int = 0  # steps done
+    skipped: set[int] = field(default_factory=set)  # of all steps, from 1: those that change nothing, as they failed
 
     @classmethod
     def fresh(cls, cfg: Config, device: torch.device) -> "State":
@@ -32,6 +33,11 @@ class State:
         average = copy.deepcopy(model).requires_grad_(False) if cfg.optim.ema_decay else None
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         return cls(model, optim.build(model, cfg.optim), average, scaler)
+
+    def begin_again(self, cfg: Config) -> None:
+        """Step 0, in the same tensors."""
+        fresh = State.fresh(cfg, torch.device("cpu"))
+        self.restore(0, fresh.tensors(), fresh.about())
 
     def start_from(self, path: Path) -> list[str]:
         """Takes over weights from elsewhere, at step 0; what became of them, for a person.  Raises ValueError."""
@@ -59,7 +65,8 @@ class State:
 
     def about(self) -> dict[str, Any]:
         """What is saved beside the tensors."""
-        return {"scaler": self.scaler.state_dict()}
+        skipped = sorted(step for step in self.skipped if step <= self.step)
+        return {"scaler": self.scaler.state_dict(), "skipped": skipped}
 
     def restore(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Takes over what a checkpoint of the same model holds."""
@@ -79,3 +86,4 @@ class State:
         if self.scaler.is_enabled() and about["scaler"]:  # a run may have begun in another precision
             self.scaler.load_state_dict(about["scaler"])
         self.step = step
+        self.skipped.update(about.get("skipped", ()))

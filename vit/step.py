@@ -61,8 +61,16 @@ def _augmented(cfg: Config, world: World, step: int, batch: Batch, stream: torch
     return Augmented(shards, batch.samples, stream.record_event() if stream else None)
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss, a gradient or a weight that is not a number, or infinite; all ranks raise it for the same step."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(f"the {what} of step {step:,} is not a number")
+        self.what, self.step = what, step  # the first such step, as the learning curve counts: from 1
+
+
 class Step:
-    """Runs steps of one state.  `gradient` and then `update`; `check` before the result is trusted."""
+    """Runs steps of one state.  `gradient` and then `update`, or `skip`; `check` before the result is trusted."""
 
     def __init__(self, cfg: Config, world: World, state: State, samples: int) -> None:
         self.cfg, self.world, self.state, self.samples = cfg, world, state, samples
@@ -73,8 +81,9 @@ class Step:
                     block.compile()
         self.gradients = ShardedGradients(state.model, world, cfg.exact)
         self.autocast = autocast(cfg, world.device)
-        self.losses: Tensor | None = None  # of this rank's shards in the last step, on the device: (shards,)
-        self.norm = torch.zeros(())  # of the last step's gradient
+        self._losses = torch.zeros(())  # of this rank's shards in the last step, on the device: (shards,)
+        self._unchecked: list[tuple[int, Tensor]] = []  # steps, and the losses and the gradient's norm: (shards + 1,)
+        self._updated: int | None = None  # the step of the last update, if its weights were not looked at
 
     def gradient(self, step: int, batch: Augmented) -> None:
         """Leaves the gradient of the mean loss over all shards of all ranks in the parameters."""
@@ -93,7 +102,7 @@ class Step:
                     loss = training_loss(self.gradients.model(images), targets, cfg.optim.loss)
                 state.scaler.scale(loss / cfg.shards).backward()
             losses.append(loss.detach())
-        self.losses = torch.stack(losses)
+        self._losses = torch.stack(losses).float()
 
     def update(self, step: int) -> None:
         """Clips, steps the optimizer at this step's learning rate, and averages the weights."""
@@ -101,24 +110,53 @@ class Step:
         for group in state.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * optim.learning_rate(step, self.cfg, self.samples)
         state.scaler.unscale_(state.optimizer)
-        self.norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:
             optim.update_average(state.average, state.model, optim.average_decay(step, self.cfg, self.samples))
         state.step = step + 1
+        self._updated = state.step
+        self._unchecked.append((state.step, torch.cat([self._losses, norm.reshape(1)])))
 
-    def check(self) -> tuple[float, float | None]:
-        """Loss and gradient norm of the last step.  Raises FloatingPointError: such weights are not to be saved.
+    def skip(self, step: int) -> None:
+        """Leaves everything as it is, apart from the step, which all that is to come is a function of."""
+        self.state.step = step + 1
 
-        The loss is the mean over all shards in their order, whatever rank ran them.
+    def check(self, weights: bool = False) -> tuple[float, float | None] | None:
+        """Loss and gradient norm of the last step; None if it was skipped, or looked at before.
+
+        Raises NotFiniteError for the first step since the last look whose loss or gradient is not finite, with
+        `weights` also for an update that only left weights that are not.  The loss is the mean over all shards in their
+        order, whatever rank ran them.
         """
-        assert self.losses is not None
-        gathered = torch.empty(self.cfg.shards, device=self.losses.device)
-        dist.all_gather_into_tensor(gathered, self.losses.float())
-        loss, norm = math.fsum(gathered.tolist()) / self.cfg.shards, float(self.norm)
-        skipped = self.state.scaler.is_enabled()  # fp16 tries greater scales now and then, and skips what overflows
-        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
-            what = "gradient" if math.isfinite(loss) else "loss"
-            raise FloatingPointError(f"the {what} of step {self.state.step} is not a number; a lower optim.lr may help")
-        return loss, norm if math.isfinite(norm) else None
+        last = self._check_steps() if self._unchecked else None
+        if weights and self._updated is not None:
+            greatest = torch._foreach_norm(list(self.state.model.parameters()), math.inf)
+            if not torch.stack(greatest).isfinite().all():
+                raise NotFiniteError("weights", self._updated)
+            self._updated = None
+        return last
+
+    def _check_steps(self) -> tuple[float, float | None] | None:
+        steps, mine = zip(*self._unchecked, strict=True)
+        self._unchecked = []
+        here = torch.stack(mine)  # (steps, shards of this rank + 1)
+        gathered = here.new_empty(self.world.size * len(here), here.shape[1])
+        dist.all_gather_into_tensor(gathered, here)
+        everyone = gathered.view(self.world.size, *here.shape)
+        losses = everyone[:, :, :-1].transpose(0, 1).flatten(1).tolist()  # of each step, over all shards
+        norms = everyone[0, :, -1].tolist()
+        skips = self.state.scaler.is_enabled()  # fp16 tries greater scales now and then, and skips what overflows
+        for step, of_step, norm in zip(steps, losses, norms, strict=True):
+            if not all(map(math.isfinite, of_step)):
+                raise NotFiniteError("loss", step)
+            if not (math.isfinite(norm) or skips):
+                raise NotFiniteError("gradient", step)
+        if steps[-1] != self.state.step:
+            return None
+        return math.fsum(losses[-1]) / self.cfg.shards, norms[-1] if math.isfinite(norms[-1]) else None
+
+    def forget(self) -> None:
+        """After a return to a checkpoint: what came after it is not to be looked at."""
+        self._unchecked, self._updated = [], None

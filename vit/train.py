@@ -15,19 +15,20 @@ from pathlib import Path
 
 import psutil
 
-from vit import config, settings
+from vit import checkpoint, config, settings
 from vit.config import Config
 from vit.data.decode import DamagedError
 from vit.data.loader import TrainData, ValData, storage_line
+from vit.data.stage import StoppedError, staged
 from vit.evaluate import evaluate
 from vit.gradients import same_tree
 from vit.heartbeat import LEAVING, Heartbeat
 from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder
 from vit.log import MetricsLog, Pace, SampleLog, show
-from vit.resume import begin, resume, versions
+from vit.resume import begin, resume, skip, versions
 from vit.saver import Saver
 from vit.state import State
-from vit.step import Augmented, Step, augmented
+from vit.step import Augmented, NotFiniteError, Step, augmented
 from vit.world import Agreement, World, join
 
 PATIENCE_SECONDS = 60 if JOB_VARIABLE in os.environ else 0  # with what a killed attempt of this job left behind
@@ -44,10 +45,11 @@ class Trainer:
     """The rooms of one attempt, put together; `train` is the story."""
 
     def __init__(self, cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: list[str]) -> None:
-        self.cfg, self.run, self.world, self.clock = cfg, run, world, clock
+        self.cfg, self.run, self.world, self.clock, self.accepted = cfg, run, world, clock, accepted
         self.agreement = Agreement(world)
         self.agreement.install()
-        self.train_data, self.val_data = TrainData(cfg, world), ValData(cfg, world)
+        here = staged(cfg, run, world, clock, lambda: self.agreement.received is not None)
+        self.train_data, self.val_data = TrainData(here, world), ValData(here, world)
         self.samples = self.train_data.samples
         if world.rank == 0:
             show(storage_line(cfg.data, self.train_data, self.val_data), lasting=True)
@@ -58,9 +60,7 @@ class Trainer:
         self.state = State.fresh(cfg, world.device)
         about: dict[str, object] = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions()}
         self.identity = about | {"classes": self.train_data.beton.classes}
-        resumed = resume(run, world, self.state, self.recipe(), accepted)
-        if resumed is None and cfg.init_from:
-            begin(run, world, self.state, cfg.init_from)
+        resumed = self.restore()
         self.step = Step(cfg, world, self.state, self.samples)
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
@@ -69,18 +69,27 @@ class Trainer:
         self.unsaved: str | None = None  # why a stop could not save its step
 
     def train(self) -> Outcome:
-        """Runs from the step of the state to the last one, or to a signal."""
+        """Runs to the last step, or to a signal; where a step fails, once more without it."""
+        while True:
+            try:
+                return self.steps()
+            except NotFiniteError as bad:
+                self.roll_back(bad)
+
+    def steps(self) -> Outcome:
+        """Runs from the step of the state to the last one, or to a signal.  Raises NotFiniteError."""
         state, cfg = self.state, self.cfg
         for step, batch in zip(range(state.step, self.total_steps), self.batches(), strict=True):
             stop, save = self.agree(save=self.saver.due)
             if stop:
                 return self.stopped()
-            if save or self.evaluation_due(step) or step in self.milestones:
-                self.save()
+            skipped = step + 1 in state.skipped
+            if save or skipped or self.evaluation_due(step) or step in self.milestones:
+                self.save()  # before a step that failed too: so that little is done again if the next one does
             if self.evaluation_due(step) and not self.evaluate():
                 return self.stopped()
             self.train_step(step, batch)
-            if self.sample_log is not None:
+            if self.sample_log is not None and not skipped:
                 self.sample_log.write(state.step, self.world.my_shards(cfg.shards), batch.samples.tolist())
             if state.step % cfg.log.every_steps == 0 or state.step == self.total_steps:
                 self.report()
@@ -98,6 +107,9 @@ class Trainer:
         """One optimizer step, its time booked."""
         compiling = self.cfg.compile and not self.clock.seconds.get("compile")
         with self.clock.spend("compile" if compiling else "step"):
+            if step + 1 in self.state.skipped:
+                self.step.skip(step)
+                return
             self.step.gradient(step, batch)
             self.saver.snapshot.protect()  # the update overwrites what may still be on its way into a checkpoint
             self.step.update(step)
@@ -109,11 +121,11 @@ class Trainer:
         return self.clock.waiting("data", augmented(self.cfg, self.world, batches, start))
 
     def report(self) -> None:
-        """Logs the last step."""
+        """Logs the last step, unless it was skipped."""
         self.tell_of_damage()
-        loss, norm = self.step.check()
-        if self.log is not None:
-            state = self.state
+        checked = self.step.check()
+        if self.log is not None and checked is not None:
+            state, (loss, norm) = self.state, checked
             self.log.write(
                 self.where()
                 | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
@@ -158,10 +170,38 @@ class Trainer:
         self.pace.pause(time.perf_counter() - started)
         return True
 
+    def restore(self) -> int | None:
+        """Takes over the newest checkpoint, or the weights to begin from; the step that is safe, if there is one."""
+        resumed = resume(self.run, self.world, self.state, self.recipe(), self.accepted)
+        if resumed is None and self.cfg.init_from:
+            begin(self.run, self.world, self.state, self.cfg.init_from)
+        return resumed
+
+    def roll_back(self, bad: NotFiniteError) -> None:
+        """Returns to the newest checkpoint, which is good, to go on without the step that failed.
+
+        Raises FloatingPointError if too many steps did.
+        """
+        state, reached = self.state, self.state.step
+        with self.clock.spend("rollback"):
+            skip(self.run, self.world, state, self.recipe(), bad, self.cfg.optim.max_skipped)
+            self.saver.finish()
+            self.saver.settle()
+            state.begin_again(self.cfg)
+            self.saver.rolled_back(self.restore())
+            self.step.forget()
+        self.clock.take_back(reached - state.step)
+        self.pace = Pace(state.step, self.cfg.global_batch)
+        if self.sample_log is not None:
+            self.sample_log.take_back(state.step)
+        if self.log is not None:
+            self.log.take_back(state.step)
+            self.run.note("rolled back", step=state.step, reached=reached)
+            show(f"{bad}; back to step {state.step:,}, to go on without step {bad.step:,}", lasting=True)
+
     def save(self) -> None:
         """Has this step saved while training goes on."""
-        if self.step.losses is not None:
-            self.step.check()
+        self.step.check(weights=True)
         started = time.perf_counter()
         with self.clock.spend("checkpoint"):
             self.saver.save()
@@ -184,8 +224,7 @@ class Trainer:
 
     def stopped(self) -> Outcome:
         """Saves this step, as far as it is not safe already, and leaves."""
-        if self.step.losses is not None:
-            self.step.check()
+        self.step.check(weights=True)
         with self.clock.spend("checkpoint"):
             self.unsaved = self.saver.secure()
         return Outcome.STOPPED
@@ -202,8 +241,14 @@ class Trainer:
 
 def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: list[str]) -> Outcome:
     """One life of a run's processes, from the newest checkpoint on, written down in the ledger."""
-    trainer = Trainer(cfg, run, world, clock, accepted)
-    clock.add("start", time.time() - clock.started)
+    try:
+        trainer = Trainer(cfg, run, world, clock, accepted)
+    except StoppedError:
+        if world.rank == 0:
+            safe = max(map(checkpoint.step_of, checkpoint.find(run.checkpoints)), default=0)
+            run.record(Outcome.STOPPED.value, step=safe, seconds=clock.summary())
+        return Outcome.STOPPED
+    clock.add("start", time.time() - clock.started - sum(clock.seconds.values()))
     if world.rank == 0:
         if cfg.exact == "bits" and not same_tree(cfg.shards, world.size):
             show(

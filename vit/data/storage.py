@@ -65,7 +65,7 @@ class Read:
         memory = np.empty(int(sizes.sum()), np.uint8)
         starts = np.cumsum(sizes) - sizes
         for start, offset, size in zip(starts.tolist(), offsets.tolist(), sizes.tolist(), strict=True):
-            _read(self._path, self._file, offset, memory[start : start + size])
+            read_into(self._path, self._file, offset, memory[start : start + size])
         return memory, starts
 
     def will_need(self, offset: int, size: int) -> None:
@@ -165,11 +165,11 @@ def _filled(path: Path, size: int) -> int:
     memory = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(4) as pool:  # one stream does not fill a Lustre
         starts = range(0, size, _CHUNK)
-        list(pool.map(lambda start: _read(path, file.fileno(), start, memory[start : start + _CHUNK]), starts))
+        list(pool.map(lambda start: read_into(path, file.fileno(), start, memory[start : start + _CHUNK]), starts))
     return descriptor
 
 
-def _read(path: Path, file: int, offset: int, out: Bytes) -> None:
+def read_into(path: Path, file: int, offset: int, out: Bytes) -> None:
     """Fills `out` from the file's byte `offset` on.  Raises OSError that names the file and the place."""
     done = 0
     while done < len(out):
