@@ -201,6 +201,7 @@ class Supervisor:
             raise RunFailedError(decision.why)
         if decision.what == "restart" and self.node == 0:
             self.folder.record("restarting in place", life=self.life, why=decision.why, **failure.event())
+            show(f"{failure.told()}\nrestarting in place: {decision.why}", lasting=True)
         if decision.what == "requeue":
             self._requeue(decision, failure)
 
@@ -211,6 +212,8 @@ class Supervisor:
             self.folder.record(
                 "requeueing", life=self.life, why=decision.why, exclude=decision.exclude, **failure.event()
             )
+            off = f", off {', '.join(decision.exclude)}" if decision.exclude else ""
+            show(f"{failure.told()}\nback into the queue{off}: {decision.why}", lasting=True)
             if refused := slurm.requeue(decision.exclude):
                 self._give_up(f"{failure.told()}\nthe job could not be requeued: {refused}")
         os._exit(slurm.REQUEUED)  # without a result for submitit, and without waiting for anybody

@@ -118,18 +118,24 @@ class Case:
         self.slurm.call("sbatch", "--partition", "high", *take)
 
     def submit_faulty(self, condition: str) -> None:
-        """Submits, and breaks the source in the run folder, which is what the job will run."""
-        done = self.submit("--gpus", "2")
-        assert done.returncode == 0, done.stderr
-        train = self.run.source / "vit" / "train.py"
-        line = "        state, cfg, m = self.state, self.cfg, self.cfg.micro_batch\n"
-        fault = f"""        once = self.run.path / "once"
+        """Submits a run whose rank raises in a step; `once` is a file that is there after the first time."""
+        self.submit_patched(
+            "vit/train.py",
+            '        compiling = self.cfg.compile and not self.clock.seconds.get("compile")\n',
+            f"""        once = self.run.path / "once"
         {condition}
             once.touch()
             raise OSError("the disk is on fire")
-"""
-        assert line in train.read_text()
-        train.write_text(train.read_text().replace(line, line + fault))
+""",
+        )
+
+    def submit_patched(self, file: str, line: str, more: str, *options: str) -> None:
+        """Submits, and adds to a line of the source in the run folder, which is what the job will run."""
+        done = self.submit("--gpus", "2", *options)
+        assert done.returncode == 0, done.stderr
+        source = self.run.source / file
+        assert line in source.read_text()
+        source.write_text(source.read_text().replace(line, line + more))
 
     def stopped_at(self) -> int:
         """The step at which the run was saved last because it was told to stop."""
@@ -379,16 +385,18 @@ def test_a_supervisor_that_dies_is_replaced_by_a_requeue(nodes: str, case: Case,
 
 
 @campaign
-def test_a_node_that_dies_is_replaced(case: Case, undisturbed: bytes) -> None:
-    """Everything on one of two nodes is killed, slurmd first: the job is requeued and goes on from its checkpoint."""
-    case.start("--gpus", "1", "--nodes", "2", "--checkpoint.every_minutes", "0.005")
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_a_node_that_dies_is_replaced(nodes: str, case: Case, undisturbed: bytes) -> None:
+    """Everything on the job's last node is killed, slurmd first: it is requeued and goes on from its checkpoint."""
+    job = case.start("--gpus", "1", "--nodes", nodes, "--checkpoint.every_minutes", "0.005")
+    node = case.slurm.job(job)["BatchHost"] if nodes == "1" else "n2"
     with case.braked():
         case.until(lambda: case.happened("checkpoint"), "a checkpoint")
-        for process in case.slurm.of_node("n2"):
+        for process in case.slurm.of_node(node):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         wait_for(lambda: case.slurm.state(case.job) != "RUNNING", "the requeue", 120)
-    case.slurm.restart("slurmd-n2")
+    case.slurm.restart(f"slurmd-{node}")
     case.finish()
     assert int(case.slurm.job(case.job)["Restarts"]) >= 1
     assert case.starts()[1] > 0
@@ -445,13 +453,122 @@ def test_of_two_commands_at_once_one_submits(case: Case, undisturbed: bytes) -> 
 @campaign
 def test_a_requeue_that_gets_fewer_gpus_goes_on_with_fewer_ranks(case: Case, undisturbed: bytes) -> None:
     """Four at first, then two on the same node: the same samples, the same bits."""
-    job = case.start("--gpus", "4", "--device", "auto")
+    # The cluster's GPUs are not real: each node would be found out to be sick.
+    job = case.start("--gpus", "4", "--device", "auto", "--no-health-check")
     with case.braked():
         case.slurm.call("scontrol", "requeue", job)
         case.until(lambda: case.happened("stopped"), "the save")
         case.slurm.call("scontrol", "update", f"JobId={job}", "TresPerNode=gres:gpu:3")
     case.finish()
     assert [e["ranks"] for e in case.happened("started")] == [4, 2]
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+SICK = """import os, sys
+from pathlib import Path
+if "vit.health" in " ".join(sys.orig_argv):
+    node, sick = os.environ["SLURMD_NODENAME"], Path(__file__).with_name("sick")
+    if not sick.exists():
+        sick.write_text(node)
+    if sick.read_text() == node:
+        import torch
+        right = torch.Tensor.__matmul__
+        torch.Tensor.__matmul__ = lambda a, b: right(a, b) + 1
+"""
+
+
+@campaign
+def test_a_node_that_computes_wrongly_is_left_before_it_trains(case: Case, undisturbed: bytes) -> None:
+    """No rank starts on it; the ledger and the job's output name it, and Slurm is told to keep the job off it."""
+    done = case.submit("--gpus", "2")
+    assert done.returncode == 0, done.stderr
+    (case.run.source / "sitecustomize.py").write_text(SICK)
+    case.until(lambda: case.happened("requeueing"), "the requeue")
+    assert not case.starts()
+    case.finish()
+    (event,) = case.happened("requeueing")
+    sick = (case.run.source / "sick").read_text()
+    assert (event["kind"], event["node"], event["exclude"]) == ("sick", sick, [sick])
+    said = "".join(f.read_text() for f in case.run.jobs.glob("*.out"))
+    assert f"{sick} is not fit for this run: cpu computes a wrong product of two matrices" in said
+    assert case.slurm.job(case.job)["BatchHost"] != sick
+    assert case.starts() == [0]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_batch_that_cannot_be_trained_on_is_skipped_in_place(case: Case, tmp_path: Path) -> None:
+    """No attempt fails; and a rank that dies after it changes nothing."""
+    fault = (
+        "vit/step.py",
+        "        losses = []\n",
+        "        if step == 20:\n            batch.shards[0][0].fill_(math.nan)\n",
+    )
+    case.submit_patched(*fault)
+    case.until(lambda: case.steps_done() > 5, "some steps")
+    with case.braked():
+        case.until(lambda: case.happened("rolled back"), "the bad step")
+        case.ranks()[1].kill()
+        case.until(lambda: case.happened("restarting in place"), "the restart")
+    case.finish()
+    alone = replace(case, run=RunFolder(tmp_path / "runs" / "alone"))
+    alone.submit_patched(*fault)
+    alone.finish()
+    assert [e["step"] for e in case.happened("skipped")] == [e["step"] for e in alone.happened("skipped")] == [21]
+    assert len(case.starts()) == 2
+    assert alone.starts() == [0]
+    assert case.weights() == alone.weights()
+
+
+@campaign
+def test_a_full_disk_in_the_run_folder_costs_nothing_but_checkpoints(case: Case, undisturbed: bytes) -> None:
+    """Nothing can be written there for a while, no log and no ledger either: the ranks train on."""
+    case.run.path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(case.run.path)], check=True)
+    try:
+        case.start("--gpus", "2", "--checkpoint.every_minutes", "0.005")
+        full = case.run.path / "full"
+        (rank, *_) = case.ranks()
+        rank.suspend()
+        with suppress(OSError), full.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        for _ in range(6):
+            rank.resume()
+            time.sleep(0.05)
+            rank.suspend()
+            time.sleep(0.5)
+        full.unlink()
+        rank.resume()
+        case.finish()
+        assert case.happened("checkpoint failed")
+        assert case.starts() == [0]
+        assert case.weights() == undisturbed
+    finally:
+        subprocess.run(["umount", "--lazy", str(case.run.path)], check=True)
+
+
+@campaign
+def test_data_are_copied_to_the_nodes_and_a_requeue_finds_them_there(
+    case: Case, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """Stopped in the middle of the copy, which goes on after the requeue; once it is whole nothing is copied again."""
+    slow = "        memory, start = _room(manifest, page)\n", "        import time; time.sleep(8 * (page == 0))\n"
+    case.submit_patched("vit/data/stage.py", *slow, "--nodes", "2", "--data.stage", str(tmp_path / "local"))
+    case.until(lambda: list((tmp_path / "local").rglob("*.tmp")), "the copy")
+    time.sleep(1)
+    case.slurm.call("scontrol", "requeue", case.job)
+    case.until(lambda: case.happened("stopped"), "the end of the copying")
+    assert not case.starts()
+    source = case.run.source / "vit/data/stage.py"
+    source.write_text(source.read_text().replace(slow[1], ""))
+    case.until(lambda: case.steps_done() > 2, "some steps")
+    with case.braked():
+        case.slurm.call("scontrol", "requeue", case.job)
+        case.until(lambda: len(case.happened("stopped")) == 2, "the save")
+    case.finish()
+    assert [e["copied"] for e in case.happened("staged")][2:] == [0, 0], "two nodes, the second time"
     assert case.starts() == [0, case.stopped_at()]
     assert case.weights() == undisturbed
 

@@ -360,7 +360,7 @@ def test_a_run_of_bad_batches_ends_at_the_bound_and_another_recipe_starts_anew(b
     """It names the steps; what failed under one learning rate is not left out under another."""
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     cfg = often(replace(cfg, optim=replace(cfg.optim, max_skipped=2)), 1)
-    message = r"^the loss of step 6 is not a number, after steps 3, 5 were .* max_skipped allows 2; a lower optim\.lr"
+    message = r"^the loss of step 6 is not a number, after steps 3, 5 were .*max_skipped allows 2; a lower optim\.lr"
     with pytest.raises(FloatingPointError, match=message):
         run_ranks(4, attempt, cfg, run, None, (), (2, 4, 5))
     with pytest.raises(FloatingPointError, match=message):  # typed again

@@ -140,7 +140,8 @@ class Neighbours:
             missing = {node: path for node, path in missing.items() if not _reads(path)}
             time.sleep(0.05 if missing else 0)
         self._all_here("seen")
-        mine.unlink(missing_ok=True)
+        with suppress(OSError):
+            mine.unlink()
         return [self.names[node] for node in missing]
 
     def unheard(self) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.config import Config, flatten
-from vit.ledger import RunFolder, append, read_lines
+from vit.ledger import UNWILLING, RunFolder, append, read_lines
 
 Record = dict[str, Any]
 
@@ -105,12 +105,19 @@ def progress_line(record: Record) -> str:
 
 
 def show(line: str, lasting: bool = False) -> None:
-    """Prints a line; on a terminal each one overwrites the one before, unless that one was to last."""
-    if not sys.stdout.isatty():
-        print(line, flush=True)
-    else:
-        width = os.get_terminal_size().columns
-        print(f"\r\x1b[K{line[: width - 1]}", end="\n" if lasting else "", flush=True)
+    """Prints a line; on a terminal each one overwrites the one before, unless that one was to last.
+
+    A job's output is a file in the run folder: one that a full disk does not take is lost, and the run goes on.
+    """
+    try:
+        if not sys.stdout.isatty():
+            print(line, flush=True)
+        else:
+            width = os.get_terminal_size().columns
+            print(f"\r\x1b[K{line[: width - 1]}", end="\n" if lasting else "", flush=True)
+    except OSError as error:
+        if error.errno not in UNWILLING:
+            raise
 
 
 def _start_wandb(run: RunFolder, cfg: Config) -> Any:
