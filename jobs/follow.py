@@ -68,6 +68,11 @@ def summary(run: RunFolder, finished: Event) -> str:
     return (
         f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{average}\n"
         + (f"  damaged images  {damaged}, replaced or left out: see {folder}/ledger.jsonl\n" if damaged else "")
+        + (
+            f"  skipped steps   {', '.join(map(str, finished['skipped']))}, which failed\n"
+            if "skipped" in finished
+            else ""
+        )
         + f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
         f"  next            python jobs/report.py {folder} --out curve.png   draws its learning curve"
     )

@@ -124,7 +124,7 @@ class Step:
         self.state.step = step + 1
 
     def check(self, weights: bool = False) -> tuple[float, float | None] | None:
-        """Loss and gradient norm of the last step; None if it was skipped, or looked at before.
+        """Loss and norm of the gradient of the last step; None if it was skipped, or looked at before.
 
         Raises NotFiniteError for the first step since the last look whose loss or gradient is not finite, with
         `weights` also for an update that only left weights that are not.  The loss is the mean over all shards in their
@@ -132,9 +132,9 @@ class Step:
         """
         last = self._check_steps() if self._unchecked else None
         if weights and self._updated is not None:
-            greatest = torch._foreach_norm(list(self.state.model.parameters()), math.inf)
-            if not torch.stack(greatest).isfinite().all():
-                raise NotFiniteError("weights", self._updated)
+            norms = torch._foreach_norm(list(self.state.model.parameters()))
+            if not torch.stack(norms).isfinite().all():
+                raise NotFiniteError("norm of the weights", self._updated)
             self._updated = None
         return last
 

@@ -263,8 +263,9 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
     if trainer.log is not None:
         trainer.log.close()
         scores = trainer.scores if outcome is Outcome.FINISHED else {"signal": trainer.agreement.received}
-        unsaved = {"unsaved": trainer.unsaved} if trainer.unsaved else {}
-        run.record(outcome.value, step=trainer.saver.safe, seconds=clock.summary(), **scores, **unsaved)
+        more = {"unsaved": trainer.unsaved, "skipped": sorted(trainer.state.skipped)}
+        more = {name: value for name, value in more.items() if value}
+        run.record(outcome.value, step=trainer.saver.safe, seconds=clock.summary(), **scores, **more)
         if trainer.unsaved:
             show(f"stopped; {trainer.unsaved}", lasting=True)
     if trainer.unsaved:
