@@ -46,6 +46,8 @@ class Failure:
         """For a person, with what the rank said last."""
         if self.rank < 0:
             return self.reason
+        if self.kind == "user":
+            return f"{self.reason}\nthe whole log is {self.log}"
         where = "" if self.step is None else f" at step {self.step:,}"
         tail = f"\n{self.tail}" if self.tail else ""
         return f"rank {self.rank} on {self.node}{where}: {self.reason}{tail}\nthe whole log is {self.log}"
@@ -72,7 +74,7 @@ def first(failures: Sequence[Failure]) -> Failure:
 def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str, in_slurm: bool) -> Decision:
     """What to do about a failure that is not in the ledger's events yet.  `life` names this start of the job."""
     if failure.kind == "user":
-        return Decision("give up", "this needs you")
+        return Decision("give up", "another attempt would end in the same way: this is for you to mend")
     since = since_progress(events)
     requeued = {e.get("life"): e for e in since if e["event"] == "requeueing"}  # by any of the nodes that were left
     before = [*requeued.values(), *(e for e in since if e["event"] == "restarting in place")]

@@ -36,7 +36,8 @@ def _cause(folder: RunFolder, error: ChildFailedError, watch: Watch, started: fl
         sign, reason = watch.stalled
         return "stalled", sign.rank, reason, when
     if failed.exitcode == USER_ERROR:
-        return "user", rank, told[0]["error"] if told else "exit code 2", when
+        # "ValueError: data.limit …": what there is to do is in the sentence.
+        return "user", rank, told[0]["error"].partition(": ")[2] if told else "exit code 2", when
     if own := [e for e in told if not LOST_A_PEER.search(e["error"])]:
         return "exception", own[0]["rank"], own[0]["error"], own[0]["time"]
     if killed := [r for r, f in error.failures.items() if f.exitcode < 0 and r not in watch.ended]:

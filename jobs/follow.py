@@ -117,7 +117,11 @@ def _verdict(run: RunFolder, known: int, error: object) -> int:
         show("stopped before its first step; the same command starts it again", lasting=True)
         return 130
     show("the run failed", lasting=True)
-    print(f"{error}\n{relative(run.jobs)} and {relative(run.logs)} hold the logs", file=sys.stderr)
+    given_up = [e["why"] for e in run.events()[known:] if e["event"] == "gave up"]
+    print(
+        f"{given_up[-1] if given_up else error}\n{relative(run.jobs)} and {relative(run.logs)} hold the logs",
+        file=sys.stderr,
+    )
     return 1
 
 

@@ -72,6 +72,15 @@ def test_a_lost_node_needs_a_requeue() -> None:
     assert decided([], failure(None, "n2", kind="node")).what == "requeue"
 
 
+def test_a_node_that_is_not_fit_is_left_at_once() -> None:
+    """No restart in place makes it well; without Slurm there is no other.  The budget of requeues holds for it too."""
+    sick = failure(None, "n2", kind="sick")
+    assert decided([], sick).what == "requeue"
+    assert decided([], sick).exclude == ("n2",)
+    assert decided([], sick, in_slurm=False).what == "give up"
+    assert decided([requeued(None, "n1", life=f"5.{i}") for i in range(3)], sick).what == "give up"
+
+
 def test_the_fourth_requeue_without_a_checkpoint_is_not_made() -> None:
     """And a new checkpoint, or a person who submits again, makes the budget new."""
     events = [requeued(step, life=f"5.{step}") for step in (1, 2, 3)]
@@ -97,6 +106,14 @@ def test_the_message_says_who_where_when_why_and_what_was_said_last() -> None:
     assert told == (
         "rank 1 on n1 at step 7: ended with SIGKILL\n  last words\nthe whole log is /runs/a/logs/rank-1.log"
     )
+
+
+def test_of_what_the_user_can_mend_and_of_a_node_no_more_is_said_than_helps() -> None:
+    """No rank, no step, no traceback."""
+    wrong = failure(kind="user", tail="  last words", log="/runs/a/logs/rank-1.log")
+    assert wrong.told() == "ended with SIGKILL\nthe whole log is /runs/a/logs/rank-1.log"
+    node = Failure(kind="sick", node="n2", rank=-1, reason="n2 is not fit for this run: it is on fire")
+    assert node.told() == "n2 is not fit for this run: it is on fire"
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_weights_that_are_not_numbers_are_never_saved(betons: Path, tmp_path: Pa
     often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6), log=replace(cfg.log, every_steps=6))
     wild = replace(often, optim=replace(cfg.optim, lr=1e30, clip_norm=0.0, warmup_epochs=0.0, max_skipped=1))
     run_ranks(2, attempt, cfg, run, (1, 0, signal.SIGTERM))
-    with pytest.raises(FloatingPointError, match=r"is not a number, after .* a lower optim\.lr may help"):
+    with pytest.raises(FloatingPointError, match=r"is not finite, after .* a lower optim\.lr may help"):
         run_ranks(2, attempt, wild, run, None, ("optim.lr", "optim.clip_norm"))
     saved = checkpoint.find(RunFolder(run).checkpoints)
     assert saved
@@ -360,7 +360,7 @@ def test_a_run_of_bad_batches_ends_at_the_bound_and_another_recipe_starts_anew(b
     """It names the steps; what failed under one learning rate is not left out under another."""
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     cfg = replace(cfg, optim=replace(cfg.optim, max_skipped=2))
-    message = r"^the loss of step 6 is not a number, after steps 3, 5 were .*max_skipped allows 2; a lower optim\.lr"
+    message = r"^the loss of step 6 is not finite, after steps 3, 5 were .*max_skipped allows 2; a lower optim\.lr"
     with pytest.raises(FloatingPointError, match=message):
         run_ranks(4, attempt, cfg, run, None, (), (2, 4, 5))
     with pytest.raises(FloatingPointError, match=message):  # typed again

@@ -62,10 +62,10 @@ def _augmented(cfg: Config, world: World, step: int, batch: Batch, stream: torch
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss, a gradient or a weight that is not a number, or infinite; all ranks raise it for the same step."""
+    """A loss, a gradient or weights that are no numbers, or infinite; all ranks raise it for the same step."""
 
     def __init__(self, what: str, step: int) -> None:
-        super().__init__(f"the {what} of step {step:,} is not a number")
+        super().__init__(f"the {what} of step {step:,} is not finite")
         self.what, self.step = what, step  # the first such step, as the learning curve counts: from 1
 
 
