@@ -103,6 +103,7 @@ def other(name: str, value: Any) -> Any:
         "data.decoder": "ffcv",
         "data.cache": "memory",
         "augment.erasing_fill": "mean",
+        "data.stage": '$TMPDIR/s: "a" #1',
         "data.shuffle_window": 128,
         "data.on_bad": "skip",
         "data.verify": "never",
