@@ -335,10 +335,10 @@ def test_the_help_shows_every_setting_with_its_meaning_and_its_default(
 
 
 def test_the_recipe_is_every_value_that_decides_what_is_computed() -> None:
-    """Left out are paths, threads, device and cadence, and nothing else: changing those does not refuse a resume."""
+    """Left out are paths, threads, device, cadence and patience, and nothing else: changing those does not refuse a resume."""
     free = {
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
-        *("data.cache", "data.on_bad", "data.verify"),
+        *("data.cache", "data.on_bad", "data.verify", "data.stage", "optim.max_skipped"),
         *("checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
