@@ -335,7 +335,7 @@ def test_the_help_shows_every_setting_with_its_meaning_and_its_default(
 
 
 def test_the_recipe_is_every_value_that_decides_what_is_computed() -> None:
-    """Left out are paths, threads, device, cadence and patience, and nothing else: changing those does not refuse a resume."""
+    """Left out are paths, threads, device, cadence and patience, nothing else: changing those refuses no resume."""
     free = {
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
         *("data.cache", "data.on_bad", "data.verify", "data.stage", "optim.max_skipped"),
