@@ -81,8 +81,7 @@ def test_a_node_that_computes_wrongly_is_named(tmp_path: Path) -> None:
     """One number of a million, wrong by one."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "sitecustomize.py").write_text(WRONG)
-    words = of_two_nodes(run_folder(tmp_path / "run"), path=tmp_path / "modules")
-    (failure,) = failures(words)
+    (failure,) = failures([found(started(run_folder(tmp_path / "run"), "--name", "n2", path=tmp_path / "modules"))])
     assert (failure.kind, failure.node) == ("sick", "n2")
     assert failure.told() == "n2 is not fit for this run: cpu computes a wrong product of two matrices"
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cluster import wait_for
 from conftest import small_config
@@ -154,13 +154,16 @@ def test_a_copy_that_was_killed_is_never_used_and_goes_on(shared: Path, local: P
 
 def test_two_jobs_on_a_node_copy_once(shared: Path, local: Path) -> None:
     """The second waits for the first, and takes over if that is killed."""
-    first, second, third = (copy_slowly(shared, local) for _ in range(3))
+    first = copy_slowly(shared, local)
     wait_for(lambda: (part := aside(local)) and part.stat().st_size > 20 * PAGE, "the copy")
-    first.send_signal(signal.SIGKILL)
-    said = [process.communicate(timeout=60)[0].split() for process in (first, second, third)]
+    second = copy_slowly(shared, local)
+    wait_for(lambda: psutil.Process(second.pid).open_files() or second.poll() is not None, "the second one")
+    first.kill()
+    killed = first.communicate()[0] == ""
+    copied = int(second.communicate(timeout=120)[0])
     whole(shared, local)
-    assert all(len(words) == 1 for words in said[1:]), said
-    assert sum(int(words[0]) for words in said if words) <= shared.stat().st_size
+    assert copied < shared.stat().st_size - 10 * PAGE
+    assert (copied > 0) == killed, "on a slow machine the first may be done before the second begins"
 
 
 def test_a_signal_ends_the_copying_on_all_ranks(shared: Path, local: Path, tmp_path: Path) -> None:
