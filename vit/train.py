@@ -247,6 +247,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
         if world.rank == 0:
             safe = max(map(checkpoint.step_of, checkpoint.find(run.checkpoints)), default=0)
             run.record(Outcome.STOPPED.value, step=safe, seconds=clock.summary())
+        clock.sign(LEAVING)
         return Outcome.STOPPED
     clock.add("start", time.time() - clock.started - sum(clock.seconds.values()))
     if world.rank == 0:
