@@ -45,12 +45,14 @@ def staged(cfg: Config, run: RunFolder, world: World, clock: Clock, told: Callab
     """The config with the data sets where this node has them: copied if there is room, else where they were.
 
     Every rank must call this.  Raises StoppedError on all of them once any was `told` to stop, ValueError if the folder
-    has no name on this node, DamagedError if a data set is not what was written.
+    has no name on this node or a data set is not there, DamagedError if one is not what was written.
     """
     if not cfg.data.stage:
         return cfg
     folder = expand(cfg.data.stage) / f"vit-data-{os.getuid()}"
     sources = (cfg.data.train, cfg.data.val)
+    for source in sources:
+        read_manifest(source)  # a set that is not there is not the thread's to find out
     copier = None
     if world.local_rank == 0:
         copier = Copier(sources, folder, verify=cfg.data.verify != "never")
