@@ -31,7 +31,7 @@ Fault = tuple[int, int, int]  # at this step, on this rank (-1: all), this signa
 class FaultyTrainer(Trainer):
     """Sends itself a real signal in the middle of a step, and notes the samples that it trains on.
 
-    Of the steps in `bad`, the third shard of the batch has pixels that are no numbers; the signal then comes only once
+    Of the steps in `bad`, the third shard of the batch has pixels that are no numbers; a SIGKILL then comes only once
     one of them was found out.
     """
 
@@ -41,7 +41,7 @@ class FaultyTrainer(Trainer):
     def train_step(self, step: int, batch: Augmented) -> None:
         if step in self.bad and BAD_SHARD in (mine := self.world.my_shards(self.cfg.shards)):
             batch.shards[BAD_SHARD - mine[0]][0].fill_(math.nan)
-        if self.bad and not self.state.skipped:
+        if self.bad and not self.state.skipped and self.fault is not None and self.fault[2] == signal.SIGKILL:
             return super().train_step(step, batch)
         note = self.run.path / f"samples-{self.world.rank}.jsonl"
         with note.open("a") as file:
@@ -350,6 +350,7 @@ def test_the_first_bad_step_is_found_though_the_loss_is_looked_at_late(
     """By then all weights are ruined; a stop that comes first finds it out too, and saves none of them."""
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     late = replace(cfg, log=replace(cfg.log, every_steps=6, eval_every_epochs=9))
+    assert run_ranks(4, attempt, late, run, (4, 0, signal.SIGTERM), (), (3,)) == [Outcome.STOPPED] * 4
     assert run_ranks(4, attempt, late, run, None, (), (3,)) == [Outcome.FINISHED] * 4
     ours, theirs = result(run), result(without)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
