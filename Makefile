@@ -39,7 +39,7 @@ test: lint
 
 cluster-chaos: setup
 	@.ci/system-packages slurm
-	$(BIN)/python -m pytest -v tests/test_cluster.py -m "campaign or not campaign"
+	$(BIN)/python -m pytest -v tests/test_cluster.py tests/test_sweep.py tests/test_prep.py tests/test_bad_input.py -m "campaign or not campaign"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
