@@ -14,7 +14,7 @@ from vit.ledger import Event, RunFolder, read_lines
 
 TELLING = {"submitted", "supervising", "started", "stopped", "finished", "gave up", "failed"}  # events of a run's life
 ENDS = {"finished", "gave up"}
-TAIL_BYTES = 1 << 16  # of the learning curve: some hundreds of its lines
+TAIL_BYTES = 1 << 14  # of the learning curve: some epochs of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def status(run: RunFolder, jobs: Mapping[str, Queued] | None) -> Status:
     records = curve(run.metrics)
     last = next((r for r in reversed(records) if "loss" in r), {})
     scored = next((r for r in reversed(records) if "val_top1" in r), None)
-    if scored is None and records and records[0]["step"] > last.get("steps", 0) / 2:
+    if scored is None and records and run.metrics.stat().st_size > TAIL_BYTES:
         scored = next((r for r in reversed(read_lines(run.metrics)) if "val_top1" in r), None)
     newest = records[-1] if records else {}
     return Status(
