@@ -54,14 +54,17 @@ class Resources:
         nodes = Counter[str]()
         for offer in offers:
             nodes[offer.partition] += offer.count
-        for what, asked, there in (
-            (f"--nodes {self.nodes}", self.nodes, max(nodes.values())),
-            (f"--gpus {self.gpus}", self.gpus if self.asks_gpus else 0, max(o.gpus for o in offers)),
-            (f"--cpus-per-gpu {self.cluster.cpus_per_gpu}", self.cpus, max(o.cpus for o in offers)),
-            (f"--mem {self.cluster.mem}", megabytes(self.cluster.mem), max(o.memory for o in offers)),
+        cluster, gpus = self.cluster, self.gpus if self.asks_gpus else 0
+        cores = f"--cpus-per-gpu {cluster.cpus_per_gpu}" if self.gpus else f"job: cpus_per_task {self.cpus}"
+        a_node = f"a node of partition {of} has"
+        for what, asked, there, why in (
+            (f"--nodes {self.nodes}", self.nodes, max(nodes.values()), f"partition {of} has"),
+            (f"--gpus {self.gpus}", gpus, max(o.gpus for o in offers), f"--nodes takes several; {a_node} at most"),
+            (cores, self.cpus, max(o.cpus for o in offers), f"that is {self.cpus} cores; {a_node} at most"),
+            (f"--mem {cluster.mem}", megabytes(cluster.mem), max(o.memory for o in offers), f"in MB, {a_node} at most"),
         ):
             if asked > there:
-                raise ValueError(f"{what}: {NEED[what.split()[0]].format(asked=asked, there=there, of=of)}")
+                raise ValueError(f"{what}: {why} {there}")
 
     @property
     def asks_gpus(self) -> bool:
@@ -76,14 +79,6 @@ class Resources:
             return shlex.quote(cluster.python or sys.executable)
         binds = [word for folder in self.folders for word in ("--bind", folder)]
         return shlex.join([*shlex.split(cluster.container_exec), *binds, cluster.container, cluster.python or "python"])
-
-
-NEED = {
-    "--nodes": "partition {of} has {there}",
-    "--gpus": "a node of partition {of} has {there} at most; --nodes takes several",
-    "--cpus-per-gpu": "that is {asked} cores a node, and one of partition {of} has {there} at most",
-    "--mem": "that is {asked} MB a node, and one of partition {of} has {there} at most",
-}
 
 
 def megabytes(text: str) -> int:

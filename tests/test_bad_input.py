@@ -12,11 +12,14 @@ from vit.ledger import RunFolder
 
 REFUSED = [
     (("--partition", "gpuu"), "--partition gpuu: there is no such partition; there are hasty, high, low, short"),
-    (("--device", "auto", "--gpus", "8", "--micro_batch", "8"), "--gpus 8: a node of partition low has 4 at most"),
+    (
+        ("--device", "auto", "--gpus", "8", "--micro_batch", "8"),
+        "--gpus 8: --nodes takes several; a node of partition low has at most 4",
+    ),
     (("--partition", "short"), "--time 1:00:00: a job of partition short may take 30 minutes at most (--time 30)"),
     (("--nodes", "4"), "--nodes 4: partition low has 2"),
-    (("--cpus-per-gpu", "17"), "--cpus-per-gpu 17: that is 17 cores a node, and one of partition low has 16 at most"),
-    (("--mem", "1T"), "--mem 1T: that is 1048576 MB a node"),
+    (("--cpus-per-gpu", "17"), "--cpus-per-gpu 17: that is 17 cores; a node of partition low has at most 16"),
+    (("--mem", "1T"), "--mem 1T: in MB, a node of partition low has at most 20000"),
     (("--reservation", "monday"), "--reservation monday: Slurm says Requested reservation is invalid"),
     (("--constraint", "h100"), "--constraint h100: Slurm says Invalid feature specification"),
     (("--sbatch", "no-such-option=1"), "unrecognized option"),

@@ -121,10 +121,10 @@ def test_a_file_that_is_not_there_is_answered_with_those_that_are() -> None:
     ("flags", "asked", "message"),
     [
         ({"partition": "gpuu"}, {}, "--partition gpuu: there is no such partition; there are gpu"),
-        ({}, {"gpus": 8}, "--gpus 8: a node of partition gpu has 4 at most"),
+        ({}, {"gpus": 8}, "--gpus 8: --nodes takes several; a node of partition gpu has at most 4"),
         ({}, {"nodes": 5}, "--nodes 5: partition gpu has 4"),
-        ({"cpus_per_gpu": "17"}, {}, "--cpus-per-gpu 17: that is 68 cores a node, and one of partition gpu has 64"),
-        ({"mem": "600G"}, {}, "--mem 600G: that is 614400 MB a node, and one of partition gpu has 500000 at most"),
+        ({"cpus_per_gpu": "17"}, {}, "--cpus-per-gpu 17: that is 68 cores; a node of partition gpu has at most 64"),
+        ({"mem": "600G"}, {}, "--mem 600G: in MB, a node of partition gpu has at most 500000"),
         ({"time": "2-00:00:00"}, {}, "--time 2-00:00:00: a job of partition gpu may take 1440 minutes at most"),
     ],
 )
