@@ -79,8 +79,9 @@ def offers() -> list[Offer]:
 
 def refusal(said: str, cluster: "ClusterConfig") -> str:
     """Why sbatch took no job, in one line, with the flag that asked for it and what this user may name instead."""
-    last = said.strip().splitlines()[-1] if said.strip() else "sbatch said nothing"
-    why = last.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
+    why = (lines or ["sbatch said nothing"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+    why = why.removeprefix("Batch job submission failed: ")
     if SILENT.search(why):
         return str(SilentError())
     for word, flag in (
