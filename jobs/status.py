@@ -85,14 +85,18 @@ def shown(tables: dict[str, list[Status]]) -> str:
     out = []
     for name, rows in tables.items():
         reasons = [f"{row.run}: {row.why}" for row in rows if row.why]
-        out.append("\n".join([*([f"{name}: {summary(rows)}"] if name else []), table(rows, width), *reasons]))
+        out.append(
+            "\n".join(
+                [*([f"{name} ({len(rows)} runs): {summary(rows)}"] if name else []), table(rows, width), *reasons]
+            )
+        )
     return "\n\n".join(out)
 
 
 def summary(rows: Sequence[Status]) -> str:
-    """`6 runs: 2 finished, 4 running`."""
+    """`2 finished, 4 running`."""
     states = [row.state for row in rows]
-    return f"{len(rows)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 def main(args: list[str] | None = None) -> int:

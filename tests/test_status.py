@@ -55,7 +55,7 @@ def test_a_run_of_this_machine_from_its_start_to_its_end(betons: Path, tmp_path:
     assert (done["state"], done["step"], done["steps"]) == ("finished", 8, 8)
     assert isinstance(done["top1"], float)
     table = look(tmp_path).stdout
-    assert table.splitlines()[0] == "runs: 2 runs: 1 lost, 1 finished"
+    assert table.splitlines()[0] == "runs (2 runs): 1 lost, 1 finished"
     assert table.splitlines()[1].split() == ["run", "state", "step", "%", "loss", "top-1", "last", "sign"]
     assert "8/8  100.0" in table
 
@@ -74,7 +74,7 @@ def test_it_answers_at_once(tmp_path: Path) -> None:
         run.metrics.write_text(text)
         run.record("supervising", life="1.0", node="n1")
     assert min(cpu_seconds([*STATUS, str(tmp_path / "runs")]) for _ in range(3)) < 1
-    assert "100 runs: 100 lost" in look(tmp_path).stdout
+    assert "(100 runs): 100 lost" in look(tmp_path).stdout
 
 
 def cpu_seconds(command: list[str]) -> float:
