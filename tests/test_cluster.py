@@ -68,7 +68,7 @@ class Case:
         assert submitted is not None
         return str(submitted["job"])
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 400) -> None:
         """Waits; an end of the job that is not asked for ends the waiting too, with all that the job said."""
         begun = looked = time.monotonic()
         while not condition():
