@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,13 +20,14 @@ from cluster import wait_for
 from conftest import small_config
 from ranks import run_ranks
 
+from vit import train
 from vit.config import Config, DataConfig
 from vit.data import stage
 from vit.data.beton import open_beton
 from vit.data.damage import check_pages
 from vit.data.decode import DamagedError
 from vit.data.manifest import manifest_path
-from vit.data.stage import Copier, StoppedError, staged
+from vit.data.stage import Copier, staged
 from vit.ledger import Clock, RunFolder
 from vit.world import join
 
@@ -82,10 +85,10 @@ def config(data: Path, folder: Path) -> Config:
     return replace(cfg, data=replace(cfg.data, stage=str(folder)))
 
 
-def paths(cfg: Config, run: Path, told: bool = False) -> tuple[Path, Path]:
-    """Where a rank then reads its training and validation set; the last of four may be told to stop."""
+def paths(cfg: Config, run: Path) -> tuple[Path, Path]:
+    """Where a rank then reads its training and validation set."""
     with join(cfg) as world:
-        here = staged(cfg, RunFolder(run), world, Clock(time.time()), lambda: told and world.rank == 3)
+        here = staged(cfg, RunFolder(run), world, Clock(time.time()), lambda: False)
         return here.data.train, here.data.val
 
 
@@ -166,11 +169,33 @@ def test_two_jobs_on_a_node_copy_once(shared: Path, local: Path) -> None:
     assert (copied > 0) == killed, "on a slow machine the first may be done before the second begins"
 
 
+def stopped_while_copying(cfg: Config, run: Path) -> str:
+    """An attempt whose copy would take for ever; the last rank gets a SIGTERM."""
+    fast = stage.read_into
+
+    def hold(source: Path, *arguments: Any) -> None:
+        fast(source, *arguments)
+        time.sleep(0.5)
+
+    def interrupt() -> None:
+        wait_for(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL and aside(Path(cfg.data.stage)), "the copy")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stage.read_into, stage.STREAMS = hold, 1
+    with join(cfg) as world:
+        if world.rank == 3:
+            threading.Thread(target=interrupt, daemon=True).start()
+        return train.attempt(cfg, RunFolder(run), world, Clock(time.time()), []).value
+
+
 def test_a_signal_ends_the_copying_on_all_ranks(shared: Path, local: Path, tmp_path: Path) -> None:
-    """One of four is told; what is copied by then stays for the next attempt."""
-    with pytest.raises(StoppedError):
-        run_ranks(4, paths, config(shared, local), tmp_path, True)
-    run_ranks(4, paths, config(shared, local), tmp_path)
+    """One of four gets it, and all leave as stopped; what is copied by then stays for the next attempt."""
+    cfg = config(shared, local)
+    assert run_ranks(4, stopped_while_copying, cfg, tmp_path) == ["stopped"] * 4
+    (event,) = RunFolder(tmp_path).events()
+    assert (event["event"], event["step"]) == ("stopped", 0)
+    assert aside(local)
+    run_ranks(4, paths, cfg, tmp_path)
     whole(shared, local)
 
 
