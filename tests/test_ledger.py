@@ -123,7 +123,7 @@ def test_a_full_disk_ends_no_run_and_loses_no_line(tiny_disk: Path) -> None:
     path = tiny_disk / "ledger.jsonl"
     (tiny_disk / "ballast").write_bytes(bytes(40_000))
     for i in range(100):
-        append(path, {"i": i, "long": "x" * 1000}, sync=True)
+        append(path, {"i": i, "long": "x" * 1000}, durable=True)
     there = len(read_lines(path))
     assert 5 < there < 30
     (tiny_disk / "ballast").unlink()

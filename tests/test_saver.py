@@ -458,8 +458,9 @@ def traced(run: Path) -> bool:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_the_name_comes_after_everything_is_on_the_disk(tmp_path: Path) -> None:
-    """Part, manifest, their folder and the learning curve are synced before the rename, the folder of all after it."""
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    """Part, manifest, their folder and the logs are synced before the rename, and the folders of all after it."""
+    for log in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / log).write_text("{}\n")
     if run_ranks(1, traced, tmp_path) != [True]:
         pytest.skip("strace may not attach here")
     calls = re.findall(r"(fsync|rename)\((?:\d+<|\")([^>\"]*)", (tmp_path / "trace").read_text())
@@ -467,7 +468,8 @@ def test_the_name_comes_after_everything_is_on_the_disk(tmp_path: Path) -> None:
     synced = ("part-000.bin", "manifest.json")
     assert [(call, path.removeprefix(f"{tmp_path}/")) for call, path in calls] == [
         *(("fsync", f"{aside}/{name}") for name in synced),
-        *(("fsync", aside), ("fsync", "metrics.jsonl"), ("rename", aside), ("fsync", "checkpoints")),
+        *(("fsync", aside), ("fsync", "metrics.jsonl"), ("fsync", "samples.jsonl")),
+        *(("rename", aside), ("fsync", "checkpoints"), ("fsync", str(tmp_path))),
     ]
 
 

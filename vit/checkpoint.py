@@ -23,6 +23,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.durable import sync
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -62,12 +64,12 @@ def commit(
     layout: Layout,
     digests: Sequence[Sequence[int]],
     about: Mapping[str, Any],
-    curve: Path | None = None,
+    logs: Sequence[Path] = (),
 ) -> Path:
     """Gives a checkpoint whose parts are all written its manifest and its final name, and returns it.
 
-    `digests` are those of each part's tensors, in the layout's order; `about` is kept as it is; `curve`, which tells of
-    the steps up to here, is synced before: it is never behind, even if the machine crashes.  Raises OSError.  A
+    `digests` are those of each part's tensors, in the layout's order; `about` is kept as it is; `logs`, which tell of
+    the steps up to here, are synced before: they are never behind, even if the machine crashes.  Raises OSError.  A
     checkpoint that is there already is never touched.
     """
     aside, final = folder / f"{name(step)}.tmp", folder / name(step)
@@ -86,11 +88,13 @@ def commit(
     with (aside / "manifest.json").open("wb", buffering=0) as file:
         _write(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
         os.fsync(file.fileno())
-    _sync(aside)
-    if curve is not None and curve.exists():
-        _sync(curve)
+    sync(aside)
+    for log in logs:
+        if log.exists():
+            sync(log)
     aside.rename(final)
-    _sync(folder)
+    sync(folder)
+    sync(folder.parent)  # where the folder's own name may be new
     return final
 
 
@@ -229,11 +233,3 @@ def _write(file: int, data: memoryview) -> None:
     """All of it: a signal or a disk that is nearly full may take a part."""
     while data:
         data = data[os.write(file, data) :]
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,6 +5,7 @@ started by torchrun, each from nothing.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import random
@@ -26,6 +27,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from vit import checkpoint, train
 from vit.ledger import RunFolder, read_lines
 
+VICTIMS = ("a rank", "all ranks", "the launcher", "everything")  # whose death ends an attempt
+
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # prctl's PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER
 
 
@@ -41,7 +44,7 @@ class Kill:
     step: int  # the last one that was done
     ranks: int
     lost: int  # steps that were done and are to be done again
-    victim: str  # "rank 2", "all ranks", "the launcher" or "everything"
+    victim: str  # "rank 2", or another of VICTIMS
 
 
 class Attempt:
@@ -87,27 +90,40 @@ class Attempt:
 
     def kill(self, chance: random.Random) -> Kill:
         """Sends SIGKILL, to whom chance will have it, and waits until nothing is left of the attempt."""
-        victim = chance.choice(("a rank", "all ranks", "the launcher", "everything"))
-        number = chance.randrange(self.ranks)
-        launcher = psutil.Process(self._launcher)
-        ranks = sorted(launcher.children(), key=lambda process: process.pid)
-        if victim == "a rank" and number < len(ranks):
-            victim, victims = f"rank {number}", [ranks[number]]
-        elif victim == "all ranks" and ranks:
-            victims = ranks
-        elif victim == "everything":
-            launcher.suspend()  # so that it starts nothing meanwhile
-            victims = [launcher, *launcher.children(recursive=True)]
-        else:
-            victim, victims = "the launcher", [launcher]
+        victim, victims = self.victims(chance.choice(VICTIMS), chance.randrange(self.ranks))
         step, seconds = last_step(self.run), time.time() - self.launched
-        for process in victims:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        self.strike(victim, victims)
         self.end()
         saved = checkpoint.find(self.run.checkpoints)
         kept = int(checkpoint.read_manifest(saved[0])["step"]) if saved else 0
         return Kill(seconds, step, self.ranks, max(0, step - kept), victim)
+
+    def victims(self, victim: str, number: int) -> tuple[str, list[psutil.Process]]:
+        """The processes that a kill of `victim` means; of the launcher alone if it has not yet started the others.
+
+        `number` is the rank that "a rank" and "a writer" mean; the name that is returned tells it.
+        """
+        launcher = psutil.Process(self._launcher)
+        ranks = sorted(launcher.children(), key=lambda process: process.pid)
+        if victim == "everything":
+            return victim, [launcher, *launcher.children(recursive=True)]
+        if victim == "all ranks" and ranks:
+            return victim, ranks
+        if victim == "a rank" and number < len(ranks):
+            return f"rank {number}", [ranks[number]]
+        if victim == "a writer" and number < len(ranks) and (writers := ranks[number].children()):
+            return f"the writer of rank {number}", writers
+        return "the launcher", [launcher]
+
+    def strike(self, victim: str, victims: list[psutil.Process]) -> None:
+        """Sends SIGKILL to all of them, and with everything to what they have started meanwhile."""
+        launcher = psutil.Process(self._launcher)
+        if victim == "everything":
+            launcher.suspend()  # so that it starts nothing more
+            victims = [*victims, *launcher.children(recursive=True)]
+        for process in victims:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def end(self, patience: float = 60.0) -> None:
         """Waits until the launcher and all its descendants are gone.  Kills them after `patience` seconds."""
@@ -209,6 +225,7 @@ def _be_rank(arguments: list[str], rank: int, ranks: int, launcher: int, listene
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != launcher:
         os._exit(1)
+    gc.freeze()  # what was there before is not this rank's to collect
     port = listener.getsockname()[1]
     listener.close()
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vit.durable import sync
 from vit.heartbeat import Heartbeat
 
 T = TypeVar("T")
@@ -73,11 +74,11 @@ class RunFolder:
 
     def record(self, event: str, **what: Any) -> None:
         """Appends an event to the ledger, durably."""
-        self.note(event, sync=True, **what)
+        self.note(event, durable=True, **what)
 
-    def note(self, event: str, sync: bool = False, **what: Any) -> None:
+    def note(self, event: str, durable: bool = False, **what: Any) -> None:
         """Appends an event without waiting for the disk; a crash of the machine may lose it."""
-        append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, sync)
+        append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, durable)
 
     def events(self) -> list[Event]:
         """Everything that happened, oldest first."""
@@ -115,7 +116,7 @@ class RunFolder:
 _unwritten: dict[Path, list[bytes]] = {}  # lines that a full disk did not take
 
 
-def append(path: Path, record: Event, sync: bool = False) -> None:
+def append(path: Path, record: Event, durable: bool = False) -> None:
     """Adds one line under a lock, so that lines of several processes never mix.
 
     A run does not end because a disk is full or cannot be written: the line is then kept, and added with a later one.
@@ -123,27 +124,42 @@ def append(path: Path, record: Event, sync: bool = False) -> None:
     lines = _unwritten.pop(path, [])
     lines.append((json.dumps(record) + "\n").encode())
     try:
-        _append(path, b"".join(lines), sync)
+        _append(path, b"".join(lines), durable)
     except OSError as error:
         if error.errno not in UNWILLING:
             raise
         _unwritten[path] = lines
 
 
-def _append(path: Path, lines: bytes, sync: bool) -> None:
+def _append(path: Path, lines: bytes, durable: bool) -> None:
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         _lock(fd, fcntl.LOCK_EX)  # until it is closed
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             lines = b"\n" + lines  # a kill cut the last line short; only that one is lost
-        if os.write(fd, lines) < len(lines):
-            os.ftruncate(fd, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        if sync:
-            os.fsync(fd)
+        written = 0
+        try:
+            written = os.write(fd, lines)
+            if written < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if durable:
+                os.fsync(fd)
+                sync(path.parent)
+        except OSError:
+            if _shortened(fd, size) or written < len(lines):
+                raise  # they are kept, and must not stand twice
     finally:
         os.close(fd)
+
+
+def _shortened(fd: int, size: int) -> bool:
+    """Whether what was appended could be taken back."""
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        return False
+    return True
 
 
 def _locked(fd: int) -> bool:

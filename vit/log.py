@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.config import Config, flatten
+from vit.durable import sync
 from vit.ledger import UNWILLING, RunFolder, append, read_lines
 
 Record = dict[str, Any]
@@ -36,7 +37,7 @@ class MetricsLog:
     def write(self, record: Record) -> None:
         """Appends one record and shows it."""
         evaluation = "val_top1" in record
-        append(self.run.metrics, record, sync=evaluation)  # which checkpoint is the best must not be forgotten
+        append(self.run.metrics, record, durable=evaluation)  # which checkpoint is the best must not be forgotten
         self.best = best([*filter(None, [self.best]), record])
         if self._wandb is not None:
             self._wandb.log(record)
@@ -72,14 +73,16 @@ class SampleLog:
 
 
 def _keep(path: Path, wanted: Callable[[Record], bool]) -> None:
-    """Leaves in a file of JSON lines those that are wanted, and no half of one."""
-    kept = [record for record in read_lines(path) if wanted(record)]
-    aside = path.with_suffix(".tmp")
-    with aside.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    """Leaves in a file of JSON lines those that are wanted, and no half of one.  Its name then survives a power cut."""
+    kept = "".join(json.dumps(record) + "\n" for record in read_lines(path) if wanted(record))
+    if not path.exists() or path.read_bytes() != kept.encode():  # a full disk is no matter where nothing changes
+        aside = path.with_suffix(".tmp")
+        with aside.open("w") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    sync(path.parent)
 
 
 def best(records: list[Record]) -> Record | None:

@@ -190,7 +190,8 @@ class Saver:
             if failed is not None:
                 self._failed(save, failed)
             else:
-                what = self.layout, [part.result for part in parts], save.about, self.run.metrics
+                logs = self.run.metrics, self.run.samples
+                what = self.layout, [part.result for part in parts], save.about, logs
                 self.writer.ask(partial(self._named, save), "commit", self.run.checkpoints, save.step, *what)
         save.stall += time.perf_counter() - start
 

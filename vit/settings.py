@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -100,6 +101,7 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=min(120, shutil.get_terminal_size().columns))
 
 
+@cache  # it parses whole files, and forks that train inherit what came of it
 def _help_texts(cls: type, prefix: str = "") -> dict[str, str]:
     """Each field's trailing comment, choices and default, under its full name."""
     source = textwrap.dedent(inspect.getsource(cls))
