@@ -1,6 +1,7 @@
 # make demo     set up, prepare real images, train a small ViT here, print its test accuracy
 # make test     set up, run linters, types and all tests
 # make setup    the .venv alone; a second run takes seconds
+# make chaos    thousands of faults on small runs: kills, damage, failing disks, power cuts; an hour on two cores
 # make cluster-chaos   every fault that the tests know, on a real Slurm on this machine; needs root
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # a foreign one shadows what the .venv holds
 
-.PHONY: setup demo test lint check clean cluster-chaos
+.PHONY: setup demo test lint check clean chaos cluster-chaos
 
 setup: $(VENV)/ready
 
@@ -36,6 +37,9 @@ lint: setup
 test: lint
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest
+
+chaos: setup
+	nice -n 10 $(BIN)/python benchmarks/chaos.py
 
 cluster-chaos: setup
 	@.ci/system-packages slurm

@@ -128,6 +128,8 @@ class Attempt:
     def end(self, patience: float = 60.0) -> None:
         """Waits until the launcher and all its descendants are gone.  Kills them after `patience` seconds."""
         deadline = time.monotonic() + patience
+        while self.going() and time.monotonic() < deadline:
+            time.sleep(0.005)
         while self.going() or _descendants():
             for process in _descendants() if time.monotonic() > deadline else []:
                 with suppress(psutil.NoSuchProcess):

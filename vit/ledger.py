@@ -121,8 +121,18 @@ def append(path: Path, record: Event, durable: bool = False) -> None:
 
     A run does not end because a disk is full or cannot be written: the line is then kept, and added with a later one.
     """
-    lines = _unwritten.pop(path, [])
-    lines.append((json.dumps(record) + "\n").encode())
+    _unwritten.setdefault(path, []).append((json.dumps(record) + "\n").encode())
+    _flush(path, durable)
+
+
+def flush() -> None:
+    """Adds what a disk did not take before, as far as it does now: the last chance, before a process ends."""
+    for path in list(_unwritten):
+        _flush(path, durable=True)
+
+
+def _flush(path: Path, durable: bool) -> None:
+    lines = _unwritten.pop(path)
     try:
         _append(path, b"".join(lines), durable)
     except OSError as error:

@@ -23,7 +23,7 @@ from vit.data.stage import StoppedError, staged
 from vit.evaluate import evaluate
 from vit.gradients import same_tree
 from vit.heartbeat import LEAVING, Heartbeat
-from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder
+from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, flush
 from vit.log import MetricsLog, Pace, SampleLog, show
 from vit.resume import begin, resume, skip, versions
 from vit.saver import Saver
@@ -269,6 +269,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
         run.record(outcome.value, step=trainer.saver.safe, seconds=clock.summary(), **scores, **more)
         if trainer.unsaved:
             show(f"stopped; {trainer.unsaved}", lasting=True)
+    flush()
     if trainer.unsaved:
         sys.exit(1)
     return outcome

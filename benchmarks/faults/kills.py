@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -17,8 +18,8 @@ from vit import checkpoint
 from vit.faults import VICTIMS, Attempt, EndedError, last_step
 from vit.ledger import read_lines
 
-KILLS_A_RUN, STEPS = 25, 40
-WORLDS = (4, 2, 1, 4)  # ranks of each attempt in turn
+KILLS_A_RUN, STEPS = 50, 60
+WORLDS = (4, 1, 2, 1)  # ranks of each attempt in turn
 AT_START, IN_A_SAVE = 0.08, 0.75  # shares of the kills that are aimed so; the rest strikes anywhere
 PATIENCE = 60.0  # seconds
 
@@ -80,36 +81,40 @@ class UnderFire:
             time.sleep(self.chance.uniform(0, 1.0))
             victim = self.chance.choice(VICTIMS)
         else:
-            while attempt.going() and not (attempt.started() and last_step(self.run) >= target):
-                time.sleep(0.003)
-            victim = self.chance.choice((*VICTIMS, "a writer"))
+            while attempt.going() and not (self._look() and last_step(self.run) >= target):
+                time.sleep(0.01)
+            victim = self.chance.choice((*VICTIMS, "a writer", "a writer"))
         if not attempt.going():
             return None
         self._look()
-        victim, victims = attempt.victims(victim, self.chance.randrange(attempt.ranks))
-        if aim < AT_START + IN_A_SAVE and attempt.started():
+        try:
+            victim, victims = attempt.victims(victim, self.chance.randrange(attempt.ranks))
+        except psutil.NoSuchProcess:
+            return None  # it ends just now
+        if aim < AT_START + IN_A_SAVE and self._seen:
             self._await_save(attempt)
         else:
             time.sleep(self.chance.uniform(0, 0.05))
+        if not attempt.going():
+            return None
         attempt.strike(victim, victims)
         if "writer" in victim:
-            return self._found(victim, _gone(victims) and bool(attempt.started()))
+            return self._found(victim, _gone(victims) and self._seen)
         attempt.end()
-        self._look()
+        strike = self._found(victim, self._look())
         self._attempt = None
-        strike = self._found(victim, bool(attempt.started()))
         self._left = strike.whole
         if strike.whole < strike.safe:
             self.problems.append(f"step {strike.safe} was safe, {strike.whole} is the newest that is left")
         return strike
 
-    def _look(self) -> None:
-        """Once an attempt has started: did it go on where the one before left off?"""
-        if self._attempt is None or self._seen or not (started := self._attempt.started()):
-            return
-        self._seen = True
-        if int(started["step"]) != self._left:
-            self.problems.append(f"resumed from step {started['step']:.0f}, though {self._left} is whole")
+    def _look(self) -> bool:
+        """Whether this attempt has started.  Once it has: did it go on where the one before left off?"""
+        if self._attempt is not None and not self._seen and (started := self._attempt.started()):
+            self._seen = True
+            if int(started["step"]) != self._left:
+                self.problems.append(f"resumed from step {started['step']:.0f}, though {self._left} is whole")
+        return self._seen
 
     def _await_save(self, attempt: Attempt) -> None:
         """Returns at a random instant of a save, or soon after one."""
@@ -120,7 +125,6 @@ class UnderFire:
         time.sleep(self.chance.uniform(0, 1.1 * (saves[-1] if saves else 0.05)))
 
     def _found(self, victim: str, started: bool) -> Strike:
-        assert self._attempt is not None or self._launched
         safe = max((e["step"] for e in self.run.events() if e["event"] == "checkpoint"), default=0)
         stage = self.stage() if started else ""
         whole = safe if "writer" in victim else self._newest_whole()
@@ -152,9 +156,10 @@ class UnderFire:
 def _gone(processes: list[psutil.Process]) -> bool:
     """Waits until killed processes have ended; another process has to bury them."""
     deadline = time.monotonic() + PATIENCE
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
-        assert time.monotonic() < deadline
-        time.sleep(0.0003)
+    with suppress(psutil.NoSuchProcess):
+        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+            assert time.monotonic() < deadline
+            time.sleep(0.0003)
     return True
 
 

@@ -10,7 +10,7 @@ from vit.faults import Attempt
 from vit.ledger import RunFolder
 from vit.verify import first_difference, parts, samples_are_whole, shortened
 
-SAMPLES, KEEP = {"train": 640, "val": 32}, 2
+SAMPLES, KEEP = {"train": 960, "val": 32}, 2
 ROOT = Path(__file__).resolve().parents[2]
 SELDOM, OFTEN = ("--checkpoint.every_minutes", "1e6"), ("--checkpoint.every_minutes", "1e-6")
 

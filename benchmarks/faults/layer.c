@@ -1,0 +1,231 @@
+/* A layer between a process and the C library that has the file operations below one folder fail when told to, and
+   writes down those that succeed, in their order over all processes.
+
+     gcc -shared -fPIC -o layer.so layer.c
+     LD_PRELOAD=layer.so FAULTS_ROOT=/folder FAULTS_CONTROL=/elsewhere/control FAULTS_LOG=/elsewhere/log program
+
+   layer.py knows the same two structs. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+struct control {
+    int64_t counting;    /* whether calls are counted, and may fail */
+    int64_t count;       /* calls so far */
+    int64_t first, last; /* numbers of the calls that fail */
+    int64_t error;       /* their errno */
+    int64_t halved;      /* whether the first of them, if it is a write, takes a half of its bytes and only then fails */
+    int64_t logging;     /* whether operations are written down */
+    int64_t hits;        /* calls that failed */
+    char call[16], path[488]; /* the first of them */
+};
+
+struct record {
+    char call[8];
+    int64_t inode, offset, bytes;
+    int32_t path, other; /* lengths of the names that follow, and then come the bytes */
+};
+
+static struct control *control;
+static char root[PATH_MAX];
+
+__attribute__((constructor)) static void start(void) {
+    const char *name = getenv("FAULTS_CONTROL"), *folder = getenv("FAULTS_ROOT");
+    int fd = name && folder ? syscall(SYS_openat, AT_FDCWD, name, O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    snprintf(root, sizeof root, "%s/", folder);
+    void *memory = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    syscall(SYS_close, fd);
+    if (memory != MAP_FAILED) control = memory;
+}
+
+/* The absolute name of what is meant, if it is below the folder. */
+static int ours(int folder, const char *name, char *out) {
+    if (!control || !name) return 0;
+    if (name[0] == '/') {
+        snprintf(out, PATH_MAX, "%s", name);
+    } else {
+        char link[64];
+        snprintf(link, sizeof link, folder == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", folder);
+        ssize_t length = readlink(link, out, PATH_MAX - 1);
+        if (length < 0) return 0;
+        snprintf(out + length, PATH_MAX - length, name[0] ? "/%s" : "%s", name);
+    }
+    return strncmp(out, root, strlen(root)) == 0;
+}
+
+static int64_t inode_of(int fd) {
+    struct stat s;
+    return fstat(fd, &s) ? 0 : (int64_t)s.st_ino;
+}
+
+/* One operation at a time, over all processes: a lock that ends with its holder. */
+static int enter(void) {
+    int saved = errno, fd = syscall(SYS_openat, AT_FDCWD, getenv("FAULTS_CONTROL"), O_RDWR | O_CLOEXEC);
+    flock(fd, LOCK_EX);
+    errno = saved;
+    return fd;
+}
+
+static void leave(int lock) {
+    int saved = errno;
+    syscall(SYS_close, lock);
+    errno = saved;
+}
+
+/* Whether this call is to fail: 0, or 1 with errno set, or 2 if a half of it is to be done. */
+static int failing(const char *call, const char *path) {
+    if (!control->counting) return 0;
+    int64_t number = ++control->count;
+    if (number < control->first || number > control->last) return 0;
+    if (!control->hits++) {
+        snprintf(control->call, sizeof control->call, "%s", call);
+        snprintf(control->path, sizeof control->path, "%s", path);
+    }
+    errno = control->error;
+    return control->halved && number == control->first ? 2 : 1;
+}
+
+static void note(const char *call, int64_t inode, int64_t offset, const char *path, const char *other,
+                 const void *data, int64_t bytes) {
+    if (!control->logging) return;
+    int saved = errno, fd = syscall(SYS_openat, AT_FDCWD, getenv("FAULTS_LOG"), O_WRONLY | O_APPEND | O_CLOEXEC);
+    struct record r = {.inode = inode, .offset = offset, .bytes = bytes, .path = strlen(path), .other = strlen(other)};
+    memcpy(r.call, call, strnlen(call, sizeof r.call));
+    struct iovec all[] = {{&r, sizeof r}, {(void *)path, r.path}, {(void *)other, r.other}, {(void *)data, data ? bytes : 0}};
+    if (syscall(SYS_writev, fd, all, 4) < 0) abort();
+    syscall(SYS_close, fd);
+    errno = saved;
+}
+
+static int opened(int folder, const char *name, int flags, mode_t mode) {
+    char path[PATH_MAX];
+    int writing = (flags & O_ACCMODE) != O_RDONLY || flags & O_CREAT;
+    if (!writing || (flags & O_TMPFILE) == O_TMPFILE || !ours(folder, name, path))
+        return syscall(SYS_openat, folder, name, flags, mode);
+    int lock = enter(), fd = -1;
+    if (!failing("open", path)) {
+        struct stat s;
+        int there = lstat(path, &s) == 0;
+        fd = syscall(SYS_openat, folder, name, flags, mode);
+        if (fd >= 0 && !there) note("create", inode_of(fd), 0, path, "", NULL, 0);
+        if (fd >= 0 && there && flags & O_TRUNC) note("cut", s.st_ino, 0, path, "", NULL, 0);
+    }
+    leave(lock);
+    return fd;
+}
+
+#define MODE                                                         \
+    mode_t mode = 0;                                                 \
+    if (flags & (O_CREAT | O_TMPFILE)) {                             \
+        va_list rest;                                                \
+        va_start(rest, flags);                                       \
+        mode = va_arg(rest, mode_t);                                 \
+        va_end(rest);                                                \
+    }
+int open(const char *name, int flags, ...) { MODE return opened(AT_FDCWD, name, flags, mode); }
+int open64(const char *name, int flags, ...) { MODE return opened(AT_FDCWD, name, flags, mode); }
+int openat(int folder, const char *name, int flags, ...) { MODE return opened(folder, name, flags, mode); }
+int openat64(int folder, const char *name, int flags, ...) { MODE return opened(folder, name, flags, mode); }
+
+ssize_t write(int fd, const void *data, size_t bytes) {
+    char path[PATH_MAX];
+    if (!ours(fd, "", path)) return syscall(SYS_write, fd, data, bytes);
+    int lock = enter(), how = failing("write", path);
+    ssize_t done = -1;
+    if (how == 2 && bytes > 1) bytes /= 2, how = 0;
+    if (!how) {
+        struct stat s;
+        int64_t at = fcntl(fd, F_GETFL) & O_APPEND && !fstat(fd, &s) ? s.st_size : lseek(fd, 0, SEEK_CUR);
+        done = syscall(SYS_write, fd, data, bytes);
+        if (done > 0) note("write", inode_of(fd), at, path, "", data, done);
+    }
+    leave(lock);
+    return done;
+}
+
+static int synced(int number, int fd) {
+    char path[PATH_MAX];
+    if (!ours(fd, "", path)) return syscall(number, fd);
+    int lock = enter(), result = -1;
+    if (!failing("fsync", path)) {
+        result = syscall(number, fd);
+        if (!result) note("fsync", inode_of(fd), 0, path, "", NULL, 0);
+    }
+    leave(lock);
+    return result;
+}
+int fsync(int fd) { return synced(SYS_fsync, fd); }
+int fdatasync(int fd) { return synced(SYS_fdatasync, fd); }
+
+static int cut(int fd, off_t length) {
+    char path[PATH_MAX];
+    if (!ours(fd, "", path)) return syscall(SYS_ftruncate, fd, length);
+    int lock = enter(), result = -1;
+    if (!failing("ftruncate", path)) {
+        result = syscall(SYS_ftruncate, fd, length);
+        if (!result) note("cut", inode_of(fd), length, path, "", NULL, 0);
+    }
+    leave(lock);
+    return result;
+}
+int ftruncate(int fd, off_t length) { return cut(fd, length); }
+int ftruncate64(int fd, off64_t length) { return cut(fd, length); }
+
+static int made(int folder, const char *name, mode_t mode) {
+    char path[PATH_MAX];
+    if (!ours(folder, name, path)) return syscall(SYS_mkdirat, folder, name, mode);
+    int lock = enter(), result = -1;
+    if (!failing("mkdir", path)) {
+        struct stat s;
+        result = syscall(SYS_mkdirat, folder, name, mode);
+        if (!result && !lstat(path, &s)) note("mkdir", s.st_ino, 0, path, "", NULL, 0);
+    }
+    leave(lock);
+    return result;
+}
+int mkdir(const char *name, mode_t mode) { return made(AT_FDCWD, name, mode); }
+int mkdirat(int folder, const char *name, mode_t mode) { return made(folder, name, mode); }
+
+static int renamed(int from, const char *name, int to, const char *other) {
+    char path[PATH_MAX], target[PATH_MAX];
+    if (!ours(from, name, path) || !ours(to, other, target)) return syscall(SYS_renameat, from, name, to, other);
+    int lock = enter(), result = -1;
+    if (!failing("rename", path)) {
+        result = syscall(SYS_renameat, from, name, to, other);
+        if (!result) note("rename", 0, 0, path, target, NULL, 0);
+    }
+    leave(lock);
+    return result;
+}
+int rename(const char *name, const char *other) { return renamed(AT_FDCWD, name, AT_FDCWD, other); }
+int renameat(int from, const char *name, int to, const char *other) { return renamed(from, name, to, other); }
+
+static int removed(int folder, const char *name, int flags) {
+    char path[PATH_MAX];
+    if (!ours(folder, name, path)) return syscall(SYS_unlinkat, folder, name, flags);
+    int lock = enter(), result = -1;
+    if (!failing(flags & AT_REMOVEDIR ? "rmdir" : "unlink", path)) {
+        result = syscall(SYS_unlinkat, folder, name, flags);
+        if (!result) note("remove", 0, 0, path, "", NULL, 0);
+    }
+    leave(lock);
+    return result;
+}
+int unlink(const char *name) { return removed(AT_FDCWD, name, 0); }
+int rmdir(const char *name) { return removed(AT_FDCWD, name, AT_REMOVEDIR); }
+int unlinkat(int folder, const char *name, int flags) { return removed(folder, name, flags); }
