@@ -6,7 +6,6 @@ and names once their folder is.  What is not synced yet may be there or not, eac
 go on from a whole checkpoint, as new as the newest that it had called safe, with its curve and samples up to there.
 """
 
-import hashlib
 import json
 import random
 import shutil
@@ -19,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.layer import Layer, Operation
+from benchmarks.faults.layer import Layer, Operation, operations
 from benchmarks.faults.runs import Runs
 from vit.config import Config
 from vit.faults import EndedError
@@ -171,7 +170,7 @@ class Replay:
         self.known: dict[int, Tree] = {}  # checkpoints as they were when they got their name
         self.curve: dict[int, dict[str, Any]] = {}
         self.samples: dict[tuple[int, int], Any] = {}
-        self._seen: set[bytes] = set()
+        self._seen: set[int] = set()
         self.states: list[tuple[int, Tree]] = []  # to be gone on with for real
 
     def run(self, whole: RunFolder, chance: random.Random, sample: float = 1.0) -> dict[str, Any]:
@@ -182,7 +181,7 @@ class Replay:
         with join(self.cfg) as world:
             for number, operation in enumerate(self.operations):
                 disk.do(operation, str(self.root))
-                safe = max(safe, _told(operation))
+                safe = max(safe, told_safe(operation))
                 self._remember(disk, operation)
                 for tree in disk.after_a_cut(chance):
                     if chance.random() < sample:
@@ -204,10 +203,10 @@ class Replay:
             self.known[int(name[5:])] = files
 
     def _try(self, world: Any, number: int, tree: Tree, safe: int) -> None:
-        digest = hashlib.sha256(repr((sorted(tree.items()), safe)).encode()).digest()
-        if digest in self._seen:
+        state = hash((safe, *sorted(tree.items())))
+        if state in self._seen:
             return
-        self._seen.add(digest)
+        self._seen.add(state)
         build(self.folder, tree)
         run = RunFolder(self.folder)
         where = f"after operation {number}, {self.operations[number].call} of {self.operations[number].path}"
@@ -249,7 +248,7 @@ class Replay:
             self.problems.append(f"{where}: samples up to step {step} are not those that were used")
 
 
-def _told(operation: Operation) -> int:
+def told_safe(operation: Operation) -> int:
     """The step that a line of the ledger calls safe; 0 for any other operation."""
     if operation.call != "write" or not operation.path.endswith("/ledger.jsonl"):
         return 0
@@ -290,17 +289,17 @@ def record(runs: Runs, layer: Layer) -> tuple[RunFolder, list[Operation]]:
     runs.attempt(run, 4).finish()
     layer.stop()
     logs_ = f"{run.logs}/"  # a link to elsewhere
-    operations = [o for o in layer.operations() if f"{o.path}/".startswith(f"{run.path}/") and logs_ not in o.path]
-    return run, operations
+    done = [o for o in operations(layer.log) if f"{o.path}/".startswith(f"{run.path}/") and logs_ not in o.path]
+    return run, done
 
 
 def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:
     """Figures and problems."""
     runs = Runs(data, folder / "runs", STEPS)
-    run, operations = record(runs, Layer())
-    print(f"{len(operations)} operations", flush=True)
+    run, done = record(runs, Layer())
+    print(f"{len(done)} operations", flush=True)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as state:
-        replay = Replay(runs.cfg, operations, run.path, Path(state) / "run")
+        replay = Replay(runs.cfg, done, run.path, Path(state) / "run")
         out = replay.run(run, random.Random(0), sample=0.02 if quick else 1.0)
     states = replay.states[:: max(1, len(replay.states) // (2 if quick else 40))]
     for number, tree in states:

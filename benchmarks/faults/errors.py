@@ -146,7 +146,7 @@ class Disks:
         place.logs.symlink_to(logs)  # what is said can be heard
         hit: list[tuple[int, int, str, str]] = []
         name = f"call {number} of {ranks} ranks, {errno.errorcode[error]}, {mode}"
-        halved = error != errno.EIO
+        halved = error != errno.EIO and mode != "once"  # a half, and then the rest, is no failure
         acts: dict[int, Act] = {BEGIN: lambda: layer.fail(number, last, error, halved)}
         before = len(self.problems)
         ended, events = self.run(name, acts, ranks, place, lambda: hit.append(layer.stop()))

@@ -82,13 +82,14 @@ class Layer:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def operations(self) -> Iterator[Operation]:
-        """Those that were written down, in their order."""
-        content, at = self.log.read_bytes(), 0
-        while at < len(content):
-            call, inode, offset, size, path, other = _RECORD.unpack_from(content, at)
-            at += _RECORD.size
-            ends = (at + path, at + path + other, at + path + other + (size if call.startswith(b"write") else 0))
-            names = content[at : ends[0]].decode(), content[ends[0] : ends[1]].decode()
-            yield Operation(call.rstrip(b"\0").decode(), inode, offset, *names, content[ends[1] : ends[2]])
-            at = ends[2]
+
+def operations(log: Path) -> Iterator[Operation]:
+    """Those that were written down, in their order."""
+    content, at = log.read_bytes(), 0
+    while at < len(content):
+        call, inode, offset, size, path, other = _RECORD.unpack_from(content, at)
+        at += _RECORD.size
+        ends = (at + path, at + path + other, at + path + other + (size if call.startswith(b"write") else 0))
+        names = content[at : ends[0]].decode(), content[ends[0] : ends[1]].decode()
+        yield Operation(call.rstrip(b"\0").decode(), inode, offset, *names, content[ends[1] : ends[2]])
+        at = ends[2]
