@@ -1,6 +1,8 @@
-"""What setup.cfg cannot say: the C++ decoder.  Where it cannot be built, FFCV's own is used."""
+"""What setup.cfg cannot say: the C++ parts.  Where they cannot be built, FFCV's decoder and torch do their work."""
 
 from setuptools import Extension, setup
+
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off"]
 
 setup(
     ext_modules=[
@@ -9,8 +11,9 @@ setup(
             ["vit/data/native.cpp"],
             depends=["vit/data/huffman.h", "vit/data/resize.h"],
             libraries=["jpeg"],
-            extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],
+            extra_compile_args=FLAGS,
             optional=True,
-        )
+        ),
+        Extension("vit._pixels", ["vit/pixels.cpp"], extra_compile_args=FLAGS, optional=True),
     ]
 )

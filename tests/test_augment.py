@@ -20,6 +20,7 @@ from vit import randaugment
 from vit.augment import augment, normalise
 from vit.config import AugmentConfig
 from vit.mix import Mix, draw_mix
+from vit.pixels import Ints
 from vit.randaugment import OPERATIONS
 
 GREY_LEVELS = AugmentConfig(flip=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # normalising: no change
@@ -70,7 +71,13 @@ def torchvisions(image: Tensor, name: str, magnitude: int, sign: int) -> Tensor:
 
 def ours(images: Tensor, name: str, magnitude: int, sign: int) -> Tensor:
     op = np.full(len(images), list(OPERATIONS).index(name))
-    return randaugment.apply(images, op, magnitude, np.full(len(images), sign))
+    return applied(images, op, magnitude, np.full(len(images), sign))
+
+
+def applied(images: Tensor, op: Ints, magnitude: int, sign: Ints) -> Tensor:
+    """Each image after its operation, at torchvision's magnitude."""
+    amount = randaugment.amounts(op, magnitude, sign, *images.shape[2:])
+    return randaugment.apply(images.clone(), op, amount)
 
 
 def ks_distance(sample: np.ndarray, other: np.ndarray | Callable[[np.ndarray], np.ndarray]) -> float:

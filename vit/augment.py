@@ -21,50 +21,45 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vit import randaugment, settings
+from vit import pixels, settings
 from vit.colour import color_jitter, three_augment
 from vit.config import AugmentConfig, Config
 from vit.data.beton import open_beton
 from vit.data.decode import CentreCrop, Decoder, RandomCrop, resolve
 from vit.keys import Stream, key
 from vit.mix import draw_erasing, draw_mix, erase, smooth_targets
-from vit.randaugment import by_choice, pieces
+from vit.pixels import planes
+from vit.randaugment import rand_augment
 
 
 def augment(images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int, key: int) -> tuple[Tensor, Tensor]:
     """(B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32 normalised, (B, C) float32 soft targets that sum to 1."""
     B, H, W, _ = images.shape
     random = np.random.Generator(np.random.Philox(key=key))
-    images, mirrored = images.permute(0, 3, 1, 2).contiguous(), random.random(B) < cfg.flip  # (B, 3, H, W), (B,)
-    images = by_choice(images, mirrored.astype(np.int64), lambda part, flip, _: part.flip(3) if flip else part)
-    for _ in range(cfg.randaugment_ops):
-        op, sign = randaugment.draw(B, random)
-        images = randaugment.apply(images, op, cfg.randaugment_magnitude, sign)
+    images = planes(images, random.random(B) < cfg.flip)  # (B, 3, H, W)
+    images = rand_augment(images, cfg, random)
     if cfg.three_augment:
         images = three_augment(images, random)
     if cfg.color_jitter:
         images = color_jitter(images, cfg.color_jitter, random)
 
-    pixels, targets = _normalise(images, cfg), smooth_targets(labels, num_classes, cfg.label_smoothing)
+    values, targets = _normalise(images, cfg), smooth_targets(labels, num_classes, cfg.label_smoothing)
     if cfg.erasing:
         noise = torch.Generator(images.device).manual_seed(key)
-        pixels = erase(pixels, draw_erasing(B, H, W, cfg.erasing, random), cfg.erasing_fill, noise)
+        values = erase(values, draw_erasing(B, H, W, cfg.erasing, random), cfg.erasing_fill, noise)
     if mix := draw_mix(cfg, H, W, random):
-        pixels, targets = mix.images(pixels), mix.targets(targets)
-    return pixels, targets
+        values, targets = mix.images(values), mix.targets(targets)
+    return values, targets
 
 
 def normalise(images: Tensor, cfg: AugmentConfig) -> Tensor:
     """What evaluation does instead: (B, H, W, 3) uint8 -> (B, 3, H, W) float32."""
-    return _normalise(images.permute(0, 3, 1, 2).contiguous(), cfg)
+    return _normalise(planes(images, np.zeros(len(images), np.bool_)), cfg)
 
 
 def _normalise(images: Tensor, cfg: AugmentConfig) -> Tensor:
     """(B, 3, H, W) uint8 -> (B, 3, H, W) float32."""
-    out = torch.empty(images.shape, device=images.device)
-    for part in pieces(0, len(images), images.device):
-        torch.sub(images[part], _levels(cfg.mean, images.device), out=out[part]).div_(_levels(cfg.std, images.device))
-    return out
+    return pixels.normalise(images, _levels(cfg.mean, images.device), _levels(cfg.std, images.device))
 
 
 @functools.cache  # once for each device: a copy from the host would wait for all that the device has yet to do
@@ -78,14 +73,14 @@ def picture(cfg: Config, images: int, draws: int) -> Image.Image:
     beton, S, kind = open_beton(cfg.data.train), cfg.model.image_size, resolve(cfg.data.decoder)
     samples = np.arange(min(images, len(beton)))
     labels = torch.from_numpy(beton.labels[samples])
-    pixels = np.empty((len(samples), S, S, 3), np.uint8)
-    Decoder(beton, CentreCrop(cfg.data.val_crop), S, kind).decode(np.zeros_like(samples), samples, pixels)
-    columns = [normalise(torch.from_numpy(pixels.copy()), cfg.augment)]
+    crops = np.empty((len(samples), S, S, 3), np.uint8)
+    Decoder(beton, CentreCrop(cfg.data.val_crop), S, kind).decode(np.zeros_like(samples), samples, crops)
+    columns = [normalise(torch.from_numpy(crops.copy()), cfg.augment)]
     decoder = Decoder(beton, RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio), S, kind)
     for draw in range(draws):
-        decoder.decode(np.full_like(samples, draw), samples, pixels)
+        decoder.decode(np.full_like(samples, draw), samples, crops)
         shard = key(Stream.AUGMENT, cfg.seed, draw, 0)
-        columns.append(augment(torch.from_numpy(pixels), labels, cfg.augment, cfg.model.num_classes, shard)[0])
+        columns.append(augment(torch.from_numpy(crops), labels, cfg.augment, cfg.model.num_classes, shard)[0])
     grid = torch.stack(columns, dim=1)  # (images, 1 + draws, 3, S, S)
     levels = grid * _levels(cfg.augment.std, grid.device) + _levels(cfg.augment.mean, grid.device)
     canvas = levels.round().clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 4, 2)  # (images, S, 1 + draws, S, 3)

@@ -92,7 +92,9 @@ class AugmentConfig:
 
     flip: float = 0.5  # probability of a horizontal flip
     randaugment_ops: int = 0  # RandAugment's operations on each image; 0: none
-    randaugment_magnitude: int = 9  # RandAugment's strength, 0 to 30
+    randaugment: Literal["torchvision", "timm"] = "torchvision"  # whose; timm's does each operation half of the time
+    randaugment_magnitude: int = 9  # RandAugment's strength: 0 to 30 for torchvision's, 0 to 10 for timm's
+    randaugment_deviation: float = 0.0  # standard deviation of each image's magnitude from it; for timm's
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: none
     cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: none. With mixup too, each shard draws one of them
     label_smoothing: float = 0.0  # share of the target spread evenly over all classes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit.config import AugmentConfig
-from vit.randaugment import pieces
+from vit.pixels import pieces
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
