@@ -14,6 +14,6 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        Extension("vit._pixels", ["vit/pixels.cpp"], extra_compile_args=FLAGS, optional=True),
+        Extension("vit._pixels", ["vit/pixels.cpp"], extra_compile_args=[*FLAGS, "-fno-trapping-math"], optional=True),
     ]
 )

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision import transforms
@@ -21,7 +20,7 @@ from vit.augment import augment, normalise
 from vit.config import AugmentConfig
 from vit.mix import Mix, draw_mix
 from vit.pixels import Ints
-from vit.randaugment import OPERATIONS
+from vit.randaugment import OPERATIONS, TORCHVISIONS
 
 GREY_LEVELS = AugmentConfig(flip=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # normalising: no change
 EVERYTHING = AugmentConfig(randaugment_ops=2, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
@@ -101,10 +100,10 @@ def chi_square(counts: Tensor) -> float:
 
 def test_the_operations_are_torchvisions() -> None:
     """RandAugment draws from the same 14 operations."""
-    assert list(OPERATIONS) == list(transforms.RandAugment()._augmentation_space(randaugment.BINS, (32, 32)))
+    assert list(transforms.RandAugment()._augmentation_space(randaugment.BINS, (32, 32))) == TORCHVISIONS
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", TORCHVISIONS)
 def test_an_operation_gives_torchvisions_pixels_at_every_magnitude_and_sign(name: str) -> None:
     """The same bits, but for few pixels one level away where it interpolates or blends with grey in float32.
 
@@ -124,7 +123,7 @@ def test_an_operation_gives_torchvisions_pixels_at_every_magnitude_and_sign(name
     assert different < 0.02 * total
 
 
-@pytest.mark.parametrize("name", list(OPERATIONS)[1:])
+@pytest.mark.parametrize("name", TORCHVISIONS[1:])
 def test_an_operation_changes_the_picture(name: str) -> None:
     """Parity above is not that of two functions that do nothing."""
     images = photographs(2, 64, 64)
@@ -142,11 +141,11 @@ def test_an_image_that_no_operation_moves_keeps_its_bits(side: int) -> None:
 
 def test_each_image_of_a_batch_has_its_own_operation() -> None:
     """In a batch of all operations and both signs, each image is what it would be alone."""
-    op = np.tile(np.arange(len(OPERATIONS)), 3)
+    op = np.tile(np.arange(len(TORCHVISIONS)), 3)
     sign = np.where(np.arange(len(op)) % 2, 1, -1)
     images = photographs(len(op), 24, 32)
-    alone = [randaugment.apply(images[i : i + 1], op[i : i + 1], 17, sign[i : i + 1]) for i in range(len(op))]
-    assert torch.equal(randaugment.apply(images, op, 17, sign), torch.cat(alone))
+    alone = [applied(images[i : i + 1], op[i : i + 1], 17, sign[i : i + 1]) for i in range(len(op))]
+    assert torch.equal(applied(images, op, 17, sign), torch.cat(alone))
 
 
 def test_the_key_alone_decides() -> None:
@@ -192,13 +191,14 @@ def test_the_host_never_waits_for_the_device() -> None:
 
 def test_operations_and_signs_are_uniform_and_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each image in each of two slots, over many shards: each pair of operation and sign is as frequent."""
-    drawn: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    drawn: list[tuple[Ints, Ints]] = []
+    draw = randaugment.draw
 
-    def record(images: Tensor, op: NDArray[np.int64], magnitude: int, sign: NDArray[np.int64]) -> Tensor:
-        drawn.append((op, sign))
-        return images
+    def record(batch: int, random: np.random.Generator) -> tuple[Ints, Ints]:
+        drawn.append(draw(batch, random))
+        return drawn[-1]
 
-    monkeypatch.setattr(randaugment, "apply", record)
+    monkeypatch.setattr(randaugment, "draw", record)
     images, labels = shard(B=64, side=4)
     for key in range(300):
         augment(images, labels, replace(GREY_LEVELS, randaugment_ops=2), 10, key)
@@ -334,11 +334,10 @@ def test_normalising_is_torchvisions() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_a_cpus_pixels_without_waiting() -> None:
     """Each operation, within a level; and CUDA itself reports no synchronisation."""
-    op = np.tile(np.arange(len(OPERATIONS)), 2)
+    op = np.tile(np.arange(len(TORCHVISIONS)), 2)
     sign = np.where(np.arange(len(op)) < 14, -1, 1)
     images = photographs(len(op), 64, 64)
-    on_gpu = randaugment.apply(images.cuda(), op, 9, sign).cpu()
-    assert (on_gpu.int() - randaugment.apply(images, op, 9, sign).int()).abs().max() <= 1
+    assert (applied(images.cuda(), op, 9, sign).cpu().int() - applied(images, op, 9, sign).int()).abs().max() <= 1
     batch, labels = (x.cuda() for x in shard())
     normalise(batch, EVERYTHING)  # the constants are copied to the device once
     torch.cuda.set_sync_debug_mode("error")

@@ -71,7 +71,9 @@ def blur(images: Tensor, sigma: NDArray[Any]) -> Tensor:
     H, W = images.shape[2:]
     offset = np.arange(-_TAPS, _TAPS + 1)
     weight = np.exp(-(offset**2) / (2 * sigma[:, None] ** 2))
-    there = torch.from_numpy((weight / weight.sum(1, keepdims=True)).astype(np.float32)).to(images.device, non_blocking=True)
+    there = torch.from_numpy((weight / weight.sum(1, keepdims=True)).astype(np.float32)).to(
+        images.device, non_blocking=True
+    )
     taps = there[..., None, None, None].unbind(1)  # of (n, 1, 1, 1)
     padded = F.pad(images.float(), (_TAPS,) * 4, mode="replicate")
     across = torch.zeros((*images.shape[:2], H + 2 * _TAPS, W), device=images.device)

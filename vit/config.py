@@ -109,8 +109,13 @@ class AugmentConfig:
         _check(0 <= self.flip <= 1, f"augment.flip must be in [0, 1], not {self.flip}")
         for name in ("randaugment_ops", "mixup", "cutmix"):
             _check(getattr(self, name) >= 0, f"augment.{name} must not be negative, not {getattr(self, name)}")
-        strength = self.randaugment_magnitude
-        _check(0 <= strength <= 30, f"augment.randaugment_magnitude must be in 0 to 30, not {strength}")
+        strength, whose = self.randaugment_magnitude, self.randaugment
+        greatest = {"torchvision": 30, "timm": 10}[whose]
+        wrong = f"augment.randaugment_magnitude must be in 0 to {greatest} for {whose}'s, not {strength}"
+        _check(0 <= strength <= greatest, wrong)
+        deviation = self.randaugment_deviation
+        _check(deviation >= 0, f"augment.randaugment_deviation must not be negative, not {deviation}")
+        _check(not deviation or whose == "timm", "augment.randaugment_deviation needs augment.randaugment timm")
         _check(0 <= self.erasing <= 1, f"augment.erasing must be in [0, 1], not {self.erasing}")
         _check(0 <= self.color_jitter <= 1, f"augment.color_jitter must be in [0, 1], not {self.color_jitter}")
         _check(0 <= self.label_smoothing < 1, f"augment.label_smoothing must be in [0, 1), not {self.label_smoothing}")

@@ -29,11 +29,12 @@ using std::uint8_t;
 constexpr int CHANNELS = 3;
 constexpr int LEVELS = 256;
 
-// Truncated, as torch's conversion does.
-inline uint8_t level(float value) { return static_cast<uint8_t>(static_cast<int>(std::min(std::max(value, 0.0f), 255.0f))); }
+// Ternaries, because references to the lesser or the greater keep compilers from running several of them at once.
+inline int within(int value, int least, int most) { return value < least ? least : value > most ? most : value; }
+inline double positive(double value) { return value > 0.0 ? value : 0.0; }
 
-inline float grey(uint8_t red, uint8_t green, uint8_t blue) {
-    return static_cast<float>(static_cast<int>(0.2989f * red + 0.587f * green + 0.114f * blue));
+inline uint8_t grey(uint8_t red, uint8_t green, uint8_t blue) {  // truncated, as torch's conversion does
+    return static_cast<uint8_t>(static_cast<int>(0.2989f * red + 0.587f * green + 0.114f * blue));
 }
 
 // A thread's memory of at least `bytes` bytes; freed when the thread ends.
@@ -81,36 +82,45 @@ void lookup(uint8_t* plane, size_t area, const uint8_t* table) {
     lookup_anywhere(plane, area, table);
 }
 
-FOR_EACH_CPU void blend_with_grey(uint8_t* image, size_t area, float amount) {
-    uint8_t *red = image, *green = image + area, *blue = green + area;
-    for (size_t i = 0; i < area; i++) {
-        const float other = grey(red[i], green[i], blue[i]);
-        red[i] = level(red[i] + (red[i] - other) * amount);
-        green[i] = level(green[i] + (green[i] - other) * amount);
-        blue[i] = level(blue[i] + (blue[i] - other) * amount);
+// Away from `other` by an amount, or towards it by one below 0.
+FOR_EACH_CPU void blend(uint8_t* __restrict levels, const uint8_t* __restrict other, size_t count, float amount) {
+    for (size_t i = 0; i < count; i++) {
+        const float own = levels[i];
+        levels[i] = static_cast<uint8_t>(within(static_cast<int>(own + (own - other[i]) * amount), 0, 255));
     }
 }
 
-// The mean of 3 x 3 pixels, the centre counted 5 times; `previous` and `next` are the rows around `row`.
-FOR_EACH_CPU void sharpen_row(const uint8_t* previous, const uint8_t* row, const uint8_t* next, int W, float amount, uint8_t* out) {
+FOR_EACH_CPU void greys(const uint8_t* image, size_t area, uint8_t* __restrict out) {
+    const uint8_t *red = image, *green = image + area, *blue = image + 2 * area;
+    for (size_t i = 0; i < area; i++) out[i] = grey(red[i], green[i], blue[i]);
+}
+
+// The mean of 3 x 3 pixels, the centre counted 5 times, rounded: of the rows around `row`.
+FOR_EACH_CPU void smooth(const uint8_t* previous, const uint8_t* row, const uint8_t* next, int W, uint16_t* __restrict down, uint8_t* __restrict out) {
+    for (int x = 0; x < W; x++) down[x] = static_cast<uint16_t>(previous[x] + row[x] + next[x]);
     for (int x = 1; x < W - 1; x++) {
-        unsigned sum = 4u * row[x];
-        for (int k = -1; k <= 1; k++) sum += previous[x + k] + row[x + k] + next[x + k];
-        const auto smooth = static_cast<float>(static_cast<uint16_t>((sum + 6) * 5042 >> 16));  // (sum + 6) / 13
-        out[x] = level(row[x] + (row[x] - smooth) * amount);
+        const auto sum = static_cast<uint16_t>(down[x - 1] + down[x] + down[x + 1] + 4 * row[x] + 6);
+        out[x] = static_cast<uint8_t>(sum * 5042u >> 16);  // sum / 13
     }
 }
 
-// The border stays.
+// Away from, or towards, the smoothed plane; the border stays.
 void sharpen(uint8_t* plane, int H, int W, float amount) {
-    if (H < 3 || W < 3) return;
     const size_t area = static_cast<size_t>(H) * W;
-    uint8_t* before = scratch(area);
-    std::memcpy(before, plane, area);
+    uint8_t* smoothed = scratch(area + 1 + W * sizeof(uint16_t));
+    auto* down = reinterpret_cast<uint16_t*>(smoothed + area + area % 2);
+    std::memcpy(smoothed, plane, area);
     for (int y = 1; y < H - 1; y++) {
-        const uint8_t* row = before + static_cast<size_t>(y) * W;
-        sharpen_row(row - W, row, row + W, W, amount, plane + static_cast<size_t>(y) * W);
+        const uint8_t* row = plane + static_cast<size_t>(y) * W;
+        smooth(row - W, row, row + W, W, down, smoothed + static_cast<size_t>(y) * W);
     }
+    blend(plane, smoothed, area, amount);
+}
+
+void colour(uint8_t* image, size_t area, float amount) {
+    uint8_t* other = scratch(area);
+    greys(image, area, other);
+    for (int c = 0; c < CHANNELS; c++) blend(image + c * area, other, area, amount);
 }
 
 FOR_EACH_CPU void extremes(const uint8_t* plane, size_t area, uint8_t* low, uint8_t* high) {
@@ -130,7 +140,7 @@ FOR_EACH_CPU int64_t grey_sum(const uint8_t* image, size_t area) {
         int32_t sum = 0;
         const size_t stop = std::min(area, start + BLOCK);
         for (size_t i = start; i < stop; i++)
-            sum += static_cast<int>(0.2989f * image[i] + 0.587f * image[area + i] + 0.114f * image[2 * area + i]);
+            sum += grey(image[i], image[area + i], image[2 * area + i]);
         total += sum;
     }
     return total;
@@ -150,20 +160,16 @@ FOR_EACH_CPU void normalise(const uint8_t* plane, size_t area, float mean, float
     for (size_t i = 0; i < area; i++) out[i] = (static_cast<float>(plane[i]) - mean) / deviation;
 }
 
-FOR_EACH_CPU void split(const uint8_t* row, int W, bool mirrored, uint8_t* red, uint8_t* green, uint8_t* blue) {
-    if (mirrored)
-        for (int x = 0; x < W; x++) {
-            const uint8_t* pixel = row + CHANNELS * (W - 1 - x);
-            red[x] = pixel[0];
-            green[x] = pixel[1];
-            blue[x] = pixel[2];
-        }
-    else
-        for (int x = 0; x < W; x++) {
-            red[x] = row[CHANNELS * x];
-            green[x] = row[CHANNELS * x + 1];
-            blue[x] = row[CHANNELS * x + 2];
-        }
+FOR_EACH_CPU void split(const uint8_t* row, int W, uint8_t* __restrict red, uint8_t* __restrict green, uint8_t* __restrict blue) {
+    for (int x = 0; x < W; x++) {
+        red[x] = row[CHANNELS * x];
+        green[x] = row[CHANNELS * x + 1];
+        blue[x] = row[CHANNELS * x + 2];
+    }
+}
+
+FOR_EACH_CPU void mirror(const uint8_t* row, int W, uint8_t* __restrict out) {
+    for (int x = 0; x < W; x++) out[x] = row[W - 1 - x];
 }
 
 // ------------------------------------------------------------------------------------------ resampling
@@ -173,30 +179,28 @@ struct Taps {
     std::vector<int32_t> place;
     std::vector<float> weight[4];  // left top, left bottom, right top, right bottom
     explicit Taps(int W) : place(W) {
-        for (auto& each : weight) each.resize(W);
+        for (auto& each : weight) each.resize(W + 2);  // four are loaded where two are used
     }
 };
 
 // From (x, y), counted from the centre, the pixel at matrix (a, b, c) x (x, y, 1) and (d, e, f) x (y, x, 1) is taken.
 // Pixels more than one outside are as those two outside: black.
-FOR_EACH_CPU void locate(const double* matrix, int y, int H, int W, int pitch, int32_t* place, float* lt, float* lb, float* rt, float* rb) {
+FOR_EACH_CPU void locate(const double* matrix, int y, int H, int W, int pitch, int32_t* __restrict place, float* __restrict lt,
+                         float* __restrict lb, float* __restrict rt, float* __restrict rb) {
     const double down = y - (H - 1) / 2.0, from_y0 = matrix[3] * down, from_x0 = matrix[1] * down;
     const double centre_x = (W - 1) / 2.0, centre_y = (H - 1) / 2.0;
     for (int x = 0; x < W; x++) {
         const double across = x - centre_x;
         const double from_x = matrix[0] * across + from_x0 + matrix[2] + centre_x;
         const double from_y = from_y0 + matrix[4] * across + matrix[5] + centre_y;
-        int left = static_cast<int>(from_x + 1e-9), top = static_cast<int>(from_y + 1e-9);  // whole pixels stay whole
-        left -= left > from_x + 1e-9;
-        top -= top > from_y + 1e-9;
-        const double to_right = from_x - left, to_left = left + 1 - from_x, to_bottom = from_y - top, to_top = top + 1 - from_y;
-        lt[x] = static_cast<float>(std::max(to_left * to_top, 0.0));
-        lb[x] = static_cast<float>(std::max(to_left * to_bottom, 0.0));
-        rt[x] = static_cast<float>(std::max(to_right * to_top, 0.0));
-        rb[x] = static_cast<float>(std::max(to_right * to_bottom, 0.0));
-        left = std::min(std::max(left, -2), W);
-        top = std::min(std::max(top, -2), H);
-        place[x] = (top + 2) * pitch + left + 2;
+        const double left = std::floor(from_x + 1e-9), top = std::floor(from_y + 1e-9);  // whole pixels stay whole
+        const double to_left = left + 1 - from_x, to_top = top + 1 - from_y;
+        const double to_right = positive(from_x - left), to_bottom = positive(from_y - top);
+        lt[x] = static_cast<float>(to_left * to_top);
+        lb[x] = static_cast<float>(to_left * to_bottom);
+        rt[x] = static_cast<float>(to_right * to_top);
+        rb[x] = static_cast<float>(to_right * to_bottom);
+        place[x] = (within(static_cast<int>(top), -2, H) + 2) * pitch + within(static_cast<int>(left), -2, W) + 2;
     }
 }
 
@@ -215,26 +219,27 @@ void blend_anywhere(const uint32_t* source, int pitch, const Taps& taps, int W, 
 }
 
 #ifdef X86
-__attribute__((target("avx2,fma"))) inline __m256 spread(const float* weight) {  // (a, b) -> (a, a, a, a, b, b, b, b)
-    const __m256i lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    double both;
-    std::memcpy(&both, weight, sizeof both);
-    return _mm256_permutevar8x32_ps(_mm256_castpd_ps(_mm256_castpd128_pd256(_mm_set_sd(both))), lanes);
-}
-
-__attribute__((target("avx2,fma"))) inline __m256 floats(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
-
-// Two pixels at once, a lane for each channel.
+// Two pixels at once, each in half of a register: its four sources side by side, then a lane for each channel.
 __attribute__((target("avx2,fma"))) void blend_avx2(const uint32_t* source, int pitch, const Taps& taps, int W, uint32_t* out) {
+    const __m256i own = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);  // of two weights
+    __m256i take[4];
+    for (int k = 0; k < 4; k++) {
+        const char at = static_cast<char>(8 * (k % 2) + 4 * (k / 2));  // left top, left bottom, right top, right bottom
+        take[k] = _mm256_broadcastsi128_si256(_mm_setr_epi8(at, -1, -1, -1, at + 1, -1, -1, -1, at + 2, -1, -1, -1, -1, -1, -1, -1));
+    }
     for (int x = 0; x + 2 <= W; x += 2) {
-        const uint32_t *first = source + taps.place[x], *second = source + taps.place[x + 1];
-        const auto two = [](const uint32_t* pixels) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(pixels)); };
-        const __m128i top = _mm_unpacklo_epi32(two(first), two(second));  // left, left, right, right
-        const __m128i bottom = _mm_unpacklo_epi32(two(first + pitch), two(second + pitch));
-        __m256 sum = _mm256_mul_ps(floats(top), spread(&taps.weight[0][x]));
-        sum = _mm256_fmadd_ps(floats(bottom), spread(&taps.weight[1][x]), sum);
-        sum = _mm256_fmadd_ps(floats(_mm_srli_si128(top, 8)), spread(&taps.weight[2][x]), sum);
-        sum = _mm256_fmadd_ps(floats(_mm_srli_si128(bottom, 8)), spread(&taps.weight[3][x]), sum);
+        __m128i four[2];
+        for (int k = 0; k < 2; k++) {
+            const auto* at = reinterpret_cast<const double*>(source + taps.place[x + k]);
+            const auto* below = reinterpret_cast<const double*>(source + taps.place[x + k] + pitch);
+            four[k] = _mm_castpd_si128(_mm_loadh_pd(_mm_load_sd(at), below));
+        }
+        const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(four[0]), four[1], 1);
+        __m256 sum = _mm256_setzero_ps();
+        for (int k = 0; k < 4; k++) {
+            const __m256 weight = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(&taps.weight[k][x]));
+            sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_shuffle_epi8(both, take[k])), _mm256_permutevar_ps(weight, own), sum);
+        }
         const __m256i rounded = _mm256_cvtps_epi32(sum);
         const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
         _mm_storel_epi64(reinterpret_cast<__m128i*>(out + x), _mm_packus_epi16(words, words));
@@ -306,9 +311,17 @@ extern "C" {
 // (B, H, W, 3) -> (B, 3, H, W), left to right where `mirrored` is.
 void vit_planes(const uint8_t* batch, int64_t B, int64_t H, int64_t W, const uint8_t* mirrored, uint8_t* out) {
     const int64_t area = H * W;
+    uint8_t* rows = scratch(static_cast<size_t>(CHANNELS * W));
     for (int64_t i = 0; i < B; i++, out += CHANNELS * area)
-        for (int64_t y = 0; y < H; y++, batch += CHANNELS * W)
-            split(batch, static_cast<int>(W), mirrored[i] != 0, out + y * W, out + area + y * W, out + 2 * area + y * W);
+        for (int64_t y = 0; y < H; y++, batch += CHANNELS * W) {
+            uint8_t* to = out + y * W;
+            if (!mirrored[i]) {
+                split(batch, static_cast<int>(W), to, to + area, to + 2 * area);
+                continue;
+            }
+            split(batch, static_cast<int>(W), rows, rows + W, rows + 2 * W);
+            for (int64_t c = 0; c < CHANNELS; c++) mirror(rows + c * W, static_cast<int>(W), to + c * area);
+        }
 }
 
 // (B, 3, H, W) -> floats, with a mean and a deviation for each channel.
@@ -347,7 +360,7 @@ void vit_lookup(uint8_t* images, const int64_t* at, int64_t count, int64_t H, in
 
 // amounts: (count,), away from grey.
 void vit_color(uint8_t* images, const int64_t* at, int64_t count, int64_t H, int64_t W, const float* amounts) {
-    each(images, at, count, H, W, [&](uint8_t* image, int64_t i) { blend_with_grey(image, H * W, amounts[i]); });
+    each(images, at, count, H, W, [&](uint8_t* image, int64_t i) { colour(image, static_cast<size_t>(H * W), amounts[i]); });
 }
 
 // amounts: (count,), away from the smoothed image.

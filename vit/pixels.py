@@ -100,7 +100,9 @@ class Part:
         return counts
 
     def _chosen(self) -> Tensor:
-        return self.images if len(self.at) == len(self.images) else self.images.index_select(0, torch.from_numpy(self.at))
+        return (
+            self.images if len(self.at) == len(self.images) else self.images.index_select(0, torch.from_numpy(self.at))
+        )
 
     def _call(self, name: str, *values: Tensor) -> bool:
         """Runs a function of `pixels.cpp`; False if it is not for these images."""

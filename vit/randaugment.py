@@ -22,7 +22,9 @@ from torch import Tensor
 from vit.config import AugmentConfig
 from vit.pixels import Colour, Floats, Ints, Part, by_choice
 
-Operation = Callable[[Part, Floats, Colour], None]  # changes n images by the amounts (n,), filled from outside with a colour
+Operation = Callable[
+    [Part, Floats, Colour], None
+]  # changes n images by the amounts (n,), filled from outside with a colour
 
 BINS = 31  # torchvision's magnitudes are 0 to 30
 TIMMS_GREATEST = 10  # timm's go up to 10

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vit import checkpoint
+from vit import checkpoint, config
 from vit.checkpoint import DamagedError
 from vit.ledger import RunFolder
 from vit.log import show
@@ -38,7 +38,9 @@ def resume(run: RunFolder, world: World, state: State, recipe: Mapping[str, Any]
     if found is None:
         return None
     path, tensors, manifest = found
-    changed = checkpoint.differences(manifest["about"]["recipe"], recipe, accepted)
+    # A setting that is younger than the checkpoint has, as its default, what was done before there was a choice.
+    saved = config.recipe(config.Config()) | manifest["about"]["recipe"]
+    changed = checkpoint.differences(saved, recipe, accepted)
     if changed:
         raise ValueError(
             f"{path} is of another run:\n  " + "\n  ".join(changed) + "\nStart in a new folder, or "
