@@ -170,7 +170,7 @@ def our_loop(file: str, folder: Path, workers: int, batch: int) -> Batches:
             local.out = np.empty((batch, SIZE, SIZE, 3), np.uint8)
         images = calls[turn % len(calls)]
         damaged = library.vit_decode_windows(
-            memory.ctypes.data, batch, images.ctypes.data, SIZE, 0, local.out.ctypes.data
+            memory.ctypes.data, batch, images.ctypes.data, SIZE, 0, 0, local.out.ctypes.data
         )
         assert damaged == -1
         return local.out

@@ -57,6 +57,7 @@ def native(
     S: int,
     window: tuple[int, int, int, int] | None = None,
     scaled: bool = False,
+    cubic: bool = False,
 ) -> Pixels | None:
     """The C++ decoder's crop (top, left, height, width) of one image, or None for a damaged one: (S, S, 3).
 
@@ -67,26 +68,49 @@ def native(
     image = np.array([mode, *shape[:2], 0, len(data), *box, *(window or (S, S, 0, 0))], np.int64)
     out = np.zeros((S, S, 3), np.uint8)
     memory = np.frombuffer(data, np.uint8)
-    damaged = library.vit_decode_windows(memory.ctypes.data, 1, image.ctypes.data, S, scaled, out.ctypes.data)
+    damaged = library.vit_decode_windows(memory.ctypes.data, 1, image.ctypes.data, S, scaled, cubic, out.ctypes.data)
     return None if damaged >= 0 else out
 
 
-def weights(size: int, S: int, start: float = 0.0, length: float | None = None) -> NDArray[np.int64]:
-    """Pillow's antialiased bilinear weights as a matrix, of `length` pixels from `start` on: (S, size)."""
+def triangle(x: float) -> float:
+    return max(0.0, 1 - abs(x))
+
+
+def cubic(x: float) -> float:
+    """Keys's, with a = -1/2, in the form that Pillow computes."""
+    x = abs(x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2 else 0.0
+
+
+FILTERS = {  # Pillow's name for each, how far it reaches, and its weights
+    "bilinear": (Image.Resampling.BILINEAR, 1.0, triangle),
+    "bicubic": (Image.Resampling.BICUBIC, 2.0, cubic),
+}
+
+
+def weights(
+    size: int, S: int, start: float = 0.0, length: float | None = None, kind: str = "bilinear"
+) -> NDArray[np.int64]:
+    """Pillow's antialiased weights as a matrix, of `length` pixels from `start` on: (S, size)."""
     out = np.zeros((S, size), np.int64)
     scale = (length or size) / S
-    support = max(scale, 1.0)
+    _, reach, weight = FILTERS[kind]
+    wide = max(scale, 1.0)
+    support = reach * wide
     for i in range(S):
         centre = start + (i + 0.5) * scale
         low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
-        exact = [max(0.0, 1 - abs((k - centre + 0.5) * (1 / support))) for k in range(low, high)]
-        out[i, low:high] = [int(0.5 + w / sum(exact) * (1 << BITS)) for w in exact]
+        exact = [weight((k - centre + 0.5) * (1 / wide)) for k in range(low, high)]
+        shares = [w / sum(exact) for w in exact]
+        out[i, low:high] = [int((0.5 if w >= 0 else -0.5) + w * (1 << BITS)) for w in shares]
     return out
 
 
-def resized(pixels: Pixels, S: int) -> Pixels:
+def resized(pixels: Pixels, S: int, kind: str = "bilinear") -> Pixels:
     """Pillow's algorithm in the open: (h, w, 3) -> (S, S, 3)."""
-    return weighted(pixels, weights(pixels.shape[0], S), weights(pixels.shape[1], S))
+    return weighted(pixels, weights(pixels.shape[0], S, kind=kind), weights(pixels.shape[1], S, kind=kind))
 
 
 def weighted(pixels: Pixels, down: NDArray[np.int64], across: NDArray[np.int64]) -> Pixels:
@@ -114,18 +138,25 @@ def crops(count: int) -> list[tuple[Pixels, tuple[int, int, int, int], int]]:
     return out
 
 
-def test_crops_are_resized_as_pillow_does_to_the_bit() -> None:
-    """Against the algorithm written in numpy, and within one level of whichever Pillow is installed.
+@pytest.mark.parametrize("kind", FILTERS)
+def test_crops_are_resized_as_pillow_does_to_the_bit(kind: str) -> None:
+    """Against the algorithm written in numpy, and whichever Pillow is installed.
 
-    Pillow up to 12 gives the same bits; Pillow 13 resizes some tall crops in the other direction first.
+    Pillow up to 12 gives the same bits; Pillow 13 does so too, but for some tall crops, whose columns it takes first.
     """
+    either = int(PIL.__version__.split(".")[0]) > 12
+    columns_first = 0
     for pixels, (top, left, h, w), S in crops(60):
-        ours = native(RAW, pixels.tobytes(), pixels.shape, (top, left, h, w), S)
+        ours = native(RAW, pixels.tobytes(), pixels.shape, (top, left, h, w), S, cubic=kind == "bicubic")
         assert ours is not None
         crop = pixels[top : top + h, left : left + w]
-        assert np.array_equal(ours, resized(crop, S))
-        pillows = np.asarray(Image.fromarray(crop).resize((S, S), Image.Resampling.BILINEAR))
-        assert np.abs(ours.astype(int) - pillows).max() <= 1
+        assert np.array_equal(ours, resized(crop, S, kind))
+        pillows = np.asarray(Image.fromarray(crop).resize((S, S), FILTERS[kind][0]))
+        if not np.array_equal(ours, pillows):
+            turned = resized(crop.transpose(1, 0, 2), S, kind).transpose(1, 0, 2)
+            assert either and h > w and np.array_equal(pillows, turned)
+            columns_first += 1
+    assert columns_first < 20
 
 
 @pytest.mark.parametrize(
@@ -220,15 +251,17 @@ def test_pixels_are_torchvisions_within_the_stated_bounds(kind: str, difference:
             assert np.array_equal(ours[0], pillows)
 
 
+@pytest.mark.parametrize("kind", FILTERS)
 @pytest.mark.parametrize("shape", [(350, 400), (500, 333), (90, 75), (301, 700), (256, 401), (40, 500)])
-def test_validation_pixels_are_torchvisions(shape: tuple[int, int]) -> None:
+def test_validation_pixels_are_torchvisions(shape: tuple[int, int], kind: str) -> None:
     """Resize(256) and CenterCrop(224): the same bits as on PIL images up to Pillow 12; else a level at most."""
     data = jpeg(photograph(*shape, 7), quality=90)
     ours, sample = np.empty((1, 224, 224, 3), np.uint8), np.zeros(1, np.int64)
-    Decoder(one_image(data, *shape), CentreCrop(0.875), 224, "native").decode(sample, sample, ours)
-    image = Image.open(io.BytesIO(data))
-    pillows = np.asarray(F.center_crop(F.resize(image, [256], antialias=True), [224]))
-    tensors = F.center_crop(F.resize(F.pil_to_tensor(image), [256], antialias=True), [224]).permute(1, 2, 0).numpy()
+    Decoder(one_image(data, *shape), CentreCrop(0.875), 224, "native", interpolation=kind).decode(sample, sample, ours)
+    image, how = Image.open(io.BytesIO(data)), F.InterpolationMode(kind)
+    pillows = np.asarray(F.center_crop(F.resize(image, [256], how, antialias=True), [224]))
+    resized = F.resize(F.pil_to_tensor(image), [256], how, antialias=True)
+    tensors = F.center_crop(resized, [224]).permute(1, 2, 0).numpy()
     exact = int(PIL.__version__.split(".")[0]) <= 12
     assert np.abs(ours[0].astype(int) - pillows).max() <= (0 if exact else 1)
     assert np.abs(ours[0].astype(int) - tensors).max() <= 1
@@ -276,7 +309,7 @@ from vit.data.decode import native_library
 library, data, images = native_library(), np.fromfile(sys.argv[1], np.uint8), np.load(sys.argv[2])
 out = np.empty(32 * 32 * 3, np.uint8)
 for i, image in enumerate(images):
-    print(library.vit_decode_windows(data.ctypes.data, 1, image.ctypes.data, 32, i % 2, out.ctypes.data) + 1)
+    print(library.vit_decode_windows(data.ctypes.data, 1, image.ctypes.data, 32, i % 2, i % 3 == 0, out.ctypes.data) + 1)
 """
 
 
@@ -324,11 +357,12 @@ def test_a_processor_without_avx2_sees_the_same_pixels(tmp_path: Path) -> None:
     assert ours is not None
     for pixels, box, S in crops(40):
         image = np.array([RAW, *pixels.shape[:2], 0, pixels.nbytes, *box, S, S, 0, 0], np.int64)
-        out = np.zeros((2, S, S, 3), np.uint8)
-        for library, place in zip((ours, portable), out, strict=True):
-            library.vit_decode_windows.argtypes = ours.vit_decode_windows.argtypes
-            library.vit_decode_windows(pixels.ctypes.data, 1, image.ctypes.data, S, 0, place.ctypes.data)
-        assert np.array_equal(*out)
+        for cubic in (False, True):
+            out = np.zeros((2, S, S, 3), np.uint8)
+            for library, place in zip((ours, portable), out, strict=True):
+                library.vit_decode_windows.argtypes = ours.vit_decode_windows.argtypes
+                library.vit_decode_windows(pixels.ctypes.data, 1, image.ctypes.data, S, 0, cubic, place.ctypes.data)
+            assert np.array_equal(*out)
 
 
 def test_both_decoders_see_the_same_pictures(jpegs: Path) -> None:
@@ -347,4 +381,5 @@ def test_auto_takes_the_native_decoder_where_it_is_built(jpegs: Path) -> None:
     """And a run remembers which one it began with, as a part of its recipe."""
     assert resolve("auto") == "native"
     assert resolve("ffcv") == "ffcv"
+    assert resolve("auto", "bicubic") == "native"
     assert small_config(jpegs).data.decoder == "auto"

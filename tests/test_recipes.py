@@ -50,21 +50,25 @@ TIMMS = {  # rand-m9-mstd0.5-inc1, of two operations if nothing else is said
 
 # main.py's defaults: --lr 5e-4 (times batch / 512) --weight-decay 0.05 --warmup-epochs 5 --warmup-lr 1e-6 --min-lr 1e-5
 #   --drop-path 0.1 --aa rand-m9-mstd0.5-inc1 --smoothing 0.1 --reprob 0.25 --mixup 0.8 --cutmix 1.0 --repeated-aug;
-#   no clipping; colour jitter gives way to --aa; 4 GPUs of 256 (Ti, S), 16 of 64 (B); samplers.py repeats 3 times
+#   --train-interpolation bicubic;  datasets.py: Resize(interpolation=3), which is bicubic;  no clipping; colour jitter
+#   gives way to --aa; 4 GPUs of 256 (Ti, S), 16 of 64 (B); samplers.py repeats 3 times
 DEIT = ALL | TIMMS | {
     "epochs": 300, "global_batch": 1024, "micro_batch": 256, "data.repeats": 3, "model.drop_path": 0.1,
-    "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1, "augment.erasing": 0.25, "optim.lr": 5e-4 * 1024 / 512,
-    "optim.weight_decay": 0.05, "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6, "optim.final_lr": 1e-5,
+    "data.interpolation": "bicubic", "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1,
+    "augment.erasing": 0.25, "optim.lr": 5e-4 * 1024 / 512, "optim.weight_decay": 0.05,
+    "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6, "optim.final_lr": 1e-5,
 }  # fmt: skip
 
 # README_revenge.md: --batch 256 (8 GPUs) --epochs 800 --weight-decay 0.05 --reprob 0.0 --smoothing 0.0
 #   --warmup-epochs 5 --opt fusedlamb --warmup-lr 1e-6 --mixup .8 --cutmix 1.0 --unscale-lr --repeated-aug --bce-loss
-#   --color-jitter 0.3 --ThreeAugment;  models_v2.py: layer scale 1e-4, one drop path rate;  FusedLAMB: max_grad_norm 1
+#   --color-jitter 0.3 --ThreeAugment;  augment.py, datasets.py: bicubic;  models_v2.py: layer scale 1e-4, one drop path
+#   rate;  FusedLAMB: max_grad_norm 1
 DEIT3 = ALL | {
     "epochs": 800, "global_batch": 8 * 256, "micro_batch": 256, "data.repeats": 3, "model.drop_path_rule": "uniform",
     "model.layer_scale": 1e-4, "augment.three_augment": True, "augment.color_jitter": 0.3, "augment.mixup": 0.8,
     "augment.cutmix": 1.0, "optim.loss": "bce", "optim.optimizer": "lamb", "optim.weight_decay": 0.05,
     "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6, "optim.final_lr": 1e-5, "optim.clip_norm": 1.0,
+    "data.interpolation": "bicubic",
 }  # fmt: skip
 
 # The second stage: --batch 64 (8 GPUs) --lr 1e-5 --epochs 20 --weight-decay 0.1 --smoothing 0.1 --opt adamw --mixup .8
@@ -72,13 +76,15 @@ DEIT3 = ALL | {
 DEIT3_224 = ALL | TIMMS | {
     "init_from": str(Path("runs/vit_b16_deit3_192").absolute()), "epochs": 20, "global_batch": 8 * 64,
     "micro_batch": 64, "model.drop_path": 0.2, "model.drop_path_rule": "uniform", "model.layer_scale": 1e-4,
-    "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1, "optim.lr": 1e-5, "optim.weight_decay": 0.1,
-    "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6, "optim.final_lr": 1e-5,
+    "data.interpolation": "bicubic", "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1,
+    "optim.lr": 1e-5, "optim.weight_decay": 0.1, "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6,
+    "optim.final_lr": 1e-5,
 }  # fmt: skip
 
 # config.batch_size = 1024, lr = 0.001, wd = 0.0001, warmup_steps = 10_000, grad_clip_norm = 1.0, mixup p = 0.2,
-#   decode_jpeg_and_inception_crop(224) (areas from 5 %, TensorFlow's ratios), randaug(2,10) (of 10, torchvision's 30), value_range(-1, 1),
-#   pool_type 'gap', posemb 'sincos2d';  optax.py decays by wd alone, where AdamW decays by lr times weight_decay
+#   decode_jpeg_and_inception_crop(224) (areas from 5 %, TensorFlow's ratios), randaug(2,10) (its 10 is torchvision's
+#   30), value_range(-1, 1), pool_type 'gap', posemb 'sincos2d';  optax.py decays by wd alone, where AdamW decays by lr
+#   times weight_decay
 NINETY = ALL | SMALL | {
     "epochs": 90, "global_batch": 1024, "micro_batch": 256, "model.pool": "mean", "model.positions": "sincos2d",
     "data.crop_scale": [0.05, 1.0], "data.crop_ratio": [0.75, 1.33], "augment.randaugment_ops": 2,

@@ -70,13 +70,16 @@ def _levels(fractions: tuple[float, float, float], device: torch.device) -> Tens
 
 def picture(cfg: Config, images: int, draws: int) -> Image.Image:
     """A row for each of the file's first images: its centre, then as `draws` steps of a run would show it."""
-    beton, S, kind = open_beton(cfg.data.train), cfg.model.image_size, resolve(cfg.data.decoder)
+    beton, S, how = open_beton(cfg.data.train), cfg.model.image_size, cfg.data.interpolation
+    kind = resolve(cfg.data.decoder, how)
     samples = np.arange(min(images, len(beton)))
     labels = torch.from_numpy(beton.labels[samples])
     crops = np.empty((len(samples), S, S, 3), np.uint8)
-    Decoder(beton, CentreCrop(cfg.data.val_crop), S, kind).decode(np.zeros_like(samples), samples, crops)
+    centre = Decoder(beton, CentreCrop(cfg.data.val_crop), S, kind, interpolation=how)
+    centre.decode(np.zeros_like(samples), samples, crops)
     columns = [normalise(torch.from_numpy(crops.copy()), cfg.augment)]
-    decoder = Decoder(beton, RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio), S, kind)
+    crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
+    decoder = Decoder(beton, crop, S, kind, interpolation=how)
     for draw in range(draws):
         decoder.decode(np.full_like(samples, draw), samples, crops)
         shard = key(Stream.AUGMENT, cfg.seed, draw, 0)

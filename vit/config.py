@@ -59,6 +59,7 @@ class DataConfig:
     workers: int = 0  # decoding threads for each rank; 0: the cores that this process may use, shared among ranks
     prefetch: int = 3  # batches decoded ahead
     decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # exact; faster for large images; FFCV's; auto: exact
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of crops and of validation, antialiased; not for ffcv
     cache: Literal["os", "process", "memory"] = "os"  # page cache; each rank's own reads; all in each node's memory
     shuffle_window: int = 0  # images shuffled together, in blocks of neighbours, for files that do not fit; 0: all
     repeats: int = 1  # times that each image is in a batch, cropped anew: repeated augmentation
@@ -78,6 +79,8 @@ class DataConfig:
             self.stage[:1] in ("", "/", "$", "~"),
             f"data.stage must be an absolute path on each node, or begin with a variable, not {self.stage}",
         )
+        bicubic = self.decoder == "ffcv" and self.interpolation == "bicubic"  # it averages areas, whatever is asked for
+        _check(not bicubic, "data.interpolation bicubic needs data.decoder auto, native or scaled, not ffcv")
         _check(self.limit >= 0, f"data.limit must not be negative, not {self.limit}")
         _check(self.workers >= 0, f"data.workers must not be negative, not {self.workers}")
         _check(self.prefetch >= 1, f"data.prefetch must be at least 1, not {self.prefetch}")

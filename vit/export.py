@@ -65,7 +65,7 @@ def to_timm(model: VisionTransformer, run: Trained, out: Path) -> None:
         "mean": augment.mean,
         "std": augment.std,
         "crop_pct": run.cfg.data.val_crop,
-        "interpolation": "bilinear",
+        "interpolation": run.cfg.data.interpolation,
         "label_names": run.classes,
     }
     description = {

@@ -157,7 +157,7 @@ def planes(batch: Tensor, mirrored: NDArray[np.bool_]) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Subtracts and divides, for each channel: (B, 3, H, W) uint8, (1, 3, 1, 1) float32 twice -> (B, 3, H, W) float32."""
+    """Subtracts and divides, for each channel: (B, 3, H, W) uint8, (1, 3, 1, 1) twice -> (B, 3, H, W) float32."""
     B, _, H, W = images.shape
     out = torch.empty(images.shape, device=images.device)
     if library := native(images):

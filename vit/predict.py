@@ -56,7 +56,8 @@ def pixels(path: Path, cfg: Config) -> Pixels:
     size, one = cfg.model.image_size, np.ones(1, np.int64)
     window = CentreCrop(cfg.data.val_crop).windows(one, one, image.height * one, image.width * one, size)
     rows, columns, down, right = (int(n[0]) for n in (window.rows, window.columns, window.down, window.right))
-    resized = image.convert("RGB").resize((columns, rows), Image.Resampling.BILINEAR)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    resized = image.convert("RGB").resize((columns, rows), filters[cfg.data.interpolation])
     return np.asarray(resized.crop((right, down, right + size, down + size)))
 
 

@@ -1,6 +1,6 @@
 """RandAugment on whole batches of uint8 images.  Cubuk et al. 2019, https://arxiv.org/abs/1909.13719
 
-As torchvision has it (`torchvision.transforms.RandAugment` on tensors, bilinear, filled with black; magnitudes 0 to 30):
+As torchvision has it (its RandAugment on tensors, bilinear, filled with black; magnitudes 0 to 30):
 https://github.com/pytorch/vision/blob/main/torchvision/transforms/autoaugment.py
 and as timm has it for DeiT (`rand-m9-mstd0.5-inc1`: each operation done half of the time, at a magnitude of its own, 0
 to 10, and filled with the mean): https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py
@@ -43,7 +43,7 @@ def draw(batch: int, random: np.random.Generator) -> tuple[Ints, Ints]:
 
 
 def amounts(op: Ints, magnitude: int, sign: Ints, H: int, W: int) -> Floats:
-    """How much of its operation torchvision does to each image of H x W at a magnitude of 0 to 30: (B,), (B,) -> (B,)."""
+    """How much of its operation torchvision does to each image of H x W at a magnitude of 0 to 30: 2 x (B,) -> (B,)."""
     signed = {
         "ShearX": _SHEAR[magnitude],
         "ShearY": _SHEAR[magnitude],
@@ -65,7 +65,7 @@ def draw_timms(batch: int, magnitude: int, deviation: float, random: np.random.G
 
 
 def timms_amounts(op: Ints, magnitude: Floats, sign: Ints, H: int, W: int) -> Floats:
-    """How much of its operation timm does to each image of H x W, the more the greater the magnitude: 3 x (B,) -> (B,)."""
+    """How much of its operation timm does to each image of H x W at magnitudes of 0 to 10: 3 x (B,) -> (B,)."""
     share = magnitude / TIMMS_GREATEST
     signed = share * sign
     of = {
@@ -82,7 +82,7 @@ def timms_amounts(op: Ints, magnitude: Floats, sign: Ints, H: int, W: int) -> Fl
 
 
 def apply(images: Tensor, op: Ints, amount: Floats, fill: Colour = BLACK) -> Tensor:
-    """Image i after amount[i] of operation op[i]: (B, 3, H, W) uint8 -> the same.  The images given may be overwritten."""
+    """Image i after amount[i] of operation op[i]: (B, 3, H, W) uint8 -> the same.  `images` may be overwritten."""
     run = list(OPERATIONS.values())
     return by_choice(images, op, lambda part, which, at: run[which](part, amount[at], fill))
 
@@ -203,7 +203,7 @@ def _posterize(part: Part, amount: Floats, fill: Colour) -> None:
 
 def _solarize(part: Part, amount: Floats, fill: Colour) -> None:
     """Inverts what is as bright as a grey level, or brighter."""
-    _tables(part, np.where(_LEVELS >= amount[:, None], 255 - _LEVELS, _LEVELS))
+    _tables(part, np.where(amount[:, None] <= _LEVELS, 255 - _LEVELS, _LEVELS))
 
 
 def invert_from(part: Part, threshold: float) -> None:

@@ -141,7 +141,7 @@ class Decoder:
 
     `native` (`native.cpp`) decodes only where the crop lies, and resizes as Pillow does, to the bit.  `scaled` does so
     too, but decodes crops of twice the size, or more, with fewer pixels: for large images.  `ffcv` decodes all of the
-    image with the fast, less exact transform and averages areas, as FFCV does.
+    image with the fast, less exact transform and averages areas, as FFCV does, whatever the interpolation.
     """
 
     def __init__(
@@ -151,12 +151,14 @@ class Decoder:
         size: int,
         kind: str = "ffcv",
         instead: Callable[[DecodeError], int] | None = None,
+        interpolation: str = "bilinear",
     ) -> None:
         self.beton = beton
         self.instead = instead or _nothing
         self.crop = crop
         self.size = size
         self._kind = kind
+        self._interpolation = interpolation
         self._library = native_library() if kind in _NATIVE else _ffcv_library()
         jpegs = beton.mode == JPEG
         self._scratch_bytes = int((3 * beton.height * beton.width)[jpegs].max(initial=0))
@@ -192,8 +194,10 @@ class Decoder:
     def _native(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """All images in one call, without Python's lock; the place of the first damaged one, or -1."""
         assert self._library is not None
-        scaled, wanted = self._kind == "scaled", images.ctypes.data
-        return int(self._library.vit_decode_windows(base, len(images), wanted, self.size, scaled, out.ctypes.data))
+        how = self._kind == "scaled", self._interpolation == "bicubic"
+        return int(
+            self._library.vit_decode_windows(base, len(images), images.ctypes.data, self.size, *how, out.ctypes.data)
+        )
 
     def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """Image by image: decode all of it into this thread's scratch memory, then resize the crop."""
@@ -218,13 +222,14 @@ def _nothing(error: DecodeError) -> int:
     raise error
 
 
-def resolve(choice: str) -> str:
-    """`native`, `scaled` or `ffcv`.  Raises ValueError if one of the first two is asked for and was not built."""
+def resolve(choice: str, interpolation: str = "bilinear") -> str:
+    """`native`, `scaled` or `ffcv`.  Raises ValueError if one of the first two is needed and was not built."""
     if choice == "auto":
-        return "native" if native_library() else "ffcv"
+        choice = "native" if native_library() or interpolation == "bicubic" else "ffcv"
     if choice in _NATIVE and native_library() is None:
         raise ValueError(
-            f"data.decoder: {choice} was not built here (it needs libjpeg-turbo's headers); use ffcv or auto"
+            f"data.decoder: {choice} was not built here (it needs libjpeg-turbo's headers); use ffcv or auto, "
+            "and data.interpolation bilinear"
         )
     return choice
 
@@ -236,7 +241,7 @@ def native_library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(spec.origin)
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, i64, pointer]
+    library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, i64, i64, pointer]
     library.vit_decode_windows.restype = i64
     return library
 

@@ -135,10 +135,11 @@ class TrainData:
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.order = Order(cfg.seed, self.samples, cfg.data.shuffle_window, cfg.data.repeats)
         self.damage = Damage(self.beton)
-        self.decoder = resolve(cfg.data.decoder)
+        self.decoder = resolve(cfg.data.decoder, cfg.data.interpolation)
         crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
         instead = self.damage.next_of_class if cfg.data.on_bad == "skip" else None
-        decoder = Decoder(self.beton, crop, cfg.model.image_size, self.decoder, instead)
+        size, how = cfg.model.image_size, cfg.data.interpolation
+        decoder = Decoder(self.beton, crop, size, self.decoder, instead, how)
         batch = cfg.global_batch // world.size
         self.reader = Reader(decoder, batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
@@ -182,7 +183,8 @@ class ValData:
         self.damage = Damage(self.beton)
         instead = self.damage.left_out if cfg.data.on_bad == "skip" else None
         crop = CentreCrop(cfg.data.val_crop)
-        decoder = Decoder(self.beton, crop, cfg.model.image_size, resolve(cfg.data.decoder), instead)
+        size, how = cfg.model.image_size, cfg.data.interpolation
+        decoder = Decoder(self.beton, crop, size, resolve(cfg.data.decoder, how), instead, how)
         self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     @property

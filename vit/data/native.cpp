@@ -2,7 +2,7 @@
 //
 // A JPEG is decoded only where the crop lies: libjpeg-turbo skips the rows above and below it and the columns beside it.
 // All bytes up to the crop's end have to be read nevertheless, which is most of the cost; `huffman.h` does that.  The
-// resize is Pillow's (`resize.h`).  Hence `Image.crop(box).resize(size, BILINEAR)`, and torchvision's RandomResizedCrop,
+// resize is Pillow's (`resize.h`).  Hence `Image.crop(box).resize(size, filter)`, and torchvision's RandomResizedCrop,
 // Resize and CenterCrop on PIL images, give these pixels exactly, up to Pillow 12.  Pillow 13 takes the columns of some
 // tall crops first, and then differs by one level at most.
 //
@@ -49,6 +49,7 @@ struct Worker {
     std::vector<uint8_t> resized;  // all rows of the crop, S wide
     int top = 0, left = 0, h = 0, w = 0;  // the pixels that are needed, scaled
     int scale = 1;                        // pixels of the image on a side of a decoded one
+    const resize::Filter* filter = &resize::BILINEAR;
     int S = 0;
     size_t pitch = 0;  // bytes from a resized row to the next
     jpeg_decompress_struct info;
@@ -89,7 +90,7 @@ struct Worker {
     // Weights along one axis; returns the first pixel that they need.  A box may begin and end within a scaled pixel.
     int locate(resize::Weights& weights, int64_t start, int64_t length, int64_t resized_to, int64_t skip) const {
         const int64_t low = start / scale, high = (start + length + scale - 1) / scale;
-        weights.set(static_cast<double>(start) / scale - static_cast<double>(low), static_cast<double>(length) / scale,
+        weights.set(*filter, static_cast<double>(start) / scale - static_cast<double>(low), static_cast<double>(length) / scale,
                     static_cast<int>(high - low), static_cast<int>(resized_to), static_cast<int>(skip), S);
         return static_cast<int>(low) + weights.from;
     }
@@ -151,9 +152,11 @@ struct Worker {
 }  // namespace
 
 // Fills `out` (count, S, S, 3) from a mapped file.  Returns -1, or the place in the batch of the first image that is damaged.
-// `scaled`: where a box is twice as large as wanted, or more, the inverse DCT yields fewer pixels; faster and less exact.
-extern "C" int64_t vit_decode_windows(const uint8_t* file, int64_t count, const Image* images, int64_t S, int64_t scaled, uint8_t* out) {
+// `cubic`: by the bicubic filter, not the bilinear one.  `scaled`: where a box is twice as large as wanted, or more, the inverse DCT yields fewer pixels; faster and less exact.
+extern "C" int64_t vit_decode_windows(const uint8_t* file, int64_t count, const Image* images, int64_t S, int64_t scaled, int64_t cubic,
+                                      uint8_t* out) {
     thread_local Worker worker;
+    worker.filter = cubic ? &resize::BICUBIC : &resize::BILINEAR;
     for (int64_t i = 0; i < count; i++)
         if (!worker.decode(images[i], file + images[i].offset, static_cast<int>(S), scaled != 0, out + i * S * S * CHANNELS)) return i;
     return -1;

@@ -1,4 +1,4 @@
-// Pillow's antialiased bilinear resize, to the bit: triangle weights in 22 bits, rows first, each pass rounded to 8 bits.
+// Pillow's antialiased bilinear and bicubic resize, to the bit: weights in 22 bits, rows first, each pass rounded to 8 bits.
 // https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 #pragma once
@@ -24,6 +24,31 @@ constexpr int HALF = BITS / 2;    // of them in the lower part of a weight that 
 constexpr int CHANNELS = 3;
 constexpr int ROWS = 4;           // that are resized side by side
 
+// How much a pixel counts at a distance, and up to which: a triangle, or Keys's cubic with a = -1/2.
+struct Filter {
+    double reach;
+    double (*weight)(double);
+};
+
+inline double triangle(double x) {
+    x = std::fabs(x);
+    return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+inline double cubic(double x) {
+    constexpr double a = -0.5;
+    x = std::fabs(x);
+    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+    return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
+}
+
+constexpr Filter BILINEAR = {1.0, triangle}, BICUBIC = {2.0, cubic};
+
+inline uint8_t level(int32_t sum) {  // a cubic's weights may be negative, and then sums too
+    sum >>= BITS;
+    return static_cast<uint8_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+}
+
 // Where the output pixels come from along one axis: `length` of the `in` pixels, from `start` on, become `out` pixels, of
 // which `outputs` are wanted from `skip` on.
 struct Weights {
@@ -34,8 +59,8 @@ struct Weights {
     std::vector<uint32_t> upper, lower;  // (outputs, pairs): the halves of two weights each
     std::vector<double> exact;           // of one output
 
-    void set(double start, double length, int in, int out, int skip, int outputs) {
-        const double scale = length / out, support = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / support;
+    void set(const Filter& filter, double start, double length, int in, int out, int skip, int outputs) {
+        const double scale = length / out, wide = scale < 1.0 ? 1.0 : scale, support = filter.reach * wide, inverse = 1.0 / wide;
         taps = static_cast<int>(std::ceil(support)) * 2 + 1;
         first.resize(outputs);
         count.resize(outputs);
@@ -49,13 +74,12 @@ struct Weights {
             if (high > in) high = in;
             double sum = 0.0;
             for (int k = 0; k < high - low; k++) {
-                const double x = std::fabs((k + low - centre + 0.5) * inverse);
-                exact[k] = x < 1.0 ? 1.0 - x : 0.0;
+                exact[k] = filter.weight((k + low - centre + 0.5) * inverse);
                 sum += exact[k];
             }
             for (int k = 0; k < high - low; k++) {
                 if (sum != 0.0) exact[k] /= sum;
-                weight[static_cast<size_t>(i) * taps + k] = static_cast<int32_t>(0.5 + exact[k] * (1 << BITS));
+                weight[static_cast<size_t>(i) * taps + k] = static_cast<int32_t>((exact[k] < 0 ? -0.5 : 0.5) + exact[k] * (1 << BITS));
             }
             if (i == 0) from = low;
             first[i] = low - from;
@@ -75,9 +99,9 @@ struct Weights {
         lower.assign(first.size() * pairs, 0);
         for (size_t i = 0; i < first.size(); i++)
             for (int k = 0; k < count[i]; k++) {
-                const uint32_t whole = static_cast<uint32_t>(weight[i * taps + k]), place = 16 * (k % 2);
-                upper[i * pairs + k / 2] |= whole >> HALF << place;
-                lower[i * pairs + k / 2] |= (whole & ((1 << HALF) - 1)) << place;
+                const int32_t whole = weight[i * taps + k], place = 16 * (k % 2);
+                upper[i * pairs + k / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(whole >> HALF)) << place;  // with its sign
+                lower[i * pairs + k / 2] |= static_cast<uint32_t>(whole & ((1 << HALF) - 1)) << place;
             }
     }
 };
@@ -91,8 +115,7 @@ inline void rows_anywhere(const uint8_t* in, size_t stride, const Weights& acros
             int32_t sum[CHANNELS] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
             for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS)
                 for (int c = 0; c < CHANNELS; c++) sum[c] += weight[k] * pixel[c];
-            // Weights are not negative and add up to one and a rounding: all is within 0 to 255.
-            for (int c = 0; c < CHANNELS; c++) out[CHANNELS * x + c] = static_cast<uint8_t>(sum[c] >> BITS);
+            for (int c = 0; c < CHANNELS; c++) out[CHANNELS * x + c] = level(sum[c]);
         }
 }
 
@@ -125,7 +148,7 @@ __attribute__((target("avx2"))) void rows_avx2(const uint8_t* in, size_t stride,
         }
         const __m256i sum01 = _mm256_add_epi32(_mm256_slli_epi32(upper01, HALF), lower01);
         const __m256i sum23 = _mm256_add_epi32(_mm256_slli_epi32(upper23, HALF), lower23);
-        const __m256i words = _mm256_packus_epi32(_mm256_srli_epi32(sum01, BITS), _mm256_srli_epi32(sum23, BITS));
+        const __m256i words = _mm256_packus_epi32(_mm256_srai_epi32(sum01, BITS), _mm256_srai_epi32(sum23, BITS));
         const __m256i levels = _mm256_packus_epi16(words, words);  // rows 0 and 2, then rows 1 and 3
         const int32_t rows[ROWS] = {_mm256_extract_epi32(levels, 0), _mm256_extract_epi32(levels, 4),
                                     _mm256_extract_epi32(levels, 1), _mm256_extract_epi32(levels, 5)};
@@ -153,7 +176,7 @@ inline __attribute__((always_inline)) void add(const uint8_t* rows, size_t pitch
     for (int i = 0; i < width; i++) {
         int32_t sum = 1 << (BITS - 1);
         for (int k = 0; k < taps; k++) sum += weight[k] * rows[k * pitch + i];
-        out[i] = static_cast<uint8_t>(sum >> BITS);
+        out[i] = level(sum);
     }
 }
 
