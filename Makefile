@@ -1,4 +1,5 @@
 # make demo     set up, prepare real images, train a small ViT here, print its test accuracy
+# make ablation the demo's model on few images, without and with augmentation, and both curves in one picture
 # make test     set up, run linters, types and all tests
 # make setup    the .venv alone; a second run takes seconds
 # make chaos    thousands of faults on small runs: kills, damage, failing disks, power cuts; an hour on two cores
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # a foreign one shadows what the .venv holds
 
-.PHONY: setup demo test lint check clean chaos cluster-chaos
+.PHONY: setup demo ablation test lint clean chaos cluster-chaos
 
 setup: $(VENV)/ready
 
@@ -28,6 +29,11 @@ $(DATA)/%.beton: | $(VENV)/ready
 demo: setup $(DATA)/train.beton $(DATA)/val.beton
 	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
 	@echo "  on a cluster    python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4"
+
+ablation: setup $(DATA)/train.beton $(DATA)/val.beton
+	$(BIN)/python jobs/submit.py --config configs/demo_overfits.yaml --nodes 1 --gpus 2
+	$(BIN)/python jobs/submit.py --config configs/demo_augmented.yaml --nodes 1 --gpus 2
+	$(BIN)/python jobs/report.py runs/demo_overfits runs/demo_augmented --out ablation.png
 
 lint: setup
 	$(BIN)/ruff check .

@@ -309,7 +309,8 @@ from vit.data.decode import native_library
 library, data, images = native_library(), np.fromfile(sys.argv[1], np.uint8), np.load(sys.argv[2])
 out = np.empty(32 * 32 * 3, np.uint8)
 for i, image in enumerate(images):
-    print(library.vit_decode_windows(data.ctypes.data, 1, image.ctypes.data, 32, i % 2, i % 3 == 0, out.ctypes.data) + 1)
+    how = i % 2, i % 3 == 0  # scaled, cubic
+    print(library.vit_decode_windows(data.ctypes.data, 1, image.ctypes.data, 32, *how, out.ctypes.data) + 1)
 """
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,25 @@ def stopped_in_evaluation(cfg: Config, run: Path) -> int:
         assert trainer.train() is Outcome.STOPPED
         trainer.agreement.close()
         return rounds[-1]
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_goes_on_as_it_was(
+    betons: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """What it does not say was as the default is now: that goes on, to the same bits, and anything else is refused."""
+    run, cfg = prepared(tmp_path / "run"), recipe(betons)
+    run_ranks(4, attempt, cfg, run, (4, 1, signal.SIGTERM))
+    for path in checkpoint.find(RunFolder(run).checkpoints):
+        manifest = checkpoint.read_manifest(path)
+        for setting in ("data.interpolation", "augment.randaugment", "augment.randaugment_deviation"):
+            del manifest["about"]["recipe"][setting]
+        text = json.dumps(manifest).encode()
+        (path / "manifest.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
+    other = replace(cfg, data=replace(cfg.data, interpolation="bicubic"))
+    with pytest.raises(ValueError, match=r"data\.interpolation: bilinear in the checkpoint, bicubic now"):
+        run_ranks(1, attempt, other, run)
+    assert run_ranks(4, attempt, cfg, run) == [Outcome.FINISHED] * 4
+    assert_same(run, undisturbed)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_named(betons: Path, undisturbed: Path, tmp_path: Path) -> None:
