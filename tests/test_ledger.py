@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vit.config import Config
-from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, append, read_lines
+from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, append, flush, read_lines
 from vit.log import MetricsLog, Pace, progress_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +131,33 @@ def test_a_full_disk_ends_no_run_and_loses_no_line(tiny_disk: Path) -> None:
     append(path, {"i": 100})
     assert [line["i"] for line in read_lines(path)] == list(range(101))
     assert len(path.read_text().splitlines()) == 101
+
+
+def test_what_a_full_disk_did_not_take_is_added_before_the_process_ends(tiny_disk: Path) -> None:
+    """The last lines of a run have no later one to come with; as long as there is no room, nothing is lost either."""
+    path = tiny_disk / "ledger.jsonl"
+    ballast = tiny_disk / "ballast"
+    with suppress(OSError):
+        ballast.write_bytes(bytes(100_000))
+    append(path, {"event": "finished"}, durable=True)
+    flush()
+    assert read_lines(path) == []
+    ballast.unlink()
+    flush()
+    flush()
+    assert read_lines(path) == [{"event": "finished"}]
+
+
+def test_a_log_on_a_full_disk_ends_no_run() -> None:
+    """What a rank says goes to a file in the run folder; /dev/full takes nothing, like a disk without room."""
+    program = (
+        "import os; from vit.log import show; show('a step'); show('another'); os.write(2, b'went on'); os._exit(0)"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "went on")
 
 
 OWN = """
