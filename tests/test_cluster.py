@@ -141,7 +141,7 @@ class Case:
         """The step at which the run was saved last because it was told to stop."""
         return int(self.happened("stopped")[-1]["step"])
 
-    def finish(self, seconds: float = 200) -> None:
+    def finish(self, seconds: float = 400) -> None:
         """Waits until the run is complete, and its job with it."""
         self.until(self.run.finished, "the end of the run", seconds)
         self.until(lambda: self.slurm.state(self.job) == "COMPLETED", "the end of the job")

@@ -31,7 +31,7 @@ from vit.model import VisionTransformer
 
 RANK_BYTES = 500e6  # of memory that a rank takes before it holds anything: Python, torch, its threads
 SIDE = 1024  # of the matrices whose product is tried
-MEET_SECONDS = 60  # for the other nodes to begin; who does not is looked for elsewhere
+MEET_SECONDS = 120  # for the other nodes to begin; who does not is looked for elsewhere
 SEE_SECONDS = 10  # for a file of another node to be there
 PAIR_SECONDS = 15  # for a sum over two nodes
 
