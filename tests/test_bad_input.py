@@ -129,7 +129,7 @@ def test_a_job_in_a_container_without_slurms_commands_is_requeued_from_outside(
     (folder / "apptainer").write_text(APPTAINER)
     (folder / "apptainer").chmod(0o755)
     inside = ("--container", "vit.sif", "--container-exec", f"{folder}/apptainer exec --nv", "--python", sys.executable)
-    case.start("--gpus", "2", "--device", "auto", "--gres", "gpu", *inside)
+    case.start("--gpus", "2", "--device", "auto", "--no-health-check", "--gres", "gpu", *inside)
     assert case.slurm.job(case.job)["TresPerNode"] == "gres:gpu:2"
     with case.braked():
         if how == "requeue":
