@@ -7,12 +7,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import yaml
 from submitit.helpers import DelayedSubmission
 
@@ -156,8 +158,8 @@ class PrepJob:
         """Called by submitit at preemption or near the time limit: what is written stays, the same job goes on."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _terminate()
-        for process in _writers:
-            process.wait()
+        while any(_alive(process.pid) for process in _writers):  # not `wait`, whose lock the interrupted one holds
+            time.sleep(0.05)
         RunFolder(Path(self.run)).record("stopped")
         if slurm.is_mute():
             os._exit(slurm.REQUEUED)  # submitit could not ask either
@@ -175,6 +177,13 @@ def _write(words: Sequence[str]) -> int:
     # Slurm signals all processes of a job: the writer ignores the signal that is meant for submitit.
     _writers[:] = [subprocess.Popen(["sh", "-c", f"trap '' USR2; exec {shlex.join(words)}"])]
     return _writers[0].wait()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _terminate() -> None:
