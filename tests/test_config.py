@@ -100,8 +100,11 @@ def other(name: str, value: Any) -> Any:
         "optim.decayed": "all",
         "optim.ema_warmup": "ramp",
         "augment.label_smoothing": 0.0,  # the default: bce wants it
-        "data.decoder": "ffcv",
+        "data.decoder": "scaled",
+        "data.interpolation": "bicubic",
         "data.cache": "memory",
+        "augment.randaugment": "timm",
+        "augment.randaugment_magnitude": 7,
         "augment.erasing_fill": "mean",
         "data.stage": '$TMPDIR/s: "a" #1',
         "data.shuffle_window": 128,
