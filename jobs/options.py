@@ -46,6 +46,13 @@ def parser(about: str) -> ArgumentParser:
     job.add_argument(
         "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ from the run's"
     )
+    job.add_argument(
+        "--extend",
+        type=int,
+        metavar="EPOCHS",
+        help="train a run on to so many epochs in all; from there on the learning rate is that of the longer schedule",
+    )
+    job.add_argument("--restart", action="store_true", help="begin afresh in a new folder: NAME-2, NAME-3, …")
     job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=f"in place, after failures, {BUDGET}")
     job.add_argument("--max-requeues", type=int, default=3, metavar="N", help=f"after failures, {BUDGET}")
     job.add_argument(
@@ -85,7 +92,9 @@ def cluster(options: Namespace) -> ClusterConfig:
 
 
 def check(options: Namespace) -> None:
-    """Raises ValueError for counts that make no sense."""
+    """Raises ValueError for counts, and for wishes, that make no sense."""
+    if options.extend is not None and options.restart:
+        raise ValueError("--extend goes on with a run and --restart begins another: choose one of them")
     for name in ("nodes", "gpus", "max_parallel"):
         if options[name] is not None and options[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")

@@ -1,5 +1,6 @@
 """From a config to a run folder that can be submitted: what is refused, what is done already, and what is frozen."""
 
+import itertools
 import platform
 import re
 import shutil
@@ -31,6 +32,8 @@ def resolved(cfg: Config, options: Namespace, where: str, coming: Collection[Pat
     that a job before it writes."""
     if options.nodes > 1 and where != "slurm":
         raise ValueError(f"--nodes {options.nodes}: without Slurm there is one node, this machine")
+    if options.extend is not None:
+        cfg = replace(cfg, epochs=options.extend)
     cfg.check_ranks(options.nodes * options.gpus)
     cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
     if cfg.init_from:
@@ -45,20 +48,33 @@ def resolved(cfg: Config, options: Namespace, where: str, coming: Collection[Pat
 _check_classes = cache(check_classes)  # a sweep asks for the same ones many times
 
 
-def name_of(options: Namespace, suffix: str = "") -> str:
-    """The run's name.  Raises ValueError for one that a shell would not like."""
+def folder_of(options: Namespace, suffix: str = "") -> Path:
+    """The run's folder, or the sweep's.  Raises ValueError for a name that a shell would not like."""
     name = options.name or Path(str(options.config[-1])).stem + suffix
     if not re.fullmatch(r"[\w.+=-]+", name):
         raise ValueError(f"--name {name!r}: letters, digits and . _ + = - only")
-    return str(name)
+    folder = (options.runs_dir / name).absolute()
+    again = (folder.with_name(f"{name}-{count}") for count in itertools.count(2))
+    return next(new for new in again if not new.exists()) if options.restart and folder.exists() else folder
 
 
-def check_same(cfg: Config, run: RunFolder, accepted: Collection[str]) -> None:
+def accepted(options: Namespace) -> list[str]:
+    """The settings that may differ from the run's."""
+    return [*options.override_resume, *(["epochs"] if options.extend is not None else [])]
+
+
+def check_same(cfg: Config, run: RunFolder, options: Namespace) -> None:
     """Raises ValueError if the folder holds a run with other settings, apart from those that are accepted."""
     if not run.config.exists():
+        if options.extend is not None:
+            new = "--epochs says it of a new one"
+            raise ValueError(f"--extend {options.extend}: {relative(run.path)} is no run; {new}")
         return
     before, now = config.recipe(settings.load(run.config)), config.recipe(cfg)
-    changed = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k] and k not in accepted]
+    if options.extend is not None and options.extend < before["epochs"]:
+        raise ValueError(f"--extend {options.extend}: {relative(run.path)} has {before['epochs']} epochs; name more")
+    may = accepted(options)
+    changed = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k] and k not in may]
     if changed:
         raise ValueError(
             f"{run.path} is a run with other settings:\n  " + "\n  ".join(changed) + "\nGive this one another "
@@ -77,7 +93,7 @@ def train_job(run: RunFolder, options: Namespace) -> TrainJob:
         run=str(run.path),
         nodes=options.nodes,
         gpus=options.gpus,
-        accepted=tuple(options.override_resume),
+        accepted=tuple(accepted(options)),
         restarts=options.max_restarts,
         requeues=options.max_requeues,
         same_step=options.max_same_step,
@@ -88,6 +104,8 @@ def train_job(run: RunFolder, options: Namespace) -> TrainJob:
 
 def freeze(run: RunFolder, text: str) -> None:
     """Copies config and source into the run folder: later edits of the checkout do not reach a queued run."""
+    if run.finished():
+        run.record("reopened")  # there is more to do than when it was finished
     run.config.write_text(text)
     shutil.rmtree(run.source, ignore_errors=True)
     for package in PACKAGES:

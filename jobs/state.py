@@ -12,7 +12,8 @@ from pathlib import Path
 from jobs.queue import Queued
 from vit.ledger import Event, RunFolder, read_lines
 
-TELLING = {"submitted", "supervising", "started", "stopped", "finished", "gave up", "failed"}  # events of a run's life
+# Events of a run's life.
+TELLING = {"submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"}
 ENDS = {"finished", "gave up"}
 TAIL_BYTES = 1 << 14  # of the learning curve: some epochs of it
 
@@ -160,6 +161,8 @@ def _state(run: RunFolder, happened: Sequence[Event], jobs: Mapping[str, Queued]
 def _ended(run: RunFolder, since: Sequence[Event], never_started: str | None) -> tuple[str, str, str]:
     """Of a run that nobody has any more, and that is not finished."""
     newest = since[-1] if since else {"event": "not submitted"}
+    if newest["event"] == "reopened":
+        return "stopped", "", ""
     if newest["event"] in {"stopped", "failed", "not submitted"}:
         return newest["event"], "", first_lines(str(newest.get("unsaved", newest.get("error", ""))))
     if never_started:

@@ -86,17 +86,17 @@ class Submission:
     def planned(self, cfg: Config, coming: set[Path]) -> list[Planned]:
         """The runs, each one checked.  Raises ValueError."""
         if not self.asked.sweep:
-            run = RunFolder((self.asked.runs_dir / prepare.name_of(self.asked)).absolute())
+            run = RunFolder(prepare.folder_of(self.asked))
             out = [Planned(run, prepare.resolved(cfg, self.asked, self.where, coming))]
         else:
-            folder = (self.asked.runs_dir / prepare.name_of(self.asked, "-sweep")).absolute()
+            folder = prepare.folder_of(self.asked, "-sweep")
             out = []
             for point in points(self.asked.sweep):
                 cfg, _ = settings.parse(self.parser, [*self.words, *point.arguments()])
                 cfg = prepare.resolved(cfg, self.asked, self.where, coming)
                 out.append(Planned(RunFolder(folder / point.name), cfg, point))
         for each in out:
-            prepare.check_same(each.cfg, each.run, self.asked.override_resume)
+            prepare.check_same(each.cfg, each.run, self.asked)
         self.resources(out[0], "").check(self.offers)
         return out
 

@@ -144,15 +144,35 @@ def test_a_second_ctrl_c_ends_the_command_at_once(betons: Path, tmp_path: Path) 
 
 
 def test_a_finished_run_can_be_made_longer(betons: Path, tmp_path: Path) -> None:
-    """More epochs are another recipe: refused, then accepted by name, and trained."""
-    short, longer = settings(betons, epochs=2), settings(betons, epochs=3)
-    assert submit(tmp_path, *short).returncode == 0
+    """More epochs are another recipe: refused unless they are asked for; stopped on the way, it still knows its end."""
+    run, longer = RunFolder(tmp_path / "runs" / "demo"), settings(betons, epochs=40)
+    assert submit(tmp_path, *settings(betons, epochs=2)).returncode == 0
     refused = submit(tmp_path, *longer)
     assert refused.returncode == 2
-    assert "epochs: 2 there, 3 now" in refused.stderr
-    done = submit(tmp_path, *longer, "--override-resume", "epochs")
+    assert "epochs: 2 there, 40 now" in refused.stderr
+    command = start(tmp_path, *settings(betons, epochs=2), "--extend", "40")
+    wait_for(lambda: steps_done(run) > 18)
+    os.killpg(command.pid, signal.SIGINT)
+    assert command.wait(60) == 130
+    assert 18 < steps_done(run) < 320
+    done = submit(tmp_path, *settings(betons, epochs=2), "--extend", "40")
     assert done.returncode == 0, done.stderr
-    assert steps_done(RunFolder(tmp_path / "runs" / "demo")) == 24
+    assert steps_done(run) == 320
+    again = submit(tmp_path, *longer)
+    assert "is complete" in again.stdout, again.stderr
+    less = submit(tmp_path, *longer, "--extend", "3")
+    assert "--extend 3: runs/demo has 40 epochs; name more" in less.stderr
+
+
+def test_a_run_can_be_begun_afresh(finished: tuple[RunFolder, str], betons: Path) -> None:
+    """In a new folder: what is there stays as it is."""
+    run, _ = finished
+    before = run.events()
+    done = submit(run.path.parents[1], *settings(betons, epochs=1), "--optim.warmup_epochs", "0", "--restart")
+    assert done.returncode == 0, done.stderr
+    assert "runs/demo-2" in done.stdout
+    assert steps_done(RunFolder(run.path.with_name("demo-2"))) == 8
+    assert run.events() == before
 
 
 def test_a_killed_command_takes_its_run_along_and_loses_nothing(
@@ -247,6 +267,8 @@ def test_without_a_cluster_the_run_is_this_machines(tmp_path: Path) -> None:
         (["--nodes", "2"], "without Slurm there is one node"),
         (["--time", "tomorrow"], "--time 'tomorrow': write 24:00:00"),
         (["--name", "a/b"], "--name 'a/b'"),
+        (["--extend", "9"], "--extend 9: runs/demo is no run; --epochs says it of a new one"),
+        (["--extend", "9", "--restart"], "choose one of them"),
         (["--data.train", "nosuch.beton"], "nosuch.beton does not exist; python -m data_prep.write_beton makes it"),
         (["--model.num_classes", "1000"], "model.num_classes is 1000, but"),
         (["--optim.learning_rate", "1"], "unknown setting 'optim.learning_rate'"),

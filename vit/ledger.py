@@ -89,8 +89,9 @@ class RunFolder:
         return next((e for e in reversed(self.events()) if e["event"] in names), None)
 
     def finished(self) -> Event | None:
-        """The event that ended the run, if it is complete."""
-        return self.last("finished")
+        """The event that ended the run, if it is complete and was not given more to do since."""
+        event = self.last("finished", "reopened")
+        return event if event and event["event"] == "finished" else None
 
     @contextmanager
     def owned(self, patience_seconds: float = 0) -> Iterator[None]:
