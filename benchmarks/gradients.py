@@ -4,8 +4,10 @@ python benchmarks/gradients.py [--quick]
 
 Four processes train a model in each way, one step after the other in turns: forward, backward with the sum over the
 ranks, clipping, AdamW.  Two steps side by side give a ratio, and the median of the ratios counts: other users of a
-machine disturb single steps.  Ranks have few images, of 64 x 64 pixels, so that the sums, which are as large as for
-any image, weigh more than they do in training.  The last line is one JSON object with all figures.
+machine disturb single steps.  Beside it stands the ratio of the processor time that all ranks took, which says as much
+where there are fewer cores than ranks, and is disturbed less.  Ranks have few images, of 64 x 64 pixels, so that the
+sums, which are as large as for any image, weigh more than they do in training.  The last line is one JSON object with
+all figures.
 """
 
 import argparse
@@ -87,21 +89,24 @@ def training(way: str, name: str, shards: int, world: World) -> Callable[[], Non
 
 
 def be_rank(rank: int, store: str, jobs: list[tuple[str, int]], seconds: float, answers: Any) -> None:
-    """One process; rank 0 answers with the seconds of each step of each way, for each job."""
+    """One process; rank 0 answers with the seconds of each step of each way, and all ranks' of processors."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     world = World(rank=rank, size=RANKS, local_size=RANKS, device=torch.device("cpu"))
     for name, shards in jobs:
         steps = {way: training(way, name, shards, world) for way in WAYS}
-        taken: dict[str, list[float]] = {way: [] for way in WAYS}
+        taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         started, rounds, enough = time.monotonic(), 0, torch.zeros(1)
         while not enough:
             for way in list(WAYS)[:: 1 if rounds % 2 else -1]:
                 dist.barrier()
-                begin = time.perf_counter()
+                begin, processor = time.perf_counter(), time.process_time()
                 steps[way]()
+                busy = torch.tensor([time.process_time() - processor], dtype=torch.float64)
                 dist.barrier()
-                taken[way].append(time.perf_counter() - begin)
+                wall = time.perf_counter() - begin
+                dist.all_reduce(busy)
+                taken[way].append((wall, float(busy)))
             rounds += 1
             enough += rounds >= 5 and time.monotonic() - started > seconds
             dist.broadcast(enough, 0)
@@ -114,22 +119,31 @@ def compare(models: list[str], seconds: float) -> dict[str, Any]:
     """All figures: each model with one and two shards a rank, for this long each."""
     jobs = [(name, shards) for name in models for shards in (1, 2)]
     answers = multiprocessing.get_context("spawn").SimpleQueue()
-    rows, ratios = [], []
-    print(f"{'ms a step, on four ranks':<26}" + "".join(f"{w:>16}" for w in WAYS.values()) + f"{'fixed order':>16}")
+    rows, ratios, busier = [], [], []
+    names = (*WAYS.values(), "fixed order", "its processors")
+    print(f"{'ms a step, on four ranks':<26}" + "".join(f"{name:>16}" for name in names))
     with tempfile.TemporaryDirectory() as folder:
         ranks = multiprocessing.spawn(be_rank, (f"{folder}/store", jobs, seconds, answers), RANKS, join=False)
         for name, shards in jobs:
             taken = answers.get()
-            ms = {way: round(1000 * statistics.median(values), 1) for way, values in taken.items()}
-            more = [a / b - 1 for a, b in zip(taken["bits"], taken["ddp"], strict=True)]
+            ms = {way: round(1000 * statistics.median(t for t, _ in values), 1) for way, values in taken.items()}
+            more, busy = ([a[i] / b[i] - 1 for a, b in zip(taken["bits"], taken["ddp"], strict=True)] for i in range(2))
             ratios += more
+            busier += busy
             rows.append({"model": name, "shards_of_a_rank": shards, "ms": ms, "steps": len(more)})
-            rows[-1]["overhead"] = round(statistics.median(more), 4)
-            label = f"{name}, {shards} x {IMAGES} images"
-            print(f"{label:<26}" + "".join(f"{t:>16,.1f}" for t in ms.values()) + f"{rows[-1]['overhead']:>+16.1%}")
+            rows[-1] |= {"overhead": round(statistics.median(more), 4), "processors": round(statistics.median(busy), 4)}
+            shares = f"{rows[-1]['overhead']:>+16.1%}{rows[-1]['processors']:>+16.1%}"
+            print(
+                f"{f'{name}, {shards} x {IMAGES} images':<26}" + "".join(f"{t:>16,.1f}" for t in ms.values()) + shares
+            )
         while not ranks.join():
             pass
-    return {"sum_overhead": round(statistics.median(ratios), 4), "steps": len(ratios), "rows": rows}
+    return {
+        "sum_overhead": round(statistics.median(ratios), 4),
+        "sum_overhead_processors": round(statistics.median(busier), 4),
+        "steps": len(ratios),
+        "rows": rows,
+    }
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import torch
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from vit.gradients import ShardedGradients, pairwise_sum_, same_tree, scratch_size, sum_over_ranks
+from vit import gradients
+from vit.gradients import ShardedGradients, pairwise_sum_, same_tree, scratch_size
 from vit.world import World
 
 SHARDS, FEATURES = 8, 37  # an odd number of features: parts are padded, buckets are uneven
@@ -79,7 +80,7 @@ def test_gradients_have_the_same_bits_on_any_number_of_ranks(shards: int, ranks:
     """Three steps, so that DDP rebuilds its buckets after the first: still the tree over all shards, bit for bit."""
     assert same_tree(shards, ranks)
     expected = summed_by_hand(shards, 3)
-    assert all(same(gradients, expected) for gradients in run_ranks(ranks, gradients_of_steps, shards, 3))
+    assert all(same(found, expected) for found in run_ranks(ranks, gradients_of_steps, shards, 3))
 
 
 @pytest.mark.parametrize(("shards", "ranks"), [(6, 2), (12, 4)])
@@ -117,15 +118,20 @@ def test_a_pairwise_sum_is_a_sum(count: int) -> None:
     assert pairwise_sum_(values).item() == 2**count - 1
 
 
-def summed_over_ranks(count: int) -> Tensor:
+def summed_over_ranks(count: int, way: str) -> Tensor:
     world = join_group()
     values = wild_numbers(world.rank, count)
-    sum_over_ranks(values, world.size, torch.empty(scratch_size(values, world.size)))
+    scratch = torch.empty(scratch_size(values, world.size))
+    if way == "collectives":  # what GPUs have; gloo has them too
+        gradients._sum_by_collectives(values, world.size, scratch)
+    else:
+        gradients.sum_over_ranks(values, world.rank, world.size, scratch)
     return values
 
 
+@pytest.mark.parametrize("way", ["messages", "collectives"])
 @pytest.mark.parametrize("count", [1, 3, 4, 1001])
-def test_ranks_are_summed_pairwise_in_their_order(count: int) -> None:
+def test_ranks_are_summed_pairwise_in_their_order(count: int, way: str) -> None:
     """Also where four ranks do not divide the tensor: all ranks get ((0 + 1) + (2 + 3)), to the bit."""
     expected = pairwise_sum_([wild_numbers(rank, count) for rank in range(4)])
-    assert all(torch.equal(result, expected) for result in run_ranks(4, summed_over_ranks, count))
+    assert all(torch.equal(result, expected) for result in run_ranks(4, summed_over_ranks, count, way))

@@ -122,7 +122,7 @@ class _BucketSum:
         if self.world.size > 1:
             if self._scratch.numel() < scratch_size(buffer, self.world.size):
                 self._scratch = buffer.new_empty(scratch_size(buffer, self.world.size))
-            sum_over_ranks(buffer, self.world.size, self._scratch)
+            sum_over_ranks(buffer, self.world.rank, self.world.size, self._scratch)
 
 
 def _all_reduce(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -132,12 +132,41 @@ def _all_reduce(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def sum_over_ranks(values: Tensor, ranks: int, scratch: Tensor) -> None:
+def sum_over_ranks(values: Tensor, rank: int, ranks: int, scratch: Tensor) -> None:
     """Replaces a flat tensor by its sum over all ranks, added pairwise in the order of ranks.
 
     Each rank receives one part of everybody's tensor, sums it and sends the sum to all: the bytes of a ring all-reduce.
     `scratch` has at least `scratch_size(values, ranks)` elements.
     """
+    if values.device.type == "cpu":
+        _sum_from_rank_to_rank(values, rank, ranks, scratch)
+    else:
+        _sum_by_collectives(values, ranks, scratch)
+
+
+def _sum_from_rank_to_rank(values: Tensor, rank: int, ranks: int, scratch: Tensor) -> None:
+    """By single messages: gloo's collectives copy more, and took a quarter more of the processors."""
+    part = -(-len(values) // ranks)
+    parts = [values[r * part : (r + 1) * part] for r in range(ranks)]  # the last ones may be shorter, or empty
+    mine, others = parts[rank], [r for r in range(ranks) if r != rank]
+    received = [mine if r == rank else scratch[r * part :][: len(mine)] for r in range(ranks)]
+    _exchange([(received[r], r) for r in others], [(parts[r], r) for r in others])
+    total = pairwise_sum_(received)
+    if total is not mine:
+        mine.copy_(total)
+    _exchange([(parts[r], r) for r in others], [(mine, r) for r in others])
+
+
+def _exchange(incoming: list[tuple[Tensor, int]], outgoing: list[tuple[Tensor, int]]) -> None:
+    """Receives and sends what is not empty, from and to ranks, all at once."""
+    works = [dist.irecv(tensor, rank) for tensor, rank in incoming if len(tensor)]
+    works += [dist.isend(tensor, rank) for tensor, rank in outgoing if len(tensor)]
+    for work in works:
+        assert work is not None
+        work.wait()
+
+
+def _sum_by_collectives(values: Tensor, ranks: int, scratch: Tensor) -> None:
     part = -(-len(values) // ranks)
     received, padded = scratch[: part * ranks], values
     if part * ranks > len(values):
