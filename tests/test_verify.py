@@ -154,4 +154,4 @@ def test_ranks_that_fail_by_themselves_are_not_taken_for_killed(betons: Path, tm
     done = verify(betons, tmp_path / "runs", "--kills", "1", "--ranks", "1", "--optim.lr", "1e30")
     assert done.returncode == 1
     assert "1 ranks ended with exit code 2, though nobody killed them" in done.stderr
-    assert "is not a number; a lower optim.lr may help" in done.stderr
+    assert "optim.max_skipped allows 10; a lower optim.lr may help" in done.stderr
