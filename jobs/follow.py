@@ -26,9 +26,10 @@ def follow(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
     print(f"{run.path.name}: {job.gpus} ranks on this machine; {relative(run.path)} holds the run")
     known = len(run.events())
     submitted, received = _submit_shielded(job, executor)
-    told_at = 0.0
+    said, told_at = False, 0.0
     for _ in _until_done(submitted, run):
-        if received and not told_at:
+        if received and not said:
+            said = True
             show("stopping: the run is saved at its next step (Ctrl-C again: at once, without saving)", lasting=True)
         # submitit's controller passes it on, but not before the job was started: say it until it was heard.
         if received and time.monotonic() > told_at + TELL_SECONDS and "told to stop" not in news(run, known):

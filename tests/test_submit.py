@@ -111,6 +111,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     printed, _ = command.communicate(timeout=60)
     assert command.returncode == 130, printed
     assert "saved; the same command goes on" in printed
+    assert printed.count("stopping:") == 1
     assert not ranks_of(run)
     again = submit(tmp_path, "--gpus", "2", *settings(betons))
     assert again.returncode == 0, again.stdout + again.stderr
