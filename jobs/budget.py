@@ -3,20 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vit.ledger import Event
 
 Kind = Literal["user", "sick", "stalled", "exception", "signal", "node", "echo"]
-FIRST = (
-    "user",
-    "sick",
-    "stalled",
-    "exception",
-    "signal",
-    "node",
-    "echo",
-)  # what is more likely the cause of the others
+FIRST: tuple[Kind, ...] = get_args(Kind)  # what is more likely the cause of the others comes before them
 
 
 @dataclass(frozen=True, kw_only=True)

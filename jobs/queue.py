@@ -45,7 +45,6 @@ class Offer:
     gpus: int
     cpus: int
     memory: int  # MB
-    features: str
 
 
 def jobs(numbers: Collection[str]) -> dict[str, Queued]:
@@ -59,9 +58,7 @@ def jobs(numbers: Collection[str]) -> dict[str, Queued]:
 
 def offers() -> list[Offer]:
     """What each partition has.  Raises SilentError, NoSlurmError."""
-    rows = [
-        line.split("|") for line in _ask("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m|%f")
-    ]
+    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")]
     return [
         Offer(
             partition=name.rstrip("*"),
@@ -71,9 +68,8 @@ def offers() -> list[Offer]:
             gpus=sum(int(n) for n in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres)),
             cpus=int(cpus.rstrip("+")),
             memory=int(memory.rstrip("+")),
-            features=features,
         )
-        for name, limit, count, gres, cpus, memory, features in (row for row in rows if len(row) == 7)
+        for name, limit, count, gres, cpus, memory in (row for row in rows if len(row) == 6)
     ]
 
 

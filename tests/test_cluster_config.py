@@ -12,9 +12,7 @@ from jobs.sbatch import parameters, script
 from vit.ledger import RunFolder
 
 EXAMPLES = sorted(cluster_config.FOLDER.glob("*.yaml"))
-OFFER = Offer(
-    partition="gpu", default=True, minutes=1440, count=4, gpus=4, cpus=64, memory=500_000, features="a100,nvlink"
-)
+OFFER = Offer(partition="gpu", default=True, minutes=1440, count=4, gpus=4, cpus=64, memory=500_000)
 
 
 def resources(cluster: ClusterConfig, gpus: int = 4, nodes: int = 1) -> Resources:
