@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="under 50 seconds, the smaller model only")
     options = parser.parse_args()
-    figures = compare(["ViT-Ti/8"], 15) if options.quick else compare(list(MODELS), 90)
+    figures = compare(["ViT-Ti/8"], 11) if options.quick else compare(list(MODELS), 90)
     print(json.dumps(figures | {"ranks": RANKS, "cores": os.cpu_count(), "machine": platform.machine()}))
 
 

@@ -66,7 +66,8 @@ class Submission:
         self.parser, self.words, self.asked = parser, words, asked
         options.check(asked)
         self.cluster = options.cluster(asked)
-        self.where, self.offers = find(asked.cluster, asked.dry_run)
+        wanted = "slurm" if asked.cluster == "auto" and asked.cluster_config else asked.cluster
+        self.where, self.offers = find(wanted, asked.dry_run)
 
     def run(self, cfg: Config) -> int:
         """Submits what was asked for; returns the exit code."""

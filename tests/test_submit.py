@@ -259,6 +259,11 @@ def test_without_a_cluster_the_run_is_this_machines(tmp_path: Path) -> None:
     dry = submit(tmp_path, "--dry-run", cluster="auto")
     assert dry.returncode == 0, dry.stderr
     assert "# on this machine, 1 ranks" in dry.stdout
+    described = ("--cluster-config", "generic")
+    assert "#SBATCH --requeue" in submit(tmp_path, *described, "--dry-run", cluster="auto").stdout
+    refused = submit(tmp_path, *described, cluster="auto")
+    assert refused.returncode == 1
+    assert "--cluster local runs it here" in refused.stderr
 
 
 @pytest.mark.parametrize(

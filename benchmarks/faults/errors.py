@@ -151,7 +151,7 @@ class Disks:
         before = len(self.problems)
         ended, events = self.run(name, acts, ranks, place, lambda: hit.append(layer.stop()))
         _, hits, call, path = hit[0]
-        file = path.removeprefix(f"{place.path}/")
+        file = path.removeprefix(str(place.path)).removeprefix("/") or "the run's folder"
         told = events["checkpoint failed"] + events["pruning failed"]
         said = (logs / "attempts.log").read_text()
         save = file.startswith("checkpoints") and call not in ("unlink", "rmdir")
@@ -220,9 +220,9 @@ def _kind(file: str) -> str:
 def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:
     """Figures and problems."""
     disks, layer = Disks(data, folder), Layer()
-    out: dict[str, Any] = {"full": disks.full(2, [0, 40_000] if quick else list(range(0, 240_000, 16_000)))}
+    out: dict[str, Any] = {"full": disks.full(2, [40_000] if quick else list(range(0, 240_000, 16_000)))}
     print(json.dumps(out["full"]), flush=True)
-    out["one_rank"] = disks.refusals(layer, 1, 12 if quick else 1, ("once", "from then on"))
+    out["one_rank"] = disks.refusals(layer, 1, 40 if quick else 1, ("once", "from then on"))
     print(json.dumps(out["one_rank"]), flush=True)
     out["two_ranks"] = {} if quick else disks.refusals(layer, 2, 4, ("once", "from then on"))
     return out | {"problems": disks.problems}
