@@ -155,3 +155,23 @@ def test_ranks_that_fail_by_themselves_are_not_taken_for_killed(betons: Path, tm
     assert done.returncode == 1
     assert "1 ranks ended with exit code 2, though nobody killed them" in done.stderr
     assert "optim.max_skipped allows 10; a lower optim.lr may help" in done.stderr
+
+
+def test_an_attempt_is_not_over_before_the_last_thread_of_the_last_process() -> None:
+    """A process whose first thread has ended looks dead, yet others of it still hold its files and locks."""
+    program = """
+import ctypes, os, signal, threading
+from vit.faults import _descendants
+child = os.fork()
+if child == 0:
+    threading.Thread(target=threading.Event().wait).start()
+    ctypes.CDLL(None).pthread_exit(None)
+while open(f"/proc/{child}/stat").read().rpartition(") ")[2][0] != "Z":
+    pass
+assert [process.pid for process in _descendants()] == [child]
+os.kill(child, signal.SIGKILL)
+while _descendants():
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

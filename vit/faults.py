@@ -174,15 +174,18 @@ def last_step(run: RunFolder) -> int:
 
 
 def _descendants() -> list[psutil.Process]:
-    """What still runs of our children and theirs; those that we inherited and that have ended are buried."""
-    alive = []
+    """What is left of our children and theirs; those that we inherited and that have ended are buried.
+
+    A process is a zombie once its first thread has ended: others may still hold its files and locks.  Only one that can
+    be buried is gone.
+    """
+    left = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, ChildProcessError):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
-            elif process.ppid() == os.getpid():
-                os.waitpid(process.pid, os.WNOHANG)
-    return alive
+            zombie = process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid()
+            if not (zombie and os.waitpid(process.pid, os.WNOHANG)[0]):
+                left.append(process)
+    return left
 
 
 def _be_launcher(arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
