@@ -12,7 +12,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from jobs.clusters import Resources, frozen_source
-from jobs.prepare import unshared
+from jobs.freeze import unshared
 from jobs.queue import refusal
 from jobs.slurm import SETUP, TEARDOWN
 from vit.ledger import RunFolder

@@ -26,7 +26,7 @@ if not __package__:  # run as a script, with jobs/ in the first place
 
 from jsonargparse import ArgumentParser, Namespace  # noqa: E402
 
-from jobs import clusters, options, prepare, queue, sbatch  # noqa: E402
+from jobs import clusters, freeze, options, queue, sbatch  # noqa: E402
 from jobs.clusters import Resources, relative  # noqa: E402
 from jobs.follow import follow, in_foreground, summary  # noqa: E402
 from jobs.queue import NoSlurmError, SilentError  # noqa: E402
@@ -73,9 +73,9 @@ class Submission:
         """Submits what was asked for; returns the exit code."""
         after, coming = "", set[Path]()
         if self.asked.prep:
-            from jobs import prep_run  # which few need
+            from jobs import prep_submit  # which few need
 
-            preparation = prep_run.Preparation(self.asked, self.cluster, self.where, self.offers)
+            preparation = prep_submit.Preparation(self.asked, self.cluster, self.where, self.offers)
             coming = {one.out for one in preparation.prep.left}
         planned = self.planned(cfg, coming) if self.asked.config else []
         if self.asked.prep:
@@ -87,17 +87,17 @@ class Submission:
     def planned(self, cfg: Config, coming: set[Path]) -> list[Planned]:
         """The runs, each one checked.  Raises ValueError."""
         if not self.asked.sweep:
-            run = RunFolder(prepare.folder_of(self.asked))
-            out = [Planned(run, prepare.resolved(cfg, self.asked, self.where, coming))]
+            run = RunFolder(freeze.folder_of(self.asked))
+            out = [Planned(run, freeze.resolved(cfg, self.asked, self.where, coming))]
         else:
-            folder = prepare.folder_of(self.asked, "-sweep")
+            folder = freeze.folder_of(self.asked, "-sweep")
             out = []
             for point in points(self.asked.sweep):
                 cfg, _ = settings.parse(self.parser, [*self.words, *point.arguments()])
-                cfg = prepare.resolved(cfg, self.asked, self.where, coming)
+                cfg = freeze.resolved(cfg, self.asked, self.where, coming)
                 out.append(Planned(RunFolder(folder / point.name), cfg, point))
         for each in out:
-            prepare.check_same(each.cfg, each.run, self.asked)
+            freeze.check_same(each.cfg, each.run, self.asked)
         self.resources(out[0], "").check(self.offers)
         return out
 
@@ -132,7 +132,7 @@ class Submission:
             print(f"# {run.config}\n{config.to_yaml(cfg)}\n# the job")
             print(sbatch.script(run.jobs, resources, [run], self.where))
             return 0
-        job = prepare.train_job(run, self.asked)
+        job = freeze.train_job(run, self.asked)
         if said := self.nothing_to_do(planned):
             print(said)
             return 0
@@ -140,7 +140,7 @@ class Submission:
             if said := self.nothing_to_do(planned):  # by now, after another command at the same moment
                 print(said)
                 return 0
-            prepare.freeze(run, config.to_yaml(cfg))
+            freeze.freeze(run, config.to_yaml(cfg))
             if self.where == "slurm":
                 (number,) = sbatch.submit(run.jobs, resources, [run], [job])
                 print(f"submitted; the job goes on by itself until the run is finished\n{hints(run, number)}")
@@ -150,7 +150,7 @@ class Submission:
     def nothing_to_do(self, planned: Planned) -> str:
         """Why there is nothing to submit: the run is complete, or Slurm has it already; else nothing."""
         run = planned.run
-        if (event := run.finished()) and prepare.is_complete(planned.cfg, run):
+        if (event := run.finished()) and freeze.is_complete(planned.cfg, run):
             return f"{run.path} is complete.\n{summary(run, event)}"
         if queued := self.queued([planned]):
             return f"{run.path} is in the queue already.\n{hints(run, queued[run.path])}"
@@ -167,7 +167,7 @@ class Submission:
             return 0
         with ExitStack() as owned:
             queued = self.queued(planned)
-            complete = [each for each in planned if prepare.is_complete(each.cfg, each.run)]
+            complete = [each for each in planned if freeze.is_complete(each.cfg, each.run)]
             left = [each for each in planned if each not in complete and each.run.path not in queued]
             print(
                 f"{relative(folder)}: {len(planned)} runs, {len(complete)} complete, {len(queued)} in the queue already"
@@ -180,10 +180,10 @@ class Submission:
             if not left:
                 return 0
             for each in left:
-                prepare.freeze(each.run, config.to_yaml(each.cfg))
+                freeze.freeze(each.run, config.to_yaml(each.cfg))
                 share_jobs_folder(each.run)
             runs = [each.run for each in left]
-            jobs = [prepare.train_job(run, self.asked) for run in runs]
+            jobs = [freeze.train_job(run, self.asked) for run in runs]
             numbers = sbatch.submit(runs[0].jobs.resolve(), self.resources(left[0], after), runs, jobs)
         array = numbers[0].partition("_")[0]
         print(
@@ -199,9 +199,9 @@ class Submission:
         worst = 0
         for each in left:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # between two runs it is ours
-            job = prepare.train_job(each.run, self.asked)
+            job = freeze.train_job(each.run, self.asked)
             with each.run.owned():
-                prepare.freeze(each.run, config.to_yaml(each.cfg))
+                freeze.freeze(each.run, config.to_yaml(each.cfg))
             executor = clusters.local(each.run, self.resources(each, ""))
             code = follow(job, each.run, executor) if self.where == "local" else in_foreground(job, each.run)
             if code == 130:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prepare import PACKAGES
+from jobs.freeze import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,8 +28,8 @@ MODULES = {name_of(path): path for room in ROOMS for path in sorted((ROOT / room
 # Where submitting happens: a login node must answer at once, and may have no torch.
 NO_TORCH = (
     *("vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"),
-    *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report", "jobs.options", "jobs.prepare"),
-    *("jobs.cluster_config", "jobs.queue", "jobs.sbatch", "jobs.sweep", "jobs.status", "jobs.prep", "jobs.prep_run"),
+    *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report", "jobs.options", "jobs.freeze"),
+    *("jobs.cluster_config", "jobs.queue", "jobs.sbatch", "jobs.sweep", "jobs.status", "jobs.prep", "jobs.prep_submit"),
     *("jobs.budget", "jobs.health", "jobs.signals", "jobs.slurm"),
 )
 

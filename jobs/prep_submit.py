@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from jobs import prep, prepare, queue, sbatch
+from jobs import freeze, prep, queue, sbatch
 from jobs.cluster_config import ClusterConfig
 from jobs.clusters import Resources, relative
 from jobs.queue import Offer
@@ -50,7 +50,7 @@ class Preparation:
             if before and str(before["job"]) in queue.jobs([str(before["job"])]):
                 print(f"{relative(self.run.path)} is in the queue already: job {before['job']}")
                 return 0, str(before["job"])
-            prepare.freeze(self.run, self.prep.text)
+            freeze.freeze(self.run, self.prep.text)
             for one in self.prep.left:
                 one.out.parent.mkdir(parents=True, exist_ok=True)
             job = prep.PrepJob(str(self.run.path), tuple(one.arguments for one in self.prep.left), self.prep.cpus)
