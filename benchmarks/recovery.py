@@ -96,7 +96,8 @@ class Run:
         out = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if "vit.train" in process.cmdline() and str(self.folder.path) in process.cmdline():
+                command = " ".join(process.cmdline())
+                if "vit.train (rank" in command and str(self.folder.path) in command:
                     out.append(process)
         return out
 

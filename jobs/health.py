@@ -1,8 +1,8 @@
 """Has a node looked over before its ranks start, by `vit.health`, beside what must be waited for anyway."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
 import time
 import zlib
 from collections import Counter
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import slurm
+from jobs import slurm, warm
 from jobs.budget import Failure
 from vit.ledger import RunFolder
 
@@ -23,31 +23,29 @@ class Check:
     """The check of this node, which begins at once."""
 
     def __init__(self, run: Path, ranks: int, nodes: int) -> None:
-        self.folder = RunFolder(run)
-        self.folder.logs.mkdir(parents=True, exist_ok=True)
+        self._log = RunFolder(run).logs / f"health-{slurm.node()}.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
         # Below the ports that the kernel hands out, and another one than the supervisors'.
         port = 10_000 + zlib.crc32(f"{run} {slurm.life()} health".encode()) % 20_000
         place = ["--node", str(slurm.task()), "--nodes", str(nodes), "--store", f"{slurm.first_address()}:{port}"]
-        command = [sys.executable, "-m", "vit.health", "--run-dir", str(run), "--name", slurm.node(), *place]
-        self._log = self.folder.logs / f"health-{slurm.node()}.log"
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(
-                [*command, "--ranks", str(ranks)], stdout=subprocess.PIPE, stderr=log, text=True
-            )
+        arguments = ["--run-dir", str(run), "--name", slurm.node(), "--ranks", str(ranks), *place]
         self._deadline = time.monotonic() + PATIENCE_SECONDS
+        self._process, self._said = warm.ask("vit.health", arguments, self._log)
 
     def word(self) -> str:
         """What was found, as one line of JSON; waits for it."""
-        try:
-            said, _ = self._process.communicate(timeout=max(1, self._deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+        said = b""
+        while self._said.poll(max(0, self._deadline - time.monotonic())):
+            if not (more := os.read(self._said.fileno(), 1 << 16)):
+                break
+            said += more
+        else:
+            warm.end([self._process], signal.SIGKILL, 0)
             return json.dumps({"node": slurm.node(), "unfit": f"its health check stood still for {PATIENCE_SECONDS} s"})
-        if self._process.returncode == 0:
-            return said.splitlines()[-1]
+        if (code := self._process.wait()) == 0:
+            return said.decode().splitlines()[-1]
         tail = self._log.read_text(errors="replace").splitlines()[-1:]
-        why = f"its health check ended with exit code {self._process.returncode}: {''.join(tail)}"
+        why = f"its health check ended with exit code {code}: {''.join(tail)}"
         return json.dumps({"node": slurm.node(), "unfit": why})
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 
 from submitit.helpers import DelayedSubmission
 
-from jobs import slurm
+from jobs import slurm, warm
 from jobs.health import Check
 from jobs.signals import StoppedError, ignore, stop_ranks
 
@@ -56,6 +56,7 @@ class TrainJob:
         # submitit ignores SIGTERM, and torch, which will not, takes seconds to import.
         signal.signal(signal.SIGTERM, _leave)
         try:
+            warm.prepare()
             wanted = self.health and slurm.job() is not None
             check = Check(Path(self.run), slurm.gpus(self.gpus), self.nodes) if wanted else None
             from jobs.supervise import supervise  # which takes seconds: the check runs meanwhile

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from jobs.cluster_config import ClusterConfig
 
 PATIENCE_SECONDS = 8  # with a controller that does not answer
+ENDING_SECONDS = 120  # for a cancelled job to save and leave
 SILENT = re.compile(r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I)
 UNCONFIGURED = "configuration source"  # what Slurm's tools say that were installed without a cluster
 
@@ -54,6 +56,20 @@ def jobs(numbers: Collection[str]) -> dict[str, Queued]:
     lines = _ask("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(sorted(numbers)))
     rows = [line.split("|") for line in lines]
     return {row[0]: Queued(*row[1:]) for row in rows if len(row) == 4}
+
+
+def going(numbers: Collection[str]) -> dict[str, Queued]:
+    """As `jobs`, once those that are ending just now have ended, or wait again: scancel, and then the same command."""
+    deadline, told = time.monotonic() + ENDING_SECONDS, False
+    while True:
+        found = jobs(numbers)
+        ending = sorted(number for number, job in found.items() if job.state == "COMPLETING")
+        if not ending or time.monotonic() > deadline:
+            return found
+        if not told:
+            print(f"waiting for the end of job {', '.join(ending)}", flush=True)
+        told = True
+        time.sleep(0.5)
 
 
 def offers() -> list[Offer]:

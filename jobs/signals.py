@@ -9,7 +9,7 @@ from types import FrameType
 
 import psutil
 
-from jobs import slurm
+from jobs import slurm, warm
 
 STOP_SECONDS = 90  # for the ranks to save and leave when the time limit is near; they are ended in time to requeue
 
@@ -57,14 +57,7 @@ def stop_ranks() -> None:
     _told.append(signal.SIGUSR2)
     for number in _ranks_are_told:  # TERM follows USR2 while we still wait, and must not overtake us
         signal.signal(number, signal.SIG_IGN)
-    ranks = _tell()
-    deadline = time.monotonic() + STOP_SECONDS
-    while any(_alive(rank) for rank in ranks):
-        if time.monotonic() > deadline:
-            for rank in ranks:
-                with suppress(psutil.NoSuchProcess):
-                    rank.kill()
-        time.sleep(0.05)
+    warm.end(warm.running(), signal.SIGUSR2, STOP_SECONDS)
 
 
 def end_with(process_id: int) -> None:
@@ -80,16 +73,10 @@ def _stop(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT and told():
         raise KeyboardInterrupt  # a second Ctrl-C
     _told.append(number)
-    if not _tell():
+    if not (ranks := warm.running()):
         raise StoppedError(signal.Signals(number).name)
-
-
-def _tell() -> list[psutil.Process]:
-    ranks = psutil.Process().children(recursive=True)
     for rank in ranks:
-        with suppress(psutil.NoSuchProcess):
-            rank.send_signal(signal.SIGUSR2)
-    return ranks
+        rank.send(signal.SIGUSR2)
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -122,7 +122,7 @@ class Submission:
             return {}
         newest = {each.run.path: each.run.last("submitted") for each in planned}
         numbers = {path: str(event["job"]) for path, event in newest.items() if event}
-        there = queue.jobs(set(numbers.values()))
+        there = queue.going(set(numbers.values()))
         return {path: number for path, number in numbers.items() if number in there}
 
     def single(self, planned: Planned, after: str) -> int:

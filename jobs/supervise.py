@@ -2,19 +2,15 @@
 
 import json
 import os
-import shlex
-import sys
 import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from jobs import health, signals, slurm
+from jobs import agent, health, signals, slurm
 from jobs.budget import Budget, Decision, Failure, decide, first, wordless
 from jobs.failure import from_ranks
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
@@ -26,9 +22,7 @@ from vit.heartbeat import VARIABLE, Slots
 from vit.ledger import JOB_VARIABLE, RunFolder
 from vit.log import show
 
-SimpleElasticAgent._exit_barrier = lambda self: None  # type: ignore[method-assign]  # `Team.all_done` waits for the other nodes' ranks
 LOOK = -1  # what stands for an attempt where nodes tell how they are, before the first
-MEETING_SECONDS = 600  # for all nodes to begin an attempt
 
 
 class RunFailedError(RuntimeError):
@@ -156,22 +150,10 @@ class Supervisor:
         arguments = ["--config", str(self.folder.config), "--run-dir", str(self.folder.path)]
         if self.job.accepted:
             arguments += ["--override-resume", *self.job.accepted]
-        command = shlex.join([sys.executable, "-u", "-m", "vit.train", *arguments])
-        config = LaunchConfig(
-            min_nodes=self.job.nodes,
-            max_nodes=self.job.nodes,
-            nproc_per_node=self.ranks,
-            run_id=f"{self.life}-{attempt}",
-            rdzv_backend="c10d",
-            rdzv_endpoint=self.team.endpoint,
-            rdzv_configs={"is_host": self.node == 0, "timeout": MEETING_SECONDS},
-            max_restarts=0,  # `run` restarts: it knows which failures are worth it
-            monitor_interval=0.1,
-            signals_to_handle="SIGPWR",  # any that nobody sends: signals are ours
-        )
-        # The shell's redirection keeps every word of a rank, those of a failing import too, over all attempts.
-        log = shlex.quote(str(self.folder.logs)) + "/rank-$RANK.log"
-        elastic_launch(config, "/bin/sh")("-c", f"exec {command} >>{log} 2>&1")
+        agent.launch(
+            arguments, self.folder.logs, ranks=self.ranks, nodes=self.job.nodes, run_id=f"{self.life}-{attempt}",
+            endpoint=self.team.endpoint, host=self.node == 0,
+        )  # fmt: skip
 
     def _follow(self, attempt: int, failure: Failure) -> None:
         """Has the first node decide, and does it: returns to start again, ends the process, or raises."""
@@ -233,7 +215,6 @@ class Supervisor:
         return Failure(kind="node", node=gone, rank=-1, reason=f"{gone} is gone: {why}", time=time.time())
 
     def _prepare_environment(self) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ[VARIABLE] = self.slots.name
         # Else the ranks of a second attempt find the dead ones' addresses in the store that all attempts share.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -59,7 +59,7 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
     out = []
     for process in psutil.process_iter():
         try:
-            command = process.cmdline()
+            command = " ".join(process.cmdline())
         except psutil.Error:
             continue
         if "vit.train" in command and str(run.path) in command and process.status() != psutil.STATUS_ZOMBIE:

@@ -226,7 +226,7 @@ def look(asked: Namespace) -> dict[str, object]:
     return out
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """The command line."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     parser = ArgumentParser("vit.health", description=(__doc__ or "").partition("\n")[0])
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--node", type=int, default=0, help="this node's number")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the job")
     parser.add_argument("--store", default="localhost:0", help="where the nodes meet: HOST:PORT of the first one")
-    asked, begun = parser.parse_args(), time.monotonic()
+    asked, begun = parser.parse_args(args), time.monotonic()
     torch.set_num_threads(1)
     found = look(asked)
     print(json.dumps(found | {"seconds": round(time.monotonic() - begun, 3)}), flush=True)

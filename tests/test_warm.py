@@ -1,0 +1,177 @@
+"""Ranks are forks of a process that has done the imports: what they inherit of it, and who ends whom."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.warm import PRELOADED, STOPPING
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What is started: it says what it is, then does what its one argument says.
+MODULE = """
+import os, signal, sys, time
+def main(arguments):
+    (do,) = arguments
+    print("torch" in sys.modules, "vit.train" in sys.modules, os.environ["PLACE"], os.getpid())
+    print("a word", file=sys.stderr)
+    if do == "wait":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        print("waiting")
+        time.sleep(100)
+    eval(do)
+"""
+# Its supervisor: starts what each line says, and says how that ended.
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from jobs import warm
+for line in sys.stdin:
+    do, log = line.rstrip().split("\\t")
+    process = warm.start("started", [do], {"PLACE": "here"}, Path(log))
+    print(process.kernel.pid, process.kernel.ppid(), flush=True)
+    print(process.wait(), flush=True)
+"""
+
+
+class Supervisor:
+    """A process that starts others."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "started.py").write_text(MODULE)
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"},
+        )  # fmt: skip
+
+    def start(self, do: str) -> tuple[psutil.Process, psutil.Process]:
+        """Has it start the module; the new process, and the server that it is a fork of."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{do}\t{self.folder}/log\n")
+        self.process.stdin.flush()
+        started, server = self.says().split()
+        return psutil.Process(int(started)), psutil.Process(int(server))
+
+    def says(self) -> str:
+        """Its next line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip()
+
+    def waiting(self) -> tuple[psutil.Process, psutil.Process]:
+        """As `start`, of one that waits, once it does."""
+        both = self.start("wait")
+        until(lambda: "waiting" in self.log())
+        return both
+
+    def log(self) -> str:
+        """What the processes said."""
+        return (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    supervisor = Supervisor(tmp_path)
+    with supervisor.process:
+        yield supervisor
+        supervisor.process.kill()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_warm_process_is_one_as_python_would_start_it_but_that_its_imports_are_done(supervisor: Supervisor) -> None:
+    """Its words are in the log, in their order; its exit codes are Python's; it is told apart by its name."""
+    supervisor.start("None")
+    assert supervisor.says() == "0"
+    first, second = supervisor.log().splitlines()
+    assert first.startswith("True True here ")
+    assert second == "a word"
+    for do, code in (
+        ("sys.exit(2)", "2"), ("1 / 0", "1"), ("os._exit(3)", "3"), ("os.kill(os.getpid(), 9)", "-9"),
+        ("sys.exit('said last')", "1"),
+    ):  # fmt: skip
+        supervisor.start(do)
+        assert supervisor.says() == code
+    assert "ZeroDivisionError: division by zero\n" in supervisor.log()
+    assert supervisor.log().endswith("said last\n")
+    process, _ = supervisor.waiting()
+    assert " ".join(process.cmdline()).strip() == "python -m started wait"
+    process.send_signal(signal.SIGTERM)
+    assert supervisor.says() == "7"
+
+
+def test_what_tells_a_job_to_stop_does_not_end_what_ranks_are_forks_of(supervisor: Supervisor) -> None:
+    """Slurm sends its signals to all processes of a step; the next fork hears them again."""
+    process, server = supervisor.waiting()
+    for number in STOPPING:
+        server.send_signal(number)
+    assert server.num_threads() == 1
+    process.kill()
+    assert supervisor.says() == "-9"
+    process, again = supervisor.waiting()
+    assert again == server
+    process.send_signal(signal.SIGUSR2)
+    assert supervisor.says() == "-12"
+
+
+def test_ranks_are_told_when_their_supervisor_dies(supervisor: Supervisor) -> None:
+    """SIGKILL: what they are forks of ends at once, and they get SIGTERM."""
+    process, server = supervisor.waiting()
+    supervisor.process.kill()
+    until(lambda: gone(server) and gone(process))
+    assert "Traceback" not in supervisor.log()
+
+
+def test_another_server_takes_the_place_of_one_that_died(supervisor: Supervisor) -> None:
+    """As by a kernel that is out of memory.  Its forks are told, and count as failed."""
+    process, server = supervisor.waiting()
+    server.kill()
+    assert supervisor.says() == "255"
+    until(lambda: gone(process))
+    supervisor.start("None")
+    assert supervisor.says() == "0"
+
+
+def test_a_folder_for_temporary_files_may_have_a_long_name(tmp_path: Path) -> None:
+    """The path of a socket may not."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    program = "import tempfile; from jobs import warm; warm.prepare(); print(tempfile.gettempdir())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(folder)
+
+
+def test_imports_do_not_touch_a_gpu() -> None:
+    """CUDA cannot be used in a fork of a process that has: nothing that is imported may ask for it."""
+    program = f"""
+import importlib, torch
+def asked(*_):
+    raise AssertionError("an import asks for GPUs")
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    if hasattr(torch._C, name):
+        setattr(torch._C, name, asked)
+torch.cuda.is_available = torch.cuda.device_count = asked
+for module in {PRELOADED[1:]!r}:
+    importlib.import_module(module)
+assert not torch.cuda.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
