@@ -28,7 +28,7 @@ from setproctitle import setproctitle
 
 # What the server imports: what makes it one, what its forks run, what optimizers import when they are made, which takes
 # seconds, and what the forks find in this process.
-PRELOADED = ("jobs.warm_server", "vit.train", "torch._dynamo", "vit.health", "submitit.core._submit")
+PRELOADED = ("jobs.warm_server", "vit.train", "torch._dynamo", "vit.health", "submitit.core.submission")
 STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 GONE_SECONDS = 30  # after SIGKILL; what a dead disk or GPU holds in the kernel may stay for ever
 LONGEST_FOLDER = 60  # characters; the path of a socket may have 107

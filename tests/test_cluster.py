@@ -166,7 +166,7 @@ class Case:
         return b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))
 
     def processes(self, module: str) -> list[psutil.Process]:
-        """The run's processes: its ranks (`vit.train`) or its supervisors (`submitit`)."""
+        """The run's processes: its ranks (`vit.train (rank`) or its supervisors (`submitit`)."""
         out = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -179,7 +179,7 @@ class Case:
     def ranks(self) -> list[psutil.Process]:
         """The training processes, in the order of their ranks."""
         out = {}
-        for process in self.processes("vit.train"):
+        for process in self.processes("vit.train (rank"):
             with suppress(psutil.Error):
                 out[int(" ".join(process.cmdline()).partition("(rank ")[2].partition(")")[0])] = process
         return [out[rank] for rank in sorted(out)]
