@@ -57,10 +57,10 @@ class TrainJob:
         signal.signal(signal.SIGTERM, _leave)
         try:
             warm.prepare()
+            from jobs.supervise import supervise  # which takes seconds: the server imports meanwhile
+
             wanted = self.health and slurm.job() is not None
             check = Check(Path(self.run), slurm.gpus(self.gpus), self.nodes) if wanted else None
-            from jobs.supervise import supervise  # which takes seconds: the check runs meanwhile
-
             outcome = supervise(self, check)
         except StoppedError:
             outcome = "stopped"
