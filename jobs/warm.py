@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
-from setproctitle import setproctitle
+from setproctitle import setproctitle, setthreadtitle
 
 # What the server imports: what makes it one, what its forks run, what optimizers import when they are made, which takes
 # seconds, and what the forks find in this process.
@@ -159,6 +159,7 @@ def _be(module: str, arguments: list[str], environment: dict[str, str], log: str
     os.environ.update(environment)
     rank = f" (rank {environment['RANK']})" if "RANK" in environment else ""
     setproctitle(" ".join([f"python -m {module}{rank}", *arguments]))
+    setthreadtitle(module)  # the short name: Slurm loses sight of processes that have a blank in it
     try:
         importlib.import_module(module).main(arguments)
     except Exception:  # as Python does, and multiprocessing with words of its own

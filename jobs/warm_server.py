@@ -6,7 +6,8 @@ By itself it would wait for the last of its forks as well.  Those get SIGTERM wh
 import ctypes
 import signal
 
-from setproctitle import setproctitle
+from setproctitle import setproctitle, setthreadtitle
 
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 setproctitle(f"python -m {__name__}")  # now: once the environment was changed, no title can be given any more
+setthreadtitle("jobs.warm")  # without the blanks of the long name, which Slurm's proctrack/linuxproc stumbles over

@@ -95,6 +95,13 @@ def test_the_trainer_has_never_heard_of_jobs_or_of_writing_data_sets(module: str
     assert "SLURM_" not in MODULES[module].read_text()
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "vit"])
+def test_nothing_is_read_of_the_environment_by_an_import(module: str) -> None:
+    """Ranks are forks of a process that has done the imports before anybody knew what they would be."""
+    nodes = statements(ast.parse(MODULES[module].read_text()), at_import=True)
+    assert not [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")]
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "data_prep"])
 def test_writing_a_data_set_needs_neither_of_the_other_rooms(module: str) -> None:
     """`data_prep` imports neither `vit` nor `jobs`: what they share is a file format."""

@@ -112,6 +112,8 @@ def test_a_warm_process_is_one_as_python_would_start_it_but_that_its_imports_are
     assert supervisor.log().endswith("said last\n")
     process, _ = supervisor.waiting()
     assert " ".join(process.cmdline()).strip() == "python -m started wait"
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (process.pid, process.ppid())]
+    assert names == ["started", "jobs.warm"], "one word: Slurm reads /proc/PID/stat up to the first blank"
     process.send_signal(signal.SIGTERM)
     assert supervisor.says() == "7"
 

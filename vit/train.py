@@ -31,7 +31,7 @@ from vit.state import State
 from vit.step import Augmented, NotFiniteError, Step, augmented
 from vit.world import Agreement, World, join
 
-PATIENCE_SECONDS = 60 if JOB_VARIABLE in os.environ else 0  # with what a killed attempt of this job left behind
+PATIENCE_SECONDS = 60  # with what a killed attempt of the same job left behind
 
 
 class Outcome(enum.StrEnum):
@@ -288,8 +288,9 @@ def main(args: list[str] | None = None) -> None:
     _end_with_parent()
     clock.heart = Heartbeat(run.logs)
     rank = int(os.environ.get("RANK", "0"))
+    patience = PATIENCE_SECONDS if JOB_VARIABLE in os.environ else 0
     try:
-        with run.owned(PATIENCE_SECONDS) if rank == 0 else nullcontext(), join(cfg) as world:
+        with run.owned(patience) if rank == 0 else nullcontext(), join(cfg) as world:
             attempt(cfg, run, world, clock, options.override_resume)
     except InUseError as error:
         sys.exit(_told(error, rank))
