@@ -30,10 +30,16 @@ class Check:
         place = ["--node", str(slurm.task()), "--nodes", str(nodes), "--store", f"{slurm.first_address()}:{port}"]
         arguments = ["--run-dir", str(run), "--name", slurm.node(), "--ranks", str(ranks), *place]
         self._deadline = time.monotonic() + PATIENCE_SECONDS
-        self._process, self._said = warm.ask("vit.health", arguments, self._log)
+        self._cold = ""
+        try:
+            self._process, self._said = warm.ask("vit.health", arguments, self._log, PATIENCE_SECONDS)
+        except warm.ColdError as error:
+            self._cold = str(error)
 
     def word(self) -> str:
         """What was found, as one line of JSON; waits for it."""
+        if self._cold:
+            return json.dumps({"node": slurm.node(), "unfit": self._cold})
         said = b""
         while self._said.poll(max(0, self._deadline - time.monotonic())):
             if not (more := os.read(self._said.fileno(), 1 << 16)):

@@ -54,7 +54,9 @@ class TrainJob:
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
         # submitit ignores SIGTERM, and torch, which will not, takes seconds to import.
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, warm.patiently(_leave))
+        if callable(submitits := signal.getsignal(signal.SIGUSR2)):
+            signal.signal(signal.SIGUSR2, warm.patiently(submitits))
         try:
             warm.prepare()
             from jobs.supervise import supervise  # which takes seconds: the server imports meanwhile

@@ -40,9 +40,9 @@ def install() -> None:
     _told.clear()
     for number in _ranks_are_told:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, warm.patiently(_stop))
     if slurm.task() > 0:
-        signal.signal(signal.SIGUSR2, _stop)
+        signal.signal(signal.SIGUSR2, warm.patiently(_stop))
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
@@ -64,7 +64,7 @@ def end_with(process_id: int) -> None:
     """A local run belongs to the command that started it: when that is gone, save and leave."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(process_id)
-        while _alive(process):
+        while warm.alive(process):
             time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -77,10 +77,3 @@ def _stop(number: int, _: FrameType | None) -> None:
         raise StoppedError(signal.Signals(number).name)
     for rank in ranks:
         rank.send(signal.SIGUSR2)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -15,6 +15,7 @@ from jobs.budget import Budget, Decision, Failure, decide, first, wordless
 from jobs.failure import from_ranks
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
 from jobs.team import LostError, Team
+from jobs.warm import ColdError
 from jobs.watch import FLIGHT, Watch
 from vit import settings
 from vit.config import Config
@@ -138,6 +139,8 @@ class Supervisor:
         except ChildFailedError as error:
             watch.stop()
             return from_ranks(self.folder, error, watch, started)
+        except ColdError as error:
+            return Failure(kind="exception", node=slurm.node(), rank=-1, reason=str(error), time=time.time())
         except (RendezvousError, LostError) as error:
             if signals.told() or self.folder.finished():
                 return None

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.warm import PRELOADED, STOPPING
+from jobs.warm import STOPPING, WANTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +41,12 @@ for line in sys.stdin:
 """
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """One in which the folder's modules go before all others, and nothing says how Python is to write."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return kept | {"PYTHONPATH": f"{folder}:{ROOT}"}
+
+
 class Supervisor:
     """A process that starts others."""
 
@@ -49,7 +55,7 @@ class Supervisor:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-c", SUPERVISOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"},
+            env=environment(folder),
         )  # fmt: skip
 
     def start(self, do: str) -> tuple[psutil.Process, psutil.Process]:
@@ -150,6 +156,90 @@ def test_another_server_takes_the_place_of_one_that_died(supervisor: Supervisor)
     assert supervisor.says() == "0"
 
 
+def test_a_signal_at_any_moment_of_a_start_finds_the_process_or_none(tmp_path: Path) -> None:
+    """None is left that nobody told, whichever thread the kernel gives the signal to."""
+    (tmp_path / "started.py").write_text(MODULE)
+    program = """
+import os, random, signal, threading, time
+from pathlib import Path
+import psutil
+from jobs import warm
+
+class Stopped(Exception): pass
+
+def stop(*_):
+    global told
+    told = True
+    if not (there := warm.running()):
+        raise Stopped
+    for process in there:
+        process.send(signal.SIGUSR2)
+
+def later(seconds):
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, warm.patiently(stop))
+warm.end([warm.start("started", ["None"], {"PLACE": ""}, Path("log"))], signal.SIGTERM, 10)
+server, ends = psutil.Process(warm._server()), []
+for _ in range(60):
+    told = False
+    timer = threading.Thread(target=later, args=(random.uniform(0, 0.03),))
+    try:
+        timer.start()
+        process = warm.start("started", ["wait"], {"PLACE": ""}, Path("log"))
+        assert process.wait() == -signal.SIGUSR2
+        ends.append("told")
+    except Stopped:
+        ends.append("stopped")
+    timer.join()
+    assert told
+    assert not server.children(), ends
+assert "told" in ends
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("torch", "patience", "why"),
+    [
+        ("import os; os._exit(3)", 60, "started cannot be started"),
+        ("import time; time.sleep(100)", 1, "the imports of started did not end in 1 s"),
+    ],
+)
+def test_imports_that_cannot_be_done_are_told_in_time(torch: str, patience: int, why: str, tmp_path: Path) -> None:
+    """A library that ends the process, a disk that does not answer."""
+    (tmp_path / "started.py").write_text(MODULE)
+    (tmp_path / "torch.py").write_text(torch)
+    program = "from pathlib import Path; from jobs import warm\n"
+    program += f"try: warm.start('started', ['None'], {{}}, Path('log'), patience_seconds={patience})\n"
+    program += "except warm.ColdError as error: print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith(why), done.stdout + done.stderr
+
+
+def test_an_import_that_fails_is_named(tmp_path: Path) -> None:
+    """By the server once, and by what is started, which fails as it would by itself."""
+    (tmp_path / "started.py").write_text(MODULE)
+    (tmp_path / "torch.py").write_text("raise ImportError('no such driver')")
+    program = "from pathlib import Path; from jobs import warm\n"
+    program += "print(warm.start('vit.health', [], {}, Path('log')).wait())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "1\n"
+    assert "cannot be imported: vit.train, torch._dynamo, vit.health\n" in done.stderr
+    assert "ImportError: no such driver\n" in (tmp_path / "log").read_text()
+
+
 def test_a_folder_for_temporary_files_may_have_a_long_name(tmp_path: Path) -> None:
     """The path of a socket may not."""
     folder = tmp_path / ("long" * 25)
@@ -172,7 +262,7 @@ for name in ("_cuda_getDeviceCount", "_cuda_init"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, asked)
 torch.cuda.is_available = torch.cuda.device_count = asked
-for module in {PRELOADED[1:]!r}:
+for module in {WANTED!r}:
     importlib.import_module(module)
 assert not torch.cuda.is_initialized()
 """
