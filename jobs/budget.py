@@ -18,7 +18,7 @@ class Budget:
     restarts: int = 3  # in place, in one start of the job; then it is requeued
     requeues: int = 3  # because of failures; then the run is given up
     same_step: int = 2  # failures at the same step; then it is given up at once
-    node_failures: int = 2  # of a node; then it is excluded at the next requeue
+    node_failures: int = 2  # of a node, whatever was saved between; then it is excluded at the next requeue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     requeues = len(requeued)
     if requeues >= budget.requeues:
         return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
-    failures = Counter([e.get("node") for e in before] + [failure.node])
+    failed = [e for e in since_asked(events) if e["event"] in {"requeueing", "restarting in place"}]
+    failures = Counter([e.get("node") for e in failed] + [failure.node])
     sick = {str(node) for node, count in failures.items() if count >= budget.node_failures}
     sick |= {failure.node} if failure.kind == "sick" else set()
     why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
@@ -98,6 +99,12 @@ def wordless(events: Sequence[Event]) -> int:
     while last and last.pop() == "supervising":
         count += 1
     return count
+
+
+def since_asked(events: Sequence[Event]) -> list[Event]:
+    """The events since a person began, or began anew."""
+    asked = [i for i, event in enumerate(events) if event["event"] in {"submitted", "gave up"}]
+    return list(events[asked[-1] + 1 if asked else 0 :])
 
 
 def since_progress(events: Sequence[Event]) -> list[Event]:

@@ -10,6 +10,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from jobs.signals import STOP_SECONDS
+
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "clusters"
 # What submit.py sets itself, and where it is said.
 SET_ELSEWHERE = {
@@ -49,6 +51,9 @@ class ClusterConfig:
             raise ValueError(f"cpus_per_gpu must be at least 1, not {self.cpus_per_gpu}")
         if not re.fullmatch(r"USR2@[1-9]\d{0,4}", self.signal):
             raise ValueError(f"signal {self.signal!r}: write USR2@SECONDS; a run saves on no other signal of a limit")
+        if self.signal_seconds < STOP_SECONDS + 10:
+            least = f"USR2@{STOP_SECONDS + 10}"
+            raise ValueError(f"signal {self.signal!r}: a run may need {STOP_SECONDS} s to save; write {least}, or more")
         if self.mem and not re.fullmatch(r"\d+[KMGT]?B?", self.mem):
             raise ValueError(f"mem {self.mem!r}: write megabytes or a number with its unit, as in 240G")
         if self.gres not in {"", "none"} and not re.fullmatch(r"gpu(:[\w.-]*[A-Za-z][\w.-]*)?", self.gres):

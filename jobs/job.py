@@ -73,6 +73,6 @@ class TrainJob:
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""
         stop_ranks()
-        if slurm.is_mute():
-            os._exit(slurm.REQUEUED)  # submitit could not ask either
+        if slurm.is_mute() or not slurm.answers():
+            os._exit(slurm.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
         return DelayedSubmission(self)

@@ -16,12 +16,13 @@ REQUEUED = 75  # exit code of a task whose job is to be in the queue again
 
 # After srun.  A supervisor that was killed can ask for nothing, nor can one in a container without Slurm's commands:
 # the batch script does it.  Not if Slurm has ended the job, for then it knows what it wants; `scontrol requeue` would
-# bring a cancelled one back, and by its array's number alone all tasks of it.
+# bring a cancelled one back, and by its array's number alone all tasks of it.  The controller may be down for a while.
 TEARDOWN = (
     "code=$?",
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
-    f"if [ $code -ge 128 -o $code -eq {REQUEUED} ] && scontrol show job $job | grep -q JobState=RUNNING; then",
-    "  scontrol requeue $job",
+    f"if [ $code -ge 128 -o $code -eq {REQUEUED} ]; then",
+    "  for _ in $(seq 300); do scontrol show job $job >/dev/null 2>&1 && break; sleep 2; done",
+    "  scontrol show job $job | grep -q JobState=RUNNING && scontrol requeue $job",
     "fi",
     "exit $code",
 )
@@ -56,6 +57,11 @@ def first_address() -> str:
 def is_mute() -> bool:
     """Whether this is a job in a container without Slurm's commands: the batch script, outside of it, asks instead."""
     return job() is not None and shutil.which("scontrol") is None
+
+
+def answers() -> bool:
+    """Whether Slurm can be asked for anything just now."""
+    return bool(_described(job() or ""))
 
 
 def gpus(asked: int) -> int:

@@ -3,6 +3,7 @@
 python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
 """
 
+import errno
 import os
 import signal
 import sys
@@ -45,8 +46,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         return Submission(command, words, asked).run(cfg)
     except (ValueError, InUseError, OSError, SilentError, NoSlurmError, RefusedError) as error:
-        elsewhere = "; --cluster local runs it here" if isinstance(error, SilentError | NoSlurmError) else ""
-        print(f"submit.py: {error}{elsewhere}", file=sys.stderr)
+        hint = "; --cluster local runs it here" if isinstance(error, SilentError | NoSlurmError) else ""
+        if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            hint = "; --runs-dir names a folder that you may write"
+        print(f"submit.py: {error}{hint}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | OSError) else 1
 
 
@@ -116,14 +119,14 @@ class Submission:
             folders=tuple(sorted({str(self.asked.runs_dir.absolute()), *(str(path.parent) for path in needed)})),
         )
 
-    def queued(self, planned: Sequence[Planned]) -> dict[Path, str]:
-        """The newest jobs of those runs that have one in the queue."""
+    def queued(self, planned: Sequence[Planned]) -> dict[Path, tuple[str, queue.Queued]]:
+        """The newest jobs of those runs that have one in the queue, with their numbers."""
         if self.where != "slurm":
             return {}
         newest = {each.run.path: each.run.last("submitted") for each in planned}
         numbers = {path: str(event["job"]) for path, event in newest.items() if event}
         there = queue.going(set(numbers.values()))
-        return {path: number for path, number in numbers.items() if number in there}
+        return {path: (number, there[number]) for path, number in numbers.items() if number in there}
 
     def single(self, planned: Planned, after: str) -> int:
         """One run."""
@@ -152,8 +155,10 @@ class Submission:
         run = planned.run
         if (event := run.finished()) and freeze.is_complete(planned.cfg, run):
             return f"{run.path} is complete.\n{summary(run, event)}"
-        if queued := self.queued([planned]):
-            return f"{run.path} is in the queue already.\n{hints(run, queued[run.path])}"
+        if found := self.queued([planned]).get(run.path):
+            number, job = found
+            where = "in the queue already" if job.state == "PENDING" else f"running already, on {job.nodes}"
+            return f"{run.path} is {where}.\n{hints(run, number)}"
         return ""
 
     def several(self, planned: Sequence[Planned], after: str) -> int:
@@ -176,7 +181,8 @@ class Submission:
                 return self.one_after_the_other(left)
             for each in left:
                 owned.enter_context(each.run.owned())
-            left = [each for each in left if each.run.path not in self.queued(left)]
+            queued = self.queued(left)  # by now, after another command at the same moment
+            left = [each for each in left if each.run.path not in queued]
             if not left:
                 return 0
             for each in left:

@@ -92,9 +92,9 @@ class Watch(threading.Thread):
         if not left:
             return
         for sign in left:
-            if state(sign.pid) != psutil.STATUS_STOPPED:
-                with suppress(ProcessLookupError):
-                    os.kill(sign.pid, STACKS_SIGNAL)
+            with suppress(ProcessLookupError):
+                os.kill(sign.pid, STACKS_SIGNAL)
+                os.kill(sign.pid, signal.SIGCONT)  # one that is stopped would never write
             with suppress(OSError):  # there is a pipe where there is NCCL
                 fd = os.open(self.logs / f"{FLIGHT}{sign.rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
                 os.write(fd, b"1")

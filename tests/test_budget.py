@@ -67,6 +67,13 @@ def test_a_node_that_fails_twice_is_excluded_when_the_job_is_requeued() -> None:
     assert decided(events, failure(4, "n2")).exclude == ("n1", "n2")
 
 
+def test_what_a_node_did_is_not_forgotten_with_a_checkpoint() -> None:
+    """One that fails each hour makes progress between, and is left all the same, until a person asks again."""
+    events = [restarted(1, "n1"), saved(9)]
+    assert decided(events, failure(9, "n1", kind="node")).exclude == ("n1",)
+    assert decided([*events, {"event": "submitted"}], failure(9, "n1", kind="node")).exclude == ()
+
+
 def test_a_lost_node_needs_a_requeue() -> None:
     """No restart in place brings it back."""
     assert decided([], failure(None, "n2", kind="node")).what == "requeue"

@@ -89,6 +89,7 @@ def test_gpus_that_come_with_the_node_are_not_asked_for(tmp_path: Path) -> None:
         ("mem: lots", "mem 'lots': write megabytes or a number with its unit"),
         ("gres: gpu:4", "gres 'gpu:4': write gpu, gpu:TYPE or none; --gpus says how many"),
         ("signal: TERM@30", "signal 'TERM@30': write USR2@SECONDS"),
+        ("signal: USR2@60", "signal 'USR2@60': a run may need 90 s to save; write USR2@100, or more"),
         ("cpus_per_gpu: many", "cpus_per_gpu: write a whole number, not 'many'"),
         ("cpus_per_gpu: 0", "cpus_per_gpu must be at least 1, not 0"),
         ("requeue: maybe", "requeue: true or false, not 'maybe'"),

@@ -238,6 +238,30 @@ def test_every_second_of_an_attempt_is_accounted_for() -> None:
     assert summary["other"] >= 6 + 0.09 - 0.001
 
 
+def test_a_block_inside_of_another_is_booked_once_and_the_other_goes_on(tmp_path: Path) -> None:
+    """To the second, and for who watches: ranks that agree in an evaluation are still in it."""
+    heart = Heart()
+    clock = Clock(time.time(), heart)  # type: ignore[arg-type]
+    with clock.spend("evaluate"):
+        time.sleep(0.03)
+        with clock.spend("checkpoint"):
+            time.sleep(0.05)
+        time.sleep(0.03)
+    assert heart.signs == ["evaluate", "checkpoint", "evaluate", "other"]
+    assert 0.05 <= clock.seconds["checkpoint"] < 0.1
+    assert 0.06 <= clock.seconds["evaluate"] < 0.11
+
+
+class Heart:
+    """What it is told."""
+
+    def __init__(self) -> None:
+        self.signs: list[str] = []
+
+    def sign(self, phase: str) -> None:
+        self.signs.append(phase)
+
+
 def test_waiting_passes_on_every_item_and_ends_with_the_source() -> None:
     """Also where the source is empty."""
     assert list(Clock(time.time()).waiting("data", iter("abc"))) == ["a", "b", "c"]

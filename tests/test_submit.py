@@ -1,6 +1,7 @@
 """The command as a person uses it: real processes, real signals, on this machine."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -288,6 +289,19 @@ def test_what_cannot_run_is_refused_in_one_line(options: list[str], message: str
     assert message in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(betons: Path, tmp_path: Path) -> None:
+    """As any user meets it, and as root on a disk that is read-only."""
+    (tmp_path / "runs").mkdir(mode=0o555)
+    command = [*SUBMIT, "--cluster", "local", *settings(betons)]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"submit.py: .*Permission denied: .*; --runs-dir names a folder that you may write\n", refused.stderr
+    )
 
 
 def test_another_recipe_under_the_same_name_is_refused(finished: tuple[RunFolder, str], betons: Path) -> None:

@@ -210,17 +210,21 @@ class Clock:
         self.started = started  # time.time() at which the process began
         self.heart = heart
         self.seconds: dict[str, float] = {}
+        self._phase, self._inner = "other", 0.0  # what goes on, and the seconds of it that are booked elsewhere
 
     @contextmanager
     def spend(self, on: str) -> Iterator[None]:
-        """Books the time of a block."""
-        start = time.perf_counter()
+        """Books the time of a block, but for that of blocks inside of it."""
+        start, outer, aside = time.perf_counter(), self._phase, self._inner
+        self._phase, self._inner = on, 0.0
         self.sign(on)
         try:
             yield
         finally:
-            self.add(on, time.perf_counter() - start)
-            self.sign("other")
+            whole = time.perf_counter() - start
+            self.add(on, whole - self._inner)
+            self._phase, self._inner = outer, aside + whole
+            self.sign(outer)
 
     def sign(self, phase: str) -> None:
         """Tells the process above, if one listens, what begins now."""
