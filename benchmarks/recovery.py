@@ -4,7 +4,9 @@ python benchmarks/recovery.py [--quick] [--minutes 60]
 
 On a real Slurm of two nodes on this machine (tests/cluster.py; needs root), with a small model on CPU ranks, and both
 sides of each comparison in one run.  A restart in place is held against its parts: ranks started by hand, without job,
-supervisor and fault, up to their first step.  The last line is one JSON object with all figures.
+supervisor and fault, up to their first step.  Nothing is compiled on either side.  A requeue is told in its parts:
+Slurm's wait, the imports, the look at the node, and the ranks up to their first step.  The last line is one JSON object
+with all figures; those of a full run are kept in benchmarks/results/recovery.json.
 
 The hour of faults: a rank killed, a rank stopped for good, the job requeued, or told to save and requeue itself, one
 every three minutes on average; it saves every three seconds.  Five times in the hour it is left alone for a minute and
@@ -30,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -93,11 +96,15 @@ class Run:
 
     def ranks(self) -> list[psutil.Process]:
         """The ranks' processes."""
+        return self.processes("vit.train (rank")
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The run's processes of a name."""
         out = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 command = " ".join(process.cmdline())
-                if "vit.train (rank" in command and str(self.folder.path) in command:
+                if name in command and str(self.folder.path) in command and "srun" not in command:
                     out.append(process)
         return out
 
@@ -140,29 +147,37 @@ def by_hand(folder: Path, settings: tuple[str, ...], name: str) -> float:
 
 
 def faults(run: Run, rounds: int) -> dict[str, float]:
-    """Seconds of a restart in place, of a save on a signal, and of a requeue."""
+    """Seconds of a restart in place, of a save on a signal, and of a requeue with its parts."""
     run.submit()
     run.until_step(1)
-    in_place, saved, requeued, started = [], [], [], []
+    times: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         starts = len(run.events("started"))
         wait_for(lambda: run.events("checkpoint"), "a checkpoint")
         victim = run.ranks()[-1]
+        begun = time.time()
         victim.kill()
-        in_place.append(timed(lambda: run.until_step(starts + 1)))  # noqa: B023
+        run.until_step(starts + 1)
+        times["in_place_s"].append(time.time() - begun)
+        times["in_place_found_s"].append(run.events("restarting in place")[-1]["time"] - begun)
         stops = len(run.events("stopped"))
         begun = time.time()
         run.cluster.call("scancel", "--signal", "USR2", run.job)
         wait_for(lambda: len(run.events("stopped")) > stops, "the save")  # noqa: B023
-        saved.append(run.events("stopped")[-1]["time"] - begun)
+        stopped = run.events("stopped")[-1]["time"]
+        times["save_s"].append(stopped - begun)
         run.until_step(starts + 2)
-        requeued.append(time.time() - run.events("stopped")[-1]["time"])
-        started.append(time.time() - run.events("supervising")[-1]["time"])
+        stepped = time.time()
+        (job,) = (p.create_time() for p in run.processes("submitit.core"))
+        ready, looked = (run.events(name)[-1]["time"] for name in ("supervising", "looked over"))
+        times["requeue_s"].append(stepped - stopped)
+        times["requeue_wait_s"].append(job - stopped)
+        times["requeue_imports_s"].append(ready - job)
+        times["requeue_look_s"].append(looked - ready)
+        times["requeue_ranks_s"].append(stepped - looked)
+        times["start_s"].append(stepped - job)
     run.cluster.call("scancel", run.job)
-    return {
-        "in_place_s": statistics.median(in_place), "save_s": min(saved),
-        "requeue_s": statistics.median(requeued), "start_s": statistics.median(started),
-    }  # fmt: skip
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def submitting(cluster: Cluster, folder: Path) -> dict[str, float]:
@@ -294,6 +309,8 @@ def main() -> None:
     figures = measure(options.quick, options.minutes)
     for name, value in figures.items():
         print(f"{name:<32}{value!s:>12}")
+    if not options.quick:
+        (ROOT / "benchmarks" / "results" / "recovery.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))
 
 
