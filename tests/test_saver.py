@@ -360,6 +360,25 @@ def test_training_goes_on_beside_a_full_disk(tiny_disk: Path) -> None:
     assert saved(tiny_disk) == [4, 1]
 
 
+def beside_one_that_stays(run: Path) -> str:
+    """Saves, where the first one cannot be removed, because its new name is taken; what was said."""
+    with redirect_stdout(io.StringIO()) as said, saving(run, cfg=replace(OFTEN, keep=1)) as (state, saver):
+        save_step(state, saver, 1)
+        (run / "checkpoints" / "step-00000001.tmp" / "taken").mkdir(parents=True)
+        for step in (2, 3):
+            save_step(state, saver, step)
+            saver.settle()
+    return said.getvalue()
+
+
+def test_old_checkpoints_that_cannot_be_removed_are_told_once(tmp_path: Path) -> None:
+    """Training and saving go on; the ledger has each time."""
+    (said,) = run_ranks(1, beside_one_that_stays, tmp_path)
+    assert said == "old checkpoints cannot be removed: Directory not empty\n"
+    assert [e["error"] for e in ledger(tmp_path, "pruning failed")] == ["Directory not empty"] * 2
+    assert saved(tmp_path) == [3, 1]
+
+
 def in_an_emergency(run: Path, protected: set[int]) -> str | None:
     """A signal comes where there is room for two checkpoints and three are kept."""
     with saving(run, 10_000, replace(OFTEN, keep=3)) as (state, saver):

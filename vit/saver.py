@@ -78,6 +78,7 @@ class Saver:
         self._part = Answer()  # what came of this rank's part of it
         self._failure: Answer | None = None  # of the newest save, unless that is safe
         self._failures = 0
+        self._unpruned = False
         self._late = False
         self.every = 60 * cfg.every_minutes or SHORTEST  # seconds
 
@@ -215,6 +216,9 @@ class Saver:
             self.every = interval(save.stall + save.cpu_seconds, 3600 * self.cfg.expected_failure_hours)
         if answer.error:
             self.run.note("pruning failed", error=answer.error)
+            if not self._unpruned:
+                show(f"old checkpoints cannot be removed: {answer.error}", lasting=True)
+            self._unpruned = True
         elif answer.result:
             self.safe = save.before
             show(answer.result, lasting=True)
