@@ -2,7 +2,7 @@
 # make ablation the demo's model on few images, without and with augmentation, and both curves in one picture
 # make test     set up, run linters, types and all tests
 # make setup    the .venv alone; a second run takes seconds
-# make chaos    thousands of faults on small runs: kills, damage, failing disks, power cuts; an hour on two cores
+# make chaos    thousands of faults on small runs: kills, damage, failing disks, power cuts; half an hour on two cores
 # make cluster-chaos   every fault that the tests know, on a real Slurm on this machine; needs root
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)

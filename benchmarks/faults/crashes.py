@@ -300,8 +300,8 @@ def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:
     print(f"{len(done)} operations", flush=True)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as state:
         replay = Replay(runs.cfg, done, run.path, Path(state) / "run")
-        out = replay.run(run, random.Random(0), sample=0.02 if quick else 1.0)
-    states = replay.states[:: max(1, len(replay.states) // (2 if quick else 40))]
+        out = replay.run(run, random.Random(0), sample=0.01 if quick else 1.0)
+    states = replay.states[:: max(1, len(replay.states) // (1 if quick else 40))]
     for number, tree in states:
         again = runs.run(f"again-{number}")
         build(again.path, tree)

@@ -72,11 +72,11 @@ def _wrong(run: RunFolder, step: int | None, expected: int, same: bool, newest: 
 
 
 def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:
-    """Figures and problems: of 500 files that are cut and 500 that are changed; --quick: 15 each."""
+    """Figures and problems: of 500 files that are cut and 500 that are changed; --quick: 5 each."""
     runs = Runs(data, folder / "runs", STEPS)
     run = runs.run("saved")
     runs.attempt(run, RANKS, OFTEN).finish()
-    each = 15 if quick else 500
+    each = 5 if quick else 500
     told = run_ranks(RANKS, resumes, runs.cfg, run.path, folder / "damaged", each, 0, timeout=3000)
     print(json.dumps(told[0]["found"]), flush=True)
     problems = [problem for rank in told for problem in rank["problems"]]

@@ -223,7 +223,7 @@ def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:
     disks, layer = Disks(data, folder), Layer()
     out: dict[str, Any] = {"full": disks.full(2, [40_000] if quick else list(range(0, 240_000, 16_000)))}
     print(json.dumps(out["full"]), flush=True)
-    out["one_rank"] = disks.refusals(layer, 1, 40 if quick else 1, ("once", "from then on"))
+    out["one_rank"] = disks.refusals(layer, 1, 66 if quick else 1, ("once", "from then on"))
     print(json.dumps(out["one_rank"]), flush=True)
     out["two_ranks"] = {} if quick else disks.refusals(layer, 2, 4, ("once", "from then on"))
     return out | {"problems": disks.problems}
