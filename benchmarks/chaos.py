@@ -10,7 +10,7 @@ python benchmarks/chaos.py [--quick] [--only kills damage errors crashes] [--fol
 The runs are small, and real: the trainer's own command, four shards of Fashion-MNIST on 4, 2 and 1 ranks of one thread.
 Each is finished after its faults, and held, bit by bit, against a run that was left alone: weights, moments, averages,
 learning curve, sample ids.  Each part is a process of its own; with --folder, those that are done there are not done
-again.  The full campaign takes half an hour on two cores, and its figures go to benchmarks/results/chaos.json.  The exit
+again.  The full campaign takes half an hour on two cores; its figures go to benchmarks/results/chaos.json.  The exit
 code is 1 if anything was lost.  The last line is one JSON object with all figures.
 """
 

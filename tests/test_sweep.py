@@ -145,7 +145,7 @@ def test_an_array_of_eight_ends_with_the_same_bits_whatever_hits_its_tasks(case:
     with killed.braked(), orphaned.braked(), requeued.braked(), cancelled.braked():
         killed.ranks()[0].kill()
         killed.until(lambda: killed.happened("restarting in place"), "the restart")
-        orphaned.processes("submitit.core")[0].kill()
+        orphaned.ranks()[0].parents()[1].kill()  # above what the ranks are forks of
         case.slurm.call("scontrol", "requeue", requeued.job)
         requeued.until(lambda: requeued.happened("stopped"), "the save")
         case.slurm.call("scancel", cancelled.job)
