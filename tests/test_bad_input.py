@@ -137,7 +137,7 @@ def test_a_job_in_a_container_without_slurms_commands_is_requeued_from_outside(
         elif how == "usr2":
             case.slurm.call("scancel", "--signal", "USR2", case.job)
         else:
-            case.ranks()[0].parent().kill()  # type: ignore[union-attr]
+            case.ranks()[0].parents()[1].kill()  # above what the ranks are forks of
         case.until(lambda: case.happened("stopped"), "the save")
     case.finish()
     assert case.starts() == [0, case.stopped_at()]

@@ -200,7 +200,7 @@ class Case:
         """The training processes, in the order of their ranks."""
         out = {}
         for process in self.processes("vit.train (rank"):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, ValueError):  # it may end just now
                 out[int(" ".join(process.cmdline()).partition("(rank ")[2].partition(")")[0])] = process
         return [out[rank] for rank in sorted(out)]
 
@@ -376,6 +376,19 @@ def test_a_rank_that_raises_is_started_again_in_place(case: Case, undisturbed: b
     case.finish()
     (restart,) = case.happened("restarting in place")
     assert (restart["rank"], restart["reason"], restart["step"]) == (1, "OSError: the disk is on fire", 9)
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_what_the_ranks_of_a_node_are_forks_of_may_die(case: Case, undisturbed: bytes) -> None:
+    """SIGKILL: the ranks save and leave, and others are started in place, of another one."""
+    case.start("--gpus", "2")
+    with case.braked():
+        case.ranks()[0].parents()[0].kill()
+        case.until(lambda: case.happened("restarting in place"), "the restart")
+    case.finish()
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.slurm.job(case.job)["Restarts"] == "0"
     assert case.weights() == undisturbed
 
 
