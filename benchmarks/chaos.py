@@ -16,12 +16,14 @@ code is 1 if anything was lost.  The last line is one JSON object with all figur
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +53,46 @@ def work(part: str, folder: Path, quick: bool, kills: int, seed: int) -> None:
 
 
 class Part:
-    """A part of the campaign, or a lane of one, in a process of its own."""
+    """A part of the campaign, or a lane of one, in a process of its own: a fork, but for those under the layer."""
 
     def __init__(self, part: str, folder: Path, quick: bool, kills: int = 0, lane: int = 0) -> None:
         self.name, self.folder = part, folder / (f"{part}-{lane}" if part == "kills" else part)
         self.skipped = layer.missing() if part in UNDER_THE_LAYER else None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | BaseProcess | None = None
         if self.skipped or self.folder.with_suffix(".json").exists():
             return
         self.folder.mkdir(exist_ok=True)
+        if part not in UNDER_THE_LAYER:
+            asked = (part, self.folder, quick, kills, 100 + lane)
+            self.process = multiprocessing.get_context("fork").Process(target=self._work, args=asked)
+            self.process.start()
+            return
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        if part in UNDER_THE_LAYER:
-            environment |= layer.environment(self.folder / "runs", self.folder / "layer")
+        environment |= layer.environment(self.folder / "runs", self.folder / "layer")
         options = ["--work", part, "--folder", str(self.folder), "--kills", str(kills), "--seed", str(100 + lane)]
         command = [sys.executable, __file__, *options, *(["--quick"] if quick else [])]
         with self.folder.with_suffix(".log").open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
+    def _code(self) -> int | None:
+        """Waits for its end; the exit code."""
+        if isinstance(self.process, BaseProcess):
+            self.process.join()
+            return self.process.exitcode
+        return self.process.wait() if self.process is not None else 0
+
+    def _work(self, *asked: Any) -> None:
+        """In the fork."""
+        log = os.open(self.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        work(*asked)
+
     def figures(self) -> dict[str, Any]:
         """Waits for the part's end.  A part that fails is a problem."""
         if self.skipped:
             return {"skipped": self.skipped, "problems": []}
-        if self.process is not None and self.process.wait() != 0:
+        if self._code() != 0:
             words = self.folder.with_suffix(".log").read_text(errors="replace").splitlines()[-8:]
             return {"problems": [f"the {self.name} did not end: {' | '.join(words)}"]}
         out: dict[str, Any] = json.loads(self.folder.with_suffix(".json").read_text())
