@@ -67,9 +67,7 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     """What to do about a failure that is not in the ledger's events yet.  `life` names this start of the job."""
     if failure.kind == "user":
         return Decision("give up", "another attempt would end in the same way: this is for you to mend")
-    since = since_progress(events)
-    requeued = {e.get("life"): e for e in since if e["event"] == "requeueing"}  # by any of the nodes that were left
-    before = [*requeued.values(), *(e for e in since if e["event"] == "restarting in place")]
+    before = failed(since_progress(events))
     same = 1 + sum(failure.step is not None and e.get("step") == failure.step for e in before)
     if same >= budget.same_step:
         return Decision(
@@ -80,15 +78,20 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
         return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
-    requeues = len(requeued)
+    requeues = sum(e["event"] == "requeueing" for e in before)
     if requeues >= budget.requeues:
         return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
-    failed = [e for e in since_asked(events) if e["event"] in {"requeueing", "restarting in place"}]
-    failures = Counter([e.get("node") for e in failed] + [failure.node])
+    failures = Counter([e.get("node") for e in failed(since_asked(events))] + [failure.node])
     sick = {str(node) for node, count in failures.items() if count >= budget.node_failures}
     sick |= {failure.node} if failure.kind == "sick" else set()
     why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
     return Decision("requeue", why, tuple(sorted(sick)))
+
+
+def failed(events: Sequence[Event]) -> list[Event]:
+    """Of these, one for each attempt that failed; each of the nodes that were left may have asked for a requeue."""
+    requeued = {e.get("life"): e for e in events if e["event"] == "requeueing"}
+    return [*requeued.values(), *(e for e in events if e["event"] == "restarting in place")]
 
 
 def wordless(events: Sequence[Event]) -> int:

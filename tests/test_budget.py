@@ -74,6 +74,12 @@ def test_what_a_node_did_is_not_forgotten_with_a_checkpoint() -> None:
     assert decided([*events, {"event": "submitted"}], failure(9, "n1", kind="node")).exclude == ()
 
 
+def test_a_requeue_that_two_nodes_ask_for_is_one_failure() -> None:
+    """Each that was left without the first node may have written it down."""
+    events = [requeued(None, "n1"), requeued(None, "n1")]
+    assert decided(events, failure(4, "n2", kind="node")).exclude == ()
+
+
 def test_a_lost_node_needs_a_requeue() -> None:
     """No restart in place brings it back."""
     assert decided([], failure(None, "n2", kind="node")).what == "requeue"
