@@ -296,7 +296,7 @@ def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
 def main() -> None:
     """Prints a table, and as the last line one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds; the hour of faults is estimated")
+    parser.add_argument("--quick", action="store_true", help="a minute; the hour of faults is estimated")
     parser.add_argument("--minutes", type=float, default=60, help="of faults (default: 60)")
     parser.add_argument("--make-data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -200,9 +200,6 @@ def _block() -> None:
 def _holding_signals() -> Iterator[None]:
     """What tells the job to stop waits meanwhile; the mask alone does not do it, as other threads take signals too."""
     global _held
-    if _held is not None:
-        yield
-        return
     _held, before = [], signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
         yield

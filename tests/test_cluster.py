@@ -154,6 +154,14 @@ class Case:
         self.until(self.run.finished, "the end of the run", seconds)
         self.until(lambda: self.slurm.state(self.job) == "COMPLETED", "the end of the job")
 
+    def requeue_and_finish(self) -> None:
+        """As an admin does it, half-way: it is saved, and goes on at the very next step."""
+        with self.braked():
+            self.slurm.call("scontrol", "requeue", self.job)
+            self.until(lambda: self.happened("stopped"), "the save")
+        self.finish()
+        assert self.starts() == [0, self.stopped_at()]
+
     def steps_done(self) -> int:
         records = read_lines(self.run.metrics)
         return int(records[-1]["step"]) if records else 0
@@ -313,11 +321,7 @@ def test_a_job_may_reach_its_time_limit_as_often_as_it_likes(case: Case, undistu
 def test_a_job_that_an_admin_requeues_loses_no_step(case: Case, undisturbed: bytes) -> None:
     """`scontrol requeue`: TERM, and KILL after a while."""
     case.start("--gpus", "2")
-    with case.braked():
-        case.slurm.call("scontrol", "requeue", case.job)
-        case.until(lambda: case.happened("stopped"), "the save")
-    case.finish()
-    assert case.starts() == [0, case.stopped_at()]
+    case.requeue_and_finish()
     assert case.weights() == undisturbed
 
 
@@ -500,11 +504,7 @@ def test_a_checkout_that_changes_does_not_change_a_run(case: Case, undisturbed: 
     for source in (*(checkout / "vit").rglob("*.py"), *(checkout / "jobs").rglob("*.py")):
         source.write_text("raise AssertionError('this is not what was submitted')\n")
     case.until(lambda: case.steps_done() > 2, "some steps")
-    with case.braked():
-        case.slurm.call("scontrol", "requeue", case.job)
-        case.until(lambda: case.happened("stopped"), "the save")
-    case.finish()
-    assert case.starts() == [0, case.stopped_at()]
+    case.requeue_and_finish()
     assert case.weights() == undisturbed
 
 
