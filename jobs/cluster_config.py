@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from jobs.signals import STOP_SECONDS
+from jobs.slurm import STOP_SECONDS
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "clusters"
 # What submit.py sets itself, and where it is said.

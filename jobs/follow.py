@@ -9,7 +9,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-import psutil
 import submitit
 
 from jobs.clusters import relative
@@ -149,6 +148,8 @@ def _submit_shielded(job: TrainJob, executor: submitit.Executor) -> tuple[submit
 
 def _kill(controller: int) -> None:
     """Ends a local job at once: the controller, the supervisor and the ranks."""
+    import psutil  # a fiftieth of the time that submitting to Slurm takes
+
     with suppress(psutil.NoSuchProcess):
         job = psutil.Process(controller)
         for process in [*job.children(recursive=True), job]:

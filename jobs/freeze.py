@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -108,9 +109,11 @@ def freeze(run: RunFolder, text: str) -> None:
         run.record("reopened")  # there is more to do than when it was finished
     run.config.write_text(text)
     shutil.rmtree(run.source, ignore_errors=True)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, run.source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (run.path / "environment.txt").write_text(_environment())
+    with ThreadPoolExecutor() as beside:  # git looks at every file
+        environment = beside.submit(_environment)
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, run.source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (run.path / "environment.txt").write_text(environment.result())
 
 
 @cache

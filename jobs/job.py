@@ -1,40 +1,18 @@
-"""What submitit pickles and runs on each node: plain data, and how to stop when Slurm wants the node back."""
+"""What submitit pickles and runs on each node: plain data.
+
+What it does there is imported there: a login node only pickles it.
+"""
 
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from submitit.helpers import DelayedSubmission
-
-from jobs import slurm, warm
-from jobs.health import Check
-from jobs.signals import StoppedError, ignore, stop_ranks
 
 # Environment of a local job: what submit.py tells the supervisor beside the job itself.
 SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
 GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    raise StoppedError(signal.Signals(number).name)
-
-
-def back_to_queue() -> None:
-    """Has Slurm start this job again, unless Slurm has ended it.
-
-    A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well, is done
-    for Slurm, unless it asks for more.
-    """
-    if slurm.job() is None:
-        return
-    ignore()
-    if slurm.is_mute():
-        sys.exit(slurm.REQUEUED)
-    if refused := slurm.requeue():
-        print(f"the job could not be requeued: {refused}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -51,28 +29,36 @@ class TrainJob:
     stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
     health: bool = True  # whether each node of a Slurm job is looked over before its ranks start
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """On a node, before submitit listens to signals: what answers them is imported by then."""
+        from jobs import signals  # noqa: F401
+
+        self.__dict__.update(state)
+
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
-        # submitit ignores SIGTERM, and torch, which will not, takes seconds to import.
-        signal.signal(signal.SIGTERM, warm.patiently(_leave))
-        if callable(submitits := signal.getsignal(signal.SIGUSR2)):
-            signal.signal(signal.SIGUSR2, warm.patiently(submitits))
+        from jobs import signals, slurm, warm
+
+        signals.leave_when_told()
         try:
             warm.prepare()
+            from jobs.health import Check
             from jobs.supervise import supervise  # which takes seconds: the server imports meanwhile
 
             wanted = self.health and slurm.job() is not None
             check = Check(Path(self.run), slurm.gpus(self.gpus), self.nodes) if wanted else None
             outcome = supervise(self, check)
-        except StoppedError:
+        except signals.StoppedError:
             outcome = "stopped"
         if outcome == "stopped" and slurm.task() == 0:
-            back_to_queue()
+            signals.back_to_queue()
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""
-        stop_ranks()
+        from jobs import signals, slurm
+
+        signals.stop_ranks()
         if slurm.is_mute() or not slurm.answers():
             os._exit(slurm.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
         return DelayedSubmission(self)

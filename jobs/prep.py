@@ -20,7 +20,7 @@ from submitit.helpers import DelayedSubmission
 
 from jobs import cluster_config, slurm
 from jobs.budget import wordless
-from jobs.job import back_to_queue
+from jobs.signals import back_to_queue
 from vit.ledger import RunFolder
 
 CPUS = 16  # where the file says nothing

@@ -1,8 +1,9 @@
-"""What the supervisor of a node does when it is told to stop: it tells its ranks, and they save and leave."""
+"""What a job does when Slurm wants its node back: it tells its ranks, which save and leave, and has itself requeued."""
 
 import ctypes
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from types import FrameType
@@ -10,8 +11,7 @@ from types import FrameType
 import psutil
 
 from jobs import slurm, warm
-
-STOP_SECONDS = 90  # for the ranks to save and leave when the time limit is near; they are ended in time to requeue
+from jobs.slurm import STOP_SECONDS
 
 _told: list[int] = []  # not an Event, whose lock a second handler would wait for while the first one holds it
 _ranks_are_told = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -30,6 +30,13 @@ def wait_until_told() -> None:
     """Returns when this job is told to stop."""
     while not _told:
         time.sleep(0.1)
+
+
+def leave_when_told() -> None:
+    """Until there are ranks to tell.  submitit ignores SIGTERM, and torch, which will not, takes seconds to import."""
+    signal.signal(signal.SIGTERM, warm.patiently(_leave))
+    if callable(submitits := signal.getsignal(signal.SIGUSR2)):
+        signal.signal(signal.SIGUSR2, warm.patiently(submitits))
 
 
 def install() -> None:
@@ -60,6 +67,21 @@ def stop_ranks() -> None:
     warm.end(warm.running(), signal.SIGUSR2, STOP_SECONDS)
 
 
+def back_to_queue() -> None:
+    """Has Slurm start this job again, unless Slurm has ended it.
+
+    A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well, is done
+    for Slurm, unless it asks for more.
+    """
+    if slurm.job() is None:
+        return
+    ignore()
+    if slurm.is_mute():
+        sys.exit(slurm.REQUEUED)
+    if refused := slurm.requeue():
+        print(f"the job could not be requeued: {refused}", file=sys.stderr)
+
+
 def end_with(process_id: int) -> None:
     """A local run belongs to the command that started it: when that is gone, save and leave."""
     with suppress(psutil.NoSuchProcess):
@@ -67,6 +89,10 @@ def end_with(process_id: int) -> None:
         while warm.alive(process):
             time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise StoppedError(signal.Signals(number).name)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+STOP_SECONDS = 90  # for the ranks to save and leave when the time limit is near; they are ended in time to requeue
 PATIENCE_SECONDS = 600  # with a controller that does not answer
 
 # Before srun, which would ask for as many GPUs as were asked for at first, also where the job now has fewer.
