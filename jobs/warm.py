@@ -76,6 +76,7 @@ def prepare() -> None:
     """Has the server begin with its imports, if it does not run; returns at once."""
     _context.set_forkserver_preload(list(PRELOADED))
     with _holding_signals():
+        _end_stopped_server()
         if not _server_lives():
             _sign().unlink(missing_ok=True)
         _block()
@@ -181,6 +182,16 @@ def _server_lives() -> bool:
         return (number := _server()) is not None and alive(psutil.Process(number))
     except psutil.NoSuchProcess:
         return False
+
+
+def _end_stopped_server() -> None:
+    """One that somebody has stopped would never answer."""
+    if (number := _server()) is not None:
+        with suppress(psutil.NoSuchProcess):
+            server = psutil.Process(number)
+            while server.status() == psutil.STATUS_STOPPED:
+                server.kill()
+                time.sleep(0.01)
 
 
 def _sign() -> Path:

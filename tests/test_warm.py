@@ -156,6 +156,17 @@ def test_another_server_takes_the_place_of_one_that_died(supervisor: Supervisor)
     assert supervisor.says() == "0"
 
 
+def test_another_server_takes_the_place_of_one_that_was_stopped(supervisor: Supervisor) -> None:
+    """It would never answer."""
+    process, server = supervisor.waiting()
+    process.kill()
+    assert supervisor.says() == "-9"
+    server.suspend()
+    supervisor.start("None")
+    assert supervisor.says() == "0"
+    assert gone(server)
+
+
 def test_a_signal_at_any_moment_of_a_start_finds_the_process_or_none(tmp_path: Path) -> None:
     """None is left that nobody told, whichever thread the kernel gives the signal to."""
     (tmp_path / "started.py").write_text(MODULE)
