@@ -9,7 +9,8 @@ Slurm's wait, the imports, the look at the node, and the ranks up to their first
 with all figures; those of a full run are kept in benchmarks/results/recovery.json.
 
 The hour of faults: a rank killed, a rank stopped for good, the job requeued, or told to save and requeue itself, one
-every three minutes on average; it saves every three seconds.  Five times in the hour it is left alone for a minute and
+every three minutes on average; it saves every three seconds, and a step may stand still for five (--stall-seconds 5, by
+default 60).  Five times in the hour it is left alone for a minute and
 a half: its steps/s then are the other side, on a machine whose load changes.  What a fault costs is counted up to the
 first step that is new.
 
@@ -18,7 +19,8 @@ The model of a long run: a ViT-B of 300 epochs on 4 A100s, preempted each hour a
     (3600 s - save - start - 5 x save) / 3600 s
 
 of each hour of its allocation, where `save` is the time in which this machine makes 1.385 GB safe, and `start` the time
-from the job's start to its first step here.  Waiting in the queue costs no allocation.
+from the job's start to its first step here, with nothing to compile: a minute of that would cost 0.017 more.  Waiting
+in the queue costs no allocation.
 """
 
 import argparse

@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import (
@@ -19,6 +18,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from jobs import warm
+from jobs.watch import Watch
 
 MODULE = "vit.train"
 MEETING_SECONDS = 600  # for all nodes to begin an attempt
@@ -28,9 +28,9 @@ LOOK_SECONDS = 0.1
 class Agent(SimpleElasticAgent):
     """One attempt's, on one node.  It ends with the first rank that fails; who starts again is up to the supervisor."""
 
-    def __init__(self, spec: WorkerSpec, arguments: Sequence[str], logs: Path) -> None:
+    def __init__(self, spec: WorkerSpec, arguments: Sequence[str], watch: Watch) -> None:
         super().__init__(spec)
-        self.arguments, self.logs = arguments, logs
+        self.arguments, self.logs, self.watch = arguments, watch.logs, watch
         self._ranks: dict[int, warm.Process] = {}  # by global rank
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -60,7 +60,10 @@ class Agent(SimpleElasticAgent):
         return {name: str(value) for name, value in place.items()}
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        codes = {rank: process.exit_code for rank, process in self._ranks.items()}
+        codes = {
+            rank: process.exit_code if rank not in self.watch.stuck else -signal.SIGKILL
+            for rank, process in self._ranks.items()
+        }
         failures = {
             worker.global_rank: ProcessFailure(worker.local_rank, worker.id, code, error_file="")
             for worker in worker_group.workers
@@ -76,14 +79,14 @@ class Agent(SimpleElasticAgent):
         self._shutdown()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        warm.end(list(self._ranks.values()), death_sig, timeout)
+        warm.end([p for rank, p in self._ranks.items() if rank not in self.watch.stuck], death_sig, timeout)
 
     def _exit_barrier(self) -> None:
         """The other nodes' ranks are waited for by `Team.all_done`, where signals are heard."""
 
 
 def launch(
-    arguments: Sequence[str], logs: Path, *, ranks: int, nodes: int, run_id: str, endpoint: str, host: bool
+    arguments: Sequence[str], watch: Watch, *, ranks: int, nodes: int, run_id: str, endpoint: str, host: bool
 ) -> None:
     """Runs this node's ranks until they leave by themselves.  Raises ChildFailedError, RendezvousError."""
     parameters = RendezvousParameters(
@@ -94,7 +97,7 @@ def launch(
         result = Agent(
             WorkerSpec("ranks", ranks, handler, entrypoint=MODULE, max_restarts=0, monitor_interval=LOOK_SECONDS),
             arguments,
-            logs,
+            watch,
         ).run()
     finally:
         handler.shutdown()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from vit.ledger import Event
@@ -30,6 +30,7 @@ class Failure:
     rank: int  # -1: none of them, but the node
     reason: str
     step: int | None = None  # that it was in; None before the first
+    steps: int = 0  # of a rank that stood still: those that it began, -1 if somebody stopped it
     time: float = 0.0  # time.time()
     tail: str = ""  # the last lines of its log
     log: str = ""  # where the rest is
@@ -46,7 +47,7 @@ class Failure:
 
     def event(self) -> dict[str, Any]:
         """For the ledger, where what happened has a time already."""
-        return {name: value for name, value in asdict(self).items() if name not in {"time", "tail", "log"}}
+        return {name: value for name, value in asdict(self).items() if name not in {"time", "tail", "log", "steps"}}
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,13 @@ class Decision:
 
 
 def first(failures: Sequence[Failure]) -> Failure:
-    """The cause among what all nodes saw; lost connections are echoes of it."""
-    return min(failures, key=lambda f: (FIRST.index(f.kind), f.time))
+    """The cause among what all nodes saw; lost connections are echoes of it.
+
+    Of nodes that stand still the one that is behind makes the others wait.  It is not known where none is.
+    """
+    cause = min(failures, key=lambda f: (FIRST.index(f.kind), f.steps, f.time))
+    alike = sorted({f.node for f in failures if f.kind == cause.kind == "stalled" and f.steps == cause.steps})
+    return replace(cause, node=" or ".join(alike)) if len(alike) > 1 else cause
 
 
 def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str, in_slurm: bool) -> Decision:
@@ -81,11 +87,16 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     requeues = sum(e["event"] == "requeueing" for e in before)
     if requeues >= budget.requeues:
         return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
-    failures = Counter([e.get("node") for e in failed(since_asked(events))] + [failure.node])
-    sick = {str(node) for node, count in failures.items() if count >= budget.node_failures}
-    sick |= {failure.node} if failure.kind == "sick" else set()
+    sick = {*failing(events, budget, failure.node), *([failure.node] if failure.kind == "sick" else [])}
     why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
     return Decision("requeue", why, tuple(sorted(sick)))
+
+
+def failing(events: Sequence[Event], budget: Budget, *more: str) -> list[str]:
+    """The nodes that failed so often since a person began that a requeue should leave them; `more` failed just now."""
+    failures = Counter([str(e.get("node")) for e in failed(since_asked(events))] + list(more))
+    # "n1 or n2", "another node": which one was not known.
+    return sorted(node for node, count in failures.items() if count >= budget.node_failures and " " not in node)
 
 
 def failed(events: Sequence[Event]) -> list[Event]:

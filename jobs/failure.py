@@ -24,7 +24,7 @@ def from_ranks(folder: RunFolder, error: ChildFailedError, watch: Watch, started
     log = folder.logs / f"rank-{rank}.log"
     return Failure(
         kind=kind, node=slurm.node(), rank=rank, reason=reason, time=when, tail=_tail(log), log=str(log),
-        step=_step(folder, watch, started),
+        step=_step(folder, watch, started), steps=watch.stalled[0].steps if watch.stalled else 0,
     )  # fmt: skip
 
 
@@ -32,9 +32,8 @@ def _cause(folder: RunFolder, error: ChildFailedError, watch: Watch, started: fl
     rank, failed = error.get_first_failure()
     when, ours = float(failed.timestamp), watch.signs.keys() or error.failures.keys()
     told = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started and e["rank"] in ours]
-    if watch.stalled:
-        sign, reason = watch.stalled
-        return "stalled", sign.rank, reason, when
+    if watch.stuck or watch.stalled:
+        return *_standing(watch), when
     if failed.exitcode == USER_ERROR:
         # "ValueError: data.limit …": what there is to do is in the sentence.
         return "user", rank, told[0]["error"].partition(": ")[2] if told else "exit code 2", when
@@ -46,6 +45,14 @@ def _cause(folder: RunFolder, error: ChildFailedError, watch: Watch, started: fl
     if failed.exitcode > 0 and not told:
         return "exception", rank, f"ended with exit code {failed.exitcode}", when
     return "echo", rank, told[0]["error"] if told else "was ended with the others", when
+
+
+def _standing(watch: Watch) -> tuple[Kind, int, str]:
+    """Of a rank that did not go on, or did not even end."""
+    if watch.stalled and not watch.stuck:
+        sign, reason = watch.stalled
+        return "stalled", sign.rank, reason
+    return "sick", min(watch.stuck), "does not end by SIGKILL: a GPU or a file system does not answer it"
 
 
 def _step(folder: RunFolder, watch: Watch, started: float) -> int | None:

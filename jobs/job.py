@@ -31,7 +31,7 @@ class TrainJob:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """On a node, before submitit listens to signals: what answers them is imported by then."""
-        from jobs import signals  # noqa: F401
+        from jobs import budget, signals  # noqa: F401
 
         self.__dict__.update(state)
 
@@ -56,9 +56,14 @@ class TrainJob:
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""
-        from jobs import signals, slurm
+        from jobs import budget, signals, slurm
+        from vit.ledger import RunFolder
 
         signals.stop_ranks()
-        if slurm.is_mute() or not slurm.answers():
-            os._exit(slurm.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
+        if slurm.job() is not None:
+            if slurm.is_mute() or not slurm.answers():
+                os._exit(slurm.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
+            unfit = budget.failing(RunFolder(Path(self.run)).events(), budget.Budget())
+            if unfit and not slurm.requeue(unfit):  # submitit would leave no node
+                os._exit(slurm.REQUEUED)
         return DelayedSubmission(self)

@@ -161,8 +161,8 @@ class PrepJob:
         while any(_alive(process.pid) for process in _writers):  # not `wait`, whose lock the interrupted one holds
             time.sleep(0.05)
         RunFolder(Path(self.run)).record("stopped")
-        if slurm.is_mute():
-            os._exit(slurm.REQUEUED)  # submitit could not ask either
+        if slurm.is_mute() or not slurm.answers():
+            os._exit(slurm.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
         return DelayedSubmission(self)
 
     def _give_up(self, why: str) -> None:

@@ -14,13 +14,11 @@ from submitit.core.utils import FailedJobError
 from jobs.clusters import Resources, frozen_source
 from jobs.freeze import unshared
 from jobs.queue import refusal
-from jobs.slurm import SETUP, TEARDOWN
+from jobs.slurm import REQUEUED, SETUP, TEARDOWN
 from vit.ledger import RunFolder
 
 MAX_TIMEOUTS = 10_000  # requeues at the time limit; submitit's own default of 3 would end a long run
-# Nodes that do not see the run folder could not even say so: what they write would be in there.
-UNSEEN = '[ -e "$0" ] || { echo "$SLURMD_NODENAME does not see $0: choose a --runs-dir that all nodes share"; exit 1; }'
-SEEN_BY_ALL = f"srun --ntasks-per-node 1 sh -c '{UNSEEN}' \"$PYTHONPATH\" || exit 1"
+LOOK = 'for _ in $(seq $1); do [ -e "$0" ] && exit 0; sleep 1; done; echo $SLURMD_NODENAME; exit 1'
 
 
 class RefusedError(RuntimeError):
@@ -31,6 +29,8 @@ def submit(
     folder: Path, resources: Resources, runs: Sequence[RunFolder], jobs: Sequence[Callable[[], Any]]
 ) -> list[str]:
     """Submits one job, or an array of several, and returns their numbers.  Raises RefusedError."""
+    if why := unshared(folder.parent):
+        print(f"submit.py: warning: {why}", file=sys.stderr)
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
             submitted = executor(folder, resources, runs).submit_array(jobs)
@@ -39,8 +39,6 @@ def submit(
             if not run.ledger.exists():
                 run.config.unlink()  # never run: the next try may have other settings
         raise RefusedError(refusal(str(error), resources.cluster)) from error
-    if why := unshared(folder.parent):
-        print(f"submit.py: warning: {why}", file=sys.stderr)
     for run, job in zip(runs, submitted, strict=True):
         run.record("submitted", job=job.job_id)
     return [job.job_id for job in submitted]
@@ -68,7 +66,7 @@ def parameters(asked: Resources, runs: Sequence[RunFolder]) -> dict[str, Any]:
         "cpus_per_task": asked.cpus,
         "signal_delay_s": cluster.signal_seconds,
         "stderr_to_stdout": True,
-        "setup": [*SETUP, *cluster.prologue(), *_frozen_sources(runs), *([SEEN_BY_ALL] if asked.nodes > 1 else [])],
+        "setup": [*SETUP, *cluster.prologue(), *_frozen_sources(runs), *seen_by_all(asked)],
         "srun_args": ["--cpus-per-task", str(asked.cpus)],  # Slurm 22.05 to 23.02 do not tell srun
         "teardown": list(TEARDOWN),
         "array_parallelism": asked.parallel or len(runs),
@@ -86,6 +84,24 @@ def parameters(asked: Resources, runs: Sequence[RunFolder]) -> dict[str, Any]:
         },
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def seen_by_all(asked: Resources) -> list[str]:
+    """Shell commands after which every node sees the run folder.
+
+    One that does not could not even say so: what it writes would be in there.  At the job's first start that is for the
+    user to mend; later a node may have lost its mount, or be late with it.
+    """
+    if asked.nodes == 1:
+        return []
+    return [
+        f"blind=$(srun --ntasks-per-node 1 sh -c '{LOOK}' \"$PYTHONPATH\" $((SLURM_RESTART_COUNT ? 30 : 5))) || {{",
+        '  echo ${blind:-a node} does not see "$PYTHONPATH: choose a --runs-dir that all nodes share"',
+        "  [ ${SLURM_RESTART_COUNT:-0} -gt 0 ] || exit 1",
+        f"  SUBMITIT_EXECUTOR=slurm {asked.python} -m jobs.blind $blind",
+        f"  code=$?; [ $code -ne {REQUEUED} ] || back_to_queue; exit $code",
+        "}",
+    ]
 
 
 def _frozen_sources(runs: Sequence[RunFolder]) -> list[str]:

@@ -76,10 +76,10 @@ def back_to_queue() -> None:
     if slurm.job() is None:
         return
     ignore()
-    if slurm.is_mute():
-        sys.exit(slurm.REQUEUED)
     if refused := slurm.requeue():
         print(f"the job could not be requeued: {refused}", file=sys.stderr)
+    else:
+        sys.exit(slurm.REQUEUED)
 
 
 def end_with(process_id: int) -> None:

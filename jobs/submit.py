@@ -153,14 +153,14 @@ class Submission:
         return follow(job, run, clusters.local(run, resources)) if self.where == "local" else in_foreground(job, run)
 
     def nothing_to_do(self, planned: Planned) -> str:
-        """Why there is nothing to submit: the run is complete, or Slurm has it already; else nothing."""
+        """Why there is nothing to submit, if the run is complete; else nothing.  Raises InUseError if Slurm has it."""
         run = planned.run
         if (event := run.finished()) and freeze.is_complete(planned.cfg, run):
             return f"{run.path} is complete.\n{summary(run, event)}"
         if found := self.queued([planned]).get(run.path):
             number, job = found
             where = "in the queue already" if job.state == "PENDING" else f"running already, on {job.nodes}"
-            return f"{run.path} is {where}.\n{hints(run, number)}"
+            raise InUseError(f"{run.path} is {where}.\n{hints(run, number)}")
         return ""
 
     def several(self, planned: Sequence[Planned], after: str) -> int:

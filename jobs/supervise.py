@@ -133,7 +133,7 @@ class Supervisor:
         watch = Watch(self.slots, self.team, attempt, self.job.stall_seconds, self.folder.logs)
         watch.start()
         try:
-            self._launch(attempt)
+            self._launch(attempt, watch)
             if not self.team.all_done(attempt):
                 return self._echo("left while another node failed")
         except ChildFailedError as error:
@@ -149,12 +149,12 @@ class Supervisor:
             watch.stop()
         return None
 
-    def _launch(self, attempt: int) -> None:
+    def _launch(self, attempt: int, watch: Watch) -> None:
         arguments = ["--config", str(self.folder.config), "--run-dir", str(self.folder.path)]
         if self.job.accepted:
             arguments += ["--override-resume", *self.job.accepted]
         agent.launch(
-            arguments, self.folder.logs, ranks=self.ranks, nodes=self.job.nodes, run_id=f"{self.life}-{attempt}",
+            arguments, watch, ranks=self.ranks, nodes=self.job.nodes, run_id=f"{self.life}-{attempt}",
             endpoint=self.team.endpoint, host=self.node == 0,
         )  # fmt: skip
 
@@ -225,6 +225,7 @@ class Supervisor:
         for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"):
             os.environ.setdefault(name, str(self.folder.logs / FLIGHT))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        os.environ.setdefault("TORCH_NCCL_COORD_CHECK_MILSEC", "200")  # how often it looks whether to write them down
         if self.in_slurm:
             os.environ[JOB_VARIABLE] = f"Slurm job {slurm.job()}"
         if GPUS_VARIABLE in os.environ:

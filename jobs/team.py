@@ -12,6 +12,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 START_SECONDS = 600  # until all nodes of a job have started
 LOST_SECONDS = 30  # a node that gave no sign for so long is taken for dead
 ANSWER_SECONDS = 60
+PAUSE_SECONDS = 10  # without a turn of a loop that has several a second: the job was suspended, and time did not count
 
 
 class LostError(RuntimeError):
@@ -120,8 +121,11 @@ class Team:
         store = self._watched  # a connection of its own: another call may wait at the other one
         changed = dict.fromkeys(range(self.nodes), time.monotonic())
         seen: dict[int, str] = {}
-        count = 0
+        count, before = 0, time.monotonic()
         while self.lost is None and not self._closed.wait(1):
+            if (now := time.monotonic()) - before > PAUSE_SECONDS:
+                changed = dict.fromkeys(changed, now)
+            before = now
             count += 1
             try:
                 store.set(f"alive/{self.node}", f"{self.name} {count}")
@@ -133,7 +137,7 @@ class Team:
                     if time.monotonic() - changed[node] > patience:
                         self.lost = sign.partition(" ")[0] or f"node {node}"
             except (DistError, RuntimeError):
-                self.lost = seen.get(0, "the first node").partition(" ")[0]
+                self.lost = seen.get(0, "").partition(" ")[0] or "the first node"
 
 
 @contextmanager

@@ -33,7 +33,7 @@ WANTED = ("vit.train", "torch._dynamo", "vit.health", "submitit.core.submission"
 PRELOADED = ("jobs.warm_server", *WANTED, "jobs.warm_ready")
 READY_VARIABLE = "VIT_WARM"  # a file that is there once all is imported
 STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
-GONE_SECONDS = 30  # after SIGKILL; what a dead disk or GPU holds in the kernel may stay for ever
+GONE_SECONDS = 20  # after SIGKILL; what a dead disk or GPU holds in the kernel may stay for ever
 LONGEST_FOLDER = 60  # characters; the path of a socket may have 107
 
 _context = multiprocessing.get_context("forkserver")
@@ -189,9 +189,10 @@ def _end_stopped_server() -> None:
     if (number := _server()) is not None:
         with suppress(psutil.NoSuchProcess):
             server = psutil.Process(number)
-            while server.status() == psutil.STATUS_STOPPED:
+            if server.status() == psutil.STATUS_STOPPED:
                 server.kill()
-                time.sleep(0.01)
+                while alive(server):
+                    time.sleep(0.01)
 
 
 def _sign() -> Path:

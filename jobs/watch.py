@@ -7,16 +7,19 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from jobs.team import LostError, Team
+from jobs.team import PAUSE_SECONDS, LostError, Team
+from jobs.warm import GONE_SECONDS
 from vit.heartbeat import LEAVING, STACKS_SIGNAL, Sign, Slots
 
 LOOK_SECONDS = 0.2
 LAST_WORDS_SECONDS = 3  # for ranks to tell that they lost one of them
 STACKS_SECONDS = 1  # for ranks to write down what they do
+FLIGHT_SECONDS = 5  # for NCCL, where there is one, to write down its last operations
 LONG = 10  # times the patience with a step: for what may take long, and that all ranks do seldom
 FLIGHT = "flight-"  # NCCL's own record of its last operations, in the logs' folder
 
@@ -34,16 +37,24 @@ class Watch(threading.Thread):
         self.stalled: tuple[Sign, str] | None = None  # the rank that stood still, and what it did
         self.signs: dict[int, Sign] = {}  # the last of each rank
         self.ended: set[int] = set()  # the ranks that were ended from here
+        self.stuck: frozenset[int] = frozenset()  # those that nothing can end
         self._longest: dict[str, float] = defaultdict(float)  # seconds of each phase
+        self._woke = (
+            0.0  # time.monotonic() at which this process, and the ranks, went on after a pause of the whole job
+        )
         self._over = threading.Event()
 
     def run(self) -> None:
         """Looks until the attempt is over."""
+        before = time.monotonic()
         while not self._over.wait(LOOK_SECONDS):
             signs = self.slots.read()
             now = time.monotonic()
+            if now - before > PAUSE_SECONDS:
+                self._woke = now
+            before = now
             self._learn(signs)
-            still = [s for s in signs if now - s.since > self.patience(s) and state(s.pid)]
+            still = [s for s in signs if now - max(s.since, self._woke) > self.patience(s) and state(s.pid)]
             gone = [s for s in signs if s.phase != LEAVING and not state(s.pid)]
             if still:
                 self.stalled = self._culprit(still, now)
@@ -67,15 +78,17 @@ class Watch(threading.Thread):
         """Notes how long phases took.  Shorter ones than a look do not matter."""
         for sign in signs:
             before = self.signs.get(sign.rank)
-            if before is not None and before.signs + 1 == sign.signs:
+            if before is not None and before.signs + 1 == sign.signs and before.since >= self._woke:
                 self._longest[before.phase] = max(self._longest[before.phase], sign.since - before.since)
             self.signs[sign.rank] = sign
 
     def _culprit(self, still: Sequence[Sign], now: float) -> tuple[Sign, str]:
         """Of ranks that all wait for one of them: one that was stopped, else the one that is furthest behind."""
         worst = min(still, key=lambda s: (state(s.pid) != psutil.STATUS_STOPPED, s.steps, s.signs, s.since))
-        why = "was stopped by SIGSTOP" if state(worst.pid) == psutil.STATUS_STOPPED else "stood still"
-        return worst, f"{why} for {now - worst.since:.0f} s in its phase {worst.phase!r}"
+        told = f"for {now - worst.since:.0f} s in its phase {worst.phase!r}"
+        if state(worst.pid) == psutil.STATUS_STOPPED:
+            return replace(worst, steps=-1), f"was stopped by SIGSTOP {told}"  # as far behind as can be
+        return worst, f"stood still {told}"
 
     def _others_are_over(self) -> bool:
         try:
@@ -91,6 +104,7 @@ class Watch(threading.Thread):
                 return
         if not left:
             return
+        patience = STACKS_SECONDS
         for sign in left:
             with suppress(ProcessLookupError):
                 os.kill(sign.pid, STACKS_SIGNAL)
@@ -99,12 +113,18 @@ class Watch(threading.Thread):
                 fd = os.open(self.logs / f"{FLIGHT}{sign.rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
                 os.write(fd, b"1")
                 os.close(fd)
-        self._over.wait(STACKS_SECONDS)
+                patience = FLIGHT_SECONDS
+        self._over.wait(patience)
         for sign in left:
             if state(sign.pid):
                 self.ended.add(sign.rank)
                 with suppress(ProcessLookupError):
                     os.kill(sign.pid, signal.SIGKILL)
+        deadline = time.monotonic() + GONE_SECONDS
+        while (left := self._left()) and not self._over.wait(LOOK_SECONDS):
+            if time.monotonic() > deadline:
+                self.stuck = frozenset(sign.rank for sign in left)
+                return
 
     def _left(self) -> list[Sign]:
         return [sign for sign in self.slots.read() if state(sign.pid)]

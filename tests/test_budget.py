@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.budget import Budget, Decision, Failure, decide, first, wordless
+from jobs.budget import Budget, Decision, Failure, decide, failing, first, wordless
 from vit.ledger import Event
 
 
@@ -111,6 +111,27 @@ def test_the_cause_is_told_from_its_echoes() -> None:
     assert first([echo, killed, raised]) is raised
     later = failure(kind="signal", time=9.0)
     assert first([later, killed]) is killed
+
+
+def test_of_nodes_that_stand_still_the_one_behind_is_to_blame() -> None:
+    """Both find out at the same moment.  Where none is behind it is not known, and none is ever left for it."""
+    first_node, second = (failure(9, node, "stalled", steps=4, time=5.0) for node in ("n1", "n2"))
+    behind, stopped = (failure(9, "n2", "stalled", steps=steps, time=6.0) for steps in (3, -1))
+    assert first([first_node, behind]) is behind
+    assert first([first_node, stopped]) is stopped
+    cause = first([first_node, second])
+    assert cause.node == "n1 or n2"
+    assert "rank 1 on n1 or n2 at step 9" in cause.told()
+    assert failing([restarted(step, cause.node) for step in (3, 9)], Budget()) == []
+
+
+def test_nodes_that_failed_before_are_left_at_any_requeue() -> None:
+    """Also at one for the time limit, and whatever was saved between; but not what a person has seen."""
+    events = [restarted(3, "n2"), saved(5), restarted(7, "n2"), restarted(8, "n1"), saved(9)]
+    assert failing(events, Budget()) == ["n2"]
+    assert failing(events, Budget(), "n1") == ["n1", "n2"]
+    assert failing([*events, {"event": "submitted"}], Budget()) == []
+    assert failing([restarted(3, "another node"), restarted(4, "another node")], Budget()) == []
 
 
 def test_the_message_says_who_where_when_why_and_what_was_said_last() -> None:

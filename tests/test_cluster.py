@@ -5,6 +5,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -319,8 +320,12 @@ def test_a_job_may_reach_its_time_limit_as_often_as_it_likes(case: Case, undistu
 
 
 def test_a_job_that_an_admin_requeues_loses_no_step(case: Case, undisturbed: bytes) -> None:
-    """`scontrol requeue`: TERM, and KILL after a while."""
+    """`scontrol requeue`: TERM, and KILL after a while.  The same command, typed meanwhile, is refused."""
     case.start("--gpus", "2")
+    with case.braked():
+        refused = case.submit("--gpus", "2")
+    assert refused.returncode == 1
+    assert re.search(r"run is running already, on n[12]\.\n  job +\d", refused.stderr)
     case.requeue_and_finish()
     assert case.weights() == undisturbed
 
@@ -458,6 +463,63 @@ def test_a_node_that_fails_twice_is_left_for_another(case: Case, undisturbed: by
 
 
 @campaign
+def test_a_node_that_failed_twice_is_left_at_the_time_limit_too(case: Case, undisturbed: bytes) -> None:
+    """It was started again in place there, and is not used again once there is a choice."""
+    case.start("--gpus", "2", "--max-same-step", "9")
+    first = case.slurm.job(case.job)["BatchHost"]
+    with case.braked():
+        for starts in (2, 3):
+            case.ranks()[0].kill()
+            case.until(lambda: len(case.starts()) == starts, "the restart in place")  # noqa: B023
+        case.slurm.call("scancel", "--signal", "USR2", case.job)
+        case.until(lambda: case.happened("stopped"), "the save")
+    case.finish()
+    assert not case.happened("requeueing")
+    assert case.starts()[-1] == case.stopped_at()
+    assert case.slurm.job(case.job)["ExcNodeList"] == first
+    assert case.slurm.job(case.job)["BatchHost"] != first
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_job_that_may_not_be_requeued_ends_at_once_and_the_same_command_goes_on(
+    case: Case, undisturbed: bytes
+) -> None:
+    """`requeue: false`: Slurm would never do it, and nobody waits for it."""
+    case.start("--gpus", "2", "--requeue", "false")
+    with case.braked():
+        case.slurm.call("scancel", "--signal", "TERM", case.job)
+        case.until(lambda: case.happened("stopped"), "the save")
+    wait_for(lambda: case.slurm.state(case.job) == "COMPLETED", "the end of the job", 30)
+    said = "".join(file.read_text() for file in case.run.jobs.glob("*.out"))
+    assert "the job could not be requeued: " in said
+    assert case.submit("--gpus", "2").returncode == 0
+    case.finish()
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+@campaign
+def test_a_node_that_lost_the_run_folder_does_not_end_the_run(case: Case, undisturbed: bytes) -> None:
+    """Its mount is gone when the job starts again: it is named, and the job waits for another node, or its return."""
+    case.start("--gpus", "1", "--nodes", "2")
+    with case.braked():
+        case.slurm.restart("slurmd-n2", blind_to=case.run.path.parent)
+        case.slurm.call("scontrol", "requeue", case.job)
+        case.until(lambda: case.happened("stopped"), "the save")
+    case.until(lambda: case.happened("requeueing"), "the requeue")
+    case.slurm.restart("slurmd-n2")
+    case.finish()
+    event = case.happened("requeueing")[0]
+    assert (event["kind"], event["node"], event["exclude"]) == ("sick", "n2", ["n2"])
+    said = "".join(file.read_text() for file in case.run.jobs.glob("*.out"))
+    assert f"n2 does not see {case.run.source}" in said
+    assert "the job may get n2 again: too few nodes are left without" in said
+    assert case.starts() == [0, case.stopped_at()]
+    assert case.weights() == undisturbed
+
+
+@campaign
 @pytest.mark.parametrize("daemon", ["slurmctld", "slurmdbd"])
 def test_slurm_itself_may_fail(daemon: str, case: Case, undisturbed: bytes) -> None:
     """A daemon is killed, and a while later started again: the run does not notice, and a requeue still works."""
@@ -514,7 +576,9 @@ def test_of_two_commands_at_once_one_submits(case: Case, undisturbed: bytes) -> 
     commands = [case.popen("--gpus", "2") for _ in range(4)]
     outcomes = [(*command.communicate(timeout=60), command.returncode) for command in commands]
     assert sum("submitted;" in out for out, _, _ in outcomes) == 1, outcomes
-    assert all("in the queue already" in out or "is in use by" in err or code == 0 for out, err, code in outcomes)
+    refused = [err for _, err, code in outcomes if code == 1]
+    assert len(refused) == 3, outcomes
+    assert all(re.search("in the queue already|running already, on n|is in use by", err) for err in refused), outcomes
     case.finish()
     assert len(case.happened("submitted")) == 1
     assert case.starts() == [0]

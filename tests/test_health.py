@@ -38,11 +38,11 @@ def run_folder(path: Path, cfg: Config = SOME) -> Path:
 
 
 def started(
-    run: Path, *options: str, within: tuple[str, ...] = (), path: Path | None = None
+    run: Path, *options: str, within: tuple[str, ...] = (), path: Path | None = None, **variables: str
 ) -> "subprocess.Popen[str]":
-    """The check of a node, in `within` a namespace of its own; with a module path of its own."""
+    """The check of a node, in `within` a namespace of its own; with a module path, and variables, of its own."""
     command = [*within, sys.executable, "-m", "vit.health", "--run-dir", str(run), "--ranks", "2", *options]
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {}) | variables
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -95,6 +95,18 @@ def test_a_node_with_another_folder_in_the_place_of_the_run_folder_is_named(tmp_
     (failure,) = failures(words)
     assert (failure.kind, failure.node) == ("sick", "n2")
     assert "n1 and n2 do not see the same run folder" in failure.reason
+
+
+def test_nodes_that_cannot_sum_are_named(tmp_path: Path) -> None:
+    """The network between them is not there; the store, which is on another one, is."""
+    run = run_folder(tmp_path / "run")
+    meet = ("--nodes", "2", "--store", f"127.0.0.1:{free_ports(1)[0]}")
+    both = [started(run, "--node", str(i), "--name", f"n{i + 1}", *meet, GLOO_SOCKET_IFNAME="gone0") for i in range(2)]
+    words = [found(process) for process in both]
+    assert [word["unheard"] for word in words] == [["n2"], ["n1"]]
+    (failure,) = failures(words)
+    assert (failure.kind, failure.node) == ("sick", "n2")
+    assert "n1 and n2 do not hear each other" in failure.reason
 
 
 def test_a_node_that_cannot_write_is_named(tmp_path: Path) -> None:

@@ -7,12 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from jobs.agent import Agent
+from jobs.failure import from_ranks
 from jobs.team import Team
+from jobs.warm import Process
 from jobs.watch import Watch, state
 from vit.heartbeat import VARIABLE, Heartbeat, Sign, Slots
+from vit.ledger import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 TEAM = Team(1, 0, "here", "localhost", "life")
@@ -29,6 +36,28 @@ for i in range(int(sys.argv[2])):
     time.sleep(0.02)
 heart.sign(sys.argv[4])
 train_step()
+"""
+
+# A supervisor's watch in a process of its own, with two ranks that step on and on.
+PAUSED = """
+import sys, time
+from pathlib import Path
+from jobs import watch
+from test_heartbeat import TEAM, rank, until
+from vit.heartbeat import Slots
+watch.PAUSE_SECONDS = 1
+slots, logs = Slots(2), Path(sys.argv[1])
+ranks = [rank(slots, logs, i, steps=10**6) for i in range(2)]
+watching = watch.Watch(slots, TEAM, 0, 2, logs)
+watching.start()
+until(lambda: len(slots.read()) == 2 and all(s.steps > 9 for s in slots.read()))
+print("stepping", flush=True)
+time.sleep(7)
+by = watching.stalled or watching.ended or "nobody"
+print(f"ended by: {by}, longest step below 1 s: {watching._longest['step'] < 1}", flush=True)
+watching.stop()
+for process in ranks:
+    process.kill()
 """
 
 
@@ -48,9 +77,10 @@ def started(slots: Slots, tmp_path: Path) -> "Iterator[list[subprocess.Popen[byt
         process.wait()
 
 
-def rank(slots: Slots, logs: Path, number: int, last: str = "step") -> "subprocess.Popen[bytes]":
+def rank(slots: Slots, logs: Path, number: int, last: str = "step", steps: int = 3) -> "subprocess.Popen[bytes]":
     place = {VARIABLE: slots.name, "RANK": str(10 + number), "LOCAL_RANK": str(number)}
-    return subprocess.Popen([sys.executable, "-c", RANK, str(logs), "3", "60", last], cwd=ROOT, env=os.environ | place)
+    command = [sys.executable, "-c", RANK, str(logs), str(steps), "60", last]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | place)
 
 
 def until(condition: object, seconds: float = 30) -> None:
@@ -151,6 +181,41 @@ def test_a_rank_that_has_done_its_work_may_leave(slots: Slots, tmp_path: Path) -
         for process in ranks:
             process.kill()
             process.wait()
+
+
+def test_a_pause_of_the_whole_job_is_no_stall(slots: Slots, tmp_path: Path) -> None:
+    """`scontrol suspend`: everything is stopped for longer than any patience, and goes on; time did not count."""
+    program = [sys.executable, "-c", PAUSED, str(tmp_path)]
+    with subprocess.Popen(program, cwd=ROOT / "tests", stdout=subprocess.PIPE) as watcher:
+        job = psutil.Process(watcher.pid)
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline() == b"stepping\n"
+        for process in (everything := [job, *job.children(recursive=True)]):
+            process.suspend()
+        time.sleep(4)
+        for process in everything:
+            process.resume()
+        assert watcher.stdout.readline() == b"ended by: nobody, longest step below 1 s: True\n"
+
+
+def test_ranks_that_nothing_ends_are_told(
+    slots: Slots, started: "list[subprocess.Popen[bytes]]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a driver that does not answer: the kernel keeps them; the node is sick, and nobody waits for them."""
+    stuck = started[1].pid
+    monkeypatch.setattr("jobs.watch.state", lambda pid: "disk-sleep" if pid == stuck else state(pid))
+    monkeypatch.setattr("jobs.watch.GONE_SECONDS", 0.5)
+    watch = watched(slots, tmp_path, stall_seconds=1)
+    assert watch.stuck == {11}
+    agent = Agent.__new__(Agent)
+    agent.watch, agent._ranks = watch, {11: Process(mock.Mock(exitcode=None), mock.Mock())}
+    group = mock.Mock(workers=[mock.Mock(global_rank=11, local_rank=1)])
+    result = agent._monitor_workers(group)
+    assert result.failures[11].exitcode == -signal.SIGKILL
+    agent._shutdown()
+    failure = from_ranks(RunFolder(tmp_path), ChildFailedError("vit.train", result.failures), watch, time.time())
+    assert (failure.kind, failure.rank) == ("sick", 11)
+    assert "does not end by SIGKILL" in failure.told()
 
 
 def test_patience_grows_with_the_longest_step_and_is_great_for_what_is_seldom(slots: Slots, tmp_path: Path) -> None:

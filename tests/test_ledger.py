@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vit.config import Config
+from vit.config import Config, to_yaml
 from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, append, flush, read_lines
 from vit.log import MetricsLog, Pace, progress_line
 
@@ -170,6 +170,14 @@ with RunFolder(Path(sys.argv[1])).owned():
 """
 
 
+IMPATIENT = """
+import sys
+from vit import train
+train.PATIENCE_SECONDS = 0.5
+train.main(sys.argv[1:])
+"""
+
+
 def owner(run: RunFolder, **environment: str) -> "subprocess.Popen[str]":
     """Another process, which owns the folder by the time that this returns."""
     process = subprocess.Popen(
@@ -208,6 +216,20 @@ def test_a_run_folder_is_kept_from_other_processes_while_this_one_owns_it(run: R
         )
     assert other.returncode == 1
     assert re.search(rf"InUseError: .*my-run is in use by process {os.getpid()} on ", other.stderr.splitlines()[-1])
+
+
+def test_a_rank_of_a_job_that_finds_its_folder_taken_leaves_it_to_be_tried_again(run: RunFolder) -> None:
+    """An earlier start of the job may still run, unknown to Slurm; by hand it is for the user to mend."""
+    run.config.write_text(to_yaml(Config(device="cpu")))
+    for environment, code in (({JOB_VARIABLE: "Slurm job 4711"}, 1), ({}, 2)):
+        with run.owned():
+            train = [sys.executable, "-c", IMPATIENT, "--config", str(run.config), "--run-dir", str(run.path)]
+            other = subprocess.run(
+                train, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+            )
+        assert other.returncode == code
+        told = f"vit.train: {run.path} is in use by process {os.getpid()} on {socket.gethostname()}"
+        assert other.stderr.splitlines()[-1] == told
 
 
 def test_every_second_of_an_attempt_is_accounted_for() -> None:

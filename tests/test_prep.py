@@ -122,7 +122,9 @@ def test_one_command_prepares_and_trains_whatever_ends_the_preparation(
     number = submitted["job"]
     assert case.slurm.job(case.job)["Dependency"] == f"afterok:{number}(unfulfilled)"
     again = case.submit("--prep", str(file), *paths)
-    assert again.stdout.count("in the queue already") == 2
+    assert again.returncode == 1
+    assert "prep-prep is in the queue already" in again.stdout
+    assert "run is in the queue already" in again.stderr
     journal = data / ".train.beton.tmp"
     wait_for(lambda: journal.exists() and journal.stat().st_size > 10**6, "the file", 180)
     if fault == "requeue":

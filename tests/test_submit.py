@@ -1,6 +1,8 @@
 """The command as a person uses it: real processes, real signals, on this machine."""
 
+import io
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -8,10 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
 
+from jobs.job import TrainJob
 from vit import checkpoint
 from vit.ledger import RunFolder, read_lines
 
@@ -32,11 +37,20 @@ def submit(cwd: Path, *options: str, cluster: str = "local") -> subprocess.Compl
     )
 
 
-def start(cwd: Path, *options: str) -> "subprocess.Popen[str]":
+def start(cwd: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
     """As from a terminal: in a process group of its own."""
     return subprocess.Popen(
-        [*SUBMIT, "--cluster", "local", *options], cwd=cwd, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [*SUBMIT, "--cluster", "local", *options], cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+class Plain(pickle.Unpickler):
+    """Loads nothing but jobs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        assert (module, name) == ("jobs.job", "TrainJob")
+        return super().find_class(module, name)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -77,6 +91,15 @@ def finished(betons: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     return RunFolder(cwd / "runs" / "demo"), done.stdout
 
 
+def test_what_is_pickled_is_plain_data(tmp_path: Path) -> None:
+    """So that a newer checkout, or none, reads it; and as submitit calls it, it goes back into the queue as it was."""
+    job = TrainJob(run=str(tmp_path), nodes=2, gpus=4, accepted=("epochs",))
+    assert Plain(io.BytesIO(cloudpickle.dumps(job))).load() == job
+    called = "import sys, cloudpickle\njob = cloudpickle.load(sys.stdin.buffer)\nagain = job.checkpoint()\n"
+    called += "assert (again.function, again.args, again.kwargs) == (job, (), {})"
+    subprocess.run([sys.executable, "-c", called], cwd=ROOT, input=cloudpickle.dumps(job), timeout=60, check=True)
+
+
 def test_a_run_ends_with_its_accuracy_its_folder_and_what_to_type_next(finished: tuple[RunFolder, str]) -> None:
     """The last lines are what a person wants to know; the folder explains itself."""
     run, printed = finished
@@ -104,9 +127,13 @@ def test_a_finished_run_says_so(finished: tuple[RunFolder, str], betons: Path) -
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     finished: tuple[RunFolder, str], betons: Path, tmp_path: Path
 ) -> None:
-    """A terminal sends Ctrl-C to every process of the command; the run still ends with the bits of the other one."""
+    """A terminal sends Ctrl-C to every process of the command; the run still ends with the bits of the other one.
+
+    The terminal may be that of a Slurm job, which is not ours to requeue.
+    """
     run = RunFolder(tmp_path / "runs" / "demo")
-    command = start(tmp_path, "--gpus", "2", *settings(betons))
+    somebodys = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "3", "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.1"}
+    command = start(tmp_path, "--gpus", "2", *settings(betons), **somebodys)
     wait_for(lambda: steps_done(run) >= 10)
     os.killpg(command.pid, signal.SIGINT)
     printed, _ = command.communicate(timeout=60)

@@ -162,6 +162,7 @@ def test_another_server_takes_the_place_of_one_that_was_stopped(supervisor: Supe
     process.kill()
     assert supervisor.says() == "-9"
     server.suspend()
+    until(lambda: server.status() == psutil.STATUS_STOPPED)
     supervisor.start("None")
     assert supervisor.says() == "0"
     assert gone(server)

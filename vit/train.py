@@ -293,7 +293,7 @@ def main(args: list[str] | None = None) -> None:
         with run.owned(patience) if rank == 0 else nullcontext(), join(cfg) as world:
             attempt(cfg, run, world, clock, options.override_resume)
     except InUseError as error:
-        sys.exit(_told(error, rank))
+        sys.exit(_told(error, rank) if not patience else f"vit.train: {error}")  # in Slurm it may be free again later
     except Exception as error:
         if run.path.exists():
             run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
