@@ -10,9 +10,8 @@ with all figures; those of a full run are kept in benchmarks/results/recovery.js
 
 The hour of faults: a rank killed, a rank stopped for good, the job requeued, or told to save and requeue itself, one
 every three minutes on average; it saves every three seconds, and a step may stand still for five (--stall-seconds 5, by
-default 60).  Five times in the hour it is left alone for a minute and
-a half: its steps/s then are the other side, on a machine whose load changes.  What a fault costs is counted up to the
-first step that is new.
+default 60).  Five times in the hour it is left alone for a minute and a half: its steps/s then are the other side, on a
+machine whose load changes.  What a fault costs is counted up to the first step that is new.
 
 The model of a long run: a ViT-B of 300 epochs on 4 A100s, preempted each hour and saved every ten minutes, computes
 

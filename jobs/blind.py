@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import slurm
+from jobs import signals, slurm
 from jobs.budget import Budget, Failure, decide
 from vit.ledger import RunFolder
 
@@ -25,6 +25,7 @@ def main(nodes: list[str], folder: RunFolder) -> int:
     exclude = sorted({*decision.exclude, *nodes} - {"another node"})
     folder.record("requeueing", life=slurm.life(), why=decision.why, exclude=exclude, **failure.event())
     print(f"back into the queue, off {', '.join(exclude)}: {decision.why}", flush=True)
+    signals.ignore()  # Slurm ends us while we still speak to it
     if refused := slurm.requeue(exclude):
         folder.record("gave up", why=f"{told}\nthe job could not be requeued: {refused}")
         print(refused, file=sys.stderr)
