@@ -4,6 +4,7 @@ What it does there is imported there: a login node only pickles it.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,22 @@ class TrainJob:
         if slurm.job() is not None:
             if slurm.is_mute() or not slurm.answers():
                 os._exit(slurm.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
-            unfit = budget.failing(RunFolder(Path(self.run)).events(), budget.Budget())
-            if unfit and not slurm.requeue(unfit):  # submitit would leave no node
+            folder = RunFolder(Path(self.run))
+            unfit = budget.failing(folder.events(), budget.Budget())
+            # submitit would leave no node, and has to write before it asks.
+            if (unfit or not _takes_files(folder.jobs)) and not slurm.requeue(unfit):
                 os._exit(slurm.REQUEUED)
         return DelayedSubmission(self)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a disk is neither full nor read-only."""
+    file = folder / f"try-{os.getpid()}"
+    try:
+        file.write_bytes(bytes(1 << 16))
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            file.unlink()
+    return True

@@ -522,16 +522,21 @@ def test_a_node_that_lost_the_run_folder_does_not_end_the_run(case: Case, undist
 @campaign
 @pytest.mark.parametrize("daemon", ["slurmctld", "slurmdbd"])
 def test_slurm_itself_may_fail(daemon: str, case: Case, undisturbed: bytes) -> None:
-    """A daemon is killed, and a while later started again: the run does not notice, and a requeue still works."""
+    """A daemon is killed: the run does not notice, and a requeue still works; that of the accounts stays away."""
     case.start("--gpus", "2")
-    with case.braked():
-        case.slurm.daemon(daemon).kill()
-        time.sleep(3)
-        case.slurm.restart(daemon)
-        wait_for(lambda: "UP" in case.slurm.call("scontrol", "ping", check=False), "Slurm's answer")
-        case.slurm.call("scontrol", "requeue", case.job)
-        case.until(lambda: case.happened("stopped"), "the save")
-    case.finish()
+    try:
+        with case.braked():
+            case.slurm.daemon(daemon).kill()
+            time.sleep(3)
+            if daemon == "slurmctld":
+                case.slurm.restart(daemon)
+                wait_for(lambda: "UP" in case.slurm.call("scontrol", "ping", check=False), "Slurm's answer")
+            case.slurm.call("scontrol", "requeue", case.job)
+            case.until(lambda: case.happened("stopped"), "the save")
+        case.finish()
+    finally:
+        if not case.slurm.alive(daemon):
+            case.slurm.restart(daemon)
     assert case.starts() == [0, case.stopped_at()]
     assert case.weights() == undisturbed
 
@@ -682,6 +687,29 @@ def test_a_full_disk_in_the_run_folder_costs_nothing_but_checkpoints(case: Case,
         assert case.weights() == undisturbed
     finally:
         subprocess.run(["umount", "--lazy", str(case.run.path)], check=True)
+
+
+@campaign
+def test_a_disk_that_is_too_full_for_submitit_does_not_end_the_run(case: Case, undisturbed: bytes) -> None:
+    """At the time limit it writes the job down again before it asks for the requeue, and could not."""
+    case.run.jobs.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(case.run.jobs)], check=True)
+    try:
+        case.start("--gpus", "2")
+        with case.braked():
+            full = case.run.jobs / "full"
+            with suppress(OSError), full.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            case.slurm.call("scancel", "--signal", "USR2", case.job)
+            case.until(lambda: case.happened("stopped"), "the save")
+            wait_for(lambda: case.slurm.state(case.job) == "PENDING", "the requeue")
+            full.unlink()
+        case.finish()
+        assert case.starts() == [0, case.stopped_at()]
+        assert case.weights() == undisturbed
+    finally:
+        subprocess.run(["umount", "--lazy", str(case.run.jobs)], check=True)
 
 
 @campaign
