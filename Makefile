@@ -49,7 +49,7 @@ chaos: setup
 
 cluster-chaos: setup
 	@.ci/system-packages slurm
-	$(BIN)/python -m pytest -v --numprocesses 2 --dist worksteal -m "campaign or not campaign" \
+	$(BIN)/python -m pytest -vv --numprocesses 2 --dist worksteal -m "campaign or not campaign" \
 	  tests/test_cluster.py tests/test_sweep.py tests/test_prep.py tests/test_bad_input.py
 
 clean:
