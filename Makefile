@@ -3,7 +3,7 @@
 # make test     set up, run linters, types and all tests
 # make setup    the .venv alone; a second run takes seconds
 # make chaos    thousands of faults on small runs: kills, damage, failing disks, power cuts; half an hour on two cores
-# make cluster-chaos   every fault that the tests know, on two real Slurms on this machine; needs root
+# make cluster-chaos   every fault that the tests know, on real Slurms on this machine; needs root
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
@@ -49,7 +49,7 @@ chaos: setup
 
 cluster-chaos: setup
 	@.ci/system-packages slurm
-	$(BIN)/python -m pytest -vv --numprocesses 2 --dist worksteal -m "campaign or not campaign" \
+	$(BIN)/python -m pytest -vv --numprocesses 3 --dist worksteal -m "campaign or not campaign" \
 	  tests/test_cluster.py tests/test_sweep.py tests/test_prep.py tests/test_bad_input.py
 
 clean:

@@ -29,8 +29,6 @@ def submit(
     folder: Path, resources: Resources, runs: Sequence[RunFolder], jobs: Sequence[Callable[[], Any]]
 ) -> list[str]:
     """Submits one job, or an array of several, and returns their numbers.  Raises RefusedError."""
-    if why := unshared(folder.parent):
-        print(f"submit.py: warning: {why}", file=sys.stderr)
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
             submitted = executor(folder, resources, runs).submit_array(jobs)
@@ -39,6 +37,8 @@ def submit(
             if not run.ledger.exists():
                 run.config.unlink()  # never run: the next try may have other settings
         raise RefusedError(refusal(str(error), resources.cluster)) from error
+    if why := unshared(folder.parent):
+        print(f"submit.py: warning: {why}", file=sys.stderr)
     for run, job in zip(runs, submitted, strict=True):
         run.record("submitted", job=job.job_id)
     return [job.job_id for job in submitted]

@@ -55,6 +55,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: the others run beside them."""
+
+    def is_long(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("timeout")
+        return marker is not None and marker.args[0] > 600
+
+    items.sort(key=is_long, reverse=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The same sums on every machine; and ranks, which are forks, find no pool of threads that is not theirs."""
