@@ -160,7 +160,13 @@ class Cluster:
         asked = self.dir / "run" / f"{name}.asked"
         asked.write_text(str(blind_to or ""))
         asked.rename(asked.with_suffix(".restart"))
-        wait_for(lambda: self.alive(name) and self.daemon(name).pid != before, f"{name} was not started again")
+
+        def again() -> bool:
+            with suppress(psutil.NoSuchProcess):  # it ends just now
+                return self.alive(name) and self.daemon(name).pid != before
+            return False
+
+        wait_for(again, f"{name} was not started again")
 
     def alive(self, name: str) -> bool:
         """Whether a daemon runs."""
