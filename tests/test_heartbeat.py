@@ -121,6 +121,41 @@ def test_a_sign_costs_no_step_anything(slots: Slots, tmp_path: Path, monkeypatch
     assert best < 2.5e-6
 
 
+def test_a_sign_is_read_whole_or_not_at_all(slots: Slots, tmp_path: Path) -> None:
+    """While a rank writes the next one all the time: none goes back, or is of another time or rank."""
+    place = {VARIABLE: slots.name, "RANK": "7", "LOCAL_RANK": "1"}
+    program = "import sys; from pathlib import Path; from vit.heartbeat import Heartbeat; "
+    program += "heart = Heartbeat(Path(sys.argv[1]))\nwhile True: heart.sign('step')"
+    begun = before = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, env=os.environ | place)
+    try:
+        until(slots.read)
+        deadline, signs = time.monotonic() + 3, 0
+        while time.monotonic() < deadline:
+            (sign,) = slots.read()
+            assert (sign.rank, sign.pid) == (7, process.pid)
+            assert sign.since >= before >= begun
+            assert sign.signs >= signs
+            before, signs = sign.since, sign.signs
+    finally:
+        process.kill()
+        process.wait()
+    assert signs > 10_000
+
+
+def test_a_slot_that_is_half_written_counts_as_what_it_was(slots: Slots, tmp_path: Path) -> None:
+    """Its rank may be stopped just there."""
+    process = rank(slots, tmp_path, 1)
+    try:
+        until(lambda: slots.read() and slots.read()[0].steps == 4)
+        (whole,) = slots.read()
+        slots._memory[64:80] = bytes(16)
+        assert slots.read() == [whole]
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_rank_that_nobody_watches_signs_into_the_air(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under torchrun, or by hand: no file, no folder."""
     monkeypatch.delenv(VARIABLE, raising=False)

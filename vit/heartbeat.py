@@ -9,6 +9,7 @@ import os
 import signal
 import struct
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LEAVING = "leave"  # the last phase of a rank that has nothing left to lose
 PHASES = ("start", "data", "step", "compile", "checkpoint", "evaluate", "rollback", "stage", "other", LEAVING)
 STEPS = ("step", "compile")  # the phases that are a training step each
 SLOT = struct.Struct("=iiiiqd")  # global rank, process id, phase, steps, signs, time of the last sign
+DIGEST = struct.Struct("=I")  # after it: a slot may be half written, for long if its rank is stopped just there
 SLOT_BYTES = 64  # a line of the processor's cache, so that ranks do not disturb each other
 
 
@@ -41,20 +43,23 @@ class Slots:
         self._fd = os.memfd_create("heartbeat")
         os.ftruncate(self._fd, ranks * SLOT_BYTES)
         self._memory = mmap.mmap(self._fd, ranks * SLOT_BYTES)
+        self._whole: dict[int, Sign] = {}  # the last that was whole, of each slot
         self.name = f"/proc/{os.getpid()}/fd/{self._fd}"  # for VARIABLE
 
     def clear(self) -> None:
         """Forgets the ranks of the attempt before."""
         self._memory[:] = bytes(len(self._memory))
+        self._whole.clear()
 
     def read(self) -> list[Sign]:
         """What the ranks do, as far as they have begun to tell."""
-        out = []
         for i in range(self.ranks):
-            rank, pid, phase, steps, signs, since = SLOT.unpack_from(self._memory, i * SLOT_BYTES)
-            if pid:
-                out.append(Sign(rank, pid, PHASES[phase], steps, signs, since))
-        return out
+            start = i * SLOT_BYTES
+            slot = self._memory[start : start + SLOT.size]
+            if DIGEST.unpack_from(self._memory, start + SLOT.size) == (zlib.crc32(slot),):
+                rank, pid, phase, steps, signs, since = SLOT.unpack(slot)
+                self._whole[i] = Sign(rank, pid, PHASES[phase], steps, signs, since)
+        return [self._whole[i] for i in sorted(self._whole)]
 
 
 class Heartbeat:
@@ -86,5 +91,6 @@ class Heartbeat:
         self._signs += 1
         self._steps += phase in STEPS
         number = PHASES.index(phase) if phase in PHASES else PHASES.index("other")
-        slot = (self._rank, os.getpid(), number, self._steps, self._signs, time.monotonic())
-        SLOT.pack_into(self._memory, self._offset, *slot)
+        slot = SLOT.pack(self._rank, os.getpid(), number, self._steps, self._signs, time.monotonic())
+        end = self._offset + SLOT.size + DIGEST.size
+        self._memory[self._offset : end] = slot + DIGEST.pack(zlib.crc32(slot))
