@@ -30,12 +30,12 @@ class Agent(SimpleElasticAgent):
 
     def __init__(self, spec: WorkerSpec, arguments: Sequence[str], watch: Watch) -> None:
         super().__init__(spec)
-        self.arguments, self.logs, self.watch = arguments, watch.logs, watch
+        self.arguments, self.watch = arguments, watch
         self._ranks: dict[int, warm.Process] = {}  # by global rank
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         for worker in worker_group.workers:
-            log = self.logs / f"rank-{worker.global_rank}.log"
+            log = self.watch.logs / f"rank-{worker.global_rank}.log"
             place = self._environment(worker_group, worker)
             self._ranks[worker.global_rank] = warm.start(MODULE, self.arguments, place, log)
         return {worker.local_rank: self._ranks[worker.global_rank].kernel.pid for worker in worker_group.workers}

@@ -22,9 +22,10 @@ def main(nodes: list[str], folder: RunFolder) -> int:
         folder.record("gave up", why=f"{told}\n{decision.why}")
         print(decision.why, file=sys.stderr)
         return 1
-    exclude = sorted({*decision.exclude, *nodes} - {"another node"})
+    exclude = sorted({*decision.exclude, *nodes})
     folder.record("requeueing", life=slurm.life(), why=decision.why, exclude=exclude, **failure.event())
-    print(f"back into the queue, off {', '.join(exclude)}: {decision.why}", flush=True)
+    off = f", off {', '.join(exclude)}" if exclude else ""
+    print(f"back into the queue{off}: {decision.why}", flush=True)
     signals.ignore()  # Slurm ends us while we still speak to it
     if refused := slurm.requeue(exclude):
         folder.record("gave up", why=f"{told}\nthe job could not be requeued: {refused}")

@@ -87,16 +87,20 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     requeues = sum(e["event"] == "requeueing" for e in before)
     if requeues >= budget.requeues:
         return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
-    sick = {*failing(events, budget, failure.node), *([failure.node] if failure.kind == "sick" else [])}
+    sick = {failure.node} if failure.kind == "sick" and _is_named(failure.node) else set()
     why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
-    return Decision("requeue", why, tuple(sorted(sick)))
+    return Decision("requeue", why, tuple(sorted({*failing(events, budget, failure.node), *sick})))
 
 
 def failing(events: Sequence[Event], budget: Budget, *more: str) -> list[str]:
     """The nodes that failed so often since a person began that a requeue should leave them; `more` failed just now."""
     failures = Counter([str(e.get("node")) for e in failed(since_asked(events))] + list(more))
-    # "n1 or n2", "another node": which one was not known.
-    return sorted(node for node, count in failures.items() if count >= budget.node_failures and " " not in node)
+    return sorted(node for node, count in failures.items() if count >= budget.node_failures and _is_named(node))
+
+
+def _is_named(node: str) -> bool:
+    """Whether it is known which one it was: not so of "n1 or n2", or "another node"."""
+    return " " not in node
 
 
 def failed(events: Sequence[Event]) -> list[Event]:

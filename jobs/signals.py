@@ -68,7 +68,7 @@ def stop_ranks() -> None:
 
 
 def back_to_queue() -> None:
-    """Has Slurm start this job again, unless Slurm has ended it.
+    """Has Slurm start this job again, unless Slurm has ended it, and ends the process; returns where Slurm will not.
 
     A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well, is done
     for Slurm, unless it asks for more.

@@ -12,7 +12,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 START_SECONDS = 600  # until all nodes of a job have started
 LOST_SECONDS = 30  # a node that gave no sign for so long is taken for dead
 ANSWER_SECONDS = 60
-PAUSE_SECONDS = 10  # without a turn of a loop that has several a second: the job was suspended, and time did not count
+PAUSE_SECONDS = 10  # without a turn of a loop that has one a second: the job was suspended, and time did not count
 
 
 class LostError(RuntimeError):

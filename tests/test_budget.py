@@ -132,6 +132,7 @@ def test_nodes_that_failed_before_are_left_at_any_requeue() -> None:
     assert failing(events, Budget(), "n1") == ["n1", "n2"]
     assert failing([*events, {"event": "submitted"}], Budget()) == []
     assert failing([restarted(3, "another node"), restarted(4, "another node")], Budget()) == []
+    assert decided([], failure(None, "another node", kind="sick")).exclude == ()
 
 
 def test_the_message_says_who_where_when_why_and_what_was_said_last() -> None:
