@@ -17,7 +17,7 @@ class Budget:
 
     restarts: int = 3  # in place, in one start of the job; then it is requeued
     requeues: int = 3  # because of failures; then the run is given up
-    same_step: int = 2  # failures at the same step; then it is given up at once
+    same_step: int = 2  # failures at the same step, or by the same exception before one; then it is given up at once
     node_failures: int = 2  # of a node, whatever was saved between; then it is excluded at the next requeue
 
 
@@ -74,13 +74,13 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     if failure.kind == "user":
         return Decision("give up", "another attempt would end in the same way: this is for you to mend")
     before = failed(since_progress(events))
-    same = 1 + sum(failure.step is not None and e.get("step") == failure.step for e in before)
-    if same >= budget.same_step:
-        return Decision(
-            "give up", f"{same} attempts in a row failed at step {failure.step:,}, with no checkpoint between"
-        )
+    same = [e for e in before if _is_same(e, failure)]
+    stuck = 1 + len(same) >= budget.same_step
+    if stuck and (failure.step is not None or any(e.get("life") != life for e in same)):
+        where = "before their first step" if failure.step is None else f"at step {failure.step:,}"
+        return Decision("give up", f"{1 + len(same)} attempts failed {where}, with no checkpoint between")
     here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == life]
-    if failure.kind not in {"node", "sick"} and len(here) < budget.restarts:
+    if failure.kind not in {"node", "sick"} and len(here) < budget.restarts and not stuck:
         return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
@@ -90,6 +90,16 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
     sick = {failure.node} if failure.kind == "sick" and _is_named(failure.node) else set()
     why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
     return Decision("requeue", why, tuple(sorted({*failing(events, budget, failure.node), *sick})))
+
+
+def _is_same(event: Event, failure: Failure) -> bool:
+    """Whether it failed at the same step, or, before the first one, by the same exception.
+
+    That may be a node's fault, which a requeue shows, as it leaves a node that failed twice.
+    """
+    if failure.step is None:
+        return failure.kind == "exception" and (event.get("step"), event.get("reason")) == (None, failure.reason)
+    return event.get("step") == failure.step
 
 
 def failing(events: Sequence[Event], budget: Budget, *more: str) -> list[str]:

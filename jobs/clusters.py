@@ -28,6 +28,7 @@ class Resources:
     gpu_devices: bool  # whether the ranks want real GPUs
     cluster: ClusterConfig
     after: str = ""  # a job that must end well before this one starts
+    requeues: int = 3  # after failures, between two checkpoints
     parallel: int = 0  # tasks of an array that may run at a time; 0: all
     folders: tuple[str, ...] = ()  # that a container must see
 

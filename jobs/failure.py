@@ -1,5 +1,6 @@
 """Why ranks of this node ended, from their exit codes, their own words and what the watch saw."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -43,7 +44,8 @@ def _cause(folder: RunFolder, error: ChildFailedError, watch: Watch, started: fl
         name = signal.Signals(-error.failures[killed[0]].exitcode).name
         return "signal", killed[0], f"ended with {name}", when
     if failed.exitcode > 0 and not told:
-        return "exception", rank, f"ended with exit code {failed.exitcode}", when
+        taken = failed.exitcode == os.EX_TEMPFAIL  # the run folder is, perhaps for a while only
+        return "echo" if taken else "exception", rank, f"ended with exit code {failed.exitcode}", when
     return "echo", rank, told[0]["error"] if told else "was ended with the others", when
 
 

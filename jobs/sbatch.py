@@ -98,7 +98,7 @@ def seen_by_all(asked: Resources) -> list[str]:
         f"blind=$(srun --ntasks-per-node 1 sh -c '{LOOK}' \"$PYTHONPATH\" $((SLURM_RESTART_COUNT ? 30 : 5))) || {{",
         '  echo ${blind:-a node} does not see "$PYTHONPATH: choose a --runs-dir that all nodes share"',
         "  [ ${SLURM_RESTART_COUNT:-0} -gt 0 ] || exit 1",
-        f"  SUBMITIT_EXECUTOR=slurm {asked.python} -m jobs.blind $blind",
+        f"  SUBMITIT_EXECUTOR=slurm {asked.python} -m jobs.blind --requeues {asked.requeues} $blind",
         f"  code=$?; [ $code -ne {REQUEUED} ] || back_to_queue; exit $code",
         "}",
     ]

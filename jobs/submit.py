@@ -117,6 +117,7 @@ class Submission:
             gpu_devices=cfg.device != "cpu",
             cluster=self.cluster,
             after=after,
+            requeues=self.asked.max_requeues,
             parallel=self.asked.max_parallel or 0,
             folders=tuple(sorted({str(self.asked.runs_dir.absolute()), *(str(path.parent) for path in needed)})),
         )

@@ -14,6 +14,7 @@ from jobs import agent, health, signals, slurm
 from jobs.budget import Budget, Decision, Failure, decide, first, wordless
 from jobs.failure import from_ranks
 from jobs.job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
+from jobs.requeue import requeue
 from jobs.team import LostError, Team
 from jobs.warm import ColdError
 from jobs.watch import FLIGHT, Watch
@@ -192,15 +193,8 @@ class Supervisor:
 
     def _requeue(self, decision: Decision, failure: Failure) -> None:
         """The first node asks for it, or one that is left without it."""
-        if self.node == 0 or self.team.lost:
-            signals.ignore()  # Slurm ends us while we still speak to it
-            self.folder.record(
-                "requeueing", life=self.life, why=decision.why, exclude=decision.exclude, **failure.event()
-            )
-            off = f", off {', '.join(decision.exclude)}" if decision.exclude else ""
-            show(f"{failure.told()}\nback into the queue{off}: {decision.why}", lasting=True)
-            if refused := slurm.requeue(decision.exclude):
-                self._give_up(f"{failure.told()}\nthe job could not be requeued: {refused}")
+        if (self.node == 0 or self.team.lost) and (refused := requeue(self.folder, decision, failure)):
+            self._give_up(refused)
         os._exit(slurm.REQUEUED)  # without a result for submitit, and without waiting for anybody
 
     def _give_up(self, why: str) -> None:

@@ -1,5 +1,6 @@
 """When a run that fails goes on, where, and when it is given up: read from its ledger, over all requeues."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,9 +43,27 @@ def test_what_only_the_user_can_mend_is_given_up_at_once() -> None:
 def test_two_failures_at_the_same_step_end_the_run() -> None:
     """But not if a checkpoint was made between them, nor if neither got to a step."""
     assert decided([restarted(7)], failure(7)).what == "give up"
-    assert "2 attempts in a row failed at step 7" in decided([requeued(7)], failure(7)).why
+    assert "2 attempts failed at step 7" in decided([requeued(7)], failure(7)).why
     assert decided([restarted(7), saved(6)], failure(7)).what == "restart"
     assert decided([restarted(None)], failure(None)).what == "restart"
+
+
+def test_the_same_exception_before_the_first_step_ends_the_run_once_a_requeue_has_not_helped() -> None:
+    """Twice may be the node's fault: the third attempt is on another one, where there is one."""
+    first, raised = (
+        {**restarted(None), "reason": "OSError: on fire"},
+        Failure(kind="exception", node="n1", rank=0, reason="OSError: on fire"),
+    )
+    assert decided([], raised).what == "restart"
+    assert decided([first], raised) == Decision("requeue", "1 of 3 times without a new checkpoint", ("n1",))
+    assert decided([first], raised, in_slurm=False).what == "give up"
+    earlier = [{**first, "life": "4.0"}, {**requeued(None), "reason": "OSError: on fire"}]
+    assert decided(earlier, raised) == Decision(
+        "give up", "3 attempts failed before their first step, with no checkpoint between"
+    )
+    assert decided([*earlier, saved(5)], raised).what == "restart"
+    assert decided(earlier, replace(raised, reason="OSError: no route")).what == "restart"
+    assert decided(earlier, replace(raised, step=1)).what == "restart"
 
 
 def test_a_checkpoint_that_got_no_further_is_no_progress() -> None:

@@ -413,6 +413,21 @@ def test_a_run_that_always_fails_at_the_same_step_ends_and_says_why(case: Case) 
     assert "the disk is on fire" in "".join(f.read_text() for f in case.run.jobs.glob("*.out"))
 
 
+@campaign
+def test_a_run_that_fails_before_its_first_step_is_tried_on_another_node_and_ends(case: Case) -> None:
+    """Twice on one, for it may be a hiccup; once on the other, for it may be the node."""
+    wrong = '        if world.rank == 1:\n            raise OSError("the disk is on fire")\n'
+    case.submit_patched("vit/train.py", "        self.samples = self.train_data.samples\n", wrong)
+    case.until(lambda: case.happened("gave up"), "the end of the run", 200)
+    (restart,), (requeue,), (end,) = map(case.happened, ("restarting in place", "requeueing", "gave up"))
+    assert restart["node"] == requeue["node"]
+    assert requeue["exclude"] == [restart["node"]]
+    other = ({"n1", "n2"} - {restart["node"]}).pop()
+    assert f"rank 1 on {other}: OSError: the disk is on fire" in end["why"]
+    assert "3 attempts failed before their first step" in end["why"]
+    assert case.starts() == []
+
+
 @pytest.mark.parametrize("nodes", ["1", pytest.param("2", marks=campaign)])
 def test_a_supervisor_that_dies_is_replaced_by_a_requeue(nodes: str, case: Case, undisturbed: bytes) -> None:
     """SIGKILL of the last node's: its ranks save and leave with it, the other node leaves, the job starts again."""

@@ -11,7 +11,7 @@ from unittest import mock
 
 import psutil
 import pytest
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from jobs.agent import Agent
 from jobs.failure import from_ranks
@@ -251,6 +251,15 @@ def test_ranks_that_nothing_ends_are_told(
     failure = from_ranks(RunFolder(tmp_path), ChildFailedError("vit.train", result.failures), watch, time.time())
     assert (failure.kind, failure.rank) == ("sick", 11)
     assert "does not end by SIGKILL" in failure.told()
+
+
+def test_a_rank_that_finds_the_run_folder_taken_is_not_to_blame(slots: Slots, tmp_path: Path) -> None:
+    """It may be free later, unlike what an exit code without a word means."""
+    watch = Watch(slots, TEAM, 0, 60, tmp_path)
+    for code, kind in ((1, "exception"), (os.EX_TEMPFAIL, "echo")):
+        left = {0: ProcessFailure(local_rank=0, pid=1, exitcode=code, error_file="")}
+        failure = from_ranks(RunFolder(tmp_path), ChildFailedError("vit.train", left), watch, time.time())
+        assert (failure.kind, failure.rank, failure.reason) == (kind, 0, f"ended with exit code {code}")
 
 
 def test_patience_grows_with_the_longest_step_and_is_great_for_what_is_seldom(slots: Slots, tmp_path: Path) -> None:

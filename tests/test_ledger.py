@@ -221,7 +221,7 @@ def test_a_run_folder_is_kept_from_other_processes_while_this_one_owns_it(run: R
 def test_a_rank_of_a_job_that_finds_its_folder_taken_leaves_it_to_be_tried_again(run: RunFolder) -> None:
     """An earlier start of the job may still run, unknown to Slurm; by hand it is for the user to mend."""
     run.config.write_text(to_yaml(Config(device="cpu")))
-    for environment, code in (({JOB_VARIABLE: "Slurm job 4711"}, 1), ({}, 2)):
+    for environment, code in (({JOB_VARIABLE: "Slurm job 4711"}, os.EX_TEMPFAIL), ({}, 2)):
         with run.owned():
             train = [sys.executable, "-c", IMPATIENT, "--config", str(run.config), "--run-dir", str(run.path)]
             other = subprocess.run(

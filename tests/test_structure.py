@@ -30,7 +30,7 @@ NO_TORCH = (
     *("vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"),
     *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report", "jobs.options", "jobs.freeze"),
     *("jobs.cluster_config", "jobs.queue", "jobs.sbatch", "jobs.sweep", "jobs.status", "jobs.prep", "jobs.prep_submit"),
-    *("jobs.blind", "jobs.budget", "jobs.health", "jobs.signals", "jobs.slurm", "jobs.warm"),
+    *("jobs.blind", "jobs.budget", "jobs.health", "jobs.requeue", "jobs.signals", "jobs.slurm", "jobs.warm"),
 )
 
 

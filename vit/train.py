@@ -293,7 +293,7 @@ def main(args: list[str] | None = None) -> None:
         with run.owned(patience) if rank == 0 else nullcontext(), join(cfg) as world:
             attempt(cfg, run, world, clock, options.override_resume)
     except InUseError as error:
-        sys.exit(_told(error, rank) if not patience else f"vit.train: {error}")  # in Slurm it may be free again later
+        sys.exit(_told(error, rank, os.EX_TEMPFAIL if patience else 2))  # a job may find it free later
     except Exception as error:
         if run.path.exists():
             run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
@@ -302,11 +302,11 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(_told(error, 0 if isinstance(error, DamagedError) else rank))  # one rank alone knows of damage
 
 
-def _told(error: Exception, rank: int) -> int:
+def _told(error: Exception, rank: int, code: int = 2) -> int:
     """Tells a person, once, what they can mend; the exit code for that."""
     if rank == 0:
         print(f"vit.train: {error}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _end_with_parent() -> None:
