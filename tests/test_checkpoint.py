@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -300,16 +299,6 @@ def test_a_kill_at_any_instant_loses_no_checkpoint(tmp_path: Path) -> None:
         assert step in (safe[-1], safe[-1] + 1)
         assert safe[-1] == step or there[1].name == f"step-{safe[-1]:08d}"
     assert halves >= 10, "hardly any kill came in the middle of a save: this test has seen nothing"
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("no file system can be mounted here, root alone may")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_full_disk_loses_nothing(tiny_disk: Path) -> None:

@@ -404,10 +404,10 @@ def test_what_the_ranks_of_a_node_are_forks_of_may_die(case: Case, undisturbed: 
 @campaign
 def test_a_run_that_always_fails_at_the_same_step_ends_and_says_why(case: Case) -> None:
     """Two attempts are enough; the message has the rank, its node, its exception and the log's last lines."""
-    case.submit_faulty("if step == 9 and self.world.rank == 1:")
+    case.submit_faulty("if step == 5 and self.world.rank == 1:")  # before the first checkpoint
     wait_for(lambda: case.slurm.state(case.job) == "FAILED", "the end of the job", 120)
     (end,) = case.happened("gave up")
-    for words in ("rank 1 on n", "at step 9: OSError: the disk is on fire", "raise OSError", "logs/rank-1.log"):
+    for words in ("rank 1 on n", "at step 5: OSError: the disk is on fire", "raise OSError", "logs/rank-1.log"):
         assert words in end["why"]
     assert len(case.starts()) == 2
     assert "the disk is on fire" in "".join(f.read_text() for f in case.run.jobs.glob("*.out"))

@@ -11,3 +11,18 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file that is whole once it has its name, whatever it had before.  Raises OSError."""
+    aside = path.with_suffix(".tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)  # half of it only takes room
+        raise
+    aside.rename(path)
+    sync(path.parent)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.config import Config, flatten
-from vit.durable import sync
+from vit.durable import replace, sync
 from vit.ledger import UNWILLING, RunFolder, append, read_lines
 
 Record = dict[str, Any]
@@ -76,13 +76,9 @@ def _keep(path: Path, wanted: Callable[[Record], bool]) -> None:
     """Leaves in a file of JSON lines those that are wanted, and no half of one.  Its name then survives a power cut."""
     kept = "".join(json.dumps(record) + "\n" for record in read_lines(path) if wanted(record))
     if not path.exists() or path.read_bytes() != kept.encode():  # a full disk is no matter where nothing changes
-        aside = path.with_suffix(".tmp")
-        with aside.open("w") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-    sync(path.parent)
+        replace(path, kept.encode())
+    else:
+        sync(path.parent)
 
 
 def best(records: list[Record]) -> Record | None:

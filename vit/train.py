@@ -3,10 +3,8 @@
 torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir runs/demo
 """
 
-import ctypes
 import enum
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from vit import checkpoint, config, settings
+from vit.compiled import Compiled
 from vit.config import Config
 from vit.data.decode import DamagedError
 from vit.data.loader import TrainData, ValData, storage_line
@@ -29,7 +28,7 @@ from vit.resume import begin, resume, skip, versions
 from vit.saver import Saver
 from vit.state import State
 from vit.step import Augmented, NotFiniteError, Step, augmented
-from vit.world import Agreement, World, join
+from vit.world import Agreement, World, end_with_parent, join
 
 PATIENCE_SECONDS = 60  # with what a killed attempt of the same job left behind
 
@@ -61,6 +60,7 @@ class Trainer:
         about: dict[str, object] = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions()}
         self.identity = about | {"classes": self.train_data.beton.classes}
         resumed = self.restore()
+        self.compiled = Compiled(run, world) if cfg.compile else None
         self.step = Step(cfg, world, self.state, self.samples)
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
@@ -113,6 +113,8 @@ class Trainer:
             self.step.gradient(step, batch)
             self.saver.snapshot.protect()  # the update overwrites what may still be on its way into a checkpoint
             self.step.update(step)
+            if compiling and self.compiled is not None:
+                self.compiled.keep()
 
     def batches(self) -> Iterator[Augmented]:
         """What is left of the training stream, its waiting time booked."""
@@ -166,6 +168,8 @@ class Trainer:
         self.tell_of_damage()
         if self.log is not None:
             self.log.write(self.where() | scores)
+        if self.compiled is not None:
+            self.compiled.keep()  # of the first evaluation
         self.scores = scores
         self.pace.pause(time.perf_counter() - started)
         return True
@@ -285,7 +289,7 @@ def main(args: list[str] | None = None) -> None:
     )
     cfg, options = settings.parse(parser, args)
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
-    _end_with_parent()
+    end_with_parent()
     clock.heart = Heartbeat(run.logs)
     rank = int(os.environ.get("RANK", "0"))
     patience = PATIENCE_SECONDS if JOB_VARIABLE in os.environ else 0
@@ -307,12 +311,6 @@ def _told(error: Exception, rank: int, code: int = 2) -> int:
     if rank == 0:
         print(f"vit.train: {error}", file=sys.stderr)
     return code
-
-
-def _end_with_parent() -> None:
-    """Has the kernel send SIGTERM when the process that started this rank dies, so that no rank outlives its job."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux alone has it, and Slurm
 
 
 if __name__ == "__main__":
