@@ -1,5 +1,6 @@
 """Whether a run that failed should go on, and where: decided by what the ledger has of it, over all requeues."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ class Budget:
 
     restarts: int = 3  # in place, in one start of the job; then it is requeued
     requeues: int = 3  # because of failures; then the run is given up
-    same_step: int = 2  # failures at the same step, or by the same exception before one; then it is given up at once
+    same_step: int = 2  # failures at the same step; then it is given up at once
     node_failures: int = 2  # of a node, whatever was saved between; then it is excluded at the next requeue
 
 
@@ -75,12 +76,11 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
         return Decision("give up", "another attempt would end in the same way: this is for you to mend")
     before = failed(since_progress(events))
     same = [e for e in before if _is_same(e, failure)]
-    stuck = 1 + len(same) >= budget.same_step
-    if stuck and (failure.step is not None or any(e.get("life") != life for e in same)):
-        where = "before their first step" if failure.step is None else f"at step {failure.step:,}"
-        return Decision("give up", f"{1 + len(same)} attempts failed {where}, with no checkpoint between")
+    if why := _no_progress(same, failure, budget):
+        return Decision("give up", why)
     here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == life]
-    if failure.kind not in {"node", "sick"} and len(here) < budget.restarts and not stuck:
+    elsewhere = failure.kind == "exception" and failure.step is None and 1 + len(same) >= budget.same_step
+    if failure.kind not in {"node", "sick"} and len(here) < budget.restarts and not elsewhere:
         return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
@@ -93,13 +93,26 @@ def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str,
 
 
 def _is_same(event: Event, failure: Failure) -> bool:
-    """Whether it failed at the same step, or, before the first one, by the same exception.
+    """Whether it failed at the same step, or, before the first one, by the same exception."""
+    if failure.step is not None or event.get("step") is not None:
+        return event.get("step") == failure.step
+    return failure.kind == "exception" and _gist(str(event.get("reason"))) == _gist(failure.reason)
 
-    That may be a node's fault, which a requeue shows, as it leaves a node that failed twice.
-    """
-    if failure.step is None:
-        return failure.kind == "exception" and (event.get("step"), event.get("reason")) == (None, failure.reason)
-    return event.get("step") == failure.step
+
+def _gist(reason: str) -> str:
+    """An exception without what may differ each time: addresses, processes, bytes that are free."""
+    return re.sub(r"0x[0-9a-f]+|[\d.]+", "", reason)
+
+
+def _no_progress(same: Sequence[Event], failure: Failure, budget: Budget) -> str:
+    """Why one more attempt makes no sense, after those that failed in the same way; else nothing."""
+    count = f"{1 + len(same)} attempt{'s' if same else ''} failed"
+    if failure.step is not None:
+        end = f"{count} at step {failure.step:,}, with no checkpoint between"
+        return end if 1 + len(same) >= budget.same_step else ""
+    moved = sum(e["event"] == "requeueing" for e in same)
+    end = f"{count} in the same way before their first step, on {1 + moved} starts of the job"
+    return end if same and moved >= budget.same_step else ""
 
 
 def failing(events: Sequence[Event], budget: Budget, *more: str) -> list[str]:

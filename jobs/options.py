@@ -60,8 +60,8 @@ def parser(about: str) -> ArgumentParser:
         type=int,
         default=2,
         metavar="N",
-        help="failures at the same step, or by the same exception before it, between two checkpoints; then the run is "
-        "given up (default: 2)",
+        help="failures at the same step between two checkpoints, then the run is given up; and by the same exception "
+        "before the first step, then the job is requeued, so often too (default: 2)",
     )
     job.add_argument(
         "--stall-seconds",

@@ -41,29 +41,46 @@ def test_what_only_the_user_can_mend_is_given_up_at_once() -> None:
 
 
 def test_two_failures_at_the_same_step_end_the_run() -> None:
-    """But not if a checkpoint was made between them, nor if neither got to a step."""
+    """But not if a checkpoint was made between them, nor if both were killed before they got to a step."""
     assert decided([restarted(7)], failure(7)).what == "give up"
     assert "2 attempts failed at step 7" in decided([requeued(7)], failure(7)).why
     assert decided([restarted(7), saved(6)], failure(7)).what == "restart"
     assert decided([restarted(None)], failure(None)).what == "restart"
 
 
-def test_the_same_exception_before_the_first_step_ends_the_run_once_a_requeue_has_not_helped() -> None:
-    """Twice may be the node's fault: the third attempt is on another one, where there is one."""
-    first, raised = (
-        {**restarted(None), "reason": "OSError: on fire"},
-        Failure(kind="exception", node="n1", rank=0, reason="OSError: on fire"),
-    )
+def test_the_same_exception_before_the_first_step_is_tried_on_other_nodes_and_ends_the_run() -> None:
+    """Twice may be the node's fault: the job is requeued, off it; after two such requeues there is no hope."""
+    raised = Failure(kind="exception", node="n1", rank=0, reason="OutOfMemoryError: process 17 has 1.5 GiB")
+    again = replace(raised, reason="OutOfMemoryError: process 4711 has 1.25 GiB")
+    once = {**restarted(None), "reason": again.reason}
     assert decided([], raised).what == "restart"
-    assert decided([first], raised) == Decision("requeue", "1 of 3 times without a new checkpoint", ("n1",))
-    assert decided([first], raised, in_slurm=False).what == "give up"
-    earlier = [{**first, "life": "4.0"}, {**requeued(None), "reason": "OSError: on fire"}]
-    assert decided(earlier, raised) == Decision(
-        "give up", "3 attempts failed before their first step, with no checkpoint between"
-    )
-    assert decided([*earlier, saved(5)], raised).what == "restart"
-    assert decided(earlier, replace(raised, reason="OSError: no route")).what == "restart"
-    assert decided(earlier, replace(raised, step=1)).what == "restart"
+    assert decided([once], raised) == Decision("requeue", "1 of 3 times without a new checkpoint", ("n1",))
+    assert decided([once], raised, in_slurm=False).what == "give up"
+    assert decided([once], replace(raised, reason="OSError: no route")).what == "restart"
+    assert decided([once], replace(raised, step=1)).what == "restart"
+    moved = [{**requeued(None, life=life), "reason": again.reason} for life in ("5.1", "5.2")]
+    assert decided([once, moved[0]], raised).what == "requeue"
+    end = decided([once, *moved], raised)
+    why = "4 attempts failed in the same way before their first step, on 3 starts of the job"
+    assert end == Decision("give up", why)
+    assert decided([once, *moved, saved(5)], raised).what == "restart"
+
+
+def test_a_requeue_for_another_reason_says_nothing_of_an_exception_before_the_first_step() -> None:
+    """Preempted between, or by a node that died: it was not yet tried elsewhere because of it."""
+    raised = Failure(kind="exception", node="n1", rank=0, reason="ValueError: odd")
+    once = {**restarted(None, life="4.0"), "reason": raised.reason}
+    assert decided([once], raised).what == "requeue"
+    assert decided([once, requeued(None, "n2")], raised).what == "requeue"
+
+
+def test_of_a_single_failure_that_may_be_none_the_first_exception_is_a_requeue() -> None:
+    """--max-same-step 1; a rank that was killed before its first step is still no reason."""
+    budget = Budget(same_step=1)
+    raised = Failure(kind="exception", node="n1", rank=0, reason="ValueError: odd")
+    assert decide([], raised, budget, "5.0", in_slurm=True).what == "requeue"
+    assert decide([], failure(None), budget, "5.0", in_slurm=True).what == "restart"
+    assert decide([], failure(3), budget, "5.0", in_slurm=True).why.startswith("1 attempt failed at step 3")
 
 
 def test_a_checkpoint_that_got_no_further_is_no_progress() -> None:

@@ -1,12 +1,12 @@
 """What was compiled is kept in the run folder: the run goes on on another node without compiling its graphs again."""
 
-import hashlib
 import os
 import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,63 +52,101 @@ def attempt(cfg: Config, run: Path, node: Path, trainer: type[Trainer] = Trainer
         return found["autograd_cache_hit"], found["autograd_cache_miss"]
 
 
+def kept(run: Path) -> list[Path]:
+    """The files of what was compiled."""
+    return [path for path in sorted(RunFolder(run).compiled.rglob("*")) if path.suffix]
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(checkpoint.find(RunFolder(run).checkpoints)[0])[0]
 
 
 @needs_compiler
-def test_a_killed_run_compiles_nothing_again_on_another_node(betons: Path, tmp_path: Path) -> None:
-    """All graphs, of training and of evaluation, come from its folder; the bits are those of the run left alone."""
+def test_a_killed_run_takes_its_graphs_over_on_another_node(betons: Path, tmp_path: Path) -> None:
+    """Of training and of evaluation, from its folder alone, to the bits of the run left alone; and adds no file."""
     cfg = small_config(betons)
     cfg = replace(cfg, epochs=1, compile=True, log=replace(cfg.log, eval_every_epochs=0.5))
     for name in ("alone", "killed"):
         (tmp_path / name).mkdir()
-    ((_, made),) = run_ranks(1, attempt, cfg, tmp_path / "alone", tmp_path / "n1", timeout=300)
-    assert made >= 2
-    assert run_ranks(1, attempt, cfg, tmp_path / "killed", tmp_path / "n1", KilledTrainer, timeout=300) == [-9]
-    ((found, made_again),) = run_ranks(1, attempt, cfg, tmp_path / "killed", tmp_path / "n2", timeout=300)
-    assert (found, made_again) == (made, 0)
+    n1, n2 = tmp_path / "n1", tmp_path / "n2"
+    assert run_ranks(1, attempt, cfg, tmp_path / "killed", n1, KilledTrainer, timeout=300) == [-9]
+    files = kept(tmp_path / "killed")
+    assert len(files) == 2
+    ((found, made),) = run_ranks(1, attempt, cfg, tmp_path / "killed", n2, timeout=300)
+    assert (found >= 2, made) == (True, 0)
+    assert kept(tmp_path / "killed") == files
+    assert run_ranks(1, attempt, cfg, tmp_path / "alone", n1, timeout=300) == [(found, 0)]
     alone, killed = weights(tmp_path / "alone"), weights(tmp_path / "killed")
     assert alone.keys() == killed.keys()
     assert [name for name in alone if not torch.equal(alone[name], killed[name])] == []
 
 
-def test_what_is_damaged_is_told_not_used_and_replaced(
+class Torch:
+    """Stands for torch's own: what it made, which a test says, and what it was given to load."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self.keys, self.loaded = b"", ["a"], list[bytes]()
+        monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (self.made, self._info()))
+        monkeypatch.setattr(torch.compiler, "load_cache_artifacts", self._load)
+
+    def _info(self) -> SimpleNamespace:
+        return SimpleNamespace(artifacts={"inductor": list(self.keys)})
+
+    def _load(self, made: bytes) -> SimpleNamespace:
+        self.loaded.append(made)
+        return self._info()
+
+
+def test_what_is_damaged_is_told_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One byte of it: a kernel that computes something else would do so without a word."""
-    file = tmp_path / "compiled" / "rank-0" / f"{hashlib.sha256(bytes(100)).hexdigest()}.bin"
-    file.parent.mkdir(parents=True)
+    fake, run = Torch(monkeypatch), RunFolder(tmp_path)
+    fake.made = bytes(100)
+    Compiled(run, ALONE).keep()
+    (file,) = kept(tmp_path)
     file.write_bytes(bytes(99) + b"1")
-    loaded: list[bytes] = []
-    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", loaded.append)
-    compiled = Compiled(RunFolder(tmp_path), ALONE)
+    compiled = Compiled(run, ALONE)
     assert capsys.readouterr().out == f"{file} is damaged: what was in it is compiled again\n"
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (bytes(100), None))
+    assert fake.loaded == []
+    fake.made = bytes(101)  # no two are the same: they hold how long it took
     compiled.keep()
-    assert loaded == []
-    Compiled(RunFolder(tmp_path), ALONE)
-    assert loaded == [bytes(100)]
+    Compiled(run, ALONE)
+    assert fake.loaded == [bytes(101)]
     assert capsys.readouterr().out == ""
 
 
-def test_a_full_disk_is_told_once_and_written_when_it_has_room(
+def test_what_cannot_be_read_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It only costs time."""
+    fake, run = Torch(monkeypatch), RunFolder(tmp_path)
+    Compiled(run, ALONE).keep()
+    (file,) = kept(tmp_path)
+    file.unlink()
+    file.mkdir()
+    Compiled(run, ALONE)
+    assert "cannot be read (Is a directory)" in capsys.readouterr().out
+    assert fake.loaded == []
+
+
+def test_a_full_disk_is_told_once_and_all_is_written_when_it_has_room(
     tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training goes on meanwhile, and no half of a file takes the last of the room."""
-    made = bytes(range(256)) * 1000
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (made, None))
+    """Training goes on meanwhile, no half of a file takes the last of the room, and what was made first is not lost."""
+    fake = Torch(monkeypatch)
     (tiny_disk / "ballast").write_bytes(bytes(900_000))
     compiled = Compiled(RunFolder(tiny_disk), ALONE)
-    file = tiny_disk / "compiled" / "rank-0" / f"{hashlib.sha256(made).hexdigest()}.bin"
-    for _ in range(2):
-        compiled.keep()
-    said = f"{file} cannot be written (No space left on device): another node compiles again\n"
-    assert capsys.readouterr().out == said
-    assert list(file.parent.iterdir()) == []
+    fake.made = bytes(range(256)) * 1000
+    compiled.keep()
+    compiled.keep()
+    said = capsys.readouterr().out
+    assert said.count("cannot be written (No space left on device): other nodes compile again\n") == 1
+    assert kept(tiny_disk) == []
+    first, fake.made, fake.keys = fake.made, fake.made + b"more", ["a", "b"]
     (tiny_disk / "ballast").unlink()
     compiled.keep()
-    assert file.read_bytes() == made
-    written = file.stat().st_mtime_ns
+    assert {file.read_bytes() for file in kept(tiny_disk)} == {first, fake.made}
+    fake.made = b"in another order"
     compiled.keep()
-    assert file.stat().st_mtime_ns == written, "nothing new, and written again"
+    assert len(kept(tiny_disk)) == 2

@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def compiled(self) -> Path:
+        """What torch.compile made, a folder for each kind of device and rank of a node."""
+        return self.path / "compiled"
+
+    @property
     def metrics(self) -> Path:
         """The learning curve, one JSON object a line."""
         return self.path / "metrics.jsonl"

@@ -105,9 +105,10 @@ class Trainer:
 
     def train_step(self, step: int, batch: Augmented) -> None:
         """One optimizer step, its time booked."""
-        compiling = self.cfg.compile and not self.clock.seconds.get("compile")
+        skipped = step + 1 in self.state.skipped
+        compiling = self.cfg.compile and not skipped and not self.clock.seconds.get("compile")
         with self.clock.spend("compile" if compiling else "step"):
-            if step + 1 in self.state.skipped:
+            if skipped:
                 self.step.skip(step)
                 return
             self.step.gradient(step, batch)
@@ -165,11 +166,11 @@ class Trainer:
                     return False
                 scores |= {f"val_top1{suffix}": score.top1, f"val_top5{suffix}": score.top5}
                 scores |= {f"val_loss{suffix}": score.loss}
+            if self.compiled is not None:
+                self.compiled.keep()
         self.tell_of_damage()
         if self.log is not None:
             self.log.write(self.where() | scores)
-        if self.compiled is not None:
-            self.compiled.keep()  # of the first evaluation
         self.scores = scores
         self.pace.pause(time.perf_counter() - started)
         return True
