@@ -42,7 +42,7 @@ lint: setup
 
 test: lint
 	@.ci/system-packages slurm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 chaos: setup
 	nice -n 10 $(BIN)/python benchmarks/chaos.py

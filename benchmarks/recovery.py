@@ -191,7 +191,7 @@ def submitting(cluster: Cluster, folder: Path, times: int) -> dict[str, float]:
     runs = [Run(cluster, folder, f"submit-{i}") for i in range(times)]
     submit = min(run.submit("--sbatch", "hold") for run in runs)  # or the next one would be beside a start
     sbatch = min(timed(lambda: cluster.call(*bare)) for _ in range(3))
-    start, libraries = (min(python(p) for _ in range(3)) for p in ("pass", "import submitit, jsonargparse"))
+    start, libraries = (min(python(p) for _ in range(times)) for p in ("pass", "import submitit, jsonargparse"))
     return {
         "submit_s": submit, "sbatch_s": sbatch, "python_s": start, "python_with_libraries_s": libraries,
         "submit_vs_sbatch": submit / (sbatch + libraries), "submit_vs_bare_python": submit / (sbatch + start),
@@ -267,7 +267,7 @@ def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
     cluster = Cluster()
     try:
         data.wait()
-        run = Run(cluster, folder, "faults")
+        run = Run(cluster, folder, "faults", *(("--checkpoint.every_minutes", "0.02") if quick else ()))
         parts = by_hand(folder, run.settings, "by-hand")
         figures: dict[str, float | bool] = dict(faults(run, 1 if quick else 5))
         if not quick:
@@ -296,7 +296,7 @@ def measure(quick: bool, minutes: float) -> dict[str, float | bool]:
 def main() -> None:
     """Prints a table, and as the last line one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a minute; the hour of faults is estimated")
+    parser.add_argument("--quick", action="store_true", help="under 50 s; the hour of faults is estimated")
     parser.add_argument("--minutes", type=float, default=60, help="of faults (default: 60)")
     parser.add_argument("--make-data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """Real data sets, made once for all tests, and a config for them."""
 
+import fcntl
 import json
 import math
 import os
@@ -57,13 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first: the others run beside them."""
+    """The longest come first, and those that wait for Slurm: the others run beside them."""
 
-    def is_long(item: pytest.Item) -> bool:
+    def place(item: pytest.Item) -> tuple[bool, bool]:
         marker = item.get_closest_marker("timeout")
-        return marker is not None and marker.args[0] > 600
+        return marker is not None and marker.args[0] > 600, "slurm" in getattr(item, "fixturenames", ())
 
-    items.sort(key=is_long, reverse=True)
+    items.sort(key=place, reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,8 +75,23 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with jpegs.beton and, where the images are there, Fashion-MNIST's train.beton and val.beton."""
-    folder = tmp_path_factory.mktemp("data")
+    """A folder with jpegs.beton and, where the images are there, Fashion-MNIST's train.beton and val.beton.
+
+    Of several processes of tests the first one that needs it makes it for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            write_data_sets(folder)
+            (folder / "done").touch()
+    return folder
+
+
+def write_data_sets(folder: Path) -> None:
+    """In a process of its own."""
     photographs(folder / "photographs")
     commands = [["imagefolder", str(folder / "photographs"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]]
     if PACKAGED_FASHION_MNIST.is_dir():
@@ -89,7 +105,6 @@ def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-c", WRITE], input=json.dumps(commands), text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")
