@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import Cluster, wait_for
+from conftest import mounted
 
 from vit import checkpoint
 from vit.ledger import Event, RunFolder, read_lines
@@ -681,8 +682,7 @@ def test_a_batch_that_cannot_be_trained_on_is_skipped_in_place(case: Case, tmp_p
 def test_a_full_disk_in_the_run_folder_costs_nothing_but_checkpoints(case: Case, undisturbed: bytes) -> None:
     """Nothing can be written there for a while, no log and no ledger either: the ranks train on."""
     case.run.path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(case.run.path)], check=True)
-    try:
+    with mounted(case.run.path, "64m"):
         case.start("--gpus", "2", "--checkpoint.every_minutes", "0.005")
         full = case.run.path / "full"
         (rank, *_) = case.ranks()
@@ -701,16 +701,13 @@ def test_a_full_disk_in_the_run_folder_costs_nothing_but_checkpoints(case: Case,
         assert case.happened("checkpoint failed")
         assert case.starts() == [0]
         assert case.weights() == undisturbed
-    finally:
-        subprocess.run(["umount", "--lazy", str(case.run.path)], check=True)
 
 
 @campaign
 def test_a_disk_that_is_too_full_for_submitit_does_not_end_the_run(case: Case, undisturbed: bytes) -> None:
     """At the time limit it writes the job down again before it asks for the requeue, and could not."""
     case.run.jobs.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(case.run.jobs)], check=True)
-    try:
+    with mounted(case.run.jobs, "1m"):
         case.start("--gpus", "2")
         with case.braked():
             full = case.run.jobs / "full"
@@ -724,8 +721,6 @@ def test_a_disk_that_is_too_full_for_submitit_does_not_end_the_run(case: Case, u
         case.finish()
         assert case.starts() == [0, case.stopped_at()]
         assert case.weights() == undisturbed
-    finally:
-        subprocess.run(["umount", "--lazy", str(case.run.jobs)], check=True)
 
 
 @campaign

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import mounted
 
 from vit.config import Config, to_yaml
 from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, append, flush, read_lines
@@ -111,11 +111,8 @@ def test_lines_of_several_processes_never_mix(run: RunFolder) -> None:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("no file system can be mounted here, root alone may")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    with mounted(tmp_path, "64k"):
+        yield tmp_path
 
 
 def test_a_full_disk_ends_no_run_and_loses_no_line(tiny_disk: Path) -> None:
