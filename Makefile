@@ -16,7 +16,7 @@ export PYTHONPATH :=  # a foreign one shadows what the .venv holds
 setup: $(VENV)/ready
 
 # FFCV is built from source, against the system's OpenCV and libjpeg-turbo.
-$(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages $(wildcard vit/*.cpp vit/data/*.cpp vit/data/*.h)
+$(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages $(wildcard vit/*/*.cpp vit/*/*.h)
 	@PYTHON=$(PYTHON) .ci/system-packages
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, not %d.%d; try make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)

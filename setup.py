@@ -14,6 +14,11 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        Extension("vit._pixels", ["vit/pixels.cpp"], extra_compile_args=[*FLAGS, "-fno-trapping-math"], optional=True),
+        Extension(
+            "vit.augment._pixel_ops",
+            ["vit/augment/pixel_ops.cpp"],
+            extra_compile_args=[*FLAGS, "-fno-trapping-math"],
+            optional=True,
+        ),
     ]
 )

@@ -25,8 +25,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vit.augment import augment  # noqa: E402
-from vit.config import AugmentConfig  # noqa: E402
+from vit.augment.pipeline import augment
+from vit.config.schema import AugmentConfig
 
 BATCH, SIZE, CLASSES = 32, 224, 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.faults import layer  # noqa: E402
+from benchmarks.faults import layer
 
 RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 PARTS = ("kills", "damage", "errors", "crashes")

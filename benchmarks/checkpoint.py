@@ -27,15 +27,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-import torch.distributed.checkpoint as dcp  # noqa: E402
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
-from vit.config import CheckpointConfig, Config  # noqa: E402
-from vit.ledger import RunFolder  # noqa: E402
-from vit.saver import Saver  # noqa: E402
-from vit.state import State  # noqa: E402
-from vit.world import join  # noqa: E402
+from vit.checkpoint.saver import Saver
+from vit.checkpoint.train_state import State
+from vit.config.schema import CheckpointConfig, Config
+from vit.distributed.world import join
+from vit.run.folder import RunFolder
 
 RANKS = 2
 SIDES = {

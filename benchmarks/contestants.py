@@ -46,9 +46,9 @@ class Contestant:
 
 def ours(file: str, decoder: str, folder: Path, workers: int, batch: int) -> Batches:
     """Steps of the training set as `vit.train` gets them, with the flip that training does on its device."""
-    from vit.config import Config, DataConfig, ModelConfig
+    from vit.config.schema import Config, DataConfig, ModelConfig
     from vit.data.loader import TrainData
-    from vit.world import ALONE
+    from vit.distributed.world import ALONE
 
     data = DataConfig(train=folder / file, workers=workers, decoder=decoder, crop_scale=SCALE, crop_ratio=RATIO)
     model = ModelConfig(image_size=SIZE, num_classes=2)

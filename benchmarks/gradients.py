@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit.config import ModelConfig, OptimConfig
-from vit.gradients import ShardedGradients
-from vit.model import VisionTransformer
-from vit.optim import build
-from vit.world import World
+from vit.config.schema import ModelConfig, OptimConfig
+from vit.distributed.gradients import ShardedGradients
+from vit.distributed.world import World
+from vit.model.vision_transformer import VisionTransformer
+from vit.optim.optimizer import build
 
 RANKS, IMAGES, SIDE = 4, 4, 64  # images of a shard, pixels of a side
 WAYS = {"bits": "fixed order", "samples": "exact: samples", "ddp": "DDP's own"}

@@ -41,11 +41,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import psutil  # noqa: E402
-from cluster import Cluster, missing, wait_for  # noqa: E402
+import psutil
+from cluster import Cluster, missing, wait_for
 
-from vit import checkpoint  # noqa: E402
-from vit.ledger import Event, RunFolder, read_lines  # noqa: E402
+from vit.checkpoint.format import commit, write_part
+from vit.run.folder import Event, RunFolder, read_lines
 
 VIT_B_BYTES = 1.385e9  # weights, two moments and an average
 SAVES_AN_HOUR = 6  # of which one is the preemption's
@@ -252,12 +252,7 @@ def save_seconds_per_byte(folder: Path) -> float:
     """What it takes to write a part, give the checkpoint its name, and have both on the disk."""
     data = memoryview(os.urandom(SAVED_BYTES))
     layout = {"all": {"dtype": "uint8", "shape": [SAVED_BYTES], "part": 0, "offset": 0, "bytes": SAVED_BYTES}}
-    return (
-        timed(
-            lambda: checkpoint.commit(folder, 1, layout, [checkpoint.write_part(folder, 1, 0, data, [SAVED_BYTES])], {})
-        )
-        / SAVED_BYTES
-    )
+    return timed(lambda: commit(folder, 1, layout, [write_part(folder, 1, 0, data, [SAVED_BYTES])], {})) / SAVED_BYTES
 
 
 def measure(quick: bool, minutes: float) -> dict[str, float | bool]:

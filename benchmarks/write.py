@@ -99,10 +99,10 @@ def ours(folder: Path, kind: str, mode: str, times: int, every: float) -> dict[s
     import numpy as np
 
     from data_prep import journal
-    from data_prep.beton import open_beton
-    from data_prep.imagenet import ilsvrc
+    from data_prep.beton_reader import open_beton
     from data_prep.recipe import Recipe
-    from data_prep.sources import Source, image_folder
+    from data_prep.sources.imagenet import ilsvrc
+    from data_prep.sources.source import Source, image_folder
     from data_prep.write_beton import write
 
     journal.EVERY = every

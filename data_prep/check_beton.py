@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import sheet
-from data_prep.beton import Beton, open_beton
+from data_prep import contact_sheet
+from data_prep.beton_reader import Beton, open_beton
 from data_prep.manifest import Manifest, digests, read_manifest
 from data_prep.progress import progress
-from data_prep.sources import InputError
+from data_prep.sources.source import InputError
 
 _CHUNK = 64  # images, for a thread at a time
 
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest, beton = check(args.file, args.workers)
         seconds = time.monotonic() - started
         if args.picture:
-            sheet.draw(beton, manifest.names or manifest.classes, args.picture, args.count, args.seed)
+            contact_sheet.draw(beton, manifest.names or manifest.classes, args.picture, args.count, args.seed)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.beton import SAMPLE
-from data_prep.growing import Growing, Tally
+from data_prep.beton_reader import SAMPLE
+from data_prep.beton_writer import Growing, Tally
 from data_prep.progress import progress
 
 EVERY = 5.0  # seconds between lines: what a kill may cost

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from data_prep.sources import Pixels
+from data_prep.sources.source import Pixels
 
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 _SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the brightness over that of the colours; all that is common

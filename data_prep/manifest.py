@@ -20,7 +20,7 @@ from typing import Any
 from data_prep.journal import fsync, journal_path, share_kept
 from data_prep.progress import progress
 from data_prep.recipe import Recipe
-from data_prep.sources import InputError
+from data_prep.sources.source import InputError
 
 FORMAT = "vit-beton-1"
 _PATIENCE = 1.0  # seconds for a killed command's workers to let go

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from data_prep.imagenet import ilsvrc, kaggle
 from data_prep.recipe import MODES, Recipe
-from data_prep.sources import fashion_mnist, image_folder
+from data_prep.sources.imagenet import ilsvrc, kaggle
+from data_prep.sources.source import fashion_mnist, image_folder
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

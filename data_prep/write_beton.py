@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.beton_writer import Growing
 from data_prep.encode import WorkerKilledError, encoded, mean_and_std, workers
-from data_prep.growing import Growing
 from data_prep.journal import Journal
 from data_prep.manifest import (
     FORMAT,
@@ -40,7 +40,7 @@ from data_prep.manifest import (
 from data_prep.options import parsed
 from data_prep.progress import progress
 from data_prep.recipe import Recipe
-from data_prep.sources import InputError, Source
+from data_prep.sources.source import InputError, Source
 
 MIB = 1 << 20
 

@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script, with jobs/ in the first place
     sys.path[0] = str(ROOT)
 
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use("agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
-from vit.ledger import RunFolder, read_lines  # noqa: E402
+from vit.run.folder import RunFolder, read_lines
 
 LOSS, TOP1, AVERAGE, QUIET = "#4477aa", "#cc6677", "#ddaa33", "#888888"  # Paul Tol's bright scheme, for all eyes
 RUNS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377")  # of it too

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script, with jobs/ in the first place
     sys.path[0] = str(ROOT)
 
-from jobs import queue  # noqa: E402
-from jobs.queue import NoSlurmError, Queued, SilentError  # noqa: E402
-from jobs.state import Status, is_run, newest_job, status  # noqa: E402
-from vit.ledger import RunFolder  # noqa: E402
+from jobs.login import slurm_queries
+from jobs.login.run_status import Status, is_run, newest_job, status
+from jobs.login.slurm_queries import NoSlurmError, Queued, SilentError
+from vit.run.folder import RunFolder
 
 COLUMNS = ("run", "state", "step", "%", "loss", "top-1", "images/s", "left", "restarts", "requeues", "last sign")
 LEFT = {"run", "state"}  # the columns that are aligned so; others are numbers
@@ -56,7 +56,7 @@ def look(tables: dict[str, list[RunFolder]]) -> tuple[dict[str, list[Status]], s
     told, jobs = "", dict[str, Queued]()
     asked = {number for runs in tables.values() for run in runs if (number := newest_job(run))}
     try:
-        jobs = queue.jobs(asked)
+        jobs = slurm_queries.jobs(asked)
     except (SilentError, NoSlurmError) as error:
         told = f"what Slurm has is not known: {error}"
     return {name: [status(run, None if told else jobs) for run in runs] for name, runs in tables.items()}, told

@@ -27,24 +27,26 @@ if not __package__:  # run as a script, with jobs/ in the first place
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C during imports, which take a while
         signal.signal(signal.SIGINT, lambda *_: leave())
 
-from jsonargparse import ArgumentParser, Namespace  # noqa: E402
+from jsonargparse import ArgumentParser, Namespace
 
-from jobs import clusters, freeze, options, queue, sbatch  # noqa: E402
-from jobs.clusters import Resources, relative  # noqa: E402
-from jobs.follow import follow, in_foreground, summary  # noqa: E402
-from jobs.queue import NoSlurmError, SilentError  # noqa: E402
-from jobs.sbatch import RefusedError  # noqa: E402
-from jobs.sweep import Point, points  # noqa: E402
-from vit import config, settings  # noqa: E402
-from vit.config import Config  # noqa: E402
-from vit.ledger import InUseError, RunFolder  # noqa: E402
+from jobs.login import run_folder, sbatch, slurm_queries
+from jobs.login.local_run import follow, in_foreground, summary
+from jobs.login.resources import Resources, local_executor, relative
+from jobs.login.sbatch import RefusedError
+from jobs.login.slurm_queries import NoSlurmError, SilentError
+from jobs.login.submit_options import check_options, cluster_of, submit_parser
+from jobs.login.sweep import Point, points
+from vit.config import schema
+from vit.config.parser import parse_config
+from vit.config.schema import Config
+from vit.run.folder import InUseError, RunFolder
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = sys.argv[1:] if args is None else args
-    command = options.parser((__doc__ or "").partition("\n")[0])
-    cfg, asked = settings.parse(command, words)
+    command = submit_parser((__doc__ or "").partition("\n")[0])
+    cfg, asked = parse_config(command, words)
     try:
         return Submission(command, words, asked).run(cfg)
     except (ValueError, InUseError, OSError, SilentError, NoSlurmError, RefusedError) as error:
@@ -69,8 +71,8 @@ class Submission:
 
     def __init__(self, parser: ArgumentParser, words: Sequence[str], asked: Namespace) -> None:
         self.parser, self.words, self.asked = parser, words, asked
-        options.check(asked)
-        self.cluster = options.cluster(asked)
+        check_options(asked)
+        self.cluster = cluster_of(asked)
         wanted = "slurm" if asked.cluster == "auto" and asked.cluster_config else asked.cluster
         self.where, self.offers = find(wanted, asked.dry_run)
 
@@ -78,7 +80,7 @@ class Submission:
         """Submits what was asked for; returns the exit code."""
         after, coming = "", set[Path]()
         if self.asked.prep:
-            from jobs import prep_submit  # which few need
+            from jobs.login import prep_submit  # which few need
 
             preparation = prep_submit.Preparation(self.asked, self.cluster, self.where, self.offers)
             coming = {one.out for one in preparation.prep.left}
@@ -92,17 +94,17 @@ class Submission:
     def planned(self, cfg: Config, coming: set[Path]) -> list[Planned]:
         """The runs, each one checked.  Raises ValueError."""
         if not self.asked.sweep:
-            run = RunFolder(freeze.folder_of(self.asked))
-            out = [Planned(run, freeze.resolved(cfg, self.asked, self.where, coming))]
+            run = RunFolder(run_folder.folder_of(self.asked))
+            out = [Planned(run, run_folder.resolved(cfg, self.asked, self.where, coming))]
         else:
-            folder = freeze.folder_of(self.asked, "-sweep")
+            folder = run_folder.folder_of(self.asked, "-sweep")
             out = []
             for point in points(self.asked.sweep):
-                cfg, _ = settings.parse(self.parser, [*self.words, *point.arguments()])
-                cfg = freeze.resolved(cfg, self.asked, self.where, coming)
+                cfg, _ = parse_config(self.parser, [*self.words, *point.arguments()])
+                cfg = run_folder.resolved(cfg, self.asked, self.where, coming)
                 out.append(Planned(RunFolder(folder / point.name), cfg, point))
         for each in out:
-            freeze.check_same(each.cfg, each.run, self.asked)
+            run_folder.check_same(each.cfg, each.run, self.asked)
         self.resources(out[0], "").check(self.offers)
         return out
 
@@ -122,23 +124,23 @@ class Submission:
             folders=tuple(sorted({str(self.asked.runs_dir.absolute()), *(str(path.parent) for path in needed)})),
         )
 
-    def queued(self, planned: Sequence[Planned]) -> dict[Path, tuple[str, queue.Queued]]:
+    def queued(self, planned: Sequence[Planned]) -> dict[Path, tuple[str, slurm_queries.Queued]]:
         """The newest jobs of those runs that have one in the queue, with their numbers."""
         if self.where != "slurm":
             return {}
         newest = {each.run.path: each.run.last("submitted") for each in planned}
         numbers = {path: str(event["job"]) for path, event in newest.items() if event}
-        there = queue.going(set(numbers.values()))
+        there = slurm_queries.going(set(numbers.values()))
         return {path: (number, there[number]) for path, number in numbers.items() if number in there}
 
     def single(self, planned: Planned, after: str) -> int:
         """One run."""
         run, cfg, resources = planned.run, planned.cfg, self.resources(planned, after)
         if self.asked.dry_run:
-            print(f"# {run.config}\n{config.to_yaml(cfg)}\n# the job")
+            print(f"# {run.config}\n{schema.to_yaml(cfg)}\n# the job")
             print(sbatch.script(run.jobs, resources, [run], self.where))
             return 0
-        job = freeze.train_job(run, self.asked)
+        job = run_folder.train_job(run, self.asked)
         if said := self.nothing_to_do(planned):
             print(said)
             return 0
@@ -146,17 +148,17 @@ class Submission:
             if said := self.nothing_to_do(planned):  # by now, after another command at the same moment
                 print(said)
                 return 0
-            freeze.freeze(run, config.to_yaml(cfg))
+            run_folder.freeze(run, schema.to_yaml(cfg))
             if self.where == "slurm":
                 (number,) = sbatch.submit(run.jobs, resources, [run], [job])
                 print(f"submitted; the job goes on by itself until the run is finished\n{hints(run, number)}")
                 return 0
-        return follow(job, run, clusters.local(run, resources)) if self.where == "local" else in_foreground(job, run)
+        return follow(job, run, local_executor(run, resources)) if self.where == "local" else in_foreground(job, run)
 
     def nothing_to_do(self, planned: Planned) -> str:
         """Why there is nothing to submit, if the run is complete; else nothing.  Raises InUseError if Slurm has it."""
         run = planned.run
-        if (event := run.finished()) and freeze.is_complete(planned.cfg, run):
+        if (event := run.finished()) and run_folder.is_complete(planned.cfg, run):
             return f"{run.path} is complete.\n{summary(run, event)}"
         if found := self.queued([planned]).get(run.path):
             number, job = found
@@ -169,13 +171,13 @@ class Submission:
         folder = planned[0].run.path.parent
         if self.asked.dry_run:
             print(f"# {folder}\n" + "\n".join(f"#   {each.run.path.name}" for each in planned))
-            print(f"# the first of {len(planned)}\n{config.to_yaml(planned[0].cfg)}\n# the job")
+            print(f"# the first of {len(planned)}\n{schema.to_yaml(planned[0].cfg)}\n# the job")
             runs = [each.run for each in planned]
             print(sbatch.script(folder / planned[0].run.jobs.name, self.resources(planned[0], after), runs, self.where))
             return 0
         with ExitStack() as owned:
             queued = self.queued(planned)
-            complete = [each for each in planned if freeze.is_complete(each.cfg, each.run)]
+            complete = [each for each in planned if run_folder.is_complete(each.cfg, each.run)]
             left = [each for each in planned if each not in complete and each.run.path not in queued]
             print(
                 f"{relative(folder)}: {len(planned)} runs, {len(complete)} complete, {len(queued)} in the queue already"
@@ -189,10 +191,10 @@ class Submission:
             if not left:
                 return 0
             for each in left:
-                freeze.freeze(each.run, config.to_yaml(each.cfg))
+                run_folder.freeze(each.run, schema.to_yaml(each.cfg))
                 share_jobs_folder(each.run)
             runs = [each.run for each in left]
-            jobs = [freeze.train_job(run, self.asked) for run in runs]
+            jobs = [run_folder.train_job(run, self.asked) for run in runs]
             numbers = sbatch.submit(runs[0].jobs.resolve(), self.resources(left[0], after), runs, jobs)
         array = numbers[0].partition("_")[0]
         print(
@@ -208,10 +210,10 @@ class Submission:
         worst = 0
         for each in left:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # between two runs it is ours
-            job = freeze.train_job(each.run, self.asked)
+            job = run_folder.train_job(each.run, self.asked)
             with each.run.owned():
-                freeze.freeze(each.run, config.to_yaml(each.cfg))
-            executor = clusters.local(each.run, self.resources(each, ""))
+                run_folder.freeze(each.run, schema.to_yaml(each.cfg))
+            executor = local_executor(each.run, self.resources(each, ""))
             code = follow(job, each.run, executor) if self.where == "local" else in_foreground(job, each.run)
             if code == 130:
                 return code
@@ -219,12 +221,12 @@ class Submission:
         return worst
 
 
-def find(wanted: str, dry_run: bool) -> tuple[str, list[queue.Offer]]:
+def find(wanted: str, dry_run: bool) -> tuple[str, list[slurm_queries.Offer]]:
     """Where the run is to run, and what Slurm offers there.  Raises SilentError, NoSlurmError."""
     if wanted in {"local", "debug"}:
         return wanted, []
     try:
-        return "slurm", queue.offers()
+        return "slurm", slurm_queries.offers()
     except NoSlurmError:
         if wanted == "slurm" and not dry_run:
             raise

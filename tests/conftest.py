@@ -18,9 +18,9 @@ import torch
 from cluster import Cluster, missing
 from PIL import Image
 
-from data_prep.sources import PACKAGED_FASHION_MNIST
-from vit.config import Config, DataConfig, ModelConfig
-from vit.data.manifest import manifest_path
+from data_prep.sources.source import PACKAGED_FASHION_MNIST
+from vit.config.schema import Config, DataConfig, ModelConfig
+from vit.data.ffcv_format import manifest_path
 
 TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no usual batch divides the second
 CLASSES = 10

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from test_checkpoint import save
 
-from vit.config import Config, to_yaml
-from vit.ledger import RunFolder
-from vit.state import State
+from vit.checkpoint.train_state import State
+from vit.config.schema import Config, to_yaml
+from vit.run.folder import RunFolder
 
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 

@@ -23,10 +23,10 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     """What `function(*args)` returned on each of `world_size` ranks, in their order.
 
     The function belongs to a module, so that it can be pickled.  Its processes have RANK, WORLD_SIZE, LOCAL_RANK,
-    LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: `vit.world.join(cfg)` and `init_process_group("gloo")` work in
-    them.  A rank that is killed by a signal has its negative number in place of a result.  The first exception of a
-    rank is raised here, with its traceback as a note; ranks that are left then, or at the timeout (seconds;
-    TimeoutError), are killed.
+    LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: `join(cfg)` and `init_process_group("gloo")` work in them.  A
+    rank that is killed by a signal has its negative number in place of a result.  The first exception of a rank is
+    raised here, with its traceback as a note; ranks that are left then, or at the timeout (seconds; TimeoutError), are
+    killed.
     """
     # The store lives here and not in rank 0: no other process can take the port between its choice and its use.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

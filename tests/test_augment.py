@@ -15,12 +15,12 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.autoaugment import _apply_op
 
-from vit import randaugment
-from vit.augment import augment, normalise
-from vit.config import AugmentConfig
-from vit.mix import Mix, draw_mix
-from vit.pixels import Ints
-from vit.randaugment import OPERATIONS, TORCHVISIONS
+from vit.augment import randaugment
+from vit.augment.mixup import Mix, draw_mix
+from vit.augment.pipeline import augment, normalise
+from vit.augment.pixel_ops import Ints
+from vit.augment.randaugment import OPERATIONS, TORCHVISIONS
+from vit.config.schema import AugmentConfig
 
 GREY_LEVELS = AugmentConfig(flip=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # normalising: no change
 EVERYTHING = AugmentConfig(randaugment_ops=2, mixup=0.8, cutmix=1.0, label_smoothing=0.1)

@@ -8,7 +8,7 @@ import pytest
 from cluster import wait_for
 from test_cluster import Case, campaign, case  # noqa: F401  (a fixture)
 
-from vit.ledger import RunFolder
+from vit.run.folder import RunFolder
 
 REFUSED = [
     (("--partition", "gpuu"), "--partition gpuu: there is no such partition; there are hasty, high, low, short"),

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from jobs.budget import Budget, Decision, Failure, decide, failing, first, wordless
-from vit.ledger import Event
+from jobs.node.restart_policy import Budget, Decision, Failure, decide, failing, first, wordless
+from vit.run.folder import Event
 
 
 def failure(step: int | None = 7, node: str = "n1", kind: Any = "signal", **more: Any) -> Failure:

@@ -13,10 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.faults import layer  # noqa: E402
-from benchmarks.faults.crashes import Disk, build, told_safe  # noqa: E402
-from vit import checkpoint  # noqa: E402
-from vit.checkpoint import DamagedError  # noqa: E402
+from benchmarks.faults import layer
+from benchmarks.faults.crashes import Disk, build, told_safe
+from vit.checkpoint.format import (
+    DamagedCheckpointError,
+    find_checkpoints,
+    read_manifest,
+    read_tensors,
+    step_of,
+)
 
 needs_the_layer = pytest.mark.skipif(layer.missing() is not None, reason=str(layer.missing()))
 
@@ -25,8 +30,8 @@ SAVES = """
 import os, sys
 from pathlib import Path
 from benchmarks.faults.layer import Layer
-from vit import checkpoint
-from vit.ledger import RunFolder, append
+from vit.checkpoint import format as checkpoint
+from vit.run.folder import RunFolder, append
 
 def save(run, step):
     data = bytes([step]) * 4096
@@ -87,13 +92,13 @@ def under_the_layer(folder: Path, program: str, *arguments: str) -> Path:
 def whole(folder: Path) -> list[int]:
     """The steps of the checkpoints that read back, newest first; each holds what was saved of its step."""
     out = []
-    for path in checkpoint.find(folder):
+    for path in find_checkpoints(folder):
         try:
-            ((_, data),) = checkpoint.read(path, checkpoint.read_manifest(path))
-        except DamagedError:
+            ((_, data),) = read_tensors(path, read_manifest(path))
+        except DamagedCheckpointError:
             continue
-        assert data == bytes([checkpoint.step_of(path)]) * 4096, path
-        out.append(checkpoint.step_of(path))
+        assert data == bytes([step_of(path)]) * 4096, path
+        out.append(step_of(path))
     return out
 
 
@@ -137,7 +142,7 @@ def test_whichever_call_of_a_save_fails_the_one_before_stays(error: int, tmp_pat
     runs = sorted(root.iterdir(), key=lambda path: int(path.name[4:]))
     assert len(runs) > 20
     for run in runs[:-1]:
-        steps = [checkpoint.step_of(path) for path in checkpoint.find(run / "checkpoints")]
+        steps = [step_of(path) for path in find_checkpoints(run / "checkpoints")]
         assert whole(run / "checkpoints") == steps, run  # damaged ones have no such name
         assert steps[0] == 4, run
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

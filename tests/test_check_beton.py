@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.beton import Beton, open_beton
+from data_prep.beton_reader import Beton, open_beton
 from data_prep.check_beton import main
 from data_prep.manifest import digests
 from data_prep.write_beton import main as write_main
@@ -330,7 +330,7 @@ def test_stopping_ends_it_with_one_line(whole_files: Path) -> None:
     """SIGTERM or Ctrl-C while it decodes: exit code 130, no traceback, and soon."""
     for number in (signal.SIGINT, signal.SIGTERM):
         slow = (
-            "import runpy, sys, time; from data_prep.beton import Beton; old = Beton.pixels\n"
+            "import runpy, sys, time; from data_prep.beton_reader import Beton; old = Beton.pixels\n"
             "def pixels(*a): print(flush=True); time.sleep(0.2); return old(*a)\n"
             "Beton.pixels = pixels\n"
             "runpy.run_module('data_prep.check_beton', run_name='__main__', alter_sys=True)"

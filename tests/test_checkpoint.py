@@ -18,10 +18,23 @@ import torch
 from conftest import small_config
 from torch import Tensor
 
-from vit import checkpoint
-from vit.checkpoint import DamagedError, differences, find, load, prune, read_manifest, set_aside, step_of
-from vit.snapshot import Snapshot, lay_out
-from vit.state import State
+from vit.checkpoint import format as checkpoint_format
+from vit.checkpoint.format import (
+    DamagedCheckpointError,
+    clean,
+    commit,
+    differences,
+    discard,
+    find_checkpoints,
+    load_checkpoint,
+    prune,
+    quarantine,
+    read_manifest,
+    step_of,
+    write_part,
+)
+from vit.checkpoint.snapshot import Snapshot, lay_out
+from vit.checkpoint.train_state import State
 
 ABOUT = {"recipe": {"seed": 1, "data.sha256": "ab"}, "scaler": {}}
 
@@ -34,9 +47,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
         snapshot.take(tensors)
         assert snapshot.taken(wait=True)
         data = memoryview(snapshot.flat.numpy())[: sum(snapshot.sizes)]
-        digests.append(checkpoint.write_part(folder, step, part, data, snapshot.sizes))
+        digests.append(write_part(folder, step, part, data, snapshot.sizes))
         snapshot.close()
-    return checkpoint.commit(folder, step, layout, digests, about)
+    return commit(folder, step, layout, digests, about)
 
 
 def of_every_kind() -> dict[str, Tensor]:
@@ -73,7 +86,7 @@ def numbered(step: int, count: int = 50) -> dict[str, Tensor]:
 
 
 def assert_is_step(path: Path, step: int) -> None:
-    tensors, manifest = load(path)
+    tensors, manifest = load_checkpoint(path)
     assert manifest["step"] == step
     assert path.name == f"step-{step:08d}"
     expected = numbered(step, len(tensors["model.a"]))
@@ -97,7 +110,7 @@ def test_what_is_loaded_is_what_was_saved(parts: int, tmp_path: Path) -> None:
     """Every dtype and shape, to the last bit, and what was said about them, however many ranks wrote it."""
     tensors = of_every_kind()
     path = save(tmp_path / "not" / "yet" / "there", 12, tensors, ABOUT, parts)
-    loaded, manifest = load(path)
+    loaded, manifest = load_checkpoint(path)
     assert path == tmp_path / "not" / "yet" / "there" / "step-00000012"
     assert list(loaded) == list(tensors)
     assert [name for name in tensors if not same_bits(tensors[name], loaded[name])] == []
@@ -119,7 +132,7 @@ def test_a_run_s_whole_state_survives(tmp_path: Path) -> None:
     state, restored = State.fresh(cfg, torch.device("cpu")), State.fresh(cfg, torch.device("cpu"))
     for _ in range(2):
         step(state)
-    tensors, manifest = load(save(tmp_path, 2, state.tensors(), state.about()))
+    tensors, manifest = load_checkpoint(save(tmp_path, 2, state.tensors(), state.about()))
     restored.restore(manifest["step"], tensors, manifest["about"])
     assert restored.step == 2
     for _ in range(2):
@@ -152,11 +165,11 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
             for bit in range(8 * len(content)):
                 file.seek(bit // 8)
                 file.write(bytes([content[bit // 8] ^ 1 << bit % 8]))
-                with pytest.raises(DamagedError, match=f"^{path}/{name}"):
-                    load(path)
+                with pytest.raises(DamagedCheckpointError, match=f"^{path}/{name}"):
+                    load_checkpoint(path)
                 file.seek(bit // 8)
                 file.write(content[bit // 8 :][:1])
-    load(path)  # all is as it was: the flips were the reason
+    load_checkpoint(path)  # all is as it was: the flips were the reason
 
 
 def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
@@ -165,8 +178,8 @@ def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     content = bytearray((path / "part-000.bin").read_bytes())
     content[256 + 8] ^= 1
     message = f"{path}/part-000.bin: model.b, 448 bytes at 256, is damaged"
-    with altered(path / "part-000.bin", bytes(content)), pytest.raises(DamagedError, match=message):
-        load(path)
+    with altered(path / "part-000.bin", bytes(content)), pytest.raises(DamagedCheckpointError, match=message):
+        load_checkpoint(path)
 
 
 def test_a_file_of_another_length_is_found(tmp_path: Path) -> None:
@@ -175,33 +188,33 @@ def test_a_file_of_another_length_is_found(tmp_path: Path) -> None:
     for name in ("manifest.json", "part-000.bin", "part-001.bin"):
         content = (path / name).read_bytes()
         for length in range(0, len(content), 7):
-            with altered(path / name, content[:length]), pytest.raises(DamagedError, match=name):
-                load(path)
-        with altered(path / name, content + b"\0"), pytest.raises(DamagedError, match=name):
-            load(path)
+            with altered(path / name, content[:length]), pytest.raises(DamagedCheckpointError, match=name):
+                load_checkpoint(path)
+        with altered(path / name, content + b"\0"), pytest.raises(DamagedCheckpointError, match=name):
+            load_checkpoint(path)
         (path / name).unlink()
-        with pytest.raises(DamagedError, match=name):
-            load(path)
+        with pytest.raises(DamagedCheckpointError, match=name):
+            load_checkpoint(path)
         (path / name).write_bytes(content)
-    load(path)
+    load_checkpoint(path)
 
 
 def test_tensors_of_another_checkpoint_are_found(tmp_path: Path) -> None:
     """Each file whole in itself, but of different steps."""
     older, newer = (save(tmp_path, step, numbered(step), {}) for step in (1, 2))
     shutil.copy(older / "part-000.bin", newer / "part-000.bin")
-    with pytest.raises(DamagedError, match=r"model\.a"):
-        load(newer)
+    with pytest.raises(DamagedCheckpointError, match=r"model\.a"):
+        load_checkpoint(newer)
 
 
 @pytest.mark.parametrize("other", ["vit-checkpoint-1", "vit-checkpoint-99"])
 def test_another_format_is_refused_and_left_alone(other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an older or a newer version of this code wrote is not damaged."""
-    monkeypatch.setattr(checkpoint, "FORMAT", other)
+    monkeypatch.setattr(checkpoint_format, "FORMAT", other)
     path = save(tmp_path, 1, numbered(1), {})
     monkeypatch.undo()
     with pytest.raises(ValueError, match=rf"{path} has format '{other}'; vit-checkpoint-2 is known"):
-        load(path)
+        load_checkpoint(path)
 
 
 def test_a_damaged_checkpoint_never_comes_back(tmp_path: Path) -> None:
@@ -209,13 +222,13 @@ def test_a_damaged_checkpoint_never_comes_back(tmp_path: Path) -> None:
     path = save(tmp_path, 1000, numbered(1000), {})
     for _ in range(2):
         os.truncate(path / "part-001.bin", 100)
-        with pytest.raises(DamagedError) as found:
-            load(path)
-        message = set_aside(path, found.value)
+        with pytest.raises(DamagedCheckpointError) as found:
+            load_checkpoint(path)
+        message = quarantine(path, found.value)
         aside = tmp_path / message.rpartition(" ")[2]
         assert str(path) in message
         assert (aside / "part-000.bin").exists()
-        assert find(tmp_path) == []
+        assert find_checkpoints(tmp_path) == []
         assert_is_step(save(tmp_path, 1000, numbered(1000), {}), 1000)
 
 
@@ -252,7 +265,7 @@ def test_nothing_is_removed_for_a_newer_one_that_is_damaged(tmp_path: Path) -> N
     message = prune(tmp_path, 1)
     assert message is not None
     assert re.search(r"step-00000004/part-001\.bin: model\.b, .* set aside as step-00000004\.damaged", message)
-    assert [step_of(path) for path in find(tmp_path)] == [3, 2, 1]
+    assert [step_of(path) for path in find_checkpoints(tmp_path)] == [3, 2, 1]
 
 
 def test_leftovers_of_killed_saves_are_removed(tmp_path: Path) -> None:
@@ -260,7 +273,7 @@ def test_leftovers_of_killed_saves_are_removed(tmp_path: Path) -> None:
     path = save(tmp_path, 5, numbered(5), {})
     (tmp_path / "step-00000101.tmp").mkdir()
     (tmp_path / "step-00000101.tmp" / "part-000.bin").write_bytes(b"half")
-    checkpoint.clean(tmp_path)
+    clean(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -291,10 +304,10 @@ def test_a_kill_at_any_instant_loses_no_checkpoint(tmp_path: Path) -> None:
         safe = [step + 1] + [int.from_bytes(word, "little") for word in iter(lambda: os.read(reader, 4), b"")]  # noqa: B023
         os.close(reader)
         halves += any(tmp_path.glob("*.tmp"))
-        there = find(tmp_path)
+        there = find_checkpoints(tmp_path)
         for path in there:
             assert_is_step(path, int(path.name[5:]))
-        checkpoint.clean(tmp_path)
+        clean(tmp_path)
         step = step_of(there[0])
         assert step in (safe[-1], safe[-1] + 1)
         assert safe[-1] == step or there[1].name == f"step-{safe[-1]:08d}"
@@ -314,15 +327,15 @@ def test_a_full_disk_loses_nothing(tiny_disk: Path) -> None:
         except OSError as error:
             failures += 1
             assert error.errno == errno.ENOSPC  # noqa: PT017
-            checkpoint.discard(tiny_disk, 2 + free)
+            discard(tiny_disk, 2 + free)
             assert sorted(path.name for path in tiny_disk.iterdir()) == ["ballast", older.name]
             assert_is_step(older, 1)
             ballast.unlink()
         else:
             break
     assert failures >= 5
-    assert [path.name for path in find(tiny_disk)] == [f"step-{2 + free:08d}", older.name]
-    load(find(tiny_disk)[0])  # once there is room
+    assert [path.name for path in find_checkpoints(tiny_disk)] == [f"step-{2 + free:08d}", older.name]
+    load_checkpoint(find_checkpoints(tiny_disk)[0])  # once there is room
 
 
 def test_a_disk_that_is_out_of_order_is_not_damage(tmp_path: Path) -> None:
@@ -331,7 +344,7 @@ def test_a_disk_that_is_out_of_order_is_not_damage(tmp_path: Path) -> None:
     (path / "part-000.bin").unlink()
     os.symlink("part-000.bin", path / "part-000.bin")  # ELOOP, which binds root too
     with pytest.raises(OSError, match="symbolic links"):
-        load(path)
+        load_checkpoint(path)
 
 
 def test_a_changed_recipe_is_named(tmp_path: Path) -> None:

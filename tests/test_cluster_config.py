@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cluster_config
-from jobs.cluster_config import ClusterConfig, load
-from jobs.clusters import Resources, megabytes
-from jobs.queue import Offer
-from jobs.sbatch import parameters, script
-from vit.ledger import RunFolder
+from jobs.login import cluster_config
+from jobs.login.cluster_config import ClusterConfig, load
+from jobs.login.resources import Resources, megabytes
+from jobs.login.sbatch import parameters, script
+from jobs.login.slurm_queries import Offer
+from vit.run.folder import RunFolder
 
 EXAMPLES = sorted(cluster_config.FOLDER.glob("*.yaml"))
 OFFER = Offer(partition="gpu", default=True, minutes=1440, count=4, gpus=4, cpus=64, memory=500_000)

@@ -14,11 +14,11 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from vit.augment import augment
-from vit.colour import BRIGHTNESS, CONTRAST, SATURATION, adjust, blur, color_jitter, three_augment
-from vit.config import AugmentConfig
-from vit.mix import draw_erasing, erase
-from vit.pixels import Part
+from vit.augment.mixup import draw_erasing, erase
+from vit.augment.pipeline import augment
+from vit.augment.pixel_ops import Part
+from vit.augment.three_augment import BRIGHTNESS, CONTRAST, SATURATION, adjust, blur, color_jitter, three_augment
+from vit.config.schema import AugmentConfig
 
 PICTURES = {"photographs": photographs(6, 40, 56), "noise": noise(6, 33, 47)}
 

@@ -13,13 +13,13 @@ import torch
 from conftest import small_config
 from ranks import run_ranks
 
-from vit import checkpoint
-from vit.compiled import Compiled
-from vit.config import Config
-from vit.ledger import Clock, RunFolder
-from vit.step import Augmented
+from vit.checkpoint.format import find_checkpoints, load_checkpoint
+from vit.config.schema import Config
+from vit.distributed.world import ALONE, join
+from vit.run.folder import Clock, RunFolder
 from vit.train import Trainer
-from vit.world import ALONE, join
+from vit.training.compile_cache import Compiled
+from vit.training.step import Augmented
 
 LAST = 5  # step of the attempt that is killed: it has evaluated by then
 
@@ -58,7 +58,7 @@ def kept(run: Path) -> list[Path]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(checkpoint.find(RunFolder(run).checkpoints)[0])[0]
+    return load_checkpoint(find_checkpoints(RunFolder(run).checkpoints)[0])[0]
 
 
 @needs_compiler

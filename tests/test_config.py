@@ -15,11 +15,11 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from vit import config, settings
-from vit.config import AugmentConfig, Config, LogConfig, ModelConfig, OptimConfig, flatten, recipe, to_yaml
-from vit.model import VisionTransformer
-from vit.settings import load
-from vit.state import State
+from vit.checkpoint.train_state import State
+from vit.config import schema
+from vit.config.parser import config_parser, load_config, parse_config
+from vit.config.schema import AugmentConfig, Config, LogConfig, ModelConfig, OptimConfig, flatten, recipe, to_yaml
+from vit.model.vision_transformer import VisionTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {ROOT / "configs" / "imagenet.yaml"})  # which is no run
@@ -29,7 +29,7 @@ DEMO = ROOT / "configs" / "demo.yaml"
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_makes_a_model_that_can_be_trained(path: Path) -> None:
     """It loads, and its model is built: on the meta device, and where it is small with optimizer and all."""
-    cfg = load(path)
+    cfg = load_config(path)
     with torch.device("meta"):
         model = VisionTransformer(cfg.model)
     weights = sum(p.numel() for p in model.parameters())
@@ -61,13 +61,16 @@ def test_every_config_says_how_it_is_run_what_it_takes_and_where_it_is_from(path
 
 def test_no_two_configs_are_the_same_run() -> None:
     """Or one of them is a copy that says something else at its head."""
-    recipes = {path.name: json.dumps(recipe(load(path)) | {"data": str(load(path).data.train)}) for path in CONFIGS}
+    recipes = {
+        path.name: json.dumps(recipe(load_config(path)) | {"data": str(load_config(path).data.train)})
+        for path in CONFIGS
+    }
     assert len(set(recipes.values())) == len(recipes), recipes.keys()
 
 
 def test_vit_b16_is_the_published_recipe() -> None:
     """300 epochs of ViT-B/16 at 224 pixels, on 4 times 384 images a step: every value of it, and the defaults else."""
-    cfg = load(ROOT / "configs" / "vit_b16.yaml")
+    cfg = load_config(ROOT / "configs" / "vit_b16.yaml")
     assert cfg.model == ModelConfig(
         image_size=224, patch_size=16, width=768, depth=12, heads=12, mlp_dim=3072, num_classes=1000,
         pool="cls", positions="learned", dropout=0.0, attention_dropout=0.0, drop_path=0.0,
@@ -135,13 +138,13 @@ def test_a_config_written_to_yaml_is_read_back_the_same(tmp_path: Path) -> None:
     """Every setting with a value that is not the default: what a run folder keeps is what was run."""
     values = everything_else()
     overrides = [word for name, value in values.items() for word in (f"--{name}", shown(value))]
-    cfg = load(DEMO, *overrides)
+    cfg = load_config(DEMO, *overrides)
     assert flatten(cfg) == values
     assert [name for name, value in flatten(Config()).items() if values[name] == value] == ["augment.label_smoothing"]
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
-    assert load(tmp_path / "config.yaml") == cfg
+    assert load_config(tmp_path / "config.yaml") == cfg
     (tmp_path / "config.yaml").write_text(to_yaml(Config()))
-    assert load(tmp_path / "config.yaml") == Config()
+    assert load_config(tmp_path / "config.yaml") == Config()
 
 
 def shown(value: Any) -> str:
@@ -151,7 +154,9 @@ def shown(value: Any) -> str:
 
 def test_the_command_line_overrides_the_file_and_the_file_the_defaults() -> None:
     """`1e-3` is a number, and so is `0.02` after an equals sign."""
-    cfg = load(DEMO, "--optim.lr", "1e-3", "--model.depth=2", "--data.crop_scale", "[0.25, 1]", "--compile", "true")
+    cfg = load_config(
+        DEMO, "--optim.lr", "1e-3", "--model.depth=2", "--data.crop_scale", "[0.25, 1]", "--compile", "true"
+    )
     assert (cfg.optim.lr, cfg.model.depth, cfg.data.crop_scale, cfg.compile) == (1e-3, 2, (0.25, 1.0), True)
     assert (cfg.optim.beta2, cfg.model.width) == (0.98, 64)  # the file's
     assert (cfg.optim.beta1, cfg.augment.flip) == (0.9, 0.5)  # the defaults
@@ -161,7 +166,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults() -> None
 def complaint(capsys: pytest.CaptureFixture[str], *args: str | Path) -> str:
     """What a person sees who gives these arguments: one line, and exit code 2."""
     with pytest.raises(SystemExit) as ended:
-        settings.parse(settings.parser("vit"), [str(arg) for arg in args])
+        parse_config(config_parser("vit"), [str(arg) for arg in args])
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -301,8 +306,8 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str], t
 
 def every_setting(room: type = Config, prefix: str = "") -> list[tuple[str, str, Any]]:
     """Name, comment and default of every setting, read from the source with other eyes than the parser's."""
-    tree = ast.parse(Path(config.__file__).read_text())
-    lines = Path(config.__file__).read_text().splitlines()
+    tree = ast.parse(Path(schema.__file__).read_text())
+    lines = Path(schema.__file__).read_text().splitlines()
     definition = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == room.__name__)
     hints, defaults, out = get_type_hints(room), room(), []
     for node in definition.body:
@@ -322,7 +327,7 @@ def test_the_help_shows_every_setting_with_its_meaning_and_its_default(
     """The comment behind the field in the source is the help text, so there is one of each, and choices are listed."""
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as ended:
-        settings.parse(settings.parser("vit"), ["--help"])
+        parse_config(config_parser("vit"), ["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     entries = dict(re.findall(r"^  --([\w.]+) VALUE((?:.*\n)(?: {10,}.*\n)*)", said, re.MULTILINE))
@@ -351,7 +356,9 @@ def test_the_recipe_is_every_value_that_decides_what_is_computed() -> None:
     }
     assert flatten(Config()).keys() - recipe(Config()).keys() == free
     for path in CONFIGS:
-        assert json.loads(json.dumps(recipe(load(path)))) == recipe(load(path))  # as a checkpoint holds it
+        assert json.loads(json.dumps(recipe(load_config(path)))) == recipe(
+            load_config(path)
+        )  # as a checkpoint holds it
 
 
 def test_a_batch_has_a_whole_number_of_steps_that_use_each_sample_as_often_as_asked() -> None:
@@ -389,7 +396,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
         replace(LogConfig(), every_steps=0)
 
 
-@pytest.mark.parametrize("names", ["vit.config, vit.ledger, vit.log, vit.data.manifest", "jobs.submit"])
+@pytest.mark.parametrize("names", ["vit.config, vit.run.folder, vit.run.metrics, vit.data.ffcv_format", "jobs.submit"])
 def test_a_login_node_imports_neither_torch_nor_numpy(names: str) -> None:
     """In a process of its own, with everything that these modules pull in."""
     program = f"import sys, {names}; print([m for m in ('torch', 'numpy', 'wandb') if m in sys.modules])"

@@ -13,14 +13,14 @@ import pytest
 import torch
 from conftest import JPEGS, small_config
 
-from vit.config import Config, to_yaml
+from vit.config.schema import Config, to_yaml
 from vit.data.beton import open_beton
 from vit.data.damage import check_pages
-from vit.data.decode import DamagedError
+from vit.data.decode import DamagedDataError
+from vit.data.ffcv_format import manifest_path
 from vit.data.loader import TrainData, ValData
-from vit.data.manifest import manifest_path
 from vit.data.order import Order
-from vit.world import World
+from vit.distributed.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,7 +98,7 @@ def test_a_class_that_is_damaged_as_a_whole_ends_the_run(copy: Path) -> None:
     beton = open_beton(copy)
     of_class = np.flatnonzero(beton.labels == 3)
     destroy(copy, *of_class.tolist())
-    with pytest.raises(DamagedError, match=f"all {len(of_class)} samples of class {beton.classes[3]} are damaged"):
+    with pytest.raises(DamagedDataError, match=f"all {len(of_class)} samples of class {beton.classes[3]} are damaged"):
         list(TrainData(skipping(copy), world()).batches(0, 10))
 
 
@@ -163,7 +163,7 @@ def read_an_epoch(path: Path, ranks: int, rank: int, verify: str, start: int = 0
     cfg = replace(cfg, data=replace(cfg.data, verify=verify, on_bad="fail"))
     try:
         list(TrainData(cfg, world(rank, ranks)).batches(start, cfg.steps(1, JPEGS)))
-    except DamagedError as error:
+    except DamagedDataError as error:
         return str(error)
     return ""
 
@@ -204,7 +204,7 @@ def test_damage_names_the_page_its_place_and_its_samples(copy: Path) -> None:
         i for i in range(JPEGS) if beton.offset[i] < (page + 1) * 8192 and beton.offset[i] + beton.size[i] > page * 8192
     ]
     flip(copy, page * 8192)
-    with pytest.raises(DamagedError) as caught:
+    with pytest.raises(DamagedDataError) as caught:
         check_pages(beton, range(len(beton.pages)))
     where = f"page {page}, 8,192 bytes at {page * 8192:,} with samples {inside[0]} to {inside[-1]},"
     assert f"{copy}: {where}" in str(caught.value)
@@ -234,6 +234,6 @@ def test_validation_pages_are_checked_in_the_first_evaluation(betons: Path, tmp_
 def complaint(data: ValData) -> str:
     try:
         list(data.batches())
-    except DamagedError as error:
+    except DamagedDataError as error:
         return str(error)
     return ""

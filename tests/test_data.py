@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from ranks import run_ranks
 from torchvision.transforms import RandomResizedCrop
 
-from data_prep.sources import fashion_mnist
-from vit.config import Config, DataConfig
+from data_prep.sources.source import fashion_mnist
+from vit.config.schema import Config, DataConfig
 from vit.data.beton import open_beton
 from vit.data.decode import CentreCrop, DecodeError, Decoder, RandomCrop, resolve
+from vit.data.ffcv_format import manifest_path
 from vit.data.loader import Batch, TrainData, ValData, threads
-from vit.data.manifest import manifest_path
 from vit.data.order import Order
-from vit.world import World
+from vit.distributed.world import World
 
 Ints = NDArray[np.int64]
 IMAGENET_CROP = RandomCrop(seed=0, scale=(0.08, 1.0), ratio=(0.75, 4 / 3))

@@ -16,12 +16,12 @@ from finished_runs import finished
 from ranks import run_ranks
 from torch import nn
 
-from vit.augment import normalise
-from vit.config import Config
+from vit.augment.pipeline import normalise
+from vit.config.schema import Config
 from vit.data.loader import ValData
+from vit.distributed.world import Agreement, World, join
 from vit.evaluate import Score, autocast, evaluate, main
-from vit.model import VisionTransformer
-from vit.world import Agreement, World, join
+from vit.model.vision_transformer import VisionTransformer
 
 
 def config(betons: Path) -> Config:

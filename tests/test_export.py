@@ -21,11 +21,11 @@ from test_model import pictures, torchvisions
 from torch import Tensor
 
 from vit import export
-from vit.config import Config
-from vit.ledger import RunFolder, append
-from vit.model import VisionTransformer
-from vit.state import State
-from vit.weights import fit, read
+from vit.checkpoint.train_state import State
+from vit.config.schema import Config
+from vit.model.vision_transformer import VisionTransformer
+from vit.model.weight_names import fit, read
+from vit.run.folder import RunFolder, append
 
 KINDS = {
     "class token": {},

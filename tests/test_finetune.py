@@ -18,14 +18,14 @@ from test_resume import attempt, prepared
 from torch import Tensor
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from vit import checkpoint
-from vit.config import Config, ModelConfig, recipe
-from vit.ledger import RunFolder
-from vit.model import VisionTransformer
-from vit.settings import load
-from vit.state import State
+from vit.checkpoint.format import find_checkpoints, load_checkpoint
+from vit.checkpoint.train_state import State
+from vit.config.parser import load_config
+from vit.config.schema import Config, ModelConfig, recipe
+from vit.model.vision_transformer import VisionTransformer
+from vit.model.weight_names import fit, from_timm, from_torchvision, read, resize_positions
+from vit.run.folder import RunFolder
 from vit.train import Outcome
-from vit.weights import fit, from_timm, from_torchvision, read, resize_positions
 
 CPU = torch.device("cpu")
 
@@ -147,7 +147,7 @@ def test_what_holds_no_fitting_weights_is_refused_in_one_line(tmp_path: Path) ->
 
 
 def weights_of(run: Path, room: str = "model.") -> dict[str, Tensor]:
-    tensors = checkpoint.load(checkpoint.find(RunFolder(run).checkpoints)[0])[0]
+    tensors = load_checkpoint(find_checkpoints(RunFolder(run).checkpoints)[0])[0]
     return {name.removeprefix(room): tensor for name, tensor in tensors.items() if name.startswith(room)}
 
 
@@ -206,7 +206,7 @@ def test_a_beginning_that_is_not_there_ends_the_run_at_once(betons: Path, tmp_pa
         run_ranks(
             1, attempt, replace(short(betons), init_from=str(tmp_path / "nothing.pth")), prepared(tmp_path / "run")
         )
-    assert not checkpoint.find(RunFolder(tmp_path / "run").checkpoints)
+    assert not find_checkpoints(RunFolder(tmp_path / "run").checkpoints)
 
 
 def test_a_damaged_checkpoint_of_the_first_run_is_passed_over_and_left_as_it_is(betons: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_of_the_first_run_is_passed_over_and_left_as_it_is(
     file = max(newer.iterdir(), key=lambda path: path.stat().st_size)
     damaged(file)
     assert torch.equal(read(tmp_path)["positions"], state.model.positions)
-    assert checkpoint.find(folder) == [newer, older]
+    assert find_checkpoints(folder) == [newer, older]
     shutil.rmtree(older)
     with pytest.raises(ValueError, match=r"has no whole checkpoint: .*bytes, not"):
         read(tmp_path)
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_of_the_first_run_is_passed_over_and_left_as_it_is(
 
 def test_the_example_is_two_classes_from_imagenets_weights() -> None:
     """configs/finetune.yaml: torchvision's vit_b_16 fits it, and only the head is new; deeper layers learn slower."""
-    cfg = load(Path(__file__).resolve().parents[1] / "configs" / "finetune.yaml")
+    cfg = load_config(Path(__file__).resolve().parents[1] / "configs" / "finetune.yaml")
     assert (cfg.model.num_classes, cfg.optim.layer_decay, bool(cfg.init_from)) == (2, 0.75, True)
     theirs = torchvisions(replace(cfg.model, num_classes=1000))
     model = VisionTransformer(cfg.model)

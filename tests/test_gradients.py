@@ -8,9 +8,9 @@ import torch
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from vit import gradients
-from vit.gradients import ShardedGradients, pairwise_sum_, same_tree, scratch_size
-from vit.world import World
+from vit.distributed import gradients
+from vit.distributed.gradients import ShardedGradients, pairwise_sum_, same_tree, scratch_size
+from vit.distributed.world import World
 
 SHARDS, FEATURES = 8, 37  # an odd number of features: parts are padded, buckets are uneven
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from cluster import free_ports
 
-from jobs.health import failures
-from vit import config
-from vit.config import Config, ModelConfig
-from vit.health import rounds
+from jobs.node.node_health import failures
+from vit.config import schema
+from vit.config.schema import Config, ModelConfig
+from vit.node_check import rounds
 
 SOME = Config(device="cpu", global_batch=64, micro_batch=8, model=ModelConfig(width=16, depth=1, heads=2, mlp_dim=16))
 
@@ -33,7 +33,7 @@ torch.Tensor.__matmul__ = wrong
 
 def run_folder(path: Path, cfg: Config = SOME) -> Path:
     path.mkdir(exist_ok=True)
-    (path / "config.yaml").write_text(config.to_yaml(cfg))
+    (path / "config.yaml").write_text(schema.to_yaml(cfg))
     return path
 
 
@@ -41,7 +41,7 @@ def started(
     run: Path, *options: str, within: tuple[str, ...] = (), path: Path | None = None, **variables: str
 ) -> "subprocess.Popen[str]":
     """The check of a node, in `within` a namespace of its own; with a module path, and variables, of its own."""
-    command = [*within, sys.executable, "-m", "vit.health", "--run-dir", str(run), "--ranks", "2", *options]
+    command = [*within, sys.executable, "-m", "vit.node_check", "--run-dir", str(run), "--ranks", "2", *options]
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {}) | variables
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -123,7 +123,7 @@ def test_a_full_disk_is_only_told(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     cfg = replace(SOME, model=ModelConfig())
-    (tmp_path / "config.yaml").write_text(config.to_yaml(cfg))
+    (tmp_path / "config.yaml").write_text(schema.to_yaml(cfg))
     fill = f"mount -t tmpfs -o size=64k tmpfs {run} && cp {tmp_path}/config.yaml {run} && dd if=/dev/zero of={run}/full"
     word = found(started(run, within=own_mounts(f"{{ {fill} || true; }} 2>/dev/null")))
     assert "unfit" not in word

@@ -13,13 +13,13 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from jobs.agent import Agent
-from jobs.failure import from_ranks
-from jobs.team import Team
-from jobs.warm import Process
-from jobs.watch import Watch, state
-from vit.heartbeat import VARIABLE, Heartbeat, Sign, Slots
-from vit.ledger import RunFolder
+from jobs.node.diagnosis import from_ranks
+from jobs.node.elastic_agent import Agent
+from jobs.node.forkserver import Process
+from jobs.node.peers import Team
+from jobs.node.watchdog import Watch, process_state
+from vit.run.folder import RunFolder
+from vit.run.heartbeat import VARIABLE, Heartbeat, Sign, Slots
 
 ROOT = Path(__file__).resolve().parents[1]
 TEAM = Team(1, 0, "here", "localhost", "life")
@@ -27,7 +27,7 @@ TEAM = Team(1, 0, "here", "localhost", "life")
 RANK = """
 import sys, time
 from pathlib import Path
-from vit.heartbeat import Heartbeat
+from vit.run.heartbeat import Heartbeat
 heart = Heartbeat(Path(sys.argv[1]))
 def train_step():
     time.sleep(float(sys.argv[3]))
@@ -42,9 +42,9 @@ train_step()
 PAUSED = """
 import sys, time
 from pathlib import Path
-from jobs import watch
+from jobs.node import watchdog as watch
 from test_heartbeat import TEAM, rank, until
-from vit.heartbeat import Slots
+from vit.run.heartbeat import Slots
 watch.PAUSE_SECONDS = 1
 slots, logs = Slots(2), Path(sys.argv[1])
 ranks = [rank(slots, logs, i, steps=10**6) for i in range(2)]
@@ -124,7 +124,7 @@ def test_a_sign_costs_no_step_anything(slots: Slots, tmp_path: Path, monkeypatch
 def test_a_sign_is_read_whole_or_not_at_all(slots: Slots, tmp_path: Path) -> None:
     """While a rank writes the next one all the time: none goes back, or is of another time or rank."""
     place = {VARIABLE: slots.name, "RANK": "7", "LOCAL_RANK": "1"}
-    program = "import sys; from pathlib import Path; from vit.heartbeat import Heartbeat; "
+    program = "import sys; from pathlib import Path; from vit.run.heartbeat import Heartbeat; "
     program += "heart = Heartbeat(Path(sys.argv[1]))\nwhile True: heart.sign('step')"
     begun = before = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, env=os.environ | place)
@@ -210,7 +210,7 @@ def test_a_rank_that_has_done_its_work_may_leave(slots: Slots, tmp_path: Path) -
         ranks[1].wait()
         time.sleep(1)
         assert watch.is_alive()
-        assert state(ranks[0].pid)
+        assert process_state(ranks[0].pid)
         watch.stop()
     finally:
         for process in ranks:
@@ -238,8 +238,10 @@ def test_ranks_that_nothing_ends_are_told(
 ) -> None:
     """As by a driver that does not answer: the kernel keeps them; the node is sick, and nobody waits for them."""
     stuck = started[1].pid
-    monkeypatch.setattr("jobs.watch.state", lambda pid: "disk-sleep" if pid == stuck else state(pid))
-    monkeypatch.setattr("jobs.watch.GONE_SECONDS", 0.5)
+    monkeypatch.setattr(
+        "jobs.node.watchdog.process_state", lambda pid: "disk-sleep" if pid == stuck else process_state(pid)
+    )
+    monkeypatch.setattr("jobs.node.watchdog.GONE_SECONDS", 0.5)
     watch = watched(slots, tmp_path, stall_seconds=1)
     assert watch.stuck == {11}
     agent = Agent.__new__(Agent)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import mounted
 
-from vit.config import Config, to_yaml
-from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, append, flush, read_lines
-from vit.log import MetricsLog, Pace, progress_line
+from vit.config.schema import Config, to_yaml
+from vit.run.folder import JOB_VARIABLE, Clock, InUseError, RunFolder, append, flush, read_lines
+from vit.run.metrics import MetricsLog, Pace, progress_line
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = {"steps": 100, "epoch": 0.5, "epochs": 5}
@@ -96,7 +96,7 @@ def test_a_run_that_starts_again_from_nothing_has_no_old_curve(run: RunFolder) -
 def test_lines_of_several_processes_never_mix(run: RunFolder) -> None:
     """Four processes append 200 long lines each at the same time; all are there and whole."""
     program = (
-        "import sys; from pathlib import Path; from vit.ledger import append\n"
+        "import sys; from pathlib import Path; from vit.run.folder import append\n"
         "for i in range(200): append(Path(sys.argv[1]), {'who': int(sys.argv[2]), 'i': i, 'long': 'x' * 5000})"
     )
     writers = [
@@ -148,7 +148,8 @@ def test_what_a_full_disk_did_not_take_is_added_before_the_process_ends(tiny_dis
 def test_a_log_on_a_full_disk_ends_no_run() -> None:
     """What a rank says goes to a file in the run folder; /dev/full takes nothing, like a disk without room."""
     program = (
-        "import os; from vit.log import show; show('a step'); show('another'); os.write(2, b'went on'); os._exit(0)"
+        "import os; from vit.run.metrics import show; "
+        "show('a step'); show('another'); os.write(2, b'went on'); os._exit(0)"
     )
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -160,7 +161,7 @@ def test_a_log_on_a_full_disk_ends_no_run() -> None:
 OWN = """
 import sys, time
 from pathlib import Path
-from vit.ledger import RunFolder
+from vit.run.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).owned():
     print("mine", flush=True)
     time.sleep(60)
@@ -310,10 +311,10 @@ def test_the_progress_line_says_where_the_run_is_and_how_long_it_takes() -> None
 LOG_TO_WANDB = """
 import json, sys
 from pathlib import Path
-from vit.settings import load
-from vit.ledger import RunFolder
-from vit.log import MetricsLog
-cfg = load(sys.argv[2], "--log.wandb", "offline", "--log.wandb_project", "my-project")
+from vit.config.parser import load_config
+from vit.run.folder import RunFolder
+from vit.run.metrics import MetricsLog
+cfg = load_config(sys.argv[2], "--log.wandb", "offline", "--log.wandb_project", "my-project")
 records = json.load(sys.stdin)
 log = MetricsLog(RunFolder(Path(sys.argv[1])), cfg, records[0]["step"] - 1)
 for record in records:

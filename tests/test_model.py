@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models import vision_transformer as theirs
 
-from vit.config import ModelConfig
-from vit.model import (
+from vit.config.schema import ModelConfig
+from vit.model.vision_transformer import (
     MLP,
     Block,
     DropPath,
@@ -28,7 +28,7 @@ from vit.model import (
     drop_path_rates,
     sincos2d,
 )
-from vit.weights import from_torchvision
+from vit.model.weight_names import from_torchvision
 
 SMALL = ModelConfig(image_size=28, patch_size=7, width=32, depth=3, heads=4, mlp_dim=48, num_classes=10)
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vit.config import Config, ModelConfig, OptimConfig
-from vit.loss import training_loss
-from vit.model import VisionTransformer
-from vit.optim import average_decay, build, decays, layer, learning_rate, update_average
-from vit.state import State
+from vit.checkpoint.train_state import State
+from vit.config.schema import Config, ModelConfig, OptimConfig
+from vit.model.vision_transformer import VisionTransformer
+from vit.optim.loss import training_loss
+from vit.optim.optimizer import average_decay, build, decays, layer, learning_rate, update_average
 
 SMALL = ModelConfig(image_size=28, patch_size=7, width=16, depth=2, heads=2, mlp_dim=24, num_classes=5)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit.data.order import BLOCK, Order
-from vit.keys import Stream, key, keys, mix, uniform
+from vit.random_keys import Stream, key, keys, mix, uniform
 
 # ---------------------------------------------------------------------------------------------------------------- keys
 
@@ -30,7 +30,7 @@ def unmixed(z: int) -> int:
 
 
 def key_of(stream: int, seed: int, *counters: int) -> int:
-    """`vit.keys.keys` in Python's integers."""
+    """`vit.random_keys.keys` in Python's integers."""
     out = mixed((seed + stream * GOLDEN) % TWO_64)
     for counter in counters:
         out = mixed(mixed((out + GOLDEN) % TWO_64) ^ (counter * MIX_2 + GOLDEN) % TWO_64)

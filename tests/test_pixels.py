@@ -14,12 +14,12 @@ import torch
 from test_augment import noise, one_colour, photographs, shard
 from torch import Tensor
 
-from vit import pixels, randaugment
-from vit.augment import augment, normalise
-from vit.config import AugmentConfig
-from vit.randaugment import OPERATIONS, TORCHVISIONS
+from vit.augment import pixel_ops, randaugment
+from vit.augment.pipeline import augment, normalise
+from vit.augment.randaugment import OPERATIONS, TORCHVISIONS
+from vit.config.schema import AugmentConfig
 
-pytestmark = pytest.mark.skipif(pixels.native(torch.zeros(1)) is None, reason="the C++ form was not built")
+pytestmark = pytest.mark.skipif(pixel_ops.native(torch.zeros(1)) is None, reason="the C++ form was not built")
 
 SIZES = ((64, 64), (33, 47), (1, 9), (7, 2), (2, 1))
 RECIPES = (
@@ -33,7 +33,7 @@ RECIPES = (
 def library(instead: ctypes.CDLL | None) -> Iterator[None]:
     """Another build of the C++ form, or none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels, "_library", lambda: instead)
+        patch.setattr(pixel_ops, "_library", lambda: instead)
         yield
 
 
@@ -44,9 +44,9 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("needs a C++ compiler")
     built = tmp_path_factory.mktemp("portable") / "pixels.so"
     flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-DPORTABLE"]
-    source = Path(__file__).parents[1] / "vit" / "pixels.cpp"
+    source = Path(__file__).parents[1] / "vit" / "augment" / "pixel_ops.cpp"
     subprocess.run(["g++", *flags, str(source), "-o", str(built)], check=True)
-    return pixels.declare(ctypes.CDLL(str(built)))
+    return pixel_ops.declare(ctypes.CDLL(str(built)))
 
 
 def every_magnitude(name: str, images: Tensor) -> Tensor:

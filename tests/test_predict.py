@@ -13,12 +13,12 @@ from PIL import Image
 from test_model import SMALL, pictures, trained
 
 from vit import predict
-from vit.attention import attention_shares, look, maps, rollout
-from vit.augment import normalise
+from vit.augment.pipeline import normalise
 from vit.data.loader import ValData
-from vit.model import VisionTransformer
+from vit.distributed.world import ALONE
+from vit.model.attention_maps import attention_shares, look, maps, rollout
+from vit.model.vision_transformer import VisionTransformer
 from vit.predict import Prediction, picture, pixels
-from vit.world import ALONE
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from cluster import wait_for
 from test_cluster import ROOT, Case, campaign, case  # noqa: F401  (a fixture)
 from test_submit import SUBMIT
 
-from data_prep.sources import PACKAGED_FASHION_MNIST
-from jobs.prep import load
-from vit.ledger import RunFolder
+from data_prep.sources.source import PACKAGED_FASHION_MNIST
+from jobs.login.prep_config import load
+from vit.run.folder import RunFolder
 
 TRAIN_ALONE = "train: {{source: imagefolder, path: {0}, out: {1}/train.beton{2}}}\n"
 

@@ -10,10 +10,10 @@ import timm
 import torch
 import torchvision
 
-from vit.config import Config, recipe
-from vit.model import VisionTransformer
-from vit.optim import learning_rate
-from vit.settings import load
+from vit.config.parser import load_config
+from vit.config.schema import Config, recipe
+from vit.model.vision_transformer import VisionTransformer
+from vit.optim.optimizer import learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IMAGENET = 1_281_167  # training images
@@ -131,7 +131,7 @@ def test_every_recipe_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_recipe_is_the_published_one(name: str) -> None:
     """Every setting that decides what is computed is the table's, or a default of this project."""
-    found, expected = recipe(load(CONFIGS / f"{name}.yaml")), recipe(Config()) | RECIPES[name].values
+    found, expected = recipe(load_config(CONFIGS / f"{name}.yaml")), recipe(Config()) | RECIPES[name].values
     assert expected.keys() == found.keys(), "the table names a setting that does not exist"
     assert found == {n: pytest.approx(v, rel=1e-7) if isinstance(v, float) else v for n, v in expected.items()}
 
@@ -139,7 +139,7 @@ def test_each_recipe_is_the_published_one(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_recipe_says_what_it_reaches_where_it_is_from_and_what_it_costs(name: str) -> None:
     """Its GPU-hours are those of its epochs over ImageNet at the throughput that stands beside them."""
-    cfg = load(CONFIGS / f"{name}.yaml")
+    cfg = load_config(CONFIGS / f"{name}.yaml")
     _, cost, source = (CONFIGS / f"{name}.yaml").read_text().splitlines()[:3]
     top1 = RECIPES[name].top1
     assert (f"published to reach {top1} top-1" if top1 else "no published figure of its own") in cost
@@ -164,7 +164,7 @@ def test_each_recipe_says_what_it_reaches_where_it_is_from_and_what_it_costs(nam
 def test_each_recipes_model_has_the_published_number_of_weights(name: str, published: str) -> None:
     """Built on the meta device; DeiT-III's class token has no position, ours has one."""
     library, model = published.split()
-    cfg = load(CONFIGS / f"{name}.yaml").model
+    cfg = load_config(CONFIGS / f"{name}.yaml").model
     with torch.device("meta"):
         theirs = torchvision.models.get_model(model) if library == "torchvision" else timm.create_model(model)
         ours = VisionTransformer(cfg)
@@ -174,9 +174,9 @@ def test_each_recipes_model_has_the_published_number_of_weights(name: str, publi
 
 def test_ten_thousand_steps_of_warm_up_are_ten_thousand() -> None:
     """Though warm-up is given in epochs; and DeiT's begins and ends at the source's rates."""
-    cfg = load(CONFIGS / "vit_s16_90ep.yaml")
+    cfg = load_config(CONFIGS / "vit_s16_90ep.yaml")
     assert cfg.steps(cfg.optim.warmup_epochs, IMAGENET) == 10_000
-    cfg = load(CONFIGS / "vit_b16_deit.yaml")
+    cfg = load_config(CONFIGS / "vit_b16_deit.yaml")
     warmup, total = math.ceil(5 * IMAGENET / 1024), math.ceil(300 * IMAGENET / 1024)
     rates = [learning_rate(step, cfg, IMAGENET) for step in (0, warmup, total - 1)]
     assert rates == pytest.approx([1e-6 + (1e-3 - 1e-6) / warmup, 1e-3, 1e-5])

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot
 
 from jobs.report import draw
-from vit.ledger import RunFolder
+from vit.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import torch
 from conftest import small_config
 from ranks import run_ranks
 
-from vit import checkpoint
-from vit.config import Config
-from vit.ledger import Clock, RunFolder, read_lines
-from vit.resume import _digest
-from vit.step import Augmented
+from vit.checkpoint.format import find_checkpoints, load_checkpoint, read_manifest, step_of
+from vit.checkpoint.resume import _digest
+from vit.config.schema import Config
+from vit.distributed.world import Agreement, World, join
+from vit.run.folder import Clock, RunFolder, read_lines
 from vit.train import Outcome, Trainer
-from vit.world import Agreement, World, join
+from vit.training.step import Augmented
 
 STEPS = 6
 BAD_SHARD = 2
@@ -99,9 +99,9 @@ def prepared(run: Path) -> Path:
 
 def result(run: Path) -> dict[str, torch.Tensor]:
     """All that the finished run remembers."""
-    newest = checkpoint.find(RunFolder(run).checkpoints)[0]
+    newest = find_checkpoints(RunFolder(run).checkpoints)[0]
     assert newest.name == f"step-{STEPS:08d}"
-    return checkpoint.load(newest)[0]
+    return load_checkpoint(newest)[0]
 
 
 def curve(run: Path) -> list[dict[str, float]]:
@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(betons: Path, undisturbed: Pat
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6))
     assert run_ranks(4, attempt, often, run, (3, -1, signal.SIGKILL)) == [-signal.SIGKILL] * 4
-    saved = checkpoint.find(RunFolder(run).checkpoints)
+    saved = find_checkpoints(RunFolder(run).checkpoints)
     assert saved, "no checkpoint was written before the kill"
     assert run_ranks(4, attempt, often, run, (4, -1, signal.SIGKILL)) == [-signal.SIGKILL] * 4
     assert run_ranks(4, attempt, cfg, run) == [Outcome.FINISHED] * 4
@@ -198,8 +198,7 @@ def test_half_precision_resumes_with_its_scaler(precision: str, betons: Path, tm
     assert run_ranks(1, attempt, cfg, run) == [Outcome.FINISHED]
     assert_same(run, undisturbed)
     scalers = [
-        checkpoint.read_manifest(checkpoint.find(RunFolder(r).checkpoints)[0])["about"]["scaler"]
-        for r in (run, undisturbed)
+        read_manifest(find_checkpoints(RunFolder(r).checkpoints)[0])["about"]["scaler"] for r in (run, undisturbed)
     ]
     assert scalers[0] == scalers[1]
     assert scalers[0].get("_growth_tracker") == (STEPS if precision == "fp16" else None)
@@ -240,8 +239,8 @@ def test_a_checkpoint_from_before_a_setting_was_there_goes_on_as_it_was(
     """What it does not say was as the default is now: that goes on, to the same bits, and anything else is refused."""
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     run_ranks(4, attempt, cfg, run, (4, 1, signal.SIGTERM))
-    for path in checkpoint.find(RunFolder(run).checkpoints):
-        manifest = checkpoint.read_manifest(path)
+    for path in find_checkpoints(RunFolder(run).checkpoints):
+        manifest = read_manifest(path)
         for setting in ("data.interpolation", "augment.randaugment", "augment.randaugment_deviation"):
             del manifest["about"]["recipe"][setting]
         text = json.dumps(manifest).encode()
@@ -258,7 +257,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_named(betons: Path, undisturbed: 
     run, cfg = prepared(tmp_path / "run"), recipe(betons)
     often = replace(cfg, checkpoint=replace(cfg.checkpoint, every_minutes=1e-6, keep=3))
     run_ranks(4, attempt, often, run, (4, 1, signal.SIGTERM))
-    newest, older, *_ = checkpoint.find(RunFolder(run).checkpoints)
+    newest, older, *_ = find_checkpoints(RunFolder(run).checkpoints)
     with (newest / "part-000.bin").open("r+b") as file:
         file.seek(1000)
         byte = file.read(1)[0]
@@ -269,7 +268,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_named(betons: Path, undisturbed: 
     damaged = [e for e in RunFolder(run).events() if e["event"] == "damaged checkpoint"]
     assert len(damaged) == 1
     assert newest.name in damaged[0]["problem"]
-    assert older.exists() or len(checkpoint.find(RunFolder(run).checkpoints)) == cfg.checkpoint.keep
+    assert older.exists() or len(find_checkpoints(RunFolder(run).checkpoints)) == cfg.checkpoint.keep
 
 
 def test_the_best_the_newest_and_every_nth_epoch_are_kept(betons: Path, tmp_path: Path) -> None:
@@ -283,7 +282,7 @@ def test_the_best_the_newest_and_every_nth_epoch_are_kept(betons: Path, tmp_path
     assert run_ranks(2, attempt, cfg, run) == [Outcome.FINISHED] * 2
     scores = {r["step"]: r["val_top1_average"] for r in curve(run) if "val_top1" in r}
     best = max(scores, key=lambda step: (scores[step], -step))
-    there = {checkpoint.step_of(path) for path in checkpoint.find(RunFolder(run).checkpoints)}
+    there = {step_of(path) for path in find_checkpoints(RunFolder(run).checkpoints)}
     assert best not in {4, 8, 10, 11}, "another seed: this best one would be kept in any case"
     assert there == {best, 4, 8, 11}  # of 512 samples in batches of 96, 0.75 and 1.5 epochs are 4 and 8 steps
 
@@ -309,17 +308,17 @@ def test_weights_that_are_not_numbers_are_never_saved(betons: Path, tmp_path: Pa
     run_ranks(2, attempt, cfg, run, (1, 0, signal.SIGTERM))
     with pytest.raises(FloatingPointError, match=r"is not finite, after .* a lower optim\.lr may help"):
         run_ranks(2, attempt, wild, run, None, ("optim.lr", "optim.clip_norm"))
-    saved = checkpoint.find(RunFolder(run).checkpoints)
+    saved = find_checkpoints(RunFolder(run).checkpoints)
     assert saved
     for folder in saved:
-        assert all(tensor.isfinite().all() for tensor in checkpoint.load(folder)[0].values()), folder
+        assert all(tensor.isfinite().all() for tensor in load_checkpoint(folder)[0].values()), folder
 
 
 @pytest.fixture(scope="module")
 def without(betons: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that had it in its record from the start that step 4 is to be skipped."""
     run = prepared(tmp_path_factory.mktemp("without"))
-    about = checkpoint.read_manifest(checkpoint.find(RunFolder(undisturbed).checkpoints)[0])["about"]
+    about = read_manifest(find_checkpoints(RunFolder(undisturbed).checkpoints)[0])["about"]
     RunFolder(run).record("skipped", step=4, why="a test", recipe=_digest(about["recipe"]))
     assert run_ranks(4, attempt, recipe(betons), run) == [Outcome.FINISHED] * 4
     return run
@@ -332,7 +331,7 @@ def often(cfg: Config, look: int) -> Config:
 
 def assert_skipped(run: Path, steps: list[int]) -> None:
     """They are in the newest checkpoint, once each in the ledger, and nothing of them is on the curve."""
-    assert checkpoint.read_manifest(checkpoint.find(RunFolder(run).checkpoints)[0])["about"]["skipped"] == steps
+    assert read_manifest(find_checkpoints(RunFolder(run).checkpoints)[0])["about"]["skipped"] == steps
     assert [e["step"] for e in RunFolder(run).events() if e["event"] == "skipped"] == steps
     assert not {r["step"] for r in curve(run) if "loss" in r} & set(steps)
     assert not {step for step, _, _ in written_down(run)} & set(steps)
@@ -388,7 +387,7 @@ def test_a_run_of_bad_batches_ends_at_the_bound_and_another_recipe_starts_anew(b
         run_ranks(4, attempt, cfg, run, None, (), (2, 4, 5))
     calmer = replace(cfg, optim=replace(cfg.optim, lr=1e-4))
     assert run_ranks(4, attempt, calmer, run, None, ("optim.lr",), ()) == [Outcome.FINISHED] * 4
-    about = checkpoint.read_manifest(checkpoint.find(RunFolder(run).checkpoints)[0])["about"]
+    about = read_manifest(find_checkpoints(RunFolder(run).checkpoints)[0])["about"]
     assert about["skipped"] == [3], "as it was before the checkpoint that was left, which is of step 4"
 
 

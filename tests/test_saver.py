@@ -24,12 +24,12 @@ import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
 
-from vit.checkpoint import find, load, step_of
-from vit.config import CheckpointConfig, Config
-from vit.ledger import Event, RunFolder
-from vit.resume import newest
-from vit.saver import LONGEST, SHORTEST, Saver, interval
-from vit.world import Agreement, join
+from vit.checkpoint.format import find_checkpoints, load_checkpoint, step_of
+from vit.checkpoint.resume import newest
+from vit.checkpoint.saver import LONGEST, SHORTEST, Saver, interval
+from vit.config.schema import CheckpointConfig, Config
+from vit.distributed.world import Agreement, join
+from vit.run.folder import Event, RunFolder
 
 OFTEN = CheckpointConfig(every_minutes=1e-6)
 
@@ -59,7 +59,7 @@ class Numbers:
 
 def assert_whole(path: Path) -> None:
     """It loads, and all of it is of one step, which is the one in its name."""
-    tensors, manifest = load(path)
+    tensors, manifest = load_checkpoint(path)
     assert manifest["step"] == step_of(path)
     for i, tensor in enumerate(tensors.values()):
         assert (tensor == step_of(path) + i / 4).all(), path
@@ -83,7 +83,7 @@ def ledger(run: Path, name: str) -> list[Event]:
 
 def saved(run: Path) -> list[int]:
     """The steps of the checkpoints, newest first, all of them whole."""
-    paths = find(RunFolder(run).checkpoints)
+    paths = find_checkpoints(RunFolder(run).checkpoints)
     for path in paths:
         assert_whole(path)
     return [step_of(path) for path in paths]
@@ -273,7 +273,7 @@ def killed(run: Path, after: float) -> None:
 
 
 def found_step(run: Path) -> int | None:
-    paths = find(RunFolder(run).checkpoints)
+    paths = find_checkpoints(RunFolder(run).checkpoints)
     return step_of(paths[0]) if paths else None
 
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep import jpeg
-from data_prep.beton import JPEG, RAW, open_beton
+from data_prep.beton_reader import JPEG, RAW, open_beton
 from data_prep.encode import is_bad_image, scaled
-from data_prep.imagenet import ilsvrc, kaggle, read_devkit
 from data_prep.manifest import read_manifest
-from data_prep.mat import struct_array
-from data_prep.sources import InputError, Source, decode, read
+from data_prep.sources.imagenet import ilsvrc, kaggle, read_devkit
+from data_prep.sources.matlab import struct_array
+from data_prep.sources.source import InputError, Source, decode, read
 from data_prep.write_beton import main
 
 Pixels = NDArray[np.uint8]

@@ -21,15 +21,15 @@ from conftest import small_config
 from ranks import run_ranks
 
 from vit import train
-from vit.config import Config, DataConfig
+from vit.config.schema import Config, DataConfig
 from vit.data import stage
 from vit.data.beton import open_beton
 from vit.data.damage import check_pages
-from vit.data.decode import DamagedError
-from vit.data.manifest import manifest_path
+from vit.data.decode import DamagedDataError
+from vit.data.ffcv_format import manifest_path
 from vit.data.stage import Copier, staged
-from vit.ledger import Clock, RunFolder
-from vit.world import join
+from vit.distributed.world import join
+from vit.run.folder import Clock, RunFolder
 
 PAGE = 65_536
 
@@ -227,7 +227,7 @@ def test_a_data_set_that_is_not_what_was_written_is_found_out_while_it_is_copied
         file.write(b"oops")
     cfg = config(shared, local)
     with pytest.raises(
-        DamagedError, match=rf"train\.beton: page {page}, 65,536 bytes at {page * PAGE:,}, is not what was written"
+        DamagedDataError, match=rf"train\.beton: page {page}, 65,536 bytes at {page * PAGE:,}, is not what was written"
     ):
         run_ranks(1, paths, cfg, tmp_path)
     assert not list(local.rglob("train.beton"))

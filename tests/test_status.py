@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from test_submit import ROOT, ranks_of, settings, start, steps_done, submit, wait_for
 
-from jobs.state import spoken
-from vit.ledger import RunFolder
+from jobs.login.run_status import spoken
+from vit.run.folder import RunFolder
 
 STATUS = [sys.executable, str(ROOT / "jobs" / "status.py")]
 

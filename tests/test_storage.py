@@ -14,11 +14,11 @@ import torch.distributed as dist
 from conftest import small_config
 from ranks import run_ranks
 
-from vit.config import Config
+from vit.config.schema import Config
 from vit.data import storage
 from vit.data.loader import TrainData, ValData, storage_line
 from vit.data.storage import Cache, Read, free_memory, store
-from vit.world import ALONE, join
+from vit.distributed.world import ALONE, join
 
 PIECES = (np.array([5, 0, 70_000, 1]), np.array([10, 1, 50_000, 0]))
 

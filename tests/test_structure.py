@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.freeze import PACKAGES
+from jobs.login.run_folder import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,10 +27,41 @@ MODULES = {name_of(path): path for room in ROOMS for path in sorted((ROOT / room
 
 # Where submitting happens: a login node must answer at once, and may have no torch.
 NO_TORCH = (
-    *("vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"),
-    *("jobs.submit", "jobs.clusters", "jobs.follow", "jobs.job", "jobs.report", "jobs.options", "jobs.freeze"),
-    *("jobs.cluster_config", "jobs.queue", "jobs.sbatch", "jobs.sweep", "jobs.status", "jobs.prep", "jobs.prep_submit"),
-    *("jobs.blind", "jobs.budget", "jobs.health", "jobs.requeue", "jobs.signals", "jobs.slurm", "jobs.warm"),
+    *(
+        "vit.config.schema",
+        "vit.config.parser",
+        "vit.run.folder",
+        "vit.run.heartbeat",
+        "vit.run.metrics",
+        "vit.data.ffcv_format",
+    ),
+    *(
+        "jobs.submit",
+        "jobs.login.resources",
+        "jobs.login.local_run",
+        "jobs.node.train_job",
+        "jobs.report",
+        "jobs.login.submit_options",
+        "jobs.login.run_folder",
+    ),
+    *(
+        "jobs.login.cluster_config",
+        "jobs.login.slurm_queries",
+        "jobs.login.sbatch",
+        "jobs.login.sweep",
+        "jobs.status",
+        "jobs.login.prep_config",
+        "jobs.login.prep_submit",
+    ),
+    *(
+        "jobs.node.requeue_excluding",
+        "jobs.node.restart_policy",
+        "jobs.node.node_health",
+        "jobs.node.requeue",
+        "jobs.node.signals",
+        "jobs.node.slurm_job",
+        "jobs.node.forkserver",
+    ),
 )
 
 
@@ -73,18 +104,18 @@ def test_imports_are_read_wherever_they_stand() -> None:
     """In functions, in classes, relative, of a package's module: else the tests below would see nothing."""
     source = """
 import torch.nn as nn
-from vit import config, ledger
+from vit import train, verify
 from . import loader
-from ..model import attention
+from ..model import attention_maps
 if TYPE_CHECKING:
     import pandas
 def later():
-    from vit.train import main
+    from vit.evaluate import main
 class Now:
     import numpy
 """
-    always = {"torch.nn", "vit.config", "vit.ledger", "vit.data.loader", "vit.model", "numpy"}
-    assert imports(source, "vit.data") == always | {"vit.train", "pandas"}
+    always = {"torch.nn", "vit.train", "vit.verify", "vit.data.loader", "vit.model.attention_maps", "numpy"}
+    assert imports(source, "vit.data") == always | {"vit.evaluate", "pandas"}
     assert imports(source, "vit.data", at_import=True) == always
 
 
@@ -114,8 +145,15 @@ def test_jobs_know_no_more_of_the_trainer_than_its_config_and_what_it_writes_dow
 
     Of `data_prep`: its command line, so that what it would refuse is refused before a job is submitted.
     """
-    allowed = {"vit.config", "vit.settings", "vit.ledger", "vit.heartbeat", "vit.log", "vit.data.manifest"}
-    if module == "jobs.prep":
+    allowed = {
+        "vit.config.schema",
+        "vit.config.parser",
+        "vit.run.folder",
+        "vit.run.heartbeat",
+        "vit.run.metrics",
+        "vit.data.ffcv_format",
+    }
+    if module == "jobs.login.prep_config":
         allowed |= {"data_prep.manifest", "data_prep.options"}
     assert {name for name in imports_of(module) if room(name) in ("vit", "data_prep")} <= allowed
 
@@ -148,7 +186,7 @@ def test_every_package_is_installed_and_goes_into_the_run_folder() -> None:
     """A folder that setup.cfg forgets is missing only where the package is installed: on the cluster."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    listed = {name.strip() for name in setup["options"]["packages"].split(",")}
+    listed = {name.strip() for name in setup["options"]["packages"].split()}
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES.values()}
     assert listed == folders
     assert all((ROOT / name.replace(".", "/") / "__init__.py").exists() for name in listed)

@@ -16,9 +16,9 @@ import cloudpickle
 import psutil
 import pytest
 
-from jobs.job import TrainJob
-from vit import checkpoint
-from vit.ledger import RunFolder, read_lines
+from jobs.node.train_job import TrainJob
+from vit.checkpoint.format import find_checkpoints
+from vit.run.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--config", str(ROOT / "configs" / "demo.yaml")]
@@ -49,7 +49,7 @@ class Plain(pickle.Unpickler):
     """Loads nothing but jobs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        assert (module, name) == ("jobs.job", "TrainJob")
+        assert (module, name) == ("jobs.node.train_job", "TrainJob")
         return super().find_class(module, name)
 
 
@@ -66,7 +66,7 @@ def steps_done(run: RunFolder) -> int:
 
 
 def weights(run: RunFolder) -> bytes:
-    return b"".join(part.read_bytes() for part in sorted(checkpoint.find(run.checkpoints)[0].glob("part-*.bin")))
+    return b"".join(part.read_bytes() for part in sorted(find_checkpoints(run.checkpoints)[0].glob("part-*.bin")))
 
 
 def ranks_of(run: RunFolder) -> list[psutil.Process]:
@@ -107,7 +107,13 @@ def test_a_run_ends_with_its_accuracy_its_folder_and_what_to_type_next(finished:
     assert f"top-1 {top1:.2%}" in printed
     assert "runs/demo" in printed
     assert "jobs/report.py runs/demo" in printed
-    for name in ("config.yaml", "environment.txt", "metrics.jsonl", "ledger.jsonl", "source/vit/model.py"):
+    for name in (
+        "config.yaml",
+        "environment.txt",
+        "metrics.jsonl",
+        "ledger.jsonl",
+        "source/vit/model/vision_transformer.py",
+    ):
         assert (run.path / name).exists(), name
     assert (run.logs / "rank-1.log").exists()
     assert [e["event"] for e in run.events()][-1] == "finished"
@@ -220,7 +226,7 @@ def test_a_killed_command_takes_its_run_along_and_loses_nothing(
     wait_for(lambda: not ranks_of(run), seconds=30)
     stopped = run.last("stopped")
     assert stopped is not None
-    assert stopped["step"] == int(checkpoint.find(run.checkpoints)[0].name[5:])
+    assert stopped["step"] == int(find_checkpoints(run.checkpoints)[0].name[5:])
 
 
 def test_a_rank_that_dies_is_started_again_in_place(

@@ -11,8 +11,8 @@ import pytest
 from test_cluster import ROOT, STEPS, Case, campaign, case  # noqa: F401  (a fixture)
 from test_submit import settings, submit
 
-from jobs.sweep import points
-from vit.ledger import RunFolder
+from jobs.login.sweep import points
+from vit.run.folder import RunFolder
 
 STATUS = [sys.executable, str(ROOT / "jobs" / "status.py")]
 # Changes no bit of a run: each task of an array must end with the weights of every other.

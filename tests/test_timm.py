@@ -17,10 +17,10 @@ from test_augment import chi_square, generator, ks_distance, noise, photographs
 from timm.data import auto_augment as timm
 from torch import Tensor
 
-from vit import randaugment
-from vit.augment import augment
-from vit.config import AugmentConfig
-from vit.randaugment import OPERATIONS, TIMMS
+from vit.augment import randaugment
+from vit.augment.pipeline import augment
+from vit.augment.randaugment import OPERATIONS, TIMMS
+from vit.config.schema import AugmentConfig
 
 MEAN = (124, 116, 104)  # what DeiT fills with
 THEIRS = {  # ours to timm's

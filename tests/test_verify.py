@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import small_config
 
-from vit.config import to_yaml
-from vit.ledger import RunFolder, read_lines
+from vit.config.schema import to_yaml
+from vit.run.folder import RunFolder, read_lines
 from vit.verify import Part, cost, first_difference, main, parts, samples_are_whole
 
 STEPS = 12
@@ -161,7 +161,7 @@ def test_an_attempt_is_not_over_before_the_last_thread_of_the_last_process() -> 
     """A process whose first thread has ended looks dead, yet others of it still hold its files and locks."""
     program = """
 import ctypes, os, signal, threading
-from vit.faults import _descendants
+from vit.kill_attempts import _descendants
 child = os.fork()
 if child == 0:
     threading.Thread(target=threading.Event().wait).start()

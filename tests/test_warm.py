@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.warm import STOPPING, WANTED
+from jobs.node.forkserver import STOPPING, WANTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def main(arguments):
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from jobs import warm
+from jobs.node import forkserver as warm
 for line in sys.stdin:
     do, log = line.rstrip().split("\\t")
     process = warm.start("started", [do], {"PLACE": "here"}, Path(log))
@@ -119,7 +119,7 @@ def test_a_warm_process_is_one_as_python_would_start_it_but_that_its_imports_are
     process, _ = supervisor.waiting()
     assert " ".join(process.cmdline()).strip() == "python -m started wait"
     names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (process.pid, process.ppid())]
-    assert names == ["started", "jobs.warm"], "one word: Slurm reads /proc/PID/stat up to the first blank"
+    assert names == ["started", "jobs.forkserver"], "one word: Slurm reads /proc/PID/stat up to the first blank"
     process.send_signal(signal.SIGTERM)
     assert supervisor.says() == "7"
 
@@ -175,7 +175,7 @@ def test_a_signal_at_any_moment_of_a_start_finds_the_process_or_none(tmp_path: P
 import os, random, signal, threading, time
 from pathlib import Path
 import psutil
-from jobs import warm
+from jobs.node import forkserver as warm
 
 class Stopped(Exception): pass
 
@@ -227,7 +227,7 @@ def test_imports_that_cannot_be_done_are_told_in_time(torch: str, patience: int,
     """A library that ends the process, a disk that does not answer."""
     (tmp_path / "started.py").write_text(MODULE)
     (tmp_path / "torch.py").write_text(torch)
-    program = "from pathlib import Path; from jobs import warm\n"
+    program = "from pathlib import Path; from jobs.node import forkserver as warm\n"
     program += f"try: warm.start('started', ['None'], {{}}, Path('log'), patience_seconds={patience})\n"
     program += "except warm.ColdError as error: print(error)"
     done = subprocess.run(
@@ -241,14 +241,14 @@ def test_an_import_that_fails_is_named(tmp_path: Path) -> None:
     """By the server once, and by what is started, which fails as it would by itself."""
     (tmp_path / "started.py").write_text(MODULE)
     (tmp_path / "torch.py").write_text("raise ImportError('no such driver')")
-    program = "from pathlib import Path; from jobs import warm\n"
-    program += "print(warm.start('vit.health', [], {}, Path('log')).wait())"
+    program = "from pathlib import Path; from jobs.node import forkserver as warm\n"
+    program += "print(warm.start('vit.node_check', [], {}, Path('log')).wait())"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout == "1\n"
-    assert "cannot be imported: vit.train, torch._dynamo, vit.health\n" in done.stderr
+    assert "cannot be imported: vit.train, torch._dynamo, vit.node_check\n" in done.stderr
     assert "ImportError: no such driver\n" in (tmp_path / "log").read_text()
 
 
@@ -256,7 +256,7 @@ def test_a_folder_for_temporary_files_may_have_a_long_name(tmp_path: Path) -> No
     """The path of a socket may not."""
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
-    program = "import tempfile; from jobs import warm; warm.prepare(); print(tempfile.gettempdir())"
+    program = "import tempfile; from jobs.node import forkserver as warm; warm.prepare(); print(tempfile.gettempdir())"
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=True,

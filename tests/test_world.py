@@ -6,8 +6,8 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from vit.config import Config
-from vit.world import Agreement, World, join, keep_bits, pick_device
+from vit.config.schema import Config
+from vit.distributed.world import Agreement, World, join, keep_bits, pick_device
 
 
 def world(rank: int, size: int) -> World:

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep import journal, manifest, progress
+from data_prep.beton_writer import Growing
 from data_prep.encode import WorkerKilledError, encoded, workers
-from data_prep.growing import Growing
 from data_prep.manifest import claimed, read_manifest, temporary_path
 from data_prep.recipe import Recipe
-from data_prep.sources import PACKAGED_FASHION_MNIST, InputError, Source, fashion_mnist, image_folder, read_idx
+from data_prep.sources.source import PACKAGED_FASHION_MNIST, InputError, Source, fashion_mnist, image_folder, read_idx
 from data_prep.write_beton import main, write
 
 REPOSITORY = Path(__file__).parent.parent

@@ -18,12 +18,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from vit.augment import normalise
-from vit.config import Config
-from vit.data.decode import DamagedError
+from vit.augment.pipeline import normalise
+from vit.checkpoint.trained_model import Trained, load
+from vit.config.schema import Config
+from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
-from vit.trained import Trained, load
-from vit.world import World, join
+from vit.distributed.world import World, join
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -106,7 +106,7 @@ def main(args: list[str] | None = None) -> int:
         run = load(options.run, options.which)
         data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
         found = scores(run, replace(run.cfg, data=data, device=options.device))
-    except (ValueError, OSError, DamagedError) as error:
+    except (ValueError, OSError, DamagedDataError) as error:
         print(f"vit.evaluate: {error}", file=sys.stderr)
         return 2
     if os.environ.get("RANK", "0") != "0":

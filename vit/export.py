@@ -25,10 +25,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vit import trained
-from vit.model import VisionTransformer
-from vit.trained import Trained
-from vit.weights import TIMM, TORCHVISION, Tensors, to_theirs
+from vit.checkpoint import trained_model
+from vit.checkpoint.trained_model import Trained
+from vit.model.vision_transformer import VisionTransformer
+from vit.model.weight_names import TIMM, TORCHVISION, Tensors, to_theirs
 
 
 def to_torchvision(model: VisionTransformer, run: Trained, out: Path) -> None:
@@ -132,10 +132,10 @@ def _about(run: Trained) -> dict[str, str]:
 
 
 def export(
-    path: Path, to: str, out: Path | None = None, which: str = "newest", weights: trained.Which | None = None
+    path: Path, to: str, out: Path | None = None, which: str = "newest", weights: trained_model.Which | None = None
 ) -> Path:
     """Writes the weights of a run, whole or not at all, and returns where.  Raises ValueError, and OSError."""
-    run = trained.load(path, which)
+    run = trained_model.load(path, which)
     model = run.pick(weights)
     write, ending = FORMATS[to]
     out = out or path / (path.resolve().name + ending)

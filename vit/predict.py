@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vit import attention, trained
-from vit.augment import normalise
-from vit.config import Config
+from vit.augment.pipeline import normalise
+from vit.checkpoint import trained_model
+from vit.config.schema import Config
 from vit.data.decode import CentreCrop
-from vit.model import VisionTransformer
-from vit.world import pick_device
+from vit.distributed.world import pick_device
+from vit.model import attention_maps
+from vit.model.vision_transformer import VisionTransformer
 
 Pixels = NDArray[np.uint8]
 
@@ -94,8 +95,8 @@ def _said(
 ) -> Iterator[tuple[tuple[tuple[str, float], ...], Tensor | None]]:
     maps: list[Tensor] | list[None] = [None] * len(images)
     if look:
-        logits, shares = attention.look(model, images)
-        maps = list(attention.maps(model, shares).cpu().unbind())
+        logits, shares = attention_maps.look(model, images)
+        maps = list(attention_maps.maps(model, shares).cpu().unbind())
     else:
         logits = model(images)
     found = logits.float().softmax(dim=1).topk(min(top, len(classes)))
@@ -162,7 +163,7 @@ def main(args: list[str] | None = None) -> int:
     if options.top < 1:
         parser.error(f"--top must be at least 1, not {options.top}")
     try:
-        run = trained.load(options.run, options.which)
+        run = trained_model.load(options.run, options.which)
         model = run.pick(options.weights).to(pick_device(options.device, 0))
         look = options.attention is not None
         return _show(predict(model, run.cfg, run.classes, options.images, options.top, look), options)

@@ -13,22 +13,24 @@ from pathlib import Path
 
 import psutil
 
-from vit import checkpoint, config, settings
-from vit.compiled import Compiled
-from vit.config import Config
-from vit.data.decode import DamagedError
+from vit.checkpoint.format import find_checkpoints, step_of
+from vit.checkpoint.resume import begin, resume, skip, versions
+from vit.checkpoint.saver import Saver
+from vit.checkpoint.train_state import State
+from vit.config import schema
+from vit.config.parser import config_parser, parse_config
+from vit.config.schema import Config
+from vit.data.decode import DamagedDataError
 from vit.data.loader import TrainData, ValData, storage_line
 from vit.data.stage import StoppedError, staged
+from vit.distributed.gradients import same_tree
+from vit.distributed.world import Agreement, World, end_with_parent, join
 from vit.evaluate import evaluate
-from vit.gradients import same_tree
-from vit.heartbeat import LEAVING, Heartbeat
-from vit.ledger import JOB_VARIABLE, Clock, InUseError, RunFolder, flush
-from vit.log import MetricsLog, Pace, SampleLog, show
-from vit.resume import begin, resume, skip, versions
-from vit.saver import Saver
-from vit.state import State
-from vit.step import Augmented, NotFiniteError, Step, augmented
-from vit.world import Agreement, World, end_with_parent, join
+from vit.run.folder import JOB_VARIABLE, Clock, InUseError, RunFolder, flush
+from vit.run.heartbeat import LEAVING, Heartbeat
+from vit.run.metrics import MetricsLog, Pace, SampleLog, show
+from vit.training.compile_cache import Compiled
+from vit.training.step import Augmented, NotFiniteError, Step, augmented
 
 PATIENCE_SECONDS = 60  # with what a killed attempt of the same job left behind
 
@@ -57,7 +59,7 @@ class Trainer:
         kept = range(1, int(cfg.epochs / each) + 1) if each else ()
         self.milestones = {cfg.steps(i * each, self.samples) for i in kept}  # steps whose checkpoints are kept for good
         self.state = State.fresh(cfg, world.device)
-        about: dict[str, object] = {"recipe": self.recipe(), "config": config.to_yaml(cfg), "versions": versions()}
+        about: dict[str, object] = {"recipe": self.recipe(), "config": schema.to_yaml(cfg), "versions": versions()}
         self.identity = about | {"classes": self.train_data.beton.classes}
         resumed = self.restore()
         self.compiled = Compiled(run, world) if cfg.compile else None
@@ -225,7 +227,7 @@ class Trainer:
         """What a resumed run must share: every value that decides what is computed, and the data's fingerprint."""
         fingerprint = self.train_data.beton.fingerprint
         data = {f"data.{name}": value for name, value in fingerprint.items()}
-        return config.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
+        return schema.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
 
     def stopped(self) -> Outcome:
         """Saves this step, as far as it is not safe already, and leaves."""
@@ -250,7 +252,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
         trainer = Trainer(cfg, run, world, clock, accepted)
     except StoppedError:
         if world.rank == 0:
-            safe = max(map(checkpoint.step_of, checkpoint.find(run.checkpoints)), default=0)
+            safe = max(map(step_of, find_checkpoints(run.checkpoints)), default=0)
             run.record(Outcome.STOPPED.value, step=safe, seconds=clock.summary())
         clock.sign(LEAVING)
         return Outcome.STOPPED
@@ -283,12 +285,12 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: l
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0 also after a signal, when all is saved; 2 if the user can mend what is wrong."""
     clock = Clock(started=psutil.Process().create_time())
-    parser = settings.parser("vit.train", "Trains a Vision Transformer, or goes on where its run was.")
+    parser = config_parser("vit.train", "Trains a Vision Transformer, or goes on where its run was.")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/ and the config's name)")
     parser.add_argument(
         "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ on resuming"
     )
-    cfg, options = settings.parse(parser, args)
+    cfg, options = parse_config(parser, args)
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
     end_with_parent()
     clock.heart = Heartbeat(run.logs)
@@ -302,9 +304,9 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if run.path.exists():
             run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
-        if not isinstance(error, (ValueError, FloatingPointError, DamagedError)):
+        if not isinstance(error, (ValueError, FloatingPointError, DamagedDataError)):
             raise
-        sys.exit(_told(error, 0 if isinstance(error, DamagedError) else rank))  # one rank alone knows of damage
+        sys.exit(_told(error, 0 if isinstance(error, DamagedDataError) else rank))  # one rank alone knows of damage
 
 
 def _told(error: Exception, rank: int, code: int = 2) -> int:

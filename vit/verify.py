@@ -20,12 +20,13 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from vit import checkpoint, settings
-from vit.config import Config, to_yaml
-from vit.data.manifest import read_manifest
-from vit.faults import Attempt, EndedError, train_and_kill
-from vit.ledger import RunFolder, read_lines
-from vit.log import TIMED
+from vit.checkpoint.format import find_checkpoints, load_checkpoint
+from vit.config.parser import config_parser, parse_config
+from vit.config.schema import Config, to_yaml
+from vit.data.ffcv_format import read_manifest
+from vit.kill_attempts import Attempt, EndedError, train_and_kill
+from vit.run.folder import RunFolder, read_lines
+from vit.run.metrics import TIMED
 
 GROUPS = {"model": "weights", "optimizer": "moments", "average": "averaged weights"}
 
@@ -69,7 +70,7 @@ def shortened(cfg: Config, steps: int) -> Config:
 
 def parts(run: RunFolder) -> list[Part]:
     """All that a finished run leaves behind."""
-    tensors, manifest = checkpoint.load(checkpoint.find(run.checkpoints)[0])
+    tensors, manifest = load_checkpoint(find_checkpoints(run.checkpoints)[0])
     out = []
     for prefix, what in GROUPS.items():
         named = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
@@ -153,7 +154,7 @@ def cost(bits: RunFolder, samples: RunFolder) -> float:
 
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0: identical; 1: not, or the training itself failed; 2: wrong input."""
-    parser = settings.parser("vit.verify", (__doc__ or "").partition("\n")[0])
+    parser = config_parser("vit.verify", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="how often it is killed (default: 20)")
     parser.add_argument("--ranks", default="4,2,1", help="numbers of ranks, of each attempt in turn (default: 4,2,1)")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps, two epochs of few images (default: 60)")
@@ -161,7 +162,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="start all ranks by torchrun, from nothing")
     parser.add_argument("--cost", action="store_true", help="say what the bits cost; on GPUs it is always said")
     parser.add_argument("--folder", type=Path, help="keep both runs there (default: a temporary folder)")
-    cfg, options = settings.parse(parser, args)
+    cfg, options = parse_config(parser, args)
     try:
         if not re.fullmatch(r"\d+(,\d+)*", options.ranks):
             raise ValueError(f"--ranks {options.ranks!r}: numbers with commas between them are wanted, as 4,2,1")

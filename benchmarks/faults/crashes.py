@@ -20,12 +20,12 @@ from typing import Any
 
 from benchmarks.faults.layer import Layer, Operation, operations
 from benchmarks.faults.runs import Runs
-from vit.config import Config
-from vit.faults import EndedError
-from vit.ledger import RunFolder, read_lines
-from vit.log import TIMED, MetricsLog, SampleLog
-from vit.resume import newest
-from vit.world import join
+from vit.checkpoint.resume import newest
+from vit.config.schema import Config
+from vit.distributed.world import join
+from vit.kill_attempts import EndedError
+from vit.run.folder import RunFolder, read_lines
+from vit.run.metrics import TIMED, MetricsLog, SampleLog
 
 STEPS = 8
 MEMORY = Path("/dev/shm")  # thousands of folders are written

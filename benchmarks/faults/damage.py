@@ -12,12 +12,12 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from benchmarks.faults.runs import OFTEN, Runs
-from vit import checkpoint
-from vit.config import Config
-from vit.ledger import RunFolder
-from vit.resume import resume
-from vit.state import State
-from vit.world import join
+from vit.checkpoint.format import find_checkpoints, load_checkpoint, step_of
+from vit.checkpoint.resume import resume
+from vit.checkpoint.train_state import State
+from vit.config.schema import Config
+from vit.distributed.world import join
+from vit.run.folder import RunFolder
 
 STEPS, RANKS = 12, 4
 
@@ -33,8 +33,8 @@ def resumes(cfg: Config, source: Path, folder: Path, each: int, seed: int) -> di
     chance, problems, found = random.Random(seed), list[str](), Counter[str]()
     with join(cfg) as world:
         run, state = RunFolder(folder), State.fresh(cfg, world.device)
-        newest, older = checkpoint.find(RunFolder(source).checkpoints)[:2]
-        tensors, manifest = checkpoint.load(older)
+        newest, older = find_checkpoints(RunFolder(source).checkpoints)[:2]
+        tensors, manifest = load_checkpoint(older)
         for number in range(2 * each):
             how = ("cut", "flipped")[number % 2]
             file = sorted(newest.iterdir())[number // 2 % len(list(newest.iterdir()))]
@@ -48,7 +48,7 @@ def resumes(cfg: Config, source: Path, folder: Path, each: int, seed: int) -> di
                 tensor.detach().fill_(77)  # nothing is right by chance
             step = resume(run, world, state, manifest["about"]["recipe"], [])
             same = all(torch.equal(tensors[name], tensor.cpu()) for name, tensor in state.tensors().items())
-            problem = _wrong(run, step, checkpoint.step_of(older), same, newest.name, file.name)
+            problem = _wrong(run, step, step_of(older), same, newest.name, file.name)
             if problem:
                 problems.append(f"{file.name} {how}, rank {world.rank}: {problem}")
             else:

@@ -18,11 +18,12 @@ import torch.distributed as dist
 
 from benchmarks.faults.layer import Layer
 from benchmarks.faults.runs import Runs
-from vit import checkpoint, train
-from vit.faults import EndedError
-from vit.ledger import RunFolder
-from vit.step import Augmented
+from vit import train
+from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, load_checkpoint, step_of
+from vit.kill_attempts import EndedError
+from vit.run.folder import RunFolder
 from vit.train import Outcome, Trainer
+from vit.training.step import Augmented
 
 STEPS, BEGIN = 6, 2  # of a run, and those after which its disk begins to refuse; that step is safe
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
@@ -76,7 +77,7 @@ class Disks:
         _plan.each = True
         self.runs.attempt(known, 1, ("--checkpoint.every_minutes", "1e-6", "--checkpoint.keep", "1000")).finish()
         _plan.each = False
-        self.known = {checkpoint.step_of(p): checkpoint.load(p)[0] for p in checkpoint.find(known.checkpoints)}
+        self.known = {step_of(p): load_checkpoint(p)[0] for p in find_checkpoints(known.checkpoints)}
         assert len(self.known) >= self.steps - 1, sorted(self.known)
 
     def run(self, name: str, acts: dict[int, Act], ranks: int, place: RunFolder, well: Act) -> tuple[str, Counter[str]]:
@@ -107,13 +108,13 @@ class Disks:
     def _left(self, place: RunFolder) -> Iterator[str]:
         """What is wrong with the checkpoints that an attempt left."""
         safe = max((event["step"] for event in place.events() if event["event"] == "checkpoint"), default=0)
-        steps = [checkpoint.step_of(path) for path in checkpoint.find(place.checkpoints)]
+        steps = [step_of(path) for path in find_checkpoints(place.checkpoints)]
         if max(steps, default=0) < max(safe, BEGIN):
             yield f"step {max(safe, BEGIN)} was safe, and {steps} are left"
-        for path in checkpoint.find(place.checkpoints):
+        for path in find_checkpoints(place.checkpoints):
             try:
-                tensors, manifest = checkpoint.load(path)
-            except checkpoint.DamagedError as error:
+                tensors, manifest = load_checkpoint(path)
+            except DamagedCheckpointError as error:
                 yield f"a damaged checkpoint has a final name: {error}"
                 continue
             known = self.known.get(manifest["step"])

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.runs import KEEP, Runs
-from vit import checkpoint
-from vit.faults import VICTIMS, Attempt, EndedError, last_step
-from vit.ledger import read_lines
+from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, load_checkpoint, step_of
+from vit.kill_attempts import VICTIMS, Attempt, EndedError, last_step
+from vit.run.folder import read_lines
 
 KILLS_A_RUN, STEPS = 50, 60
 WORLDS = (4, 1, 2, 1)  # ranks of each attempt in turn
@@ -132,24 +132,24 @@ class UnderFire:
         return Strike(victim, ranks, stage, last_step(self.run), safe, whole)
 
     def _newest_whole(self) -> int:
-        for path in checkpoint.find(self.run.checkpoints):
+        for path in find_checkpoints(self.run.checkpoints):
             try:
-                return int(checkpoint.load(path)[1]["step"])
-            except checkpoint.DamagedError as error:
+                return int(load_checkpoint(path)[1]["step"])
+            except DamagedCheckpointError as error:
                 self.problems.append(f"a kill has damaged a checkpoint: {error}")
         return 0
 
     def stage(self) -> str:
         """What of a save was half done, by what is on the disk, once an attempt has removed what others left behind."""
-        found = checkpoint.find(self.run.checkpoints)
-        newest = checkpoint.step_of(found[0]) if found else 0
+        found = find_checkpoints(self.run.checkpoints)
+        newest = step_of(found[0]) if found else 0
         for path in self.run.checkpoints.glob("step-*.tmp"):
             if int(path.name[5:13]) <= newest:
                 return "an old one is half removed"
             return "the manifest is there" if (path / "manifest.json").exists() else "parts are being written"
         evaluated = {record["step"] for record in read_lines(self.run.metrics) if "val_top1" in record}
         # Those that an earlier kill saved from removal do not count: a newer one must have got its name since.
-        if newest > self._left and any(checkpoint.step_of(path) not in evaluated for path in found[KEEP:]):
+        if newest > self._left and any(step_of(path) not in evaluated for path in found[KEEP:]):
             return "named, old ones still there"
         return ""
 

@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vit import settings
-from vit.config import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, to_yaml
-from vit.faults import Attempt
-from vit.ledger import RunFolder
+from vit.config.parser import load_config
+from vit.config.schema import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, to_yaml
+from vit.kill_attempts import Attempt
+from vit.run.folder import RunFolder
 from vit.verify import first_difference, parts, samples_are_whole, shortened
 
 SAMPLES, KEEP = {"train": 960, "val": 32}, 2
@@ -32,7 +32,7 @@ class Runs:
         self.folder, self.steps, self.samples = folder, cfg.steps(cfg.epochs, cfg.data.limit), cfg.data.limit
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(cfg))
-        self.cfg = settings.load(folder / "config.yaml")
+        self.cfg = load_config(folder / "config.yaml")
         self.arguments = ["--config", str(folder / "config.yaml")]
         self.straight = self.run("left-alone")
         self.attempt(self.straight, 4, SELDOM).finish()

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vit.data.manifest import read_manifest
+from vit.data.ffcv_format import read_manifest
 from vit.data.storage import Cache, Storage, store
-from vit.world import ALONE, World
+from vit.distributed.world import ALONE, World
 
 _HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True

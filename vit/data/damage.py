@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vit.data.beton import Beton
-from vit.data.decode import DamagedError, DecodeError
+from vit.data.decode import DamagedDataError, DecodeError
 
 
 class Damage:
@@ -29,7 +29,7 @@ class Damage:
         self._note(error, following, f"replaced by sample {following}")
         if self._instead.keys() >= set(of_class.tolist()):
             name = self._beton.classes[int(self._beton.labels[error.sample])]
-            raise DamagedError(f"{self._beton.path}: all {len(of_class)} samples of class {name} are damaged")
+            raise DamagedDataError(f"{self._beton.path}: all {len(of_class)} samples of class {name} are damaged")
         return following
 
     def left_out(self, error: DecodeError) -> int:
@@ -59,7 +59,7 @@ def check_pages(beton: Beton, pages: Iterable[int]) -> None:
         if hashlib.sha256(content[int(offset[0]) :][:size].data).hexdigest() != beton.pages[page]:
             inside = np.flatnonzero((beton.offset < start + size) & (beton.offset + beton.size > start))
             samples = f"samples {inside.min()} to {inside.max()}" if len(inside) else "no image, but the file's tables"
-            raise DamagedError(
+            raise DamagedDataError(
                 f"{beton.path}: page {page}, {size:,} bytes at {start:,} with {samples}, is not what was "
                 "written. Write or copy the file again; --data.verify never goes on with it"
             )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit.data.beton import JPEG, Beton
-from vit.keys import U64, Stream, keys, uniform
+from vit.random_keys import U64, Stream, keys, uniform
 
 Ints = NDArray[np.int64]
 
@@ -29,11 +29,11 @@ _NATIVE = ("native", "scaled")  # decoders of `native.cpp`
 _RATIOS = 4096  # steps of the aspect ratio, evenly spaced in its logarithm
 
 
-class DamagedError(RuntimeError):
+class DamagedDataError(RuntimeError):
     """Bytes of a data set that are not what was written.  The message names the file and the place."""
 
 
-class DecodeError(DamagedError):
+class DecodeError(DamagedDataError):
     """A sample whose bytes are no image."""
 
     def __init__(self, beton: Beton, sample: int) -> None:

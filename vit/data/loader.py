@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit.config import Config, DataConfig
+from vit.config.schema import Config, DataConfig
 from vit.data.beton import open_beton
 from vit.data.damage import Damage, check_pages
 from vit.data.decode import CentreCrop, Decoder, RandomCrop, resolve
-from vit.data.manifest import check_classes
+from vit.data.ffcv_format import check_classes
 from vit.data.order import BLOCK, Order, Views
 from vit.data.storage import free_memory
-from vit.world import World
+from vit.distributed.world import World
 
 Ints = NDArray[np.int64]
 

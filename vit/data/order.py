@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit.keys import Stream, keys
+from vit.random_keys import Stream, keys
 
 Ints = NDArray[np.int64]
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from vit.config import Config
-from vit.data.decode import DamagedError
-from vit.data.manifest import manifest_path, read_manifest
+from vit.config.schema import Config
+from vit.data.decode import DamagedDataError
+from vit.data.ffcv_format import manifest_path, read_manifest
 from vit.data.storage import Bytes, read_into
-from vit.ledger import Clock, RunFolder
-from vit.log import show
-from vit.world import World
+from vit.distributed.world import World
+from vit.run.folder import Clock, RunFolder
+from vit.run.metrics import show
 
 LOOK_SECONDS = 0.5
 TELL_SECONDS = 10  # between two lines about a copy that is under way
@@ -107,7 +107,7 @@ class Copier(threading.Thread):
         self.there = 0  # bytes that are copied, as far as one can see
         self.copied = 0  # bytes that this process copied
         self.problem = ""  # why a data set is read where it is
-        self._damage: DamagedError | None = None
+        self._damage: DamagedDataError | None = None
         self._cancelled = threading.Event()
         self._begun = time.monotonic()
         self._counting = threading.Lock()
@@ -119,7 +119,7 @@ class Copier(threading.Thread):
                 continue
             try:
                 self._copy(source, read_manifest(source))
-            except DamagedError as error:
+            except DamagedDataError as error:
                 self._damage = error
                 return
             except OSError as error:
@@ -203,7 +203,7 @@ class Copier(threading.Thread):
             return
         read_into(source, shared, start, memory)
         if self.verify and not _is(memory, manifest, page):
-            raise DamagedError(
+            raise DamagedDataError(
                 f"{source}: page {page}, {len(memory):,} bytes at {start:,}, is not what was written. "
                 "Write or copy the file again; --data.verify never goes on with it"
             )

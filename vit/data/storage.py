@@ -14,7 +14,7 @@ import psutil
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from vit.world import World
+from vit.distributed.world import World
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]

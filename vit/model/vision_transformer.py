@@ -1,0 +1,229 @@
+"""The Vision Transformer, from scratch: read it from top to bottom to learn how attention sees a picture.
+
+Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929; attention and the
+transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The pre-norm encoder, weights and numbers are
+torchvision's `vit_b_16`, whose published weights load into it (`vit.model.weight_names`).
+
+Shapes: B images, N tokens, D width, H heads, K = D / H features of a head, P patch side in pixels, C classes.
+
+    pictures (B, 3, 224, 224)
+      -> patches (B, 196, 768)          cut into 14 x 14 squares of 16 x 16 pixels, each one a vector: a "word"
+      -> tokens (B, 197, 768)           a class token in front, a position added to each
+      -> 12 x block                     attention: tokens look at each other; MLP: each token thinks alone
+      -> logits (B, 1000)               read off the class token
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.config.schema import ModelConfig
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of each square patch to a token: (B, 3, S, S) -> (B, (S / P)², D).
+
+    Why patches: attention compares every token with every other, which costs N².  A picture of 224 x 224 pixels has
+    50,176 of them, but only 196 patches of 16 x 16.  The map is the same for all patches; it is what a convolution with
+    stride P does, written as the one matrix product that it is.
+    """
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Linear(3 * patch_size * patch_size, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        B, _, S, _ = images.shape
+        P, side = self.patch_size, S // self.patch_size
+        patches = images.view(B, 3, side, P, side, P).permute(0, 2, 4, 1, 3, 5)  # (B, side, side, 3, P, P)
+        return self.proj(patches.reshape(B, side * side, 3 * P * P))  # (B, N, D)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(QKᵀ / √K) V, for all images and heads at once: 3 x (B, H, N, K) -> (B, H, N, K).
+
+    Each token asks a question (a row of Q), offers a label (a row of K) and carries a content (a row of V).  Question
+    times label says how much one token wants of another; softmax turns that into shares that sum to 1; what a token
+    gets is the contents mixed by its shares.  Without the √K the products grow with K, softmax saturates and its
+    gradient vanishes.  Vaswani et al. 2017, section 3.2.1.
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, N, N)
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention in H subspaces at once, then mixed: (B, N, D) -> (B, N, D).
+
+    One head has one set of shares for each token; many heads let a token look at several places for several reasons.
+    Each head works on K = D / H features, so all together cost what one head of D features would.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, fused: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.fused = fused  # False: the formula above, in the open; for reading, and for tests of the fused kernel
+        self.qkv = nn.Linear(width, 3 * width)  # the three projections of all heads, as one product
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, K)
+        dropout = self.dropout if self.training else 0.0
+        if self.fused:
+            # The same formula in one kernel, which never writes the N x N scores to memory: FlashAttention, Dao et al.
+            # 2022, https://arxiv.org/abs/2205.14135.
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        else:
+            y = attention(q, k, v, dropout)
+        return self.out(y.transpose(1, 2).reshape(B, N, D))  # heads side by side again: (B, N, D)
+
+
+class MLP(nn.Module):
+    """Two layers with a GELU between, on each token alone: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
+
+
+class DropPath(nn.Module):
+    """Skips a branch for whole images at random while training; the rest is scaled up to keep the mean.
+
+    Stochastic depth: Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+    """
+
+    keep: Tensor
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.drops = probability > 0
+        # A tensor, not a number: blocks that differ only in this rate then share one compiled graph.
+        self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.drops):
+            return x
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < self.keep  # (B, 1, 1): one draw for each image
+        return x * (kept / self.keep).to(x.dtype)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each feature, small at first: (B, N, D) -> (B, N, D).
+
+    A deep model then starts out close to the identity: Touvron et al. 2021, https://arxiv.org/abs/2103.17239.
+    """
+
+    def __init__(self, width: int, first: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to its own input: (B, N, D) -> (B, N, D).
+
+    LayerNorm stands before each branch ("pre-norm"), not after the sum as in Vaswani et al.: the sum of all branches
+    then runs from the first layer to the last untouched, gradients with it, and deep models train without tricks
+    (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+    """
+
+    def __init__(self, cfg: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.width, eps=1e-6)
+        self.attention = MultiHeadAttention(cfg.width, cfg.heads, cfg.attention_dropout)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.norm2 = nn.LayerNorm(cfg.width, eps=1e-6)
+        self.mlp = MLP(cfg.width, cfg.mlp_dim, cfg.dropout)
+        self.drop_path = DropPath(drop_path)
+        self.scale1, self.scale2 = (
+            LayerScale(cfg.width, cfg.layer_scale) if cfg.layer_scale else nn.Identity() for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.scale1(self.dropout(self.attention(self.norm1(x)))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Pictures to class scores: (B, 3, image_size, image_size) -> (B, C).
+
+    The class token is a learned vector that stands for no patch: it gathers through attention what the head needs
+    (from BERT, Devlin et al. 2018).  With `pool: mean` there is none, and the head reads the mean of the patches
+    (Beyer et al. 2022, https://arxiv.org/abs/2205.01580).  Attention itself does not see order: shuffled tokens give
+    shuffled results.  So where a patch comes from is added to it, as a learned vector or as fixed sines.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        side = cfg.image_size // cfg.patch_size
+        tokens = side * side + (cfg.pool == "cls")
+        self.patches = PatchEmbedding(cfg.patch_size, cfg.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.width)) if cfg.pool == "cls" else None
+        if cfg.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(1, tokens, cfg.width))
+        else:
+            sines = sincos2d(side, cfg.width)
+            self.register_buffer("positions", F.pad(sines, (0, 0, tokens - side * side, 0)), persistent=False)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.blocks = nn.ModuleList(Block(cfg, rate) for rate in drop_path_rates(cfg))
+        self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
+        self.head = nn.Linear(cfg.width, cfg.num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals of deviation 0.02 for every matrix; zeros for biases and for the head.
+
+        A head of zeros starts every class at the same score, so the first loss is exactly log C.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        if isinstance(self.positions, nn.Parameter):
+            nn.init.trunc_normal_(self.positions, std=0.02)
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images)  # (B, patches, D)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, N, D)
+        x = self.dropout(x + self.positions)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.head(x[:, 0] if self.cls_token is not None else x.mean(dim=1))  # (B, C)
+
+
+def drop_path_rates(cfg: ModelConfig) -> list[float]:
+    """Each block's, by Huang et al.'s linear rule: early blocks, on which all others build, are dropped least.
+
+    Or all the same, as in DeiT-III: https://arxiv.org/abs/2204.07118.
+    """
+    if cfg.drop_path_rule == "uniform":
+        return [cfg.drop_path] * cfg.depth
+    return [cfg.drop_path * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
+
+
+def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
+    """Fixed positions, a quarter of the features each for sin x, cos x, sin y, cos y: -> (1, side², D).
+
+    As in big_vision's ViT-S/16, https://arxiv.org/abs/2205.01580.
+    """
+    omega = temperature ** -(torch.arange(width // 4) / (width // 4 - 1))  # (D / 4,)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles_x, angles_y = (axis.reshape(-1, 1) * omega for axis in (x, y))  # 2 x (side², D / 4)
+    return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)[None]
