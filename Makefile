@@ -50,7 +50,7 @@ chaos: setup
 cluster-chaos: setup
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest -vv --numprocesses 3 --dist worksteal -m "campaign or not campaign" \
-	  tests/test_cluster.py tests/test_sweep.py tests/test_prep.py tests/test_bad_input.py
+	  tests/cluster
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

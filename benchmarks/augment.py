@@ -2,8 +2,8 @@
 
 python benchmarks/augment.py [--quick]
 
-The same images for all, smooth colours with edges and grain: flip, two operations of RandAugment at magnitude 9, mixup
-or cutmix, normalised floats.  torchvision's v2 runs image by image on Pillow's images, as its reference does in its
+The same images for all, smooth colors with edges and grain: flip, two operations of RandAugment at magnitude 9, mixup
+or cutmix, normalized floats.  torchvision's v2 runs image by image on Pillow's images, as its reference does in its
 workers, and on tensors; ours and kornia's run on batches of 32.  They take turns, and the CPU
 time of all turns counts: each draws cheap and dear operations as they come.  The last line is one JSON object.
 """
@@ -72,8 +72,8 @@ def kornia(images: Tensor, labels: Tensor) -> Callable[[int], Any]:
         K.RandomMixUpV2(data_keys=["input", "class"]),
         K.RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True),
     ]
-    normalise = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
-    return lambda step: normalise(mixes[step % 2](steps(images.float() / 255), labels)[0])
+    normalize = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
+    return lambda step: normalize(mixes[step % 2](steps(images.float() / 255), labels)[0])
 
 
 def rates(makers: dict[str, Callable[[], Callable[[int], Any]]], turns: int, steps: int) -> dict[str, float | None]:

@@ -7,11 +7,11 @@ python benchmarks/chaos.py [--quick] [--only kills damage errors crashes] [--fol
     errors    ENOSPC, EIO and EDQUOT from each call that writes, in turn, and a real file system that is full
     crashes   a power cut between any two file operations, in all states that the disk may be left in
 
-The runs are small, and real: the trainer's own command, four shards of Fashion-MNIST on 4, 2 and 1 ranks of one thread.
-Each is finished after its faults, and held, bit by bit, against a run that was left alone: weights, moments, averages,
-learning curve, sample ids.  Each part is a process of its own; with --folder, those that are done there are not done
-again.  The full campaign takes half an hour on two cores; its figures go to benchmarks/results/chaos.json.  The exit
-code is 1 if anything was lost.  The last line is one JSON object with all figures.
+The runs are small, and real: the trainer's own command, four micro-batches of Fashion-MNIST on 4, 2 and 1 ranks of one
+thread. Each is finished after its faults, and held, bit by bit, against a run that was left alone: weights, moments,
+averages, learning curve, sample ids.  Each part is a process of its own; with --folder, those that are done there are
+not done again.  The full campaign takes half an hour on two cores; its figures go to benchmarks/results/chaos.json.
+The exit code is 1 if anything was lost.  The last line is one JSON object with all figures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.faults import layer
 

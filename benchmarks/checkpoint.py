@@ -32,7 +32,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from vit.checkpoint.saver import Saver
-from vit.checkpoint.train_state import State
+from vit.checkpoint.train_state import TrainState
 from vit.config.schema import CheckpointConfig, Config
 from vit.distributed.world import join
 from vit.run.folder import RunFolder
@@ -59,7 +59,7 @@ def timed(function: Callable[[], Any]) -> float:
 class Sides:
     """One state, and every way to save it."""
 
-    def __init__(self, saver: Saver, state: State, folder: Path) -> None:
+    def __init__(self, saver: Saver, state: TrainState, folder: Path) -> None:
         self.saver, self.state, self.folder, self.rank, self.turn = saver, state, folder, saver.world.rank, 0
         self.mine = torch.rand(saver.snapshot.size // 4)  # as many bytes as this rank writes
         self.copy, self.image = torch.zeros_like(self.mine), torch.rand(2, 3, 224, 224)
@@ -100,7 +100,7 @@ class Sides:
         start = time.perf_counter()
         still = timed(self.saver.save)
         before_update()
-        still += timed(self.saver.snapshot.protect)
+        still += timed(self.saver.protect)
         self.saver.advance(0)
         while self.saver.written < self.saver.begun:
             time.sleep(0.001)
@@ -143,7 +143,7 @@ class Sides:
         return {side: max(rank[side] for rank in all_ranks) for side in mine}
 
 
-def slowed(saver: Saver, state: State, seconds: float, rounds: int) -> float:
+def slowed(saver: Saver, state: TrainState, seconds: float, rounds: int) -> float:
     """Seconds that training loses to one save, with its write and its reading back: the median of `rounds`.
 
     Steps are products of matrices, on one core; as many are timed beside a save as are timed just before, without one.
@@ -170,7 +170,7 @@ def slowed(saver: Saver, state: State, seconds: float, rounds: int) -> float:
 def work(cfg: Config, folder: Path, quick: bool) -> None:
     """What one rank does; rank 0, or the only one, writes down its figures."""
     with join(cfg) as world:
-        state = State.fresh(cfg, world.device)
+        state = TrainState.fresh(cfg, world.device)
         run = RunFolder(folder / f"run-{world.size}")
         run.path.mkdir(exist_ok=True)
         saver = Saver(run, world, CheckpointConfig(keep=1), state, dict, set)

@@ -111,8 +111,8 @@ def webdataset(folder: Path, workers: int, batch: int) -> Batches:
     """Samples drawn from tar files in worker processes, shuffled as its documentation does, with Pillow."""
     import webdataset as wds
 
-    shards = sorted(map(str, folder.glob("*.tar")))
-    data = wds.WebDataset(shards, resampled=True, shardshuffle=False).shuffle(256).decode("pil")
+    micro_batches = sorted(map(str, folder.glob("*.tar")))
+    data = wds.WebDataset(micro_batches, resampled=True, shardshuffle=False).shuffle(256).decode("pil")
     data = data.to_tuple("jpg", "cls").map_tuple(transforms(pillow=True), int).batched(batch, partial=False)
     for images, _ in wds.WebLoader(data, batch_size=None, **_processes(workers)):
         yield images

@@ -27,12 +27,12 @@ from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit.config.schema import ModelConfig, OptimConfig
-from vit.distributed.gradients import ShardedGradients
+from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
 from vit.model.vision_transformer import VisionTransformer
-from vit.optim.optimizer import build
+from vit.optim.optimizer import build_optimizer
 
-RANKS, IMAGES, SIDE = 4, 4, 64  # images of a shard, pixels of a side
+RANKS, IMAGES, SIDE = 4, 4, 64  # images of a micro-batch, pixels of a side
 WAYS = {"bits": "fixed order", "samples": "exact: samples", "ddp": "DDP's own"}
 MODELS = {
     "ViT-Ti/8": ModelConfig(image_size=SIDE, patch_size=8, width=192, heads=3, mlp_dim=768),
@@ -40,45 +40,45 @@ MODELS = {
 }
 
 
-def stock(model: nn.Module, shards: int, loss: Callable[[nn.Module, int], torch.Tensor]) -> Callable[[], None]:
+def stock(model: nn.Module, micro_batches: int, loss: Callable[[nn.Module, int], torch.Tensor]) -> Callable[[], None]:
     """Forward and backward as DDP's users write it."""
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def run() -> None:
         ddp.zero_grad()
         with ddp.no_sync():
-            for j in range(shards - 1):
-                (loss(ddp, j) / shards).backward()
-        (loss(ddp, shards - 1) / shards).backward()
+            for j in range(micro_batches - 1):
+                (loss(ddp, j) / micro_batches).backward()
+        (loss(ddp, micro_batches - 1) / micro_batches).backward()
 
     return run
 
 
 def ours(
-    model: nn.Module, shards: int, loss: Callable[[nn.Module, int], torch.Tensor], world: World, exact: Any
+    model: nn.Module, micro_batches: int, loss: Callable[[nn.Module, int], torch.Tensor], world: World, exact: Any
 ) -> Callable[[], None]:
     """Forward and backward as `vit.train` has it."""
-    gradients = ShardedGradients(model, world, exact)
+    gradients = MicroBatchGradients(model, world, exact)
 
     def run() -> None:
-        for j in range(shards):
-            with gradients.shard(j, shards):
-                (loss(gradients.model, j) / (shards * world.size)).backward()
+        for j in range(micro_batches):
+            with gradients.micro_batch(j, micro_batches):
+                (loss(gradients.model, j) / (micro_batches * world.size)).backward()
 
     return run
 
 
-def training(way: str, name: str, shards: int, world: World) -> Callable[[], None]:
-    """A function that does one step, of `shards` shards on this rank."""
+def training(way: str, name: str, micro_batches: int, world: World) -> Callable[[], None]:
+    """A function that does one step, of `micro-batches` micro-batches on this rank."""
     torch.manual_seed(0)
     model = VisionTransformer(MODELS[name])
-    images, labels = torch.randn(shards, IMAGES, 3, SIDE, SIDE), torch.randint(1000, (shards, IMAGES))
-    optimizer = build(model, OptimConfig())
+    images, labels = torch.randn(micro_batches, IMAGES, 3, SIDE, SIDE), torch.randint(1000, (micro_batches, IMAGES))
+    optimizer = build_optimizer(model, OptimConfig())
 
     def loss(model: nn.Module, j: int) -> torch.Tensor:
         return F.cross_entropy(model(images[j]), labels[j])
 
-    backward = stock(model, shards, loss) if way == "ddp" else ours(model, shards, loss, world, way)
+    backward = stock(model, micro_batches, loss) if way == "ddp" else ours(model, micro_batches, loss, world, way)
 
     def step() -> None:
         backward()
@@ -93,8 +93,8 @@ def be_rank(rank: int, store: str, jobs: list[tuple[str, int]], seconds: float, 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     world = World(rank=rank, size=RANKS, local_size=RANKS, device=torch.device("cpu"))
-    for name, shards in jobs:
-        steps = {way: training(way, name, shards, world) for way in WAYS}
+    for name, micro_batches in jobs:
+        steps = {way: training(way, name, micro_batches, world) for way in WAYS}
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         started, rounds, enough = time.monotonic(), 0, torch.zeros(1)
         while not enough:
@@ -116,25 +116,27 @@ def be_rank(rank: int, store: str, jobs: list[tuple[str, int]], seconds: float, 
 
 
 def compare(models: list[str], seconds: float) -> dict[str, Any]:
-    """All figures: each model with one and two shards a rank, for this long each."""
-    jobs = [(name, shards) for name in models for shards in (1, 2)]
+    """All figures: each model with one and two micro-batches a rank, for this long each."""
+    jobs = [(name, micro_batches) for name in models for micro_batches in (1, 2)]
     answers = multiprocessing.get_context("spawn").SimpleQueue()
     rows, ratios, busier = [], [], []
     names = (*WAYS.values(), "fixed order", "its processors")
     print(f"{'ms a step, on four ranks':<26}" + "".join(f"{name:>16}" for name in names))
     with tempfile.TemporaryDirectory() as folder:
         ranks = multiprocessing.spawn(be_rank, (f"{folder}/store", jobs, seconds, answers), RANKS, join=False)
-        for name, shards in jobs:
+        for name, micro_batches in jobs:
             taken = answers.get()
             ms = {way: round(1000 * statistics.median(t for t, _ in values), 1) for way, values in taken.items()}
             more, busy = ([a[i] / b[i] - 1 for a, b in zip(taken["bits"], taken["ddp"], strict=True)] for i in range(2))
             ratios += more
             busier += busy
-            rows.append({"model": name, "shards_of_a_rank": shards, "ms": ms, "steps": len(more)})
+            rows.append({"model": name, "shards_of_a_rank": micro_batches, "ms": ms, "steps": len(more)})
             rows[-1] |= {"overhead": round(statistics.median(more), 4), "processors": round(statistics.median(busy), 4)}
             shares = f"{rows[-1]['overhead']:>+16.1%}{rows[-1]['processors']:>+16.1%}"
             print(
-                f"{f'{name}, {shards} x {IMAGES} images':<26}" + "".join(f"{t:>16,.1f}" for t in ms.values()) + shares
+                f"{f'{name}, {micro_batches} x {IMAGES} images':<26}"
+                + "".join(f"{t:>16,.1f}" for t in ms.values())
+                + shares
             )
         while not ranks.join():
             pass

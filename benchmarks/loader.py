@@ -2,9 +2,9 @@
 
     python benchmarks/loader.py [--quick] [--only NAME ...] [--out FILE]
 
-The pictures are synthesised to weigh what photographs weigh: in each channel a smooth wave of its own frequency and
+The pictures are synthesized to weigh what photographs weigh: in each channel a smooth wave of its own frequency and
 phase, one bright rectangle with hard edges, and Gaussian grain of 24 levels, 400 x 350 pixels, saved by Pillow at
-quality 95 with its usual colour subsampling: about 108 kB.  400 x 350 and 110 kB are ImageNet's means.
+quality 95 with its usual color subsampling: about 108 kB.  400 x 350 and 110 kB are ImageNet's means.
 
 Each loader runs in a process of its own, with as many threads (ours, FFCV, DALI) or worker processes (torchvision,
 webdataset) as said, and gives whole batches of 64 in a random order.  They take turns, a second or two each, several
@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 50 seconds: two threads, fewer loaders and turns")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help=", ".join(CONTESTANTS))
     parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the JSON, too")
-    parser.add_argument("--images", type=int, metavar="N", help="how many to synthesise (512; quick: 128)")
+    parser.add_argument("--images", type=int, metavar="N", help="how many to synthesize (512; quick: 128)")
     parser.add_argument("--seconds", type=float, metavar="S", help="of each turn (1.5; quick: 0.5)")
     options = parser.parse_args()
     names = options.only or [name for name, each in CONTESTANTS.items() if each.quick or not options.quick]

@@ -2,11 +2,11 @@
 
 python benchmarks/recovery.py [--quick] [--minutes 60]
 
-On a real Slurm of two nodes on this machine (tests/cluster.py; needs root), with a small model on CPU ranks, and both
-sides of each comparison in one run.  A restart in place is held against its parts: ranks started by hand, without job,
-supervisor and fault, up to their first step.  Nothing is compiled on either side.  A requeue is told in its parts:
-Slurm's wait, the imports, the look at the node, and the ranks up to their first step.  The last line is one JSON object
-with all figures; those of a full run are kept in benchmarks/results/recovery.json.
+On a real Slurm of two nodes on this machine (tests/helpers/slurm_cluster.py; needs root), with a small model on
+CPU ranks, and both sides of each comparison in one run.  A restart in place is held against its parts: ranks started by
+hand, without job, supervisor and fault, up to their first step.  Nothing is compiled on either side.  A requeue is told
+in its parts: Slurm's wait, the imports, the look at the node, and the ranks up to their first step.  The last line is
+one JSON object with all figures; those of a full run are kept in benchmarks/results/recovery.json.
 
 The hour of faults: a rank killed, a rank stopped for good, the job requeued, or told to save and requeue itself, one
 every three minutes on average; it saves every three seconds, and a step may stand still for five (--stall-seconds 5, by
@@ -39,13 +39,14 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import psutil
-from cluster import Cluster, missing, wait_for
 
+from tests.helpers.slurm_cluster import Cluster, missing, wait_for
 from vit.checkpoint.format import commit, write_part
-from vit.run.folder import Event, RunFolder, read_lines
+from vit.run.folder import Event, RunFolder
+from vit.run.jsonl import read_lines
 
 VIT_B_BYTES = 1.385e9  # weights, two moments and an average
 SAVES_AN_HOUR = 6  # of which one is the preemption's

@@ -2,7 +2,7 @@
 
 python benchmarks/write.py [--quick]
 
-The pictures are synthesised: smooth colours, edges and grain, nine of ten about 400 x 350 pixels, others up to 1500,
+The pictures are synthesized: smooth colors, edges and grain, nine of ten about 400 x 350 pixels, others up to 1500,
 with 110 kB in the mean as ImageNet's.  They lie in a tar of tars as in ILSVRC2012_img_train.tar, and in folders.  Each
 figure is the best of several runs, each in a process of its own, in turns; files are written to $TMPDIR.
 
@@ -101,8 +101,9 @@ def ours(folder: Path, kind: str, mode: str, times: int, every: float) -> dict[s
     from data_prep import journal
     from data_prep.beton_reader import open_beton
     from data_prep.recipe import Recipe
+    from data_prep.sources.folders import image_folder
     from data_prep.sources.imagenet import ilsvrc
-    from data_prep.sources.source import Source, image_folder
+    from data_prep.sources.source import Source
     from data_prep.write_beton import write
 
     journal.EVERY = every

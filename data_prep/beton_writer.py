@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton_reader import FIELD, FIELDS, HEADER, PLACE, SAMPLE, TYPES
+from vit.data.ffcv_format import FIELD, FIELDS, HEADER, PLACE, SAMPLE, TYPES
 
 _PIECE = 8 << 20  # bytes that are read at once
 
@@ -32,7 +32,7 @@ class Tally:
     left_out: list[tuple[str, str]] = field(default_factory=list)  # which and why
 
 
-class Growing:
+class BetonWriter:
     """The file at `path`, which must be there, to take up to `samples` images in pages of `page_size` bytes."""
 
     def __init__(self, path: Path, samples: int, page_size: int) -> None:

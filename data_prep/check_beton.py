@@ -19,14 +19,15 @@ import numpy as np
 
 from data_prep import contact_sheet
 from data_prep.beton_reader import Beton, open_beton
-from data_prep.manifest import Manifest, digests, read_manifest
+from data_prep.digests import digests
 from data_prep.progress import progress
 from data_prep.sources.source import InputError
+from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
 
 _CHUNK = 64  # images, for a thread at a time
 
 
-def check(path: Path, threads: int) -> tuple[Manifest, Beton]:
+def check(path: Path, threads: int) -> tuple[DatasetManifest, Beton]:
     """Check the file at `path` against the manifest beside it, and decode all of its images with `threads` threads.
 
     Raises InputError, which says what is wrong, with the first damaged sample, its offset and its part of the file
@@ -34,13 +35,16 @@ def check(path: Path, threads: int) -> tuple[Manifest, Beton]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    manifest = read_manifest(path)
+    try:
+        manifest = read_dataset_manifest(path, training=False)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     size = path.stat().st_size
     if size != manifest.bytes:
         # What is missing or too much is named, but first whether it is such a file at all.
         open_beton(path, len(manifest.classes))
         raise InputError(f"{path}: has {size:,} bytes of {manifest.bytes:,}; copy or write it again")
-    page_size = manifest.page_size or size
+    page_size = manifest.page_size or max(1, size)
     sha256, pages = digests(path, page_size)
     wrong = [
         part for part, (found, said) in enumerate(zip(pages, manifest.pages or pages, strict=False)) if found != said
@@ -107,7 +111,7 @@ def _touched(beton: Beton, part: int, page_size: int) -> str:
     )
 
 
-def _compare(beton: Beton, manifest: Manifest) -> None:
+def _compare(beton: Beton, manifest: DatasetManifest) -> None:
     """Raises InputError unless the file holds what its manifest says; one of them was replaced, if not."""
     if len(beton) != manifest.samples:
         raise InputError(f"{beton.path}: has {len(beton):,} samples, its manifest says {manifest.samples:,}")
@@ -148,11 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: {args.file}: not checked to the end, interrupted", file=sys.stderr)
         return 130
-    parts = f"{len(manifest.pages):,} parts" if manifest.pages else "the file"
     print(
         f"{args.file}: whole: {len(beton):,} samples of {len(manifest.classes)} classes, "
         f"{manifest.bytes / 1e6:,.1f} MB\n"
-        f"  digests of {parts} and all images checked in {seconds:.1f} s"
+        f"  digests of {len(manifest.pages) or 1:,} parts and all images checked in {seconds:.1f} s"
     )
     if args.picture:
         print(f"  {min(args.count, len(beton))} of them drawn in {args.picture}")

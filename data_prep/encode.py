@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import jpeg
-from data_prep.beton_reader import IMAGE, JPEG, RAW
-from data_prep.manifest import signals_held_back
+from data_prep.publish import signals_held_back
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Pixels, Source, decode, read, rgb
+from vit.data.ffcv_format import IMAGE, JPEG, RAW
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 

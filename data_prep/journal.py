@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.beton_reader import SAMPLE
-from data_prep.beton_writer import Growing, Tally
+from data_prep.beton_writer import BetonWriter, Tally
 from data_prep.progress import progress
+from vit.data.ffcv_format import SAMPLE
+from vit.run.fsync import fsync
 
 EVERY = 5.0  # seconds between lines: what a kill may cost
 FORMAT = "vit-beton-journal-1"
@@ -35,15 +36,6 @@ class _Line(NamedTuple):
 def journal_path(temporary: Path) -> Path:
     """Where the journal of the unfinished file at `temporary` lies."""
     return temporary.with_name(f"{temporary.name}.journal")
-
-
-def fsync(path: Path) -> None:
-    """Force a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def share_kept(temporary: Path) -> float | None:
@@ -71,7 +63,7 @@ class Journal:
     Within a `with` block; lines are written in a thread of its own, as a disk may take seconds for each.
     """
 
-    def __init__(self, temporary: Path, file: Growing, identity: dict[str, Any]) -> None:
+    def __init__(self, temporary: Path, file: BetonWriter, identity: dict[str, Any]) -> None:
         self._path = journal_path(temporary)
         self._file = file
         # As JSON gives it back, so that the two can be compared.

@@ -1,18 +1,15 @@
 """JPEGs: which can be stored as they lie in files, their pixels as the trainer will see them, and those we make."""
 
-import ctypes
-import importlib.machinery
-import importlib.util
-from functools import cache
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
 from data_prep.sources.source import Pixels
+from vit.data.ffcv_format import ffcv_library
 
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the brightness over that of the colours; all that is common
+_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the brightness over that of the colors; all that is common
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's header; the three mean other things
 
 
@@ -67,34 +64,19 @@ def _upright(content: bytes) -> bool:
 def pixels(content: bytes, height: int, width: int) -> Pixels | None:
     """A JPEG's pixels (height, width, 3) by FFCV's decoder, or None if it has a word to say against the file.
 
-    libjpeg makes grey of what is missing and goes on; FFCV ignores its warnings, a careful trainer does not.
+    libjpeg makes gray of what is missing and goes on; FFCV ignores its warnings, a careful trainer does not.
     """
     source = np.frombuffer(content, np.uint8)
     out = np.empty((height, width, 3), np.uint8)
-    failed = _library().imdecode(
+    failed = ffcv_library().imdecode(
         source.ctypes.data, source.size, height, width, out.ctypes.data, height, width, 0, 0, 1, 1, False, False
     )
     return None if failed else out
 
 
 def encoded(pixels: Pixels, quality: int) -> bytes:
-    """The JPEG that FFCV's writer makes of pixels (height, width, 3): OpenCV's, its colours at half the resolution."""
+    """The JPEG that FFCV's writer makes of pixels (height, width, 3): OpenCV's, its colors at half the resolution."""
     import cv2
 
     _, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return content.tobytes()
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """FFCV's C library, without importing FFCV, which compiles for seconds.  Raises ImportError if it is not there."""
-    package = importlib.util.find_spec("ffcv")  # finds the folder, runs nothing
-    places = package.submodule_search_locations if package else None
-    spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(places or []))
-    if spec is None or spec.origin is None:
-        raise ImportError("ffcv's C library is not installed here; `make setup` builds it")
-    library = ctypes.CDLL(spec.origin)
-    pointer, u32, flag = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool
-    library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *6 * [u32], flag, flag]
-    library.imdecode.restype = ctypes.c_int
-    return library

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.recipe import MODES, Recipe
+from data_prep.sources.fashion_mnist import fashion_mnist
+from data_prep.sources.folders import image_folder
 from data_prep.sources.imagenet import ilsvrc, kaggle
-from data_prep.sources.source import fashion_mnist, image_folder
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     kaggles.add_argument("root", type=Path, metavar="PATH", help="the folder that holds LOC_synset_mapping.txt")
     kaggles.add_argument("--split", choices=("train", "val"), required=True)
 
-    fashion = source("fashion-mnist", "70,000 grey 28x28 images of clothes", mode="raw")
+    fashion = source("fashion-mnist", "70,000 gray 28x28 images of clothes", mode="raw")
     fashion.add_argument("--split", choices=("train", "val"), required=True, help="60,000 or 10,000 images")
     fashion.add_argument("--root", type=Path, default=Path("data"), help="where to download, if need be (data)")
     return parser

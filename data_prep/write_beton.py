@@ -23,35 +23,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton_writer import Growing
+from data_prep.beton_writer import BetonWriter
+from data_prep.digests import digests
 from data_prep.encode import WorkerKilledError, encoded, mean_and_std, workers
 from data_prep.journal import Journal
-from data_prep.manifest import (
-    FORMAT,
-    ImageInfo,
-    Manifest,
-    already_there,
-    claimed,
-    digests,
-    manifest_path,
-    publish,
-    remove_leftovers,
-)
 from data_prep.options import parsed
 from data_prep.progress import progress
+from data_prep.publish import already_there, claimed, publish, remove_leftovers
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Source
+from vit.data.dataset_manifest import FORMAT, DatasetManifest, ImageInfo, manifest_path
 
 MIB = 1 << 20
 
 
-def _write_file(temporary: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, processes: int) -> Growing:
+def _write_file(
+    temporary: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, processes: int
+) -> BetonWriter:
     """Write the samples named by `order` at `temporary`, or go on with them where an earlier command was ended."""
     import cv2
 
     # A sample must fit into one page, and a JPEG may be larger than its pixels.
     page_size = max(8 * MIB, 1 << (2 * recipe.largest_image).bit_length())
-    file = Growing(temporary, len(order), page_size)
+    file = BetonWriter(temporary, len(order), page_size)
     identity = recipe.recorded() | _versions() | {"opencv": cv2.__version__, "images": source.fingerprint()}
     cv2.setNumThreads(1)  # each worker has a core
     with file.file, Journal(temporary, file, identity) as journal:
@@ -82,7 +76,7 @@ def _versions() -> dict[str, str]:
     return {library: version(library) for library in ("ffcv", "numpy", "pillow", "torchvision")}
 
 
-def write(source: Source, out: Path, recipe: Recipe, processes: int) -> Manifest:
+def write(source: Source, out: Path, recipe: Recipe, processes: int) -> DatasetManifest:
     """Write `source` to `out` and its manifest beside it, in place of older ones, or go on with what was begun so.
 
     `processes` workers encode.  On a failure, what is written stays beside `out` for the next call, and a note on the
@@ -103,7 +97,7 @@ def write(source: Source, out: Path, recipe: Recipe, processes: int) -> Manifest
     return manifest
 
 
-def _described(name: str, path: Path, source: Source, recipe: Recipe, file: Growing) -> Manifest:
+def _described(name: str, path: Path, source: Source, recipe: Recipe, file: BetonWriter) -> DatasetManifest:
     """The manifest of the file at `path`, which is to be called `name`."""
     recorded: dict[str, Any] = recipe.recorded()
     tally, samples = file.tally, file.samples[: file.tally.stored]
@@ -111,7 +105,7 @@ def _described(name: str, path: Path, source: Source, recipe: Recipe, file: Grow
     mean, std = mean_and_std(tally.histogram)
     height, width = samples["image"]["height"], samples["image"]["width"]
     settings = ("mode", "max_resolution", "quality", "reencode", "compress_probability", "compress_seed")
-    return Manifest(
+    return DatasetManifest(
         format=FORMAT,
         file=name,
         bytes=path.stat().st_size,
@@ -139,7 +133,7 @@ def _described(name: str, path: Path, source: Source, recipe: Recipe, file: Grow
     )
 
 
-def _summary(out: Path, manifest: Manifest, seconds: float) -> str:
+def _summary(out: Path, manifest: DatasetManifest, seconds: float) -> str:
     image, left_out = manifest.image, manifest.left_out
     sizes = f"{image.min_width} to {image.max_width} x {image.min_height} to {image.max_height} pixels"
     if image.min_width == image.max_width and image.min_height == image.max_height:

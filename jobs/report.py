@@ -19,7 +19,8 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
-from vit.run.folder import RunFolder, read_lines
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
 
 LOSS, TOP1, AVERAGE, QUIET = "#4477aa", "#cc6677", "#ddaa33", "#888888"  # Paul Tol's bright scheme, for all eyes
 RUNS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377")  # of it too
@@ -32,8 +33,8 @@ def draw(runs: Sequence[RunFolder], out: Path) -> None:
     right.set(xlabel="epoch", ylabel="test top-1 (%)")
     several, names, epochs = len(runs) > 1, [run.path.resolve().name for run in runs], 0.0
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        colour = RUNS[i % len(RUNS)]
-        loss, top1, average = (colour, colour, colour) if several else (LOSS, TOP1, AVERAGE)
+        color = RUNS[i % len(RUNS)]
+        loss, top1, average = (color, color, color) if several else (LOSS, TOP1, AVERAGE)
         records = read_lines(run.metrics)
         train, scored = [r for r in records if "loss" in r], [r for r in records if "val_top1" in r]
         if not train:
@@ -42,7 +43,7 @@ def draw(runs: Sequence[RunFolder], out: Path) -> None:
         left.plot([r["epoch"] for r in train], [r["loss"] for r in train], color=loss, linewidth=1, label=name)
         _accuracy(right, scored, "val_top1", top1, "-", "weights")
         if scored and "val_top1_average" in scored[-1]:
-            _accuracy(right, scored, "val_top1_average", average, "--" if several else "-", "average")
+            _accuracy(right, scored, "val_top1_average", average, "--" if several else "-", "EMA")
             if not several:
                 right.legend(frameon=False, loc="lower right")
         if scored:
@@ -50,11 +51,11 @@ def draw(runs: Sequence[RunFolder], out: Path) -> None:
             where = {"xytext": (0, -16), "ha": "right"} if not several else {"xytext": (7, 0), "va": "center"}
             at = (scored[-1]["epoch"], last)
             right.annotate(
-                f"{last:.1f} %", at, textcoords="offset points", color=colour if several else "black", **where
+                f"{last:.1f} %", at, textcoords="offset points", color=color if several else "black", **where
             )
         per_epoch = train[-1]["steps"] / train[-1]["epochs"]
         restarts = [e["step"] / per_epoch for e in run.events() if e["event"] == "started"][1:]
-        _mark(left, right, restarts, colour if several else QUIET)
+        _mark(left, right, restarts, color if several else QUIET)
     if several:
         left.legend(frameon=False)
     left.set_ylim(0, None)
@@ -66,18 +67,18 @@ def draw(runs: Sequence[RunFolder], out: Path) -> None:
     figure.savefig(out, dpi=150)
 
 
-def _accuracy(axes: Any, scored: list[dict[str, Any]], what: str, colour: str, line: str, label: str) -> None:
+def _accuracy(axes: Any, scored: list[dict[str, Any]], what: str, color: str, line: str, label: str) -> None:
     values = [100 * r[what] for r in scored]
-    axes.plot([r["epoch"] for r in scored], values, line, marker="o", markersize=4, color=colour, label=label)
+    axes.plot([r["epoch"] for r in scored], values, line, marker="o", markersize=4, color=color, label=label)
 
 
-def _mark(left: Any, right: Any, restarts: list[float], colour: str) -> None:
+def _mark(left: Any, right: Any, restarts: list[float], color: str) -> None:
     """A dotted line where a run went on; the first is named."""
     for i, epoch in enumerate(restarts):
         for axes in (left, right):
-            axes.axvline(epoch, color=colour, linewidth=0.8, linestyle=":")
+            axes.axvline(epoch, color=color, linewidth=0.8, linestyle=":")
         if i == 0:
-            near = {"textcoords": "offset points", "xytext": (3, -10), "color": colour}
+            near = {"textcoords": "offset points", "xytext": (3, -10), "color": color}
             left.annotate("resumed", (epoch, 1), xycoords=("data", "axes fraction"), **near)
 
 

@@ -1,53 +1,20 @@
-"""Real data sets, made once for all tests, and a config for them."""
+"""Fixtures of all tests: data sets made once, a real Slurm, small disks."""
 
 import fcntl
-import json
-import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from cluster import Cluster, missing
-from PIL import Image
 
-from data_prep.sources.source import PACKAGED_FASHION_MNIST
-from vit.config.schema import Config, DataConfig, ModelConfig
-from vit.data.ffcv_format import manifest_path
-
-TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no usual batch divides the second
-CLASSES = 10
-
-# One process for all files, and not this one: importing FFCV compiles for seconds.
-WRITE = """
-import json, sys
-from data_prep.write_beton import main
-sys.exit(max(main(arguments) for arguments in json.load(sys.stdin)))
-"""
-
-
-def small_config(data: Path) -> Config:
-    """Eight shards of 8 images a step, and a model of a few thousand weights.
-
-    `data` is a folder with train.beton and val.beton, or one file for both.
-    """
-    train, val = (data / "train.beton", data / "val.beton") if data.is_dir() else (data, data)
-    return Config(
-        seed=7,
-        epochs=2,
-        global_batch=64,
-        micro_batch=8,
-        device="cpu",
-        model=ModelConfig(image_size=28, patch_size=7, width=16, depth=2, heads=2, mlp_dim=32, num_classes=CLASSES),
-        data=DataConfig(train=train, val=val, workers=1, crop_scale=(0.3, 1.0)),
-    )
+from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
+from tests.helpers.data_sets import write_data_sets
+from tests.helpers.disks import mounted
+from tests.helpers.slurm_cluster import Cluster, missing
+from vit.data.dataset_manifest import manifest_path
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -91,23 +58,6 @@ def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_data_sets(folder: Path) -> None:
-    """In a process of its own."""
-    photographs(folder / "photographs")
-    commands = [["imagefolder", str(folder / "photographs"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]]
-    if PACKAGED_FASHION_MNIST.is_dir():
-        # The training set in its own order, so that a test can say which image a sample must be.
-        for split, options in (("train", ["--limit", str(TRAIN), "--no-shuffle"]), ("val", ["--limit", str(VAL)])):
-            out = str(folder / f"{split}.beton")
-            commands.append(
-                ["fashion-mnist", "--split", split, *options, "--mode", "raw", "--out", out, "--workers", "1"]
-            )
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE], input=json.dumps(commands), text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="session")
 def betons(_data_sets: Path) -> Path:
     """A folder with real images in raw mode: Fashion-MNIST's first 512 in train.beton, 100 others in val.beton."""
@@ -146,30 +96,3 @@ def slurm() -> Iterator[Cluster]:
     cluster = Cluster()
     yield cluster
     cluster.stop()
-
-
-@contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    """A file system of that size in a folder, as long as it is needed; the test is skipped where there can be none."""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("no file system can be mounted here, root alone may")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def photographs(folder: Path) -> None:
-    """Synthesised pictures with slow colours, edges and grain, 40 to 300 pixels a side, one folder a class."""
-    random = np.random.default_rng(0)
-    for i in range(JPEGS):
-        h, w = random.integers(40, 301, 2)
-        y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j][:, :, :, None]  # (h, w, 1)
-        frequency, phase = random.uniform(0.3, 3, (2, 3)), random.uniform(0, 2 * math.pi, 3)
-        colours = 128 + 90 * np.sin(2 * math.pi * (frequency[0] * x + frequency[1] * y) + phase)  # (h, w, 3)
-        disc = (x - random.uniform()) ** 2 + (y - random.uniform()) ** 2 < 0.1
-        pixels = np.where(disc, 255 - colours, colours) + random.normal(0, 6, (h, w, 3))
-        path = folder / f"class-{i % CLASSES}" / f"{i:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)

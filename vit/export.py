@@ -3,9 +3,9 @@
     python -m vit.export runs/vit_b16 --to torchvision   a state dict for torchvision.models.VisionTransformer
     python -m vit.export runs/vit_b16 --to timm          a folder for timm.create_model("local-dir:…", pretrained=True)
     python -m vit.export runs/vit_b16 --to safetensors   our own names, for --init_from and for other tools
-    python -m vit.export runs/vit_b16 --to onnx          (B, 3, S, S) normalised images to (B, C) logits, any B
+    python -m vit.export runs/vit_b16 --to onnx          (B, 3, S, S) normalized images to (B, C) logits, any B
 
-Images are to be normalised as `augment.mean` and `augment.std` say; timm's config.json and the metadata of safetensors
+Images are to be normalized as `augment.mean` and `augment.std` say; timm's config.json and the metadata of safetensors
 and ONNX files hold them, with the names of the classes.
 """
 
@@ -26,12 +26,12 @@ import torch
 from torch import nn
 
 from vit.checkpoint import trained_model
-from vit.checkpoint.trained_model import Trained
+from vit.checkpoint.trained_model import TrainedModel, load_trained_model
 from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import TIMM, TORCHVISION, Tensors, to_theirs
 
 
-def to_torchvision(model: VisionTransformer, run: Trained, out: Path) -> None:
+def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """A state dict.  torchvision knows no layer scale: its factors go into the layers before it, which is the same."""
     cfg = model.cfg
     if cfg.pool != "cls":
@@ -45,7 +45,7 @@ def to_torchvision(model: VisionTransformer, run: Trained, out: Path) -> None:
     torch.save(to_theirs(weights, TORCHVISION, cfg.patch_size), out)
 
 
-def to_timm(model: VisionTransformer, run: Trained, out: Path) -> None:
+def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """A folder with model.safetensors and config.json, as those that the Hugging Face hub holds."""
     cfg, augment = model.cfg, run.cfg.augment
     arguments: dict[str, Any] = {
@@ -80,12 +80,12 @@ def to_timm(model: VisionTransformer, run: Trained, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(description, indent=1))
 
 
-def to_safetensors(model: VisionTransformer, run: Trained, out: Path) -> None:
+def to_safetensors(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """One file under our own names."""
     safetensors.torch.save_file(_weights(model), out, metadata=_about(run))
 
 
-def to_onnx(model: VisionTransformer, run: Trained, out: Path) -> None:
+def to_onnx(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """One file, of at most 2 GB: the greatest that the format allows."""
     import onnx
 
@@ -109,7 +109,7 @@ def to_onnx(model: VisionTransformer, run: Trained, out: Path) -> None:
     onnx.save(exported, out)
 
 
-FORMATS: dict[str, tuple[Callable[[VisionTransformer, Trained, Path], None], str]] = {
+FORMATS: dict[str, tuple[Callable[[VisionTransformer, TrainedModel, Path], None], str]] = {
     "torchvision": (to_torchvision, "-torchvision.pth"),
     "timm": (to_timm, "-timm"),
     "safetensors": (to_safetensors, ".safetensors"),
@@ -125,7 +125,7 @@ def _weights(model: VisionTransformer) -> Tensors:
     }
 
 
-def _about(run: Trained) -> dict[str, str]:
+def _about(run: TrainedModel) -> dict[str, str]:
     cfg = run.cfg
     about = {"model": asdict(cfg.model), "mean": cfg.augment.mean, "std": cfg.augment.std, "classes": run.classes}
     return {name: json.dumps(value) for name, value in (about | {"step": run.step}).items()}
@@ -135,7 +135,7 @@ def export(
     path: Path, to: str, out: Path | None = None, which: str = "newest", weights: trained_model.Which | None = None
 ) -> Path:
     """Writes the weights of a run, whole or not at all, and returns where.  Raises ValueError, and OSError."""
-    run = trained_model.load(path, which)
+    run = load_trained_model(path, which)
     model = run.pick(weights)
     write, ending = FORMATS[to]
     out = out or path / (path.resolve().name + ending)
@@ -161,7 +161,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--to", choices=FORMATS, required=True, help="library or format")
     parser.add_argument("--out", type=Path, help="file, for timm folder, to be written (default: in the run folder)")
     parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
-    parser.add_argument("--weights", choices=("average", "last"), help="which (default: average, if the run keeps one)")
+    parser.add_argument(
+        "--weights", choices=("ema", "last"), help="which weights (default: the EMA if the run keeps one)"
+    )
     options = parser.parse_args(args)
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))

@@ -26,7 +26,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from vit import train
 from vit.checkpoint.format import find_checkpoints, read_manifest
-from vit.run.folder import RunFolder, read_lines
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
 
 VICTIMS = ("a rank", "all ranks", "the launcher", "everything")  # whose death ends an attempt
 

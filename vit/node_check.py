@@ -22,11 +22,11 @@ import psutil
 import torch
 from torch.distributed import DistError, PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
-from vit.checkpoint.format import NO_ROOM
 from vit.config.parser import load_config
 from vit.config.schema import Config
 from vit.data.storage import free_memory
 from vit.model.vision_transformer import VisionTransformer
+from vit.run.disk_errors import NO_ROOM
 from vit.run.folder import RunFolder
 
 RANK_BYTES = 500e6  # of memory that a rank takes before it holds anything: Python, torch, its threads
@@ -114,7 +114,7 @@ def _gpu_memory(device: torch.device, state: int) -> None:
             raise UnfitError(f"{device} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: somebody else is on it")
 
 
-class Neighbours:
+class Neighbors:
     """The same process on the other nodes of a job, met at a store."""
 
     def __init__(self, asked: Namespace, folder: Path) -> None:
@@ -219,10 +219,10 @@ def look(asked: Namespace) -> dict[str, object]:
         out["request"] = str(error)
     if asked.nodes > 1:
         with suppress(DistError):  # a node that does not come at all is the supervisors' business
-            neighbours = Neighbours(asked, folder)
-            out["unseen"] = neighbours.unseen()
-            out["unheard"] = neighbours.unheard()
-            neighbours.leave()
+            neighbors = Neighbors(asked, folder)
+            out["unseen"] = neighbors.unseen()
+            out["unheard"] = neighbors.unheard()
+            neighbors.leave()
     return out
 
 

@@ -4,7 +4,7 @@
     python -m vit.predict runs/vit_b16 *.jpg --json
     python -m vit.predict runs/vit_b16 cat.jpg --attention looks/
 
-Images are cropped, resized and normalised as in evaluation.
+Images are cropped, resized and normalized as in evaluation.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vit.augment.pipeline import normalise
-from vit.checkpoint import trained_model
+from vit.augment.pipeline import normalize
+from vit.checkpoint.trained_model import load_trained_model
 from vit.config.schema import Config
-from vit.data.decode import CentreCrop
+from vit.data.decode import CenterCrop
 from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
@@ -55,7 +55,7 @@ def pixels(path: Path, cfg: Config) -> Pixels:
     if image.mode.startswith("I;16"):  # Pillow's convert would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     size, one = cfg.model.image_size, np.ones(1, np.int64)
-    window = CentreCrop(cfg.data.val_crop).windows(one, one, image.height * one, image.width * one, size)
+    window = CenterCrop(cfg.data.val_crop).windows(one, one, image.height * one, image.width * one, size)
     rows, columns, down, right = (int(n[0]) for n in (window.rows, window.columns, window.down, window.right))
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     resized = image.convert("RGB").resize((columns, rows), filters[cfg.data.interpolation])
@@ -79,7 +79,7 @@ def predict(
         said = {}
         if whole:
             images = torch.from_numpy(np.stack(list(whole.values()))).to(device)
-            said = dict(zip(whole, _said(model, normalise(images, cfg.augment), classes, top, look), strict=True))
+            said = dict(zip(whole, _said(model, normalize(images, cfg.augment), classes, top, look), strict=True))
         for file in part:
             seen = read[file]
             if isinstance(seen, str):
@@ -116,8 +116,8 @@ def picture(prediction: Prediction) -> Image.Image:
     for seen in prediction.maps.numpy():
         strength = (seen - seen.min()) / max(float(np.ptp(seen)), 1e-12)  # (G, G), 0 to 1
         smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
-        colours = matplotlib.colormaps["inferno"](smooth.clip(0, 1))[:, :, :3]  # (side, side, 3), 0 to 1
-        tiles.append(Image.blend(image, Image.fromarray((255 * colours).astype(np.uint8)), 0.6))
+        colors = matplotlib.colormaps["inferno"](smooth.clip(0, 1))[:, :, :3]  # (side, side, 3), 0 to 1
+        tiles.append(Image.blend(image, Image.fromarray((255 * colors).astype(np.uint8)), 0.6))
     columns = 7  # ViT-B has 12 heads: two rows
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (min(columns, len(tiles)) * side, rows * side), "white")
@@ -157,13 +157,15 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="a JSON object for each image, a line each")
     parser.add_argument("--attention", type=Path, metavar="FOLDER", help="write where the model looked: rollout, heads")
     parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
-    parser.add_argument("--weights", choices=("average", "last"), help="which (default: average, if the run keeps one)")
+    parser.add_argument(
+        "--weights", choices=("ema", "last"), help="which weights (default: the EMA if the run keeps one)"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
     options = parser.parse_args(args)
     if options.top < 1:
         parser.error(f"--top must be at least 1, not {options.top}")
     try:
-        run = trained_model.load(options.run, options.which)
+        run = load_trained_model(options.run, options.which)
         model = run.pick(options.weights).to(pick_device(options.device, 0))
         look = options.attention is not None
         return _show(predict(model, run.cfg, run.classes, options.images, options.top, look), options)

@@ -1,8 +1,8 @@
 """One 64-bit key for each random draw, a pure function of what the draw belongs to.
 
-Sample order and crops are keyed by (seed, epoch, sample), everything after them by (seed, step, shard), so no generator
-state is ever saved: a run resumed at any step, on any number of ranks, draws what it would have drawn.
-The mixer is SplitMix64's finalizer: Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195.
+Sample order and crops are keyed by (seed, epoch, sample), everything after them by (seed, step, micro-batch), so no
+generator state is ever saved: a run resumed at any step, on any number of ranks, draws what it would have drawn. The
+mixer is SplitMix64's finalizer: Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195.
 """
 
 import enum

@@ -20,15 +20,17 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from vit.checkpoint.format import find_checkpoints, load_checkpoint
+from vit.checkpoint.format import find_checkpoints
+from vit.checkpoint.load import load_checkpoint
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config, to_yaml
-from vit.data.ffcv_format import read_manifest
+from vit.data.dataset_manifest import read_dataset_manifest
 from vit.kill_attempts import Attempt, EndedError, train_and_kill
-from vit.run.folder import RunFolder, read_lines
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
 from vit.run.metrics import TIMED
 
-GROUPS = {"model": "weights", "optimizer": "moments", "average": "averaged weights"}
+GROUPS = {"model": "weights", "optimizer": "moments", "average": "EMA of weights"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Part:
 
 def shortened(cfg: Config, steps: int) -> Config:
     """The same training on few images, so that `steps` steps are two epochs, and everything is written down."""
-    there = read_manifest(cfg.data.train)["samples"]
+    there = read_dataset_manifest(cfg.data.train).samples
     # The epochs' ends fall inside of batches.
     limit = min(there, max(1, (steps * cfg.global_batch - cfg.global_batch // 3) // 2))
     epochs = math.ceil((steps * cfg.global_batch - cfg.global_batch // 3) / limit)
@@ -80,8 +82,8 @@ def parts(run: RunFolder) -> list[Part]:
     named_ = once(curve, lambda r: f"step {r['step']}{'' if 'loss' in r else ', evaluation'}")
     out.append(Part("learning curve", f"{len(curve)} records", named_))
     used = sorted(read_lines(run.samples), key=lambda r: (r["step"], r["shard"]))
-    named_ = once(used, lambda r: f"step {r['step']}, shard {r['shard']}")
-    out.append(Part("sample ids", f"{sum(len(r['samples']) for r in used):,} of {len(used):,} shards", named_))
+    named_ = once(used, lambda r: f"step {r['step']}, micro-batch {r['shard']}")
+    out.append(Part("sample ids", f"{sum(len(r['samples']) for r in used):,} of {len(used):,} micro-batches", named_))
     return out
 
 
@@ -197,7 +199,7 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
     (folder / "config.yaml").write_text(to_yaml(cfg))
     arguments = ["--config", str(folder / "config.yaml"), "--checkpoint.every_minutes"]
     seldom, often = [*arguments, "1e6"], [*arguments, "1e-6"]
-    samples = min(cfg.data.limit, int(read_manifest(cfg.data.train)["samples"]))
+    samples = min(cfg.data.limit, int(read_dataset_manifest(cfg.data.train).samples))
     steps = cfg.steps(cfg.epochs, samples)
     print(
         f"{steps} steps of {cfg.global_batch} images, exact: {cfg.exact}, on {ranks[0]} ranks, left alone …", flush=True

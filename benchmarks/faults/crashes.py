@@ -20,11 +20,12 @@ from typing import Any
 
 from benchmarks.faults.layer import Layer, Operation, operations
 from benchmarks.faults.runs import Runs
-from vit.checkpoint.resume import newest
+from vit.checkpoint.resume import newest_whole_checkpoint
 from vit.config.schema import Config
 from vit.distributed.world import join
 from vit.kill_attempts import EndedError
-from vit.run.folder import RunFolder, read_lines
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
 from vit.run.metrics import TIMED, MetricsLog, SampleLog
 
 STEPS = 8
@@ -212,7 +213,7 @@ class Replay:
         where = f"after operation {number}, {self.operations[number].call} of {self.operations[number].path}"
         before = len(self.problems)
         try:
-            found = newest(run, world)
+            found = newest_whole_checkpoint(run, world)
             step = found[2]["step"] if found else 0
             if step < safe:
                 self.problems.append(f"{where}: step {safe} was safe, {step} is what is left")

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from benchmarks.faults.runs import OFTEN, Runs
-from vit.checkpoint.format import find_checkpoints, load_checkpoint, step_of
+from tests.helpers.ranks import run_ranks
+from vit.checkpoint.format import find_checkpoints, step_of
+from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.resume import resume
-from vit.checkpoint.train_state import State
+from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
 from vit.distributed.world import join
 from vit.run.folder import RunFolder
@@ -32,7 +33,7 @@ def resumes(cfg: Config, source: Path, folder: Path, each: int, seed: int) -> di
     """What one rank of some sees: it takes over the run again and again, each time with other damage to its newest."""
     chance, problems, found = random.Random(seed), list[str](), Counter[str]()
     with join(cfg) as world:
-        run, state = RunFolder(folder), State.fresh(cfg, world.device)
+        run, state = RunFolder(folder), TrainState.fresh(cfg, world.device)
         newest, older = find_checkpoints(RunFolder(source).checkpoints)[:2]
         tensors, manifest = load_checkpoint(older)
         for number in range(2 * each):

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from benchmarks.faults.layer import Layer
 from benchmarks.faults.runs import Runs
 from vit import train
-from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, load_checkpoint, step_of
+from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, step_of
+from vit.checkpoint.load import load_checkpoint
 from vit.kill_attempts import EndedError
 from vit.run.folder import RunFolder
 from vit.train import Outcome, Trainer

@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.runs import KEEP, Runs
-from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, load_checkpoint, step_of
+from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, step_of
+from vit.checkpoint.load import load_checkpoint
 from vit.kill_attempts import VICTIMS, Attempt, EndedError, last_step
-from vit.run.folder import read_lines
+from vit.run.jsonl import read_lines
 
 KILLS_A_RUN, STEPS = 50, 60
 WORLDS = (4, 1, 2, 1)  # ranks of each attempt in turn

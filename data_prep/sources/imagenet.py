@@ -18,8 +18,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.sources.folders import image_folder
 from data_prep.sources.matlab import struct_array
-from data_prep.sources.source import InputError, Slice, Source, image_folder
+from data_prep.sources.source import InputError, Slice, Source
 from data_prep.sources.tar import Member, members, opened
 
 _TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"

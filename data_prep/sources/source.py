@@ -3,12 +3,9 @@
 A new kind of source is a function that returns a `Source`; a new kind of sample is one more case of `read`.
 """
 
-import gzip
 import hashlib
 import json
-import math
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]  # (height, width) grey or (height, width, 3) RGB
-
-# Where Debian's package dataset-fashion-mnist puts the four files.
-PACKAGED_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+Pixels = NDArray[np.uint8]  # (height, width) gray or (height, width, 3) RGB
 
 
 class InputError(ValueError):
@@ -104,64 +98,6 @@ class Source:
         )
 
 
-def image_folder(path: Path) -> Source:
-    """One folder for each class, as torchvision's ImageFolder reads it: classes are the sorted names of the folders.
-
-    Raises InputError if the folder, its classes or a class's images are missing.
-    """
-    from torchvision.datasets import ImageFolder
-
-    try:
-        if not path.is_dir():
-            raise InputError(f"{path}: no such folder; give the folder that holds one folder for each class")
-        folder = ImageFolder(str(path))
-    except OSError as error:  # FileNotFoundError too: torchvision's word for a class without images
-        raise InputError(f"{path}: {error}; each class needs a folder with at least one image") from error
-    images, labels = zip(*folder.samples, strict=True)
-    return Source(tuple(folder.classes), images, np.array(labels, np.int64))
-
-
-def fashion_mnist(split: str, root: Path, packaged: Path = PACKAGED_FASHION_MNIST) -> Source:
-    """Fashion-MNIST: 60,000 grey 28x28 images to train ("train"), 10,000 to test ("val"), in 10 classes.
-
-    Read from the Debian package where it is installed, else downloaded by torchvision into `root`.
-    Raises InputError if a file is damaged or cannot be downloaded.
-    """
-    from torchvision.datasets import FashionMNIST
-
-    if packaged.is_dir():
-        prefix = {"train": "train", "val": "t10k"}[split]
-        images = read_idx(packaged / f"{prefix}-images-idx3-ubyte.gz")
-        labels = read_idx(packaged / f"{prefix}-labels-idx1-ubyte.gz")
-    else:
-        try:
-            dataset = FashionMNIST(str(root), train=split == "train", download=True)
-        except (OSError, RuntimeError) as error:
-            why = " ".join(str(error).split())
-            raise InputError(
-                f"{root}: Fashion-MNIST is not there and cannot be downloaded ({why}); "
-                "install Debian's dataset-fashion-mnist or give a --root that holds it"
-            ) from error
-        images, labels = dataset.data.numpy(), dataset.targets.numpy()
-    return Source(tuple(FashionMNIST.classes), list(images), labels.astype(np.int64))
-
-
-def read_idx(path: Path) -> Pixels:
-    """The array of bytes in a gzipped idx file (http://yann.lecun.com/exdb/mnist): images (N, 28, 28) or labels (N,).
-
-    Raises InputError if the file is missing, damaged or of another kind.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); install its package again") from error
-    magic = content[:4]
-    shape = np.frombuffer(content, ">u4", count=magic[3], offset=4).tolist() if len(content) >= 16 else []
-    if magic[:3] != b"\0\0\x08" or len(content) != 4 + 4 * len(shape) + math.prod(shape):
-        raise InputError(f"{path}: not a whole idx file of bytes; install its package again")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-
-
 def read(image: str | Slice) -> bytes:
     """An image file's bytes.  Raises InputError if it is empty or cut short, OSError if it cannot be read."""
     if isinstance(image, str):
@@ -202,5 +138,5 @@ def decode(content: bytes) -> Pixels:
 
 
 def rgb(pixels: Pixels) -> Pixels:
-    """Grey or RGB -> RGB: (height, width) or (height, width, 3) -> (height, width, 3)."""
+    """Gray or RGB -> RGB: (height, width) or (height, width, 3) -> (height, width, 3)."""
     return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels

@@ -13,8 +13,9 @@ import submitit
 
 from jobs.login.resources import relative
 from jobs.node.train_job import TrainJob
-from vit.run.folder import Event, RunFolder, read_lines
-from vit.run.metrics import progress_line, show
+from vit.run.folder import Event, RunFolder
+from vit.run.jsonl import read_lines
+from vit.run.progress import progress_line, show
 
 TELL_SECONDS = 2  # between two signals to a job that may not have heard the first
 QUIET_SECONDS = 10  # between two lines where there is no terminal to draw on
@@ -63,10 +64,10 @@ def in_foreground(job: TrainJob, run: RunFolder) -> int:
 def summary(run: RunFolder, finished: Event) -> str:
     """What a finished run reached, where it is, and what to type next."""
     folder = relative(run.path)
-    average = f", averaged weights {finished['val_top1_average']:.2%}" if "val_top1_average" in finished else ""
+    ema = f", EMA {finished['val_top1_average']:.2%}" if "val_top1_average" in finished else ""
     damaged = len({event["problem"] for event in run.events() if event["event"] == "damaged sample"})
     return (
-        f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{average}\n"
+        f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{ema}\n"
         + (f"  damaged images  {damaged}, replaced or left out: see {folder}/ledger.jsonl\n" if damaged else "")
         + (
             f"  skipped steps   {', '.join(map(str, finished['skipped']))}, which failed\n"

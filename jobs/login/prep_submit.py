@@ -6,10 +6,12 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from jobs.login import prep_config, run_folder, sbatch, slurm_queries
+from jobs.login import run_folder, sbatch, slurm_queries
 from jobs.login.cluster_config import ClusterConfig
+from jobs.login.prep_config import load_prep, write_here
 from jobs.login.resources import Resources, relative
 from jobs.login.slurm_queries import Offer
+from jobs.node.prep_job import PrepJob
 from vit.run.folder import RunFolder
 
 
@@ -18,7 +20,7 @@ class Preparation:
 
     def __init__(self, asked: Namespace, cluster: ClusterConfig, where: str, offers: Sequence[Offer]) -> None:
         path = Path(asked.prep)
-        self.prep, self.where, self.dry_run = prep_config.load(path), where, asked.dry_run
+        self.prep, self.where, self.dry_run = load_prep(path), where, asked.dry_run
         self.run = RunFolder((asked.runs_dir / f"prep-{path.stem}").absolute())
         folders = {str(asked.runs_dir.absolute()), *(str(one.out.parent) for one in self.prep.sets)}
         self.resources = Resources(
@@ -44,7 +46,7 @@ class Preparation:
                 print(sbatch.script(self.run.jobs, self.resources, [self.run], self.where))
             return 0, "PREP" if self.where == "slurm" else ""
         if self.where != "slurm":
-            return prep_config.here(self.prep), ""
+            return write_here(self.prep), ""
         with self.run.owned():
             before = self.run.last("submitted")
             if before and str(before["job"]) in slurm_queries.jobs([str(before["job"])]):
@@ -53,9 +55,7 @@ class Preparation:
             run_folder.freeze(self.run, self.prep.text)
             for one in self.prep.left:
                 one.out.parent.mkdir(parents=True, exist_ok=True)
-            job = prep_config.PrepJob(
-                str(self.run.path), tuple(one.arguments for one in self.prep.left), self.prep.cpus
-            )
+            job = PrepJob(str(self.run.path), tuple(one.arguments for one in self.prep.left), self.prep.cpus)
             (number,) = sbatch.submit(self.run.jobs, self.resources, [self.run], [job])
         print(
             f"submitted {relative(self.run.path)}: writes {', '.join(relative(one.out) for one in self.prep.left)}\n"

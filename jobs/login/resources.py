@@ -12,7 +12,7 @@ import submitit
 
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.slurm_queries import Offer
-from jobs.node.train_job import GPUS_VARIABLE, SUBMITTER_VARIABLE
+from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
 from vit.run.folder import RunFolder
 
 FOREVER_MINUTES = 10**6  # of a job on this machine

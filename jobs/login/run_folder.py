@@ -19,7 +19,7 @@ from jobs.node.train_job import TrainJob
 from vit.config import schema
 from vit.config.parser import load_config
 from vit.config.schema import Config
-from vit.data.ffcv_format import check_classes
+from vit.data.dataset_manifest import check_classes
 from vit.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.login.slurm_queries import Queued
-from vit.run.folder import Event, RunFolder, read_lines
+from vit.run.folder import Event, RunFolder
+from vit.run.jsonl import read_lines
 
 # Events of a run's life.
 TELLING = {"submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jobs.login.cluster_config import ClusterConfig
 
 PATIENCE_SECONDS = 8  # with a controller that does not answer
-ENDING_SECONDS = 120  # for a cancelled job to save and leave
+ENDING_SECONDS = 120  # for a canceled job to save and leave
 SILENT = re.compile(r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I)
 UNCONFIGURED = "configuration source"  # what Slurm's tools say that were installed without a cluster
 

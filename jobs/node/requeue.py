@@ -3,7 +3,7 @@
 from jobs.node import signals, slurm_job
 from jobs.node.restart_policy import Decision, Failure
 from vit.run.folder import RunFolder
-from vit.run.metrics import show
+from vit.run.progress import show
 
 
 def requeue(folder: RunFolder, decision: Decision, failure: Failure) -> str:

@@ -21,7 +21,7 @@ RUNS = ("RUNNING", "SIGNALING", "STOPPED", "RESIZING")  # states of a job that S
 # In the batch script, before srun, which would ask for as many GPUs as were asked for at first, also where the job now
 # has fewer.  A supervisor that was killed can ask for nothing, nor can one in a container without Slurm's commands: the
 # batch script does it.  Not if Slurm has ended this start of the job, for then it knows what it wants; `scontrol
-# requeue` would bring a cancelled one back, and by its array's number alone all tasks of it.  The controller may be
+# requeue` would bring a canceled one back, and by its array's number alone all tasks of it.  The controller may be
 # down for a while.
 SETUP = (
     '[ -z "$SLURM_GPUS_ON_NODE" ] || export SLURM_GPUS_PER_NODE=$SLURM_GPUS_ON_NODE',

@@ -13,16 +13,16 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from jobs.node import elastic_agent, node_health, signals, slurm_job
 from jobs.node.diagnosis import from_ranks
 from jobs.node.forkserver import ColdError
+from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE, JobSpec
 from jobs.node.peers import LostError, Team
 from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Budget, Decision, Failure, decide, first, wordless
-from jobs.node.train_job import GPUS_VARIABLE, SUBMITTER_VARIABLE, TrainJob
 from jobs.node.watchdog import FLIGHT, Watch
 from vit.config.parser import load_config
 from vit.config.schema import Config
 from vit.run.folder import JOB_VARIABLE, RunFolder
 from vit.run.heartbeat import VARIABLE, Slots
-from vit.run.metrics import show
+from vit.run.progress import show
 
 LOOK = -1  # what stands for an attempt where nodes tell how they are, before the first
 
@@ -31,7 +31,7 @@ class RunFailedError(RuntimeError):
     """The ranks failed and going on makes no sense.  The message holds the first failing rank's last words."""
 
 
-def supervise(job: TrainJob, check: node_health.Check | None = None) -> str:
+def supervise(job: JobSpec, check: node_health.Check | None = None) -> str:
     """Runs the ranks of this node until the run is finished or stopped, and returns which.  Raises RunFailedError.
 
     `check` is that of this node's health, which began before.
@@ -43,15 +43,15 @@ def supervise(job: TrainJob, check: node_health.Check | None = None) -> str:
         supervisor.team.close()
 
 
-def ranks(cfg: Config, job: TrainJob) -> int:
+def ranks(cfg: Config, job: JobSpec) -> int:
     """Ranks on each node: one a GPU, or the most that divide a batch where Slurm gave this job fewer than it wanted."""
-    return max(n for n in range(1, slurm_job.gpus(job.gpus) + 1) if cfg.shards % (n * job.nodes) == 0)
+    return max(n for n in range(1, slurm_job.gpus(job.gpus) + 1) if cfg.micro_batches % (n * job.nodes) == 0)
 
 
 class Supervisor:
     """This node's part in one start of a job."""
 
-    def __init__(self, job: TrainJob) -> None:
+    def __init__(self, job: JobSpec) -> None:
         self.job, self.folder = job, RunFolder(Path(job.run))
         self.in_slurm = slurm_job.job() is not None
         self.budget = Budget(restarts=job.restarts, requeues=job.requeues, same_step=job.same_step)

@@ -11,24 +11,12 @@ from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
-# Environment of a local job: what submit.py tells the supervisor beside the job itself.
-SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
-GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
+from jobs.node.job_spec import JobSpec
 
 
 @dataclass(frozen=True)
-class TrainJob:
+class TrainJob(JobSpec):
     """One task a node.  The source it runs, its own included, was frozen into the run folder when it was submitted."""
-
-    run: str  # the run folder
-    nodes: int
-    gpus: int  # ranks on each node; where there are no GPUs they run on the CPU
-    accepted: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
-    restarts: int = 3  # in place after failures, between two checkpoints
-    requeues: int = 3  # after failures, between two checkpoints
-    same_step: int = 2  # failures at the same step, between two checkpoints
-    stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
-    health: bool = True  # whether each node of a Slurm job is looked over before its ranks start
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """On a node, before submitit listens to signals: what answers them is imported by then."""

@@ -1,4 +1,4 @@
-"""What is done across the images of a shard: soft targets, mixup and cutmix, random erasing.
+"""What is done across the images of a micro-batch: soft targets, mixup and cutmix, random erasing.
 
 Shapes: B images, H, W pixels, C classes.
 """
@@ -28,7 +28,7 @@ def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How each image of a shard is mixed with the one before it, and the first with the last."""
+    """How each image of a micro-batch is mixed with the one before it, and the first with the last."""
 
     own: float  # lambda: share of the target that is the image's own; exactly its share of the pixels, for cutmix
     box: tuple[int, int, int, int] | None  # cutmix's top, bottom, left, right, where the other shows; None: mixup
@@ -51,7 +51,7 @@ class Mix:
 
 
 def draw_mix(cfg: AugmentConfig, H: int, W: int, random: np.random.Generator) -> Mix | None:
-    """A shard's mixup or cutmix, either with probability 1/2 if the config has both; None if it has neither.
+    """A micro-batch's mixup or cutmix, either with probability 1/2 if the config has both; None if it has neither.
 
     mixup: Zhang et al. 2017, https://arxiv.org/abs/1710.09412; cutmix: Yun et al. 2019,
     https://arxiv.org/abs/1905.04899, with the box as torchvision draws it.

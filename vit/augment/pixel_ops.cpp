@@ -33,7 +33,7 @@ constexpr int LEVELS = 256;
 inline int within(int value, int least, int most) { return value < least ? least : value > most ? most : value; }
 inline double positive(double value) { return value > 0.0 ? value : 0.0; }
 
-inline uint8_t grey(uint8_t red, uint8_t green, uint8_t blue) {  // truncated, as torch's conversion does
+inline uint8_t gray(uint8_t red, uint8_t green, uint8_t blue) {  // truncated, as torch's conversion does
     return static_cast<uint8_t>(static_cast<int>(0.2989f * red + 0.587f * green + 0.114f * blue));
 }
 
@@ -82,7 +82,7 @@ void lookup(uint8_t* plane, size_t area, const uint8_t* table) {
     lookup_anywhere(plane, area, table);
 }
 
-// Away from `other` by an amount, or towards it by one below 0.
+// Away from `other` by an amount, or toward it by one below 0.
 FOR_EACH_CPU void blend(uint8_t* __restrict levels, const uint8_t* __restrict other, size_t count, float amount) {
     for (size_t i = 0; i < count; i++) {
         const float own = levels[i];
@@ -90,12 +90,12 @@ FOR_EACH_CPU void blend(uint8_t* __restrict levels, const uint8_t* __restrict ot
     }
 }
 
-FOR_EACH_CPU void greys(const uint8_t* image, size_t area, uint8_t* __restrict out) {
+FOR_EACH_CPU void grays(const uint8_t* image, size_t area, uint8_t* __restrict out) {
     const uint8_t *red = image, *green = image + area, *blue = image + 2 * area;
-    for (size_t i = 0; i < area; i++) out[i] = grey(red[i], green[i], blue[i]);
+    for (size_t i = 0; i < area; i++) out[i] = gray(red[i], green[i], blue[i]);
 }
 
-// The mean of 3 x 3 pixels, the centre counted 5 times, rounded: of the rows around `row`.
+// The mean of 3 x 3 pixels, the center counted 5 times, rounded: of the rows around `row`.
 FOR_EACH_CPU void smooth(const uint8_t* previous, const uint8_t* row, const uint8_t* next, int W, uint16_t* __restrict down, uint8_t* __restrict out) {
     for (int x = 0; x < W; x++) down[x] = static_cast<uint16_t>(previous[x] + row[x] + next[x]);
     for (int x = 1; x < W - 1; x++) {
@@ -104,7 +104,7 @@ FOR_EACH_CPU void smooth(const uint8_t* previous, const uint8_t* row, const uint
     }
 }
 
-// Away from, or towards, the smoothed plane; the border stays.
+// Away from, or toward, the smoothed plane; the border stays.
 void sharpen(uint8_t* plane, int H, int W, float amount) {
     const size_t area = static_cast<size_t>(H) * W;
     uint8_t* smoothed = scratch(area + 1 + W * sizeof(uint16_t));
@@ -117,9 +117,9 @@ void sharpen(uint8_t* plane, int H, int W, float amount) {
     blend(plane, smoothed, area, amount);
 }
 
-void colour(uint8_t* image, size_t area, float amount) {
+void color(uint8_t* image, size_t area, float amount) {
     uint8_t* other = scratch(area);
-    greys(image, area, other);
+    grays(image, area, other);
     for (int c = 0; c < CHANNELS; c++) blend(image + c * area, other, area, amount);
 }
 
@@ -133,20 +133,20 @@ FOR_EACH_CPU void extremes(const uint8_t* plane, size_t area, uint8_t* low, uint
     *high = most;
 }
 
-FOR_EACH_CPU int64_t grey_sum(const uint8_t* image, size_t area) {
+FOR_EACH_CPU int64_t gray_sum(const uint8_t* image, size_t area) {
     int64_t total = 0;
     constexpr size_t BLOCK = 4096;  // 32 bits hold its sum
     for (size_t start = 0; start < area; start += BLOCK) {
         int32_t sum = 0;
         const size_t stop = std::min(area, start + BLOCK);
         for (size_t i = start; i < stop; i++)
-            sum += grey(image[i], image[area + i], image[2 * area + i]);
+            sum += gray(image[i], image[area + i], image[2 * area + i]);
         total += sum;
     }
     return total;
 }
 
-// Four counters for each level: equal neighbours do not wait for each other.
+// Four counters for each level: equal neighbors do not wait for each other.
 void histogram(const uint8_t* plane, size_t area, int32_t* counts) {
     int32_t part[4][LEVELS] = {};
     size_t i = 0;
@@ -156,7 +156,7 @@ void histogram(const uint8_t* plane, size_t area, int32_t* counts) {
     for (int k = 0; k < LEVELS; k++) counts[k] = part[0][k] + part[1][k] + part[2][k] + part[3][k];
 }
 
-FOR_EACH_CPU void normalise(const uint8_t* plane, size_t area, float mean, float deviation, float* out) {
+FOR_EACH_CPU void normalize(const uint8_t* plane, size_t area, float mean, float deviation, float* out) {
     for (size_t i = 0; i < area; i++) out[i] = (static_cast<float>(plane[i]) - mean) / deviation;
 }
 
@@ -183,16 +183,16 @@ struct Taps {
     }
 };
 
-// From (x, y), counted from the centre, the pixel at matrix (a, b, c) x (x, y, 1) and (d, e, f) x (y, x, 1) is taken.
+// From (x, y), counted from the center, the pixel at matrix (a, b, c) x (x, y, 1) and (d, e, f) x (y, x, 1) is taken.
 // Pixels more than one outside are as those two outside: black.
 FOR_EACH_CPU void locate(const double* matrix, int y, int H, int W, int pitch, int32_t* __restrict place, float* __restrict lt,
                          float* __restrict lb, float* __restrict rt, float* __restrict rb) {
     const double down = y - (H - 1) / 2.0, from_y0 = matrix[3] * down, from_x0 = matrix[1] * down;
-    const double centre_x = (W - 1) / 2.0, centre_y = (H - 1) / 2.0;
+    const double center_x = (W - 1) / 2.0, center_y = (H - 1) / 2.0;
     for (int x = 0; x < W; x++) {
-        const double across = x - centre_x;
-        const double from_x = matrix[0] * across + from_x0 + matrix[2] + centre_x;
-        const double from_y = from_y0 + matrix[4] * across + matrix[5] + centre_y;
+        const double across = x - center_x;
+        const double from_x = matrix[0] * across + from_x0 + matrix[2] + center_x;
+        const double from_y = from_y0 + matrix[4] * across + matrix[5] + center_y;
         const double left = std::floor(from_x + 1e-9), top = std::floor(from_y + 1e-9);  // whole pixels stay whole
         const double to_left = left + 1 - from_x, to_top = top + 1 - from_y;
         const double to_right = positive(from_x - left), to_bottom = positive(from_y - top);
@@ -204,7 +204,7 @@ FOR_EACH_CPU void locate(const double* matrix, int y, int H, int W, int pitch, i
     }
 }
 
-// Two neighbours of a row at once: pixels are 4 bytes wide, the fourth unused.
+// Two neighbors of a row at once: pixels are 4 bytes wide, the fourth unused.
 void blend_anywhere(const uint32_t* source, int pitch, const Taps& taps, int W, uint32_t* out) {
     for (int x = 0; x < W; x++) {
         const uint32_t* at = source + taps.place[x];
@@ -325,15 +325,15 @@ void vit_planes(const uint8_t* batch, int64_t B, int64_t H, int64_t W, const uin
 }
 
 // (B, 3, H, W) -> floats, with a mean and a deviation for each channel.
-void vit_normalise(const uint8_t* images, int64_t B, int64_t H, int64_t W, const float* mean, const float* deviation, float* out) {
+void vit_normalize(const uint8_t* images, int64_t B, int64_t H, int64_t W, const float* mean, const float* deviation, float* out) {
     const int64_t area = H * W;
     for (int64_t plane = 0; plane < B * CHANNELS; plane++)
-        normalise(images + plane * area, area, mean[plane % CHANNELS], deviation[plane % CHANNELS], out + plane * area);
+        normalize(images + plane * area, area, mean[plane % CHANNELS], deviation[plane % CHANNELS], out + plane * area);
 }
 
-// sums: (count,), of truncated grey levels.
-void vit_grey_sums(uint8_t* images, const int64_t* at, int64_t count, int64_t H, int64_t W, int64_t* sums) {
-    each(images, at, count, H, W, [&](const uint8_t* image, int64_t i) { sums[i] = grey_sum(image, H * W); });
+// sums: (count,), of truncated gray levels.
+void vit_gray_sums(uint8_t* images, const int64_t* at, int64_t count, int64_t H, int64_t W, int64_t* sums) {
+    each(images, at, count, H, W, [&](const uint8_t* image, int64_t i) { sums[i] = gray_sum(image, H * W); });
 }
 
 // found: (2, count, 3), the least and the greatest level of each channel.
@@ -358,9 +358,9 @@ void vit_lookup(uint8_t* images, const int64_t* at, int64_t count, int64_t H, in
     });
 }
 
-// amounts: (count,), away from grey.
+// amounts: (count,), away from gray.
 void vit_color(uint8_t* images, const int64_t* at, int64_t count, int64_t H, int64_t W, const float* amounts) {
-    each(images, at, count, H, W, [&](uint8_t* image, int64_t i) { colour(image, static_cast<size_t>(H * W), amounts[i]); });
+    each(images, at, count, H, W, [&](uint8_t* image, int64_t i) { color(image, static_cast<size_t>(H * W), amounts[i]); });
 }
 
 // amounts: (count,), away from the smoothed image.
@@ -372,8 +372,8 @@ void vit_sharpness(uint8_t* images, const int64_t* at, int64_t count, int64_t H,
 
 // matrices: (count, 6); fill: (3,).
 void vit_warp(uint8_t* images, const int64_t* at, int64_t count, int64_t H, int64_t W, const double* matrices, const uint8_t* fill) {
-    const uint32_t colour = fill[0] | static_cast<uint32_t>(fill[1]) << 8 | static_cast<uint32_t>(fill[2]) << 16;
-    each(images, at, count, H, W, [&](uint8_t* image, int64_t i) { warp(image, static_cast<int>(H), static_cast<int>(W), matrices + 6 * i, colour); });
+    const uint32_t color = fill[0] | static_cast<uint32_t>(fill[1]) << 8 | static_cast<uint32_t>(fill[2]) << 16;
+    each(images, at, count, H, W, [&](uint8_t* image, int64_t i) { warp(image, static_cast<int>(H), static_cast<int>(W), matrices + 6 * i, color); });
 }
 
 // by: (count, 2), whole pixels to the right and down; fill: (3,).

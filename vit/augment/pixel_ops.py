@@ -20,7 +20,7 @@ from torch import Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Colour = tuple[int, int, int]  # grey levels of red, green and blue
+Color = tuple[int, int, int]  # gray levels of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,34 @@ class Part:
             self.change(lambda images: whole.gather(2, images.flatten(2).long()).view_as(images))
 
     def color(self, amount: NDArray[np.float32]) -> None:
-        """Away from, or by amounts below 0 towards, its grey: (n,)."""
+        """Away from, or by amounts below 0 toward, its gray: (n,)."""
         if not self._call("vit_color", torch.from_numpy(amount)):
-            self.change(lambda images: _blend(images, grey(images), self.there(amount)))
+            self.change(lambda images: _blend(images, gray(images), self.there(amount)))
 
     def sharpness(self, amount: NDArray[np.float32]) -> None:
-        """Away from, or by amounts below 0 towards, its smoothed version: (n,)."""
+        """Away from, or by amounts below 0 toward, its smoothed version: (n,)."""
         if not self._call("vit_sharpness", torch.from_numpy(amount)):
             self.change(lambda images: _blend(images, _smooth(images), self.there(amount)))
 
-    def warp(self, matrices: Floats, fill: Colour) -> None:
+    def warp(self, matrices: Floats, fill: Color) -> None:
         """Resamples bilinearly: what is at (x, y) comes from (a x + b y + c, d y + e x + f): (n, 6) of a to f.
 
-        Both are counted in pixels from the image's centre; outside of the image is `fill`.
+        Both are counted in pixels from the image's center; outside of the image is `fill`.
         """
-        colour = torch.tensor(fill, dtype=torch.uint8)
-        if not self._call("vit_warp", torch.from_numpy(matrices), colour):
+        color = torch.tensor(fill, dtype=torch.uint8)
+        if not self._call("vit_warp", torch.from_numpy(matrices), color):
             self.change(lambda images: _warp(images, self.there(matrices, torch.float64)[..., 0], fill))
 
-    def shift(self, by: Ints, fill: Colour) -> None:
+    def shift(self, by: Ints, fill: Color) -> None:
         """Moves by whole pixels to the right and down: (n, 2)."""
-        colour = torch.tensor(fill, dtype=torch.uint8)
-        if not self._call("vit_shift", torch.from_numpy(by), colour):
+        color = torch.tensor(fill, dtype=torch.uint8)
+        if not self._call("vit_shift", torch.from_numpy(by), color):
             self.change(lambda images: _shift(images, self.there(by, torch.int64)[..., 0], fill))
 
-    def grey_sums(self) -> Tensor:
-        """The sum of the grey levels of each image: (n,) int64."""
+    def gray_sums(self) -> Tensor:
+        """The sum of the gray levels of each image: (n,) int64."""
         sums = torch.empty(len(self), dtype=torch.int64)
-        return sums if self._call("vit_grey_sums", sums) else grey(self._chosen()).sum((1, 2, 3))
+        return sums if self._call("vit_gray_sums", sums) else gray(self._chosen()).sum((1, 2, 3))
 
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest level of each channel: (n, 3) uint8 each."""
@@ -156,20 +156,20 @@ def planes(batch: Tensor, mirrored: NDArray[np.bool_]) -> Tensor:
     return by_choice(batch.permute(0, 3, 1, 2).contiguous(), mirrored.astype(np.int64), mirror)
 
 
-def normalise(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """Subtracts and divides, for each channel: (B, 3, H, W) uint8, (1, 3, 1, 1) twice -> (B, 3, H, W) float32."""
     B, _, H, W = images.shape
     out = torch.empty(images.shape, device=images.device)
     if library := native(images):
-        library.vit_normalise(images.data_ptr(), B, H, W, mean.data_ptr(), deviation.data_ptr(), out.data_ptr())
+        library.vit_normalize(images.data_ptr(), B, H, W, mean.data_ptr(), deviation.data_ptr(), out.data_ptr())
         return out
     for part in pieces(0, len(images), images.device):
         torch.sub(images[part], mean, out=out[part]).div_(deviation)
     return out
 
 
-def grey(images: Tensor) -> Tensor:
-    """Grey levels by torchvision's weights: (n, 3, H, W) uint8 -> (n, 1, H, W) uint8."""
+def gray(images: Tensor) -> Tensor:
+    """Gray levels by torchvision's weights: (n, 3, H, W) uint8 -> (n, 1, H, W) uint8."""
     red, green, blue = images.float().unbind(1)
     levels: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
     return levels.to(torch.uint8)[:, None]
@@ -192,7 +192,7 @@ def _blend(images: Tensor, other: Tensor, amount: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """The mean of 3 x 3 pixels, the centre counted 5 times; the border stays: (n, 3, H, W) uint8 -> the same."""
+    """The mean of 3 x 3 pixels, the center counted 5 times; the border stays: (n, 3, H, W) uint8 -> the same."""
     # Sums of whole numbers, so that it is exact: a convolution may run in TF32, or add in another order elsewhere.
     levels = images.float()
     rows = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
@@ -202,7 +202,7 @@ def _smooth(images: Tensor) -> Tensor:
     return smooth
 
 
-def _warp(images: Tensor, matrices: Tensor, fill: Colour) -> Tensor:
+def _warp(images: Tensor, matrices: Tensor, fill: Color) -> Tensor:
     """(n, 3, H, W) uint8, (n, 6, 1, 1) float64 -> (n, 3, H, W) uint8."""
     H, W = images.shape[2:]
     a, b, c, d, e, f = matrices.unbind(1)  # of (n, 1, 1)
@@ -218,7 +218,7 @@ def _warp(images: Tensor, matrices: Tensor, fill: Colour) -> Tensor:
     return total.round_().to(torch.uint8)
 
 
-def _shift(images: Tensor, by: Tensor, fill: Colour) -> Tensor:
+def _shift(images: Tensor, by: Tensor, fill: Color) -> Tensor:
     """(n, 3, H, W) uint8, (n, 2, 1, 1) int64 -> (n, 3, H, W) uint8."""
     right, down = by.unbind(1)
     H, W = images.shape[2:]
@@ -227,7 +227,7 @@ def _shift(images: Tensor, by: Tensor, fill: Colour) -> Tensor:
     return _at(images, row.expand(-1, H, W), column.expand(-1, H, W), fill)
 
 
-def _at(images: Tensor, row: Tensor, column: Tensor, fill: Colour) -> Tensor:
+def _at(images: Tensor, row: Tensor, column: Tensor, fill: Color) -> Tensor:
     """The pixels at these places, `fill` outside: (n, 3, H, W) uint8, (n, H, W) twice -> (n, 3, H, W) uint8."""
     H, W = images.shape[2:]
     inside = (column >= 0) & (column < W) & (row >= 0) & (row < H)
@@ -240,7 +240,7 @@ def _at(images: Tensor, row: Tensor, column: Tensor, fill: Colour) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------- the library
 
-_PART = ("lookup", "color", "sharpness", "grey_sums", "extremes", "histogram")  # with one more pointer
+_PART = ("lookup", "color", "sharpness", "gray_sums", "extremes", "histogram")  # with one more pointer
 _FILLED = ("warp", "shift")  # with two
 
 
@@ -259,5 +259,5 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         for name in names:
             getattr(library, f"vit_{name}").argtypes = [pointer, pointer, size, size, size, *more * [pointer]]
     library.vit_planes.argtypes = [pointer, size, size, size, pointer, pointer]
-    library.vit_normalise.argtypes = [pointer, size, size, size, pointer, pointer, pointer]
+    library.vit_normalize.argtypes = [pointer, size, size, size, pointer, pointer, pointer]
     return library

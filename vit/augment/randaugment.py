@@ -19,18 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit.augment.pixel_ops import Colour, Floats, Ints, Part, by_choice
+from vit.augment.pixel_ops import Color, Floats, Ints, Part, by_choice
 from vit.config.schema import AugmentConfig
 
 Operation = Callable[
-    [Part, Floats, Colour], None
-]  # changes n images by the amounts (n,), filled from outside with a colour
+    [Part, Floats, Color], None
+]  # changes n images by the amounts (n,), filled from outside with a color
 
 BINS = 31  # torchvision's magnitudes are 0 to 30
 TIMMS_GREATEST = 10  # timm's go up to 10
 BLACK = (0, 0, 0)
 
-# Float32 ramps of torchvision's: a magnitude that differs in its last bit truncates some grey levels to others.
+# Float32 ramps of torchvision's: a magnitude that differs in its last bit truncates some gray levels to others.
 _SHEAR = torch.linspace(0.0, 0.3, BINS).tolist()  # pixels along one axis for each pixel along the other
 _DEGREES = torch.linspace(0.0, 30.0, BINS).tolist()
 _ENHANCE = torch.linspace(0.0, 0.9, BINS).tolist()  # the factor's distance from 1
@@ -81,7 +81,7 @@ def timms_amounts(op: Ints, magnitude: Floats, sign: Ints, H: int, W: int) -> Fl
     return np.select([op == _PLACE[name] for name in of], list(of.values()), 0.0)
 
 
-def apply(images: Tensor, op: Ints, amount: Floats, fill: Colour = BLACK) -> Tensor:
+def apply(images: Tensor, op: Ints, amount: Floats, fill: Color = BLACK) -> Tensor:
     """Image i after amount[i] of operation op[i]: (B, 3, H, W) uint8 -> the same.  `images` may be overwritten."""
     run = list(OPERATIONS.values())
     return by_choice(images, op, lambda part, which, at: run[which](part, amount[at], fill))
@@ -104,20 +104,20 @@ def rand_augment(images: Tensor, cfg: AugmentConfig, random: np.random.Generator
 # ------------------------------------------------------------------------------------------------- moved pixels
 
 
-def _identity(part: Part, amount: Floats, fill: Colour) -> None:
+def _identity(part: Part, amount: Floats, fill: Color) -> None:
     pass
 
 
-def _shear_x(part: Part, amount: Floats, fill: Colour) -> None:
+def _shear_x(part: Part, amount: Floats, fill: Color) -> None:
     """Pixels to the left for each pixel down, about the top left corner."""
     _warp(part, fill, shear_x=amount)
 
 
-def _shear_y(part: Part, amount: Floats, fill: Colour) -> None:
+def _shear_y(part: Part, amount: Floats, fill: Color) -> None:
     _warp(part, fill, shear_y=amount)
 
 
-def _translate_x(part: Part, amount: Floats, fill: Colour) -> None:
+def _translate_x(part: Part, amount: Floats, fill: Color) -> None:
     """Pixels to the right."""
     if _whole(amount):
         part.shift(np.stack((amount, 0 * amount), axis=1).astype(np.int64), fill)
@@ -125,7 +125,7 @@ def _translate_x(part: Part, amount: Floats, fill: Colour) -> None:
         _warp(part, fill, shift_x=amount)
 
 
-def _translate_y(part: Part, amount: Floats, fill: Colour) -> None:
+def _translate_y(part: Part, amount: Floats, fill: Color) -> None:
     if _whole(amount):
         part.shift(np.stack((0 * amount, amount), axis=1).astype(np.int64), fill)
     else:
@@ -136,14 +136,14 @@ def _whole(amount: Floats) -> bool:
     return bool((amount == np.rint(amount)).all())
 
 
-def _rotate(part: Part, amount: Floats, fill: Colour) -> None:
-    """Degrees anticlockwise about the centre."""
+def _rotate(part: Part, amount: Floats, fill: Color) -> None:
+    """Degrees anticlockwise about the center."""
     _warp(part, fill, degrees=amount)
 
 
 def _warp(
     part: Part,
-    fill: Colour,
+    fill: Color,
     *,
     shear_x: Floats | float = 0.0,
     shear_y: Floats | float = 0.0,
@@ -164,13 +164,13 @@ def _warp(
 # ----------------------------------------------------------------------------------- a blend with another picture
 
 
-def _color(part: Part, amount: Floats, fill: Colour) -> None:
-    """Away from, or towards, its grey."""
+def _color(part: Part, amount: Floats, fill: Color) -> None:
+    """Away from, or toward, its gray."""
     part.color(_from_one(amount))
 
 
-def _sharpness(part: Part, amount: Floats, fill: Colour) -> None:
-    """Away from, or towards, its smoothed version."""
+def _sharpness(part: Part, amount: Floats, fill: Color) -> None:
+    """Away from, or toward, its smoothed version."""
     part.sharpness(_from_one(amount))
 
 
@@ -182,40 +182,40 @@ def _from_one(amount: Floats) -> NDArray[np.float32]:
 # --------------------------------------------------------------------------------- one table for each channel
 
 
-def _brightness(part: Part, amount: Floats, fill: Colour) -> None:
-    """Away from, or towards, black."""
+def _brightness(part: Part, amount: Floats, fill: Color) -> None:
+    """Away from, or toward, black."""
     _tables(part, _LEVELS * (1 + amount).astype(np.float32)[:, None])
 
 
-def _contrast(part: Part, amount: Floats, fill: Colour) -> None:
-    """Away from, or towards, its mean grey."""
-    mean = part.grey_sums().float() / part.images[0, 0].numel()  # of integers: exact in any order
+def _contrast(part: Part, amount: Floats, fill: Color) -> None:
+    """Away from, or toward, its mean gray."""
+    mean = part.gray_sums().float() / part.images[0, 0].numel()  # of integers: exact in any order
     factor, away = (part.there(values)[..., 0, 0] for values in (1 + amount, amount))  # (n, 1)
     levels = _levels(part.images.device) * factor - mean[:, None] * away
     part.lookup(levels.clamp_(0, 255).to(torch.uint8)[:, None])
 
 
-def _posterize(part: Part, amount: Floats, fill: Colour) -> None:
+def _posterize(part: Part, amount: Floats, fill: Color) -> None:
     """Clears bits, the lowest ones."""
     mask = 256 - 2 ** amount.astype(np.int64)
     _tables(part, _LEVELS.astype(np.int64) & mask[:, None])
 
 
-def _solarize(part: Part, amount: Floats, fill: Colour) -> None:
-    """Inverts what is as bright as a grey level, or brighter."""
+def _solarize(part: Part, amount: Floats, fill: Color) -> None:
+    """Inverts what is as bright as a gray level, or brighter."""
     _tables(part, np.where(amount[:, None] <= _LEVELS, 255 - _LEVELS, _LEVELS))
 
 
 def invert_from(part: Part, threshold: float) -> None:
-    """Inverts what is as bright as the threshold, a grey level, or brighter."""
+    """Inverts what is as bright as the threshold, a gray level, or brighter."""
     _solarize(part, np.full(len(part), threshold), BLACK)
 
 
-def _invert(part: Part, amount: Floats, fill: Colour) -> None:
+def _invert(part: Part, amount: Floats, fill: Color) -> None:
     invert_from(part, 0)
 
 
-def _solarize_add(part: Part, amount: Floats, fill: Colour) -> None:
+def _solarize_add(part: Part, amount: Floats, fill: Color) -> None:
     """Brightens what is in the darker half."""
     _tables(part, np.where(_LEVELS < 128, _LEVELS + amount[:, None], _LEVELS))
 
@@ -226,7 +226,7 @@ def _tables(part: Part, tables: NDArray[np.generic]) -> None:
     part.lookup(levels.to(part.images.device, non_blocking=True))
 
 
-def _auto_contrast(part: Part, amount: Floats, fill: Colour) -> None:
+def _auto_contrast(part: Part, amount: Floats, fill: Color) -> None:
     """The darkest level to black and the brightest to white, in each channel."""
     low, high = (found[..., None].float() for found in part.extremes())  # (n, 3, 1)
     level = _levels(part.images.device)
@@ -234,7 +234,7 @@ def _auto_contrast(part: Part, amount: Floats, fill: Colour) -> None:
     part.lookup(levels.clamp_(0, 255).to(torch.uint8))
 
 
-def _equalize(part: Part, amount: Floats, fill: Colour) -> None:
+def _equalize(part: Part, amount: Floats, fill: Color) -> None:
     """Pillow's table, in which each output level holds about as many pixels."""
     counts = part.histogram()  # (n, 3, 256)
     level = _levels(part.images.device)

@@ -1,4 +1,4 @@
-"""3-Augment and colour jitter on whole batches of uint8 images, as DeiT-III's recipe has them.
+"""3-Augment and color jitter on whole batches of uint8 images, as DeiT-III's recipe has them.
 
 Touvron et al. 2022, https://arxiv.org/abs/2204.07118, https://github.com/facebookresearch/deit/blob/main/augment.py
 """
@@ -14,21 +14,21 @@ from torch import Tensor
 from vit.augment.pixel_ops import Ints, Part, by_choice
 from vit.augment.randaugment import invert_from
 
-GREY, SOLARIZE, BLUR = range(3)
+GRAY, SOLARIZE, BLUR = range(3)
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _SIGMA = (0.1, 2.0)  # of the blur, in pixels
 _TAPS = 6  # pixels on either side that a blur sees: three sigma
 
 
 def three_augment(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Makes each image grey, solarizes it or blurs it, a third each: (B, 3, H, W) uint8 -> the same.
+    """Makes each image gray, solarizes it or blurs it, a third each: (B, 3, H, W) uint8 -> the same.
 
     The images given may be overwritten.
     """
     choice, sigma = random.integers(3, size=len(images)), random.uniform(*_SIGMA, len(images))
 
     def run(part: Part, which: int, at: Ints) -> None:
-        if which == GREY:
+        if which == GRAY:
             part.color(np.full(len(part), -1, np.float32))
         elif which == SOLARIZE:
             invert_from(part, 128)
@@ -55,13 +55,13 @@ def color_jitter(images: Tensor, strength: float, random: np.random.Generator) -
 
 
 def adjust(part: Part, which: int, factor: NDArray[Any]) -> None:
-    """Towards black, the mean grey or its own grey by a factor for each image: (n,)."""
+    """Towards black, the mean gray or its own gray by a factor for each image: (n,)."""
     amount = factor.astype(np.float32) - np.float32(1)
     if which == SATURATION:
         part.color(amount)
         return
     level = torch.arange(256, dtype=torch.float32, device=part.images.device)
-    other = part.grey_sums()[:, None] / part.images[0, 0].numel() if which == CONTRAST else torch.zeros_like(level)
+    other = part.gray_sums()[:, None] / part.images[0, 0].numel() if which == CONTRAST else torch.zeros_like(level)
     levels = level + (level - other) * part.there(amount)[..., 0, 0]  # (n, 256)
     part.lookup(levels.clamp_(0, 255).to(torch.uint8)[:, None])
 

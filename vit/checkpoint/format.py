@@ -10,7 +10,6 @@ then the rename.  `torch.load` and `torch.distributed.checkpoint` load flipped b
 is checked.  No torch at import: the process that writes must start at once.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -21,17 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vit.run.fsync import sync
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from vit.run.disk_errors import DAMAGE
+from vit.run.fsync import fsync
 
 Layout = Mapping[str, dict[str, Any]]  # of each tensor its dtype, shape, part, offset in the part, and bytes
 FORMAT = "vit-checkpoint-2"
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # of a file or its disk
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a spent quota say
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -88,13 +83,13 @@ def commit(
     with (aside / "manifest.json").open("wb", buffering=0) as file:
         _write(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
         os.fsync(file.fileno())
-    sync(aside)
+    fsync(aside)
     for log in logs:
         if log.exists():
-            sync(log)
+            fsync(log)
     aside.rename(final)
-    sync(folder)
-    sync(folder.parent)  # where the folder's own name may be new
+    fsync(folder)
+    fsync(folder.parent)  # where the folder's own name may be new
     return final
 
 
@@ -135,20 +130,6 @@ def read_tensors(
                     place = f"{tensor}, {entry['bytes']:,} bytes at {entry['offset']:,}"
                     raise DamagedCheckpointError(f"{path}: {place}, is damaged")
                 yield tensor, data
-
-
-def load_checkpoint(checkpoint: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """The tensors of a checkpoint, in main memory, and its manifest.  Raises DamagedCheckpointError."""
-    import torch
-
-    from vit.checkpoint.snapshot import as_tensor
-
-    manifest = read_manifest(checkpoint)
-    tensors = {}
-    for tensor, data in read_tensors(checkpoint, manifest):
-        flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        tensors[tensor] = as_tensor(flat, manifest["tensors"][tensor])
-    return {tensor: tensors[tensor] for tensor in manifest["tensors"]}, manifest
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

@@ -15,12 +15,12 @@ from typing import Any
 import torch.distributed as dist
 
 from vit.checkpoint.snapshot import Snapshot, lay_out
-from vit.checkpoint.train_state import State
+from vit.checkpoint.train_state import TrainState
 from vit.checkpoint.writer import Answer, Writer
 from vit.config.schema import CheckpointConfig
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
-from vit.run.metrics import show
+from vit.run.progress import show
 
 SHORTEST, LONGEST = 60.0, 1800.0  # seconds between two checkpoints, where they are chosen
 
@@ -58,7 +58,7 @@ class Saver:
         run: RunFolder,
         world: World,
         cfg: CheckpointConfig,
-        state: State,
+        state: TrainState,
         about: Callable[[], Mapping[str, Any]],
         protected: Callable[[], set[int]],
         safe: int | None = None,
@@ -141,6 +141,10 @@ class Saver:
     def rolled_back(self, safe: int | None) -> None:
         """The state is that of the newest safe step again, or of the beginning.  After `finish` and `settle`."""
         self.safe, self._save = safe, _Save(safe)
+
+    def protect(self) -> None:
+        """Must be called before the state changes: what is still being copied of it is waited for."""
+        self.snapshot.protect()
 
     def settle(self) -> None:
         """Waits until the newest checkpoint is read back and old ones are removed."""

@@ -3,7 +3,6 @@
 The state is the same on all ranks, so each of W ranks writes about a W-th of its bytes: whole tensors, in their order.
 """
 
-import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vit.checkpoint.format import Layout
+from vit.checkpoint.load import as_tensor
 
 ALIGNMENT = 64  # bytes; what a tensor is filled up to, with zeros, which its digest covers too
 
@@ -36,12 +36,6 @@ def lay_out(tensors: Mapping[str, Tensor], parts: int) -> Layout:
         filled[part] += sizes[name]
         before += sizes[name]
     return out
-
-
-def as_tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
-    """The tensor that the bytes of an entry are: (bytes,) -> entry's shape and dtype.  A view, no copy."""
-    count, dtype = math.prod(entry["shape"]), getattr(torch, entry["dtype"])
-    return data[: count * dtype.itemsize].view(dtype).view(entry["shape"])
 
 
 class Snapshot:

@@ -8,43 +8,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit.checkpoint.read_weights import read_weights
 from vit.config.schema import Config
-from vit.model import weight_names
 from vit.model.vision_transformer import VisionTransformer
-from vit.optim import optimizer
+from vit.model.weight_names import fit_weights
+from vit.optim.optimizer import build_optimizer
 from vit.random_keys import Stream, key
 
 
 @dataclass
-class State:
+class TrainState:
     """Holds the unwrapped model, so no name in a checkpoint ever carries `module.` or `_orig_mod.`."""
 
     model: VisionTransformer
     optimizer: torch.optim.Optimizer
-    average: VisionTransformer | None
+    ema: VisionTransformer | None  # of the weights; `average.*` in checkpoints
     scaler: torch.amp.GradScaler  # counts for fp16 alone
     step: int = 0  # steps done
     skipped: set[int] = field(default_factory=set)  # of all steps, from 1: those that change nothing, as they failed
 
     @classmethod
-    def fresh(cls, cfg: Config, device: torch.device) -> "State":
+    def fresh(cls, cfg: Config, device: torch.device) -> "TrainState":
         """Step 0: the same weights on every rank, from the seed."""
         torch.manual_seed(key(Stream.INIT, cfg.seed))
         model = VisionTransformer(cfg.model).to(device)
         average = copy.deepcopy(model).requires_grad_(False) if cfg.optim.ema_decay else None
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-        return cls(model, optimizer.build(model, cfg.optim), average, scaler)
+        return cls(model, build_optimizer(model, cfg.optim), average, scaler)
 
     def begin_again(self, cfg: Config) -> None:
         """Step 0, in the same tensors."""
-        fresh = State.fresh(cfg, torch.device("cpu"))
+        fresh = TrainState.fresh(cfg, torch.device("cpu"))
         self.restore(0, fresh.tensors(), fresh.about())
 
     def start_from(self, path: Path) -> list[str]:
         """Takes over weights from elsewhere, at step 0; what became of them, for a person.  Raises ValueError."""
-        said = weight_names.fit(weight_names.read(path), self.model)
-        if self.average is not None:
-            self.average.load_state_dict(self.model.state_dict())
+        said = fit_weights(read_weights(path), self.model)
+        if self.ema is not None:
+            self.ema.load_state_dict(self.model.state_dict())
         return said
 
     def __post_init__(self) -> None:
@@ -57,8 +58,8 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is saved as bytes: `model.*`, `average.*`, `optimizer.*`."""
         out = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.average is not None:
-            out |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        if self.ema is not None:
+            out |= {f"average.{name}": tensor for name, tensor in self.ema.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for what, value in self.optimizer.state.get(parameter, {}).items():
                 out[f"optimizer.{name}.{what}"] = value
@@ -82,8 +83,8 @@ class State:
             parameter = parameters[name]
             self.optimizer.state[parameter][what] = tensor.to(parameter.device, copy=True)
         self.model.load_state_dict(rooms["model"])
-        if self.average is not None:
-            self.average.load_state_dict(rooms["average"] or rooms["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(rooms["average"] or rooms["model"])
         if self.scaler.is_enabled() and about["scaler"]:  # a run may have begun in another precision
             self.scaler.load_state_dict(about["scaler"])
         self.step = step

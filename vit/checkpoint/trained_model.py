@@ -7,18 +7,20 @@ from typing import Literal
 import torch
 
 from vit.checkpoint.format import find_checkpoints, step_of
+from vit.checkpoint.read_weights import read_checkpoint
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import Tensors, read_checkpoint
-from vit.run.folder import RunFolder, read_lines
+from vit.model.weight_names import Tensors
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
 from vit.run.metrics import best
 
-Which = Literal["average", "last"]
+Which = Literal["ema", "last"]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """Models in evaluation mode on the CPU, and what they were trained for."""
 
     checkpoint: Path
@@ -26,13 +28,13 @@ class Trained:
     cfg: Config
     classes: list[str]  # their names, in the order of the logits
     model: VisionTransformer  # the weights of the last step
-    average: VisionTransformer | None  # their average, if the run keeps one
+    ema: VisionTransformer | None  # the EMA of the weights, if the run keeps one
 
     def pick(self, which: Which | None) -> VisionTransformer:
         """The average or the last weights; None: the average if there is one.  Raises ValueError if there is none."""
-        if which == "average" and self.average is None:
-            raise ValueError(f"{self.checkpoint} keeps no averaged weights (optim.ema_decay 0); use --weights last")
-        return self.model if self.average is None or which == "last" else self.average
+        if which == "ema" and self.ema is None:
+            raise ValueError(f"{self.checkpoint} keeps no EMA of the weights (optim.ema_decay 0); use --weights last")
+        return self.model if self.ema is None or which == "last" else self.ema
 
 
 def choose(run: RunFolder, which: str) -> Path:
@@ -46,7 +48,7 @@ def choose(run: RunFolder, which: str) -> Path:
     return there[int(step)]
 
 
-def load(path: Path, which: str = "newest") -> Trained:
+def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
     """Reads a run folder, or one of its checkpoints.  Raises ValueError that names it and what is wrong with it.
 
     `which` is newest (the newest whole one), best (by validation) or a step.
@@ -58,13 +60,13 @@ def load(path: Path, which: str = "newest") -> Trained:
     models = [_model(cfg, tensors, f"{room}.") for room in ("model", "average")]
     assert models[0] is not None
     numbers = [f"class {i}" for i in range(cfg.model.num_classes)]
-    return Trained(
+    return TrainedModel(
         checkpoint=found,
         step=int(about["step"]),
         cfg=cfg,
         classes=list(about.get("classes", numbers)),
         model=models[0],
-        average=models[1],
+        ema=models[1],
     )
 
 

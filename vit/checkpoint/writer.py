@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from vit.checkpoint.format import NO_ROOM, commit, discard, prune, write_part
+from vit.checkpoint.format import commit, discard, prune, write_part
+from vit.run.disk_errors import NO_ROOM
 
 STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 TASKS: dict[str, Callable[..., Any]] = {

@@ -61,14 +61,14 @@ class DataConfig:
     decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # exact; faster for large images; FFCV's; auto: exact
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of crops and of validation, antialiased; not for ffcv
     cache: Literal["os", "process", "memory"] = "os"  # page cache; each rank's own reads; all in each node's memory
-    shuffle_window: int = 0  # images shuffled together, in blocks of neighbours, for files that do not fit; 0: all
+    shuffle_window: int = 0  # images shuffled together, in blocks of neighbors, for files that do not fit; 0: all
     repeats: int = 1  # times that each image is in a batch, cropped anew: repeated augmentation
     on_bad: Literal["fail", "skip"] = "fail"  # a damaged image: ends the run, or the next of its class replaces it
     stage: str = ""  # folder of each node's own disk, as /tmp or $TMPDIR, to copy the sets to first; empty: none
     verify: Literal["first-epoch", "never"] = "first-epoch"  # the file's digests, page by page while it is first read
     crop_scale: tuple[float, float] = (0.08, 1.0)  # random crop's area over the image's, least and greatest
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # random crop's width over its height, least and greatest
-    val_crop: float = 0.875  # side of the centre crop over the image's shorter side; 0.875 is 224 of 256
+    val_crop: float = 0.875  # side of the center crop over the image's shorter side; 0.875 is 224 of 256
 
     def __post_init__(self) -> None:
         scale, ratio = self.crop_scale, self.crop_ratio
@@ -99,9 +99,9 @@ class AugmentConfig:
     randaugment_magnitude: int = 9  # RandAugment's strength: 0 to 30 for torchvision's, 0 to 10 for timm's
     randaugment_deviation: float = 0.0  # standard deviation of each image's magnitude from it; for timm's
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: none
-    cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: none. With mixup too, each shard draws one of them
+    cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: none. With mixup too, one of them is drawn
     label_smoothing: float = 0.0  # share of the target spread evenly over all classes
-    three_augment: bool = False  # DeiT-III's 3-Augment: each image made grey, solarized or blurred
+    three_augment: bool = False  # DeiT-III's 3-Augment: each image made gray, solarized or blurred
     color_jitter: float = 0.0  # greatest change of brightness, contrast and saturation, as a share; 0: none
     erasing: float = 0.0  # probability of random erasing
     erasing_fill: Literal["noise", "mean"] = "noise"  # what is erased becomes normal noise, or each channel's mean
@@ -196,7 +196,7 @@ class Config:
     init_from: str = ""  # where the first weights are from: a run, a checkpoint, .pth or .safetensors; empty: random
     epochs: int = 300  # passes over the training set
     global_batch: int = 1536  # images of an optimizer step, all ranks together
-    micro_batch: int = 384  # images of a shard: what one rank runs at once; the number of ranks must divide the shards
+    micro_batch: int = 384  # images that one rank runs at once; ranks must divide global_batch / micro_batch
     exact: Literal["bits", "samples"] = "bits"  # what interruptions never change: all bits, or samples and draws alone
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products; weights stay float32
     compile: bool = False  # torch.compile
@@ -220,7 +220,7 @@ class Config:
         _check(not smoothed, f"optim.loss bce wants augment.label_smoothing 0, not {self.augment.label_smoothing}")
 
     @property
-    def shards(self) -> int:
+    def micro_batches(self) -> int:
         """V, the micro-batches of a global batch: the unit that random draws and the sum of gradients are tied to."""
         return self.global_batch // self.micro_batch
 
@@ -229,12 +229,13 @@ class Config:
         return math.ceil(epochs * samples / self.global_batch)
 
     def check_ranks(self, ranks: int) -> None:
-        """Raises ValueError unless `ranks` divides the shards."""
-        allowed = [n for n in range(1, self.shards + 1) if self.shards % n == 0]
+        """Raises ValueError unless `ranks` divides the micro-batches."""
+        allowed = [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
         _check(
-            self.shards % ranks == 0,
-            f"{ranks} ranks do not divide the {self.shards} shards of a batch (global_batch {self.global_batch} / "
-            f"micro_batch {self.micro_batch}); use {', '.join(map(str, allowed))} ranks or another micro_batch",
+            self.micro_batches % ranks == 0,
+            f"{ranks} ranks do not divide the {self.micro_batches} micro-batches of a batch "
+            f"(global_batch {self.global_batch} / micro_batch {self.micro_batch}); "
+            f"use {', '.join(map(str, allowed))} ranks or another micro_batch",
         )
 
 

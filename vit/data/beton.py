@@ -1,10 +1,4 @@
-"""A `.beton` file and its manifest: FFCV's file format, read without FFCV's Python package.
-
-The format is FFCV's (https://github.com/libffcv/ffcv, `ffcv/types.py`): a header, a description of each field, one
-metadata record a sample, then pages of encoded images, then a table of where each image lies.  `ffcv` itself compiles
-numba code for 4 to 5 seconds at import, in every process and at every restart, so we read these few records with numpy
-and take from FFCV its C decoder alone (`decode.py`).  FFCV's own `Loader` reads the same files.
-"""
+"""An open `.beton`: what its records say of each sample, checked against its manifest, and how its bytes are read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vit.data.ffcv_format import read_manifest
+from vit.data.dataset_manifest import read_dataset_manifest
+from vit.data.ffcv_format import FIELD, FIELDS, HEADER, JPEG, PLACE, RAW, SAMPLE, VERSION, field_names
 from vit.data.storage import Cache, Storage, store
 from vit.distributed.world import ALONE, World
-
-_HEADER = np.dtype(
-    [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
-)
-_FIELD = np.dtype([("type", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
-_SAMPLE = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
-_PLACE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
-_FIELDS = [(2, "image"), (1, "label")]  # FFCV's type numbers of RGBImageField and IntField
-
-JPEG, RAW = 0, 1  # FFCV's image modes
 
 
 @dataclass(frozen=True)
@@ -61,38 +45,38 @@ def open_beton(path: Path, cache: Cache = "os", world: World = ALONE) -> Beton:
 
     FFCV itself loads a file that is cut short without a word, and then reads out of bounds.
     """
-    manifest = read_manifest(path)
-    if not path.exists() or path.stat().st_size != manifest["bytes"]:
+    manifest = read_dataset_manifest(path)
+    if not path.exists() or path.stat().st_size != manifest.bytes:
         found = f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
-        raise ValueError(f"{path} is {found}; its manifest says {manifest['bytes']:,} bytes. Write it again")
+        raise ValueError(f"{path} is {found}; its manifest says {manifest.bytes:,} bytes. Write it again")
     memory = np.memmap(path, np.uint8, "r")
-    header = _records(path, memory, 0, 1, _HEADER)[0]
-    fields = _records(path, memory, _HEADER.itemsize, int(header["fields"]), _FIELD)
-    named = [(int(f["type"]), bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace")) for f in fields]
-    if header["version"] != 2 or named != _FIELDS:
+    header = _records(path, memory, 0, 1, HEADER)[0]
+    fields = _records(path, memory, HEADER.itemsize, int(header["fields"]), FIELD)
+    named = field_names(fields)
+    if header["version"] != VERSION or named != FIELDS:
         raise ValueError(f"{path}: expected an FFCV file of version 2 with an image and an integer label, not {named}")
-    samples = _records(path, memory, _HEADER.itemsize + fields.nbytes, int(header["samples"]), _SAMPLE)
-    table = _records(path, memory, int(header["table"]), len(samples), _PLACE)
+    samples = _records(path, memory, HEADER.itemsize + fields.nbytes, int(header["samples"]), SAMPLE)
+    table = _records(path, memory, int(header["table"]), len(samples), PLACE)
     image = samples["image"]
 
     by_offset = np.argsort(table["offset"], kind="stable")
     nearest = np.searchsorted(table["offset"][by_offset], image["offset"]).clip(max=len(table) - 1)
-    place = table[by_offset[nearest]] if len(table) else np.zeros(len(samples), _PLACE)
+    place = table[by_offset[nearest]] if len(table) else np.zeros(len(samples), PLACE)
     height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
     whole = (place["offset"] == image["offset"]) & (place["offset"] <= header["table"])
     whole &= place["size"] <= header["table"] - place["offset"]  # their sum might wrap around
     whole &= (height > 0) & (width > 0) & (image["mode"] <= RAW)
     whole &= (image["mode"] == JPEG) | (place["size"] == 3 * height * width)
-    whole &= (samples["label"] >= 0) & (samples["label"] < len(manifest["classes"]))
-    if len(samples) != manifest["samples"] or not whole.all():
-        first = int(np.argmin(whole)) if len(samples) == manifest["samples"] else len(samples)
-        raise ValueError(f"{path} is damaged: sample {first} of {manifest['samples']} is out of bounds. Write it again")
+    whole &= (samples["label"] >= 0) & (samples["label"] < len(manifest.classes))
+    if len(samples) != manifest.samples or not whole.all():
+        first = int(np.argmin(whole)) if len(samples) == manifest.samples else len(samples)
+        raise ValueError(f"{path} is damaged: sample {first} of {manifest.samples} is out of bounds. Write it again")
     return Beton(
         path=path,
-        classes=list(manifest["classes"]),
-        sha256=str(manifest["sha256"]),
-        page_size=int(manifest["page_size"]),
-        pages=list(manifest["pages"]),
+        classes=manifest.classes,
+        sha256=manifest.sha256,
+        page_size=manifest.page_size,
+        pages=manifest.pages,
         bytes=len(memory),
         storage=store(path, cache, world),
         labels=samples["label"].copy(),

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit.data.beton import JPEG, Beton
+from vit.data.beton import Beton
+from vit.data.ffcv_format import JPEG, ffcv_library
 from vit.random_keys import U64, Stream, keys, uniform
 
 Ints = NDArray[np.int64]
@@ -73,13 +74,13 @@ class RandomCrop:
     ratio: tuple[float, float]  # width over height
 
     def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
-        """The first of ten draws that fits; else the largest centred box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
+        """The first of ten draws that fits; else the largest centered box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
         key = keys(Stream.CROP, self.seed, views, samples)
         top, left, h, w = _draw(key, height, width, self.scale, _ratio_table(*self.ratio))
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
         first = fits.argmax(axis=0)[None]
         random = (np.take_along_axis(values, first, axis=0)[0] for values in (top, left, h, w))
-        fallback = _centred(
+        fallback = _centered(
             height,
             width,
             np.floor(width / self.ratio[0] + 0.5).astype(np.int64).clip(1, height),
@@ -94,18 +95,18 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
-class CentreCrop:
-    """A centred square: `Resize(256)` and `CenterCrop(224)` when `share` is 224 / 256."""
+class CenterCrop:
+    """A centered square: `Resize(256)` and `CenterCrop(224)` when `share` is 224 / 256."""
 
     share: float  # side over the image's shorter side
 
     def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
-        """One box for each image, whatever the view, as FFCV's centre crop: 4 x (B,) -> 4 x (B,)."""
+        """One box for each image, whatever the view, as FFCV's center crop: 4 x (B,) -> 4 x (B,)."""
         side = np.maximum(1, (self.share * np.minimum(height, width)).astype(np.int64))
-        return _centred(height, width, side, side)
+        return _centered(height, width, side, side)
 
     def windows(self, views: Ints, samples: Ints, height: Ints, width: Ints, side: int) -> Windows:
-        """The centre of the whole image once it is resized, both rounded as torchvision does: 4 x (B,) -> 8 x (B,)."""
+        """The center of the whole image once it is resized, both rounded as torchvision does: 4 x (B,) -> 8 x (B,)."""
         shorter, resized = np.minimum(height, width), round(side / self.share)
         rows, columns = ((resized * n / shorter).astype(np.int64) for n in (height, width))
         down, right = (np.rint((n - side) / 2).astype(np.int64) for n in (rows, columns))
@@ -125,7 +126,7 @@ def _draw(key: U64, height: Ints, width: Ints, scale: tuple[float, float], ratio
     return Boxes(top, left, h, w)
 
 
-def _centred(height: Ints, width: Ints, h: Ints, w: Ints) -> Boxes:
+def _centered(height: Ints, width: Ints, h: Ints, w: Ints) -> Boxes:
     return Boxes((height - h) // 2, (width - w) // 2, h, w)
 
 
@@ -147,7 +148,7 @@ class Decoder:
     def __init__(
         self,
         beton: Beton,
-        crop: RandomCrop | CentreCrop,
+        crop: RandomCrop | CenterCrop,
         size: int,
         kind: str = "ffcv",
         instead: Callable[[DecodeError], int] | None = None,
@@ -159,7 +160,7 @@ class Decoder:
         self.size = size
         self._kind = kind
         self._interpolation = interpolation
-        self._library = native_library() if kind in _NATIVE else _ffcv_library()
+        self._library = native_library() if kind in _NATIVE else ffcv_library()
         jpegs = beton.mode == JPEG
         self._scratch_bytes = int((3 * beton.height * beton.width)[jpegs].max(initial=0))
         self._local = threading.local()
@@ -243,20 +244,4 @@ def native_library() -> ctypes.CDLL | None:
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
     library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, i64, i64, pointer]
     library.vit_decode_windows.restype = i64
-    return library
-
-
-def _ffcv_library() -> ctypes.CDLL:
-    """FFCV's C library, without importing FFCV.  Raises ImportError if it is not installed."""
-    package = importlib.util.find_spec("ffcv")  # finds the folder, runs nothing
-    places = package.submodule_search_locations if package else None
-    spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(places or []))
-    if spec is None or spec.origin is None:
-        raise ImportError("ffcv's C library is not installed here; `make setup` builds it")
-    library = ctypes.CDLL(spec.origin)
-    library.resize.argtypes = 11 * [ctypes.c_int64]
-    library.resize.restype = None
-    pointer, u32, flag = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool
-    library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *6 * [u32], flag, flag]
-    library.imdecode.restype = ctypes.c_int
     return library

@@ -1,34 +1,51 @@
-"""The JSON file beside a `.beton`, which `data_prep` writes: all that a login node needs to know of a data set."""
+"""FFCV's file format and its C library, without FFCV's Python package.  No torch: `data_prep` uses it too.
 
-import json
-from pathlib import Path
-from typing import Any
+The format is FFCV's (https://github.com/libffcv/ffcv, `ffcv/types.py`): a header, a description of each field, one
+record a sample, pages of encoded images, then a table of where each image lies.  `ffcv` itself compiles numba code for
+4 to 5 seconds at import, in every process and at every restart, so these few records are read with numpy.
+"""
+
+import ctypes
+import importlib.machinery
+import importlib.util
+from functools import cache
+
+import numpy as np
+
+VERSION = 2
+HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
+)
+FIELD = np.dtype([("type", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
+SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+PLACE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
+
+TYPES = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "json", 6: "tensor"}  # FFCV's numbers of fields
+FIELDS = [("image", "image"), ("label", "int")]  # name and type of our fields
+JPEG, RAW = 0, 1  # FFCV's image modes
 
 
-def manifest_path(path: Path) -> Path:
-    """`train.beton` -> `train.beton.json`."""
-    return path.with_name(path.name + ".json")
+def field_names(fields: np.ndarray) -> list[tuple[str, str]]:
+    """Name and type of each field: (fields,) of FIELD -> a list like FIELDS."""
+    return [
+        (bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace"), TYPES.get(int(f["type"]), f"type {f['type']}"))
+        for f in fields
+    ]
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a `.beton`.  Raises ValueError that names the file and what to do."""
-    try:
-        manifest = json.loads(manifest_path(path).read_text())
-    except FileNotFoundError:
-        missing = path if not path.exists() else manifest_path(path)
-        raise ValueError(f"{missing} does not exist; python -m data_prep.write_beton makes it") from None
-    except ValueError as error:  # no JSON, or no text at all
-        raise ValueError(f"{manifest_path(path)} is damaged ({error}); write the data set again") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != "vit-beton-1":
-        raise ValueError(f"{manifest_path(path)} has format {found!r}; vit-beton-1 is known")
-    if missing := {"bytes", "sha256", "samples", "classes", "page_size", "pages"} - manifest.keys():
-        raise ValueError(f"{manifest_path(path)} is damaged (no {sorted(missing)[0]!r}); write the data set again")
-    return dict(manifest)
-
-
-def check_classes(path: Path, num_classes: int) -> None:
-    """Raises ValueError unless the model's head fits the data set."""
-    classes = len(read_manifest(path)["classes"])
-    if classes != num_classes:
-        raise ValueError(f"model.num_classes is {num_classes}, but {path} has {classes} classes")
+@cache
+def ffcv_library() -> ctypes.CDLL:
+    """FFCV's C library, without importing FFCV.  Raises ImportError if it is not installed."""
+    package = importlib.util.find_spec("ffcv")  # finds the folder, runs nothing
+    places = package.submodule_search_locations if package else None
+    spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(places or []))
+    if spec is None or spec.origin is None:
+        raise ImportError("ffcv's C library is not installed here; `make setup` builds it")
+    library = ctypes.CDLL(spec.origin)
+    library.resize.argtypes = 11 * [ctypes.c_int64]
+    library.resize.restype = None
+    pointer, u32, flag = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool
+    library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *6 * [u32], flag, flag]
+    library.imdecode.restype = ctypes.c_int
+    return library

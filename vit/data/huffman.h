@@ -1,7 +1,7 @@
 // Huffman decoding of baseline JPEGs, twice as fast as libjpeg-turbo's, which is two thirds of the cost of an image.
 //
 // libjpeg calls its entropy decoder through a pointer, once for each MCU (the blocks that cover one square of the image);
-// this one takes its place and the rest of libjpeg stays: headers, inverse DCT, colours.  Three things make it fast.
+// this one takes its place and the rest of libjpeg stays: headers, inverse DCT, colors.  Three things make it fast.
 // The bytes are copied without their stuffing first, so that 8 of them are loaded at once and no byte is looked at.
 // A table of 2,048 entries holds a whole coefficient, and the next one too where its bits are few.  And values are
 // computed without a branch, since a branch on noise is guessed wrongly every other time.

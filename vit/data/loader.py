@@ -22,8 +22,8 @@ from torch import Tensor
 from vit.config.schema import Config, DataConfig
 from vit.data.beton import open_beton
 from vit.data.damage import Damage, check_pages
-from vit.data.decode import CentreCrop, Decoder, RandomCrop, resolve
-from vit.data.ffcv_format import check_classes
+from vit.data.dataset_manifest import check_classes
+from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve
 from vit.data.order import BLOCK, Order, Views
 from vit.data.storage import free_memory
 from vit.distributed.world import World
@@ -125,7 +125,7 @@ class _Started:
 
 
 class TrainData:
-    """The training set as batches of this rank's shards."""
+    """The training set as batches of this rank's micro-batches."""
 
     def __init__(self, cfg: Config, world: World) -> None:
         self.cfg = cfg
@@ -144,15 +144,16 @@ class TrainData:
         self.reader = Reader(decoder, batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """This rank's part of the batches of steps `start` to `stop`, shard after shard."""
+        """This rank's part of the batches of steps `start` to `stop`, micro-batch after micro-batch."""
         return self.reader.read(self._plan(step, step == start) for step in range(start, stop))
 
     def _plan(self, step: int, first: bool) -> Plan:
         cfg, world = self.cfg, self.world
-        shard = np.array(world.my_shards(cfg.shards))[:, None]
+        index = np.array(world.my_micro_batches(cfg.micro_batches))[:, None]
         place = np.arange(cfg.micro_batch)
-        # Repeats are dealt out like cards: within a shard, mixup would mix an image with itself.
-        places = shard + cfg.shards * place if cfg.data.repeats > 1 else shard * cfg.micro_batch + place  # (shards, m)
+        # Repeats are dealt out like cards: within a micro-batch, mixup would mix an image with itself.
+        dealt, in_a_row = index + cfg.micro_batches * place, index * cfg.micro_batch + place  # (micro-batches, m)
+        places = dealt if cfg.data.repeats > 1 else in_a_row
         views = functools.partial(self.order.at, step * cfg.global_batch + places.ravel())
         return Plan(views, functools.partial(self._beside, step, first))
 
@@ -182,7 +183,7 @@ class ValData:
         self._to_be_checked = cfg.data.verify == "first-epoch"
         self.damage = Damage(self.beton)
         instead = self.damage.left_out if cfg.data.on_bad == "skip" else None
-        crop = CentreCrop(cfg.data.val_crop)
+        crop = CenterCrop(cfg.data.val_crop)
         size, how = cfg.model.image_size, cfg.data.interpolation
         decoder = Decoder(self.beton, crop, size, resolve(cfg.data.decoder, how), instead, how)
         self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)

@@ -127,7 +127,7 @@ struct Worker {
         jpeg_start_decompress(&info);
         width = static_cast<int>(info.output_width);
         // libjpeg-turbo widens the columns to whole blocks.  A block more on either side, because smooth upsampling of
-        // the colours looks at the neighbours, and the edge of what is decoded has none.
+        // the colors looks at the neighbors, and the edge of what is decoded has none.
         const int block = info.max_h_samp_factor * DCTSIZE / scale;
         const int from = left - block > 0 ? left - block : 0, to = left + w + block < width ? left + w + block : width;
         JDIMENSION start = from, columns = to - from;
@@ -143,7 +143,7 @@ struct Worker {
             }
             take(&lines[static_cast<size_t>(left - static_cast<int>(start)) * CHANNELS], stride, y);
         }
-        const bool whole = failure.manager.num_warnings == 0;  // libjpeg fills what is missing with grey, and warns
+        const bool whole = failure.manager.num_warnings == 0;  // libjpeg fills what is missing with gray, and warns
         jpeg_abort_decompress(&info);
         return whole;
     }

@@ -16,7 +16,7 @@ from vit.random_keys import Stream, keys
 
 Ints = NDArray[np.int64]
 
-BLOCK = 64  # neighbours in the file that stay in one window: 7 MB of ImageNet, which a disk reads in one go
+BLOCK = 64  # neighbors in the file that stay in one window: 7 MB of ImageNet, which a disk reads in one go
 
 
 class Views(NamedTuple):
@@ -29,7 +29,7 @@ class Views(NamedTuple):
 class Order:
     """The stream of a data set of `samples` images.
 
-    `window`: 0 shuffles all of them at once.  Else the file's blocks of neighbours are shuffled, and the images within
+    `window`: 0 shuffles all of them at once.  Else the file's blocks of neighbors are shuffled, and the images within
     `window // BLOCK` blocks at a time: FFCV's quasi-random order, for files that memory does not hold.
     `repeats`: each sample so many times in a row, as repeated augmentation wants it: Hoffer et al. 2020,
     https://arxiv.org/abs/1901.09335.

@@ -68,13 +68,13 @@ struct Weights {
         weight.assign(static_cast<size_t>(outputs) * taps, 0);
         int most = 1;
         for (int i = 0; i < outputs; i++) {
-            const double centre = start + (i + skip + 0.5) * scale;
-            int low = static_cast<int>(centre - support + 0.5), high = static_cast<int>(centre + support + 0.5);
+            const double center = start + (i + skip + 0.5) * scale;
+            int low = static_cast<int>(center - support + 0.5), high = static_cast<int>(center + support + 0.5);
             if (low < 0) low = 0;
             if (high > in) high = in;
             double sum = 0.0;
             for (int k = 0; k < high - low; k++) {
-                exact[k] = filter.weight((k + low - centre + 0.5) * inverse);
+                exact[k] = filter.weight((k + low - center + 0.5) * inverse);
                 sum += exact[k];
             }
             for (int k = 0; k < high - low; k++) {
@@ -120,7 +120,7 @@ inline void rows_anywhere(const uint8_t* in, size_t stride, const Weights& acros
 }
 
 #ifdef X86
-// The same sums.  A lane for each channel of each row holds two neighbours, which one instruction weighs and adds up; the
+// The same sums.  A lane for each channel of each row holds two neighbors, which one instruction weighs and adds up; the
 // upper and the lower halves of the weights apart, so that nothing is lost.  PAIRS is `across.pairs` if it is not 0.
 template <int PAIRS>
 __attribute__((target("avx2"))) void rows_avx2(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {

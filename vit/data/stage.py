@@ -15,26 +15,24 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from vit.config.schema import Config
+from vit.data.dataset_manifest import DatasetManifest, manifest_path, read_dataset_manifest
 from vit.data.decode import DamagedDataError
-from vit.data.ffcv_format import manifest_path, read_manifest
 from vit.data.storage import Bytes, read_into
 from vit.distributed.world import World
-from vit.run.folder import Clock, RunFolder
-from vit.run.metrics import show
+from vit.run.clock import Clock
+from vit.run.folder import RunFolder
+from vit.run.progress import show
 
 LOOK_SECONDS = 0.5
 TELL_SECONDS = 10  # between two lines about a copy that is under way
 STREAMS = 8  # pages that are copied at a time: one stream does not fill a Lustre
 SPARE = 1 << 30  # bytes that are left free for others
-
-Manifest = dict[str, Any]
 
 
 class StoppedError(Exception):
@@ -52,7 +50,7 @@ def staged(cfg: Config, run: RunFolder, world: World, clock: Clock, told: Callab
     folder = expand(cfg.data.stage) / f"vit-data-{os.getuid()}"
     sources = (cfg.data.train, cfg.data.val)
     for source in sources:
-        read_manifest(source)  # a set that is not there is not the thread's to find out
+        read_dataset_manifest(source)  # a set that is not there is not the thread's to find out
     copier = None
     if world.local_rank == 0:
         copier = Copier(sources, folder, verify=cfg.data.verify != "never")
@@ -108,17 +106,17 @@ class Copier(threading.Thread):
         self.copied = 0  # bytes that this process copied
         self.problem = ""  # why a data set is read where it is
         self._damage: DamagedDataError | None = None
-        self._cancelled = threading.Event()
+        self._canceled = threading.Event()
         self._begun = time.monotonic()
         self._counting = threading.Lock()
 
     def run(self) -> None:
         """Copies what is not there already."""
         for source in self.sources:
-            if self._cancelled.is_set() or _whole(source, self.folder, self.verify):
+            if self._canceled.is_set() or _whole(source, self.folder, self.verify):
                 continue
             try:
-                self._copy(source, read_manifest(source))
+                self._copy(source, read_dataset_manifest(source))
             except DamagedDataError as error:
                 self._damage = error
                 return
@@ -128,12 +126,12 @@ class Copier(threading.Thread):
 
     def cancel(self) -> None:
         """Ends it at the next page; what is copied is of use to the next attempt."""
-        self._cancelled.set()
+        self._canceled.set()
         self.join()
 
     def progress(self) -> str:
         """For a person."""
-        total = sum(read_manifest(source)["bytes"] for source in self.sources)
+        total = sum(read_dataset_manifest(source).bytes for source in self.sources)
         rate = self.copied / max(1e-3, time.monotonic() - self._begun)
         return f"copying to {self.folder}: {self.there / 1e9:.1f} of {total / 1e9:.1f} GB, {rate / 1e6:,.0f} MB/s"
 
@@ -150,7 +148,7 @@ class Copier(threading.Thread):
         what = f"copied {self.copied / 1e9:.1f} GB in {seconds:.0f} s" if self.copied else "were there already"
         show(f"data sets in {self.folder} on {node}: {what}", lasting=True)
 
-    def _copy(self, source: Path, manifest: Manifest) -> None:
+    def _copy(self, source: Path, manifest: DatasetManifest) -> None:
         """Raises OSError if there is no room or a disk fails, DamagedError if a page is not what was written."""
         final = _place(source, self.folder, manifest)
         final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -159,18 +157,18 @@ class Copier(threading.Thread):
         before = self.there
         try:
             self._lock(file, before)
-            if self._cancelled.is_set() or _whole(source, self.folder, self.verify):
+            if self._canceled.is_set() or _whole(source, self.folder, self.verify):
                 return
-            have, size = os.fstat(file).st_blocks * 512, manifest["bytes"]
+            have, size = os.fstat(file).st_blocks * 512, manifest.bytes
             free = shutil.disk_usage(final.parent).free
             if free < (needed := size - have + SPARE):
                 raise OSError(
                     f"{needed / 1e9:.1f} GB are needed there, 1 GB of it to spare, {free / 1e9:.1f} GB are free"
                 )
             with source.open("rb", buffering=0) as shared, ThreadPoolExecutor(STREAMS) as pool:
-                pages = range(len(manifest["pages"]))
+                pages = range(len(manifest.pages))
                 list(pool.map(lambda page: self._page(source, shared.fileno(), file, manifest, page), pages))
-            if self._cancelled.is_set():
+            if self._canceled.is_set():
                 return
             os.ftruncate(file, size)
             os.fsync(file)
@@ -181,11 +179,11 @@ class Copier(threading.Thread):
             raise
         finally:
             os.close(file)
-            self.there = before + manifest["bytes"]
+            self.there = before + manifest.bytes
 
     def _lock(self, file: int, before: int) -> None:
         """Waits for another process of this node that copies the same file."""
-        while not self._cancelled.is_set():
+        while not self._canceled.is_set():
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -194,8 +192,8 @@ class Copier(threading.Thread):
             else:
                 return
 
-    def _page(self, source: Path, shared: int, file: int, manifest: Manifest, page: int) -> None:
-        if self._cancelled.is_set():
+    def _page(self, source: Path, shared: int, file: int, manifest: DatasetManifest, page: int) -> None:
+        if self._canceled.is_set():
             return
         memory, start = _room(manifest, page)
         if os.preadv(file, [memory.data], start) == len(memory) and _is(memory, manifest, page):
@@ -218,21 +216,21 @@ class Copier(threading.Thread):
             self.copied += copied
 
 
-def _place(source: Path, folder: Path, manifest: Manifest) -> Path:
-    return folder / str(manifest["sha256"])[:16] / source.name
+def _place(source: Path, folder: Path, manifest: DatasetManifest) -> Path:
+    return folder / str(manifest.sha256)[:16] / source.name
 
 
 def _whole(source: Path, folder: Path, verify: bool) -> Path | None:
     """The copy of a file on this node, if it is there; a look at its size and its ends, not at every byte."""
-    manifest = read_manifest(source)
+    manifest = read_dataset_manifest(source)
     final = _place(source, folder, manifest)
     try:
-        if final.stat().st_uid != os.getuid() or final.stat().st_size != manifest["bytes"]:
+        if final.stat().st_uid != os.getuid() or final.stat().st_size != manifest.bytes:
             return None
         if manifest_path(final).read_bytes() != manifest_path(source).read_bytes():
             return None
         with final.open("rb", buffering=0) as file:
-            for page in {0, len(manifest["pages"]) - 1} if verify else ():
+            for page in {0, len(manifest.pages) - 1} if verify else ():
                 memory, start = _room(manifest, page)
                 read_into(final, file.fileno(), start, memory)
                 if not _is(memory, manifest, page):
@@ -242,12 +240,12 @@ def _whole(source: Path, folder: Path, verify: bool) -> Path | None:
     return final
 
 
-def _room(manifest: Manifest, page: int) -> tuple[Bytes, int]:
+def _room(manifest: DatasetManifest, page: int) -> tuple[Bytes, int]:
     """Memory for a page, and where in the file that is."""
-    start = page * manifest["page_size"]
-    return np.empty(min(manifest["page_size"], manifest["bytes"] - start), np.uint8), start
+    start = page * manifest.page_size
+    return np.empty(min(manifest.page_size, manifest.bytes - start), np.uint8), start
 
 
-def _is(memory: Bytes, manifest: Manifest, page: int) -> bool:
+def _is(memory: Bytes, manifest: DatasetManifest, page: int) -> bool:
     """Whether the bytes are those of a page, by its digest."""
-    return bool(hashlib.sha256(memory.data).hexdigest() == manifest["pages"][page])
+    return bool(hashlib.sha256(memory.data).hexdigest() == manifest.pages[page])

@@ -1,14 +1,14 @@
-"""The sum of gradients in one fixed order: a binary tree over the shards of a batch.
+"""The sum of gradients in one fixed order: a binary tree over the micro-batches of a batch.
 
 Floating-point addition is not associative, and stock DDP adds in an order that depends on the number of ranks and on
 how it lays out its buckets, which differs between the first backward pass of a process and the later ones: on three
-ranks or more, a resumed run does not end with the bits of the run that was left alone.  Here the shards of one rank are
-added pairwise, then the ranks pairwise, whatever the buckets.  Prior art: EasyScale,
+ranks or more, a resumed run does not end with the bits of the run that was left alone.  Here the micro-batches of one
+rank are added pairwise, then the ranks pairwise, whatever the buckets.  Prior art: EasyScale,
 https://doi.org/10.1145/3581784.3607054.
 
-Of V shards on W ranks, the tree is the same one wherever V / W is a power of two, and on one rank: 8 shards have the
-same bits on 1, 2, 4 and 8 ranks, 6 shards on 1, 3 and 6.  On 2 ranks, 6 shards are added in another order, which is as
-fixed: the bits stay the same as long as the number of ranks does.
+Of V micro-batches on W ranks, the tree is the same one wherever V / W is a power of two, and on one rank: 8
+micro-batches have the same bits on 1, 2, 4 and 8 ranks, 6 micro-batches on 1, 3 and 6.  On 2 ranks, 6 micro-batches are
+added in another order, which is as fixed: the bits stay the same as long as the number of ranks does.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from vit.distributed.world import World
 
 
-class ShardedGradients:
-    """Runs a model shard by shard under DDP, and leaves the sum over all shards of all ranks in `.grad`.
+class MicroBatchGradients:
+    """Runs a model micro-batch by micro-batch under DDP; leaves the sum over all of them, of all ranks, in `.grad`.
 
-    for j in range(n):  # this rank's shards, in order
-        with gradients.shard(j, n):
+    for j in range(n):  # this rank's micro-batches, in order
+        with gradients.micro-batch(j, n):
             loss(gradients.model(images[j])).backward()
 
     `bits` sums in the fixed order, `samples` by DDP's own means: added up in `.grad`, then an all-reduce.
@@ -45,8 +45,8 @@ class ShardedGradients:
         self.model.register_comm_hook(None, self._sum.hook if self._sum else _all_reduce)
 
     @contextmanager
-    def shard(self, j: int, count: int) -> Iterator[None]:
-        """Forward and backward of the j-th of this rank's `count` shards; the last one sums over the ranks."""
+    def micro_batch(self, j: int, count: int) -> Iterator[None]:
+        """Forward and backward of the j-th of this rank's `count` micro-batches; the last one sums over the ranks."""
         if j == 0:
             self._clear()
         last = j == count - 1
@@ -64,11 +64,12 @@ class ShardedGradients:
 
 
 class _BucketSum:
-    """DDP's communication hook: the last shard's gradients lie in the bucket, those of the others wait here."""
+    """DDP's communication hook: the last micro-batch's gradients lie in the bucket, those of the others wait here."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        # Sums of 1, 2, 4, … consecutive shards that wait for a right neighbour, like the digits of a binary counter.
+        # Sums of 1, 2, 4, … consecutive micro-batches that wait for a right neighbor, like the digits of a binary
+        # counter.
         self.waiting: list[dict[Tensor, Tensor]] = []
         self._scratch = torch.empty(0)
         # Buckets are summed one after the other, in the same order on all ranks, while backward goes on: on a stream
@@ -78,16 +79,16 @@ class _BucketSum:
 
     @torch.no_grad()
     def keep(self, gradients: dict[Tensor, Tensor], j: int) -> None:
-        """Takes over the gradients of this rank's j-th shard, and adds what has its neighbour."""
+        """Takes over the gradients of this rank's j-th micro-batch, and adds what has its neighbor."""
         pairs = j + 1
-        while pairs % 2 == 0:  # a carry: the left neighbour of the same size is there
+        while pairs % 2 == 0:  # a carry: the left neighbor of the same size is there
             left = self.waiting.pop()
             torch._foreach_add_(list(left.values()), list(gradients.values()))
             gradients, pairs = left, pairs // 2
         self.waiting.append(gradients)
 
     def hook(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """The future of the bucket, summed over all shards of all ranks."""
+        """The future of the bucket, summed over all micro-batches of all ranks."""
         buffer, gradients, parameters = bucket.buffer(), bucket.gradients(), bucket.parameters()
         if self._stream is None:
             done: torch.futures.Future[Tensor] = torch.futures.Future()
@@ -179,9 +180,9 @@ def _sum_by_collectives(values: Tensor, ranks: int, scratch: Tensor) -> None:
         values.copy_(padded[: len(values)])
 
 
-def same_tree(shards: int, ranks: int) -> bool:
-    """Whether this many ranks add the shards in the one order that most numbers of ranks share."""
-    mine = shards // ranks
+def same_tree(micro_batches: int, ranks: int) -> bool:
+    """Whether this many ranks add the micro-batches in the one order that most numbers of ranks share."""
+    mine = micro_batches // ranks
     return ranks == 1 or mine & (mine - 1) == 0
 
 

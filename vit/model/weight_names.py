@@ -8,17 +8,12 @@ ours          patches.proj.weight        blocks.0.mlp.up.weight
 import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, load_checkpoint
 from vit.model.vision_transformer import VisionTransformer
-from vit.run.folder import RunFolder
 
 # Parts of names: ours, theirs.
 TORCHVISION = {
@@ -49,7 +44,6 @@ TIMM = {
 _ALIASES = {
     ".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3.", ".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma",
 }  # fmt: skip
-
 Tensors = dict[str, Tensor]
 
 
@@ -105,63 +99,7 @@ def resize_positions(positions: Tensor, tokens: int) -> Tensor:
     return torch.cat([positions[:, :front], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def read(path: Path) -> Tensors:
-    """Weights under our names, from a run folder, a checkpoint, a .safetensors file or one that `torch.save` wrote.
-
-    Of a run, the newest whole checkpoint; of a checkpoint, the averaged weights if it has any.  Raises ValueError that
-    names the file and what is wrong with it.
-    """
-    path = path.expanduser()
-    if path.is_dir():
-        tensors, _, _ = read_checkpoint(path)
-        room = "average." if any(name.startswith("average.") for name in tensors) else "model."
-        return {name.removeprefix(room): tensor for name, tensor in tensors.items() if name.startswith(room)}
-    try:
-        loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # unpicklers fail in many ways on what was never pickled
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} holds no weights ({reason})") from None
-    if "patches.proj.weight" in loaded:
-        return loaded
-    if "conv_proj.weight" in loaded:
-        return from_torchvision(loaded)
-    if "patch_embed.proj.weight" in loaded:
-        return from_timm(loaded)
-    names = ", ".join(list(loaded)[:3]) or "nothing"
-    raise ValueError(f"{path} is no Vision Transformer of torchvision, timm, DeiT or this project: it holds {names} …")
-
-
-def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
-    """Tensors, what was saved beside them, and where: of a checkpoint, or of a run's newest whole one.
-
-    Nothing in the folder is touched, so that it may belong to a run that goes on.  Raises ValueError.
-    """
-    run = RunFolder(path).checkpoints
-    candidates = find_checkpoints(run) if run.is_dir() else [path]
-    problems = []
-    for candidate in candidates:
-        try:
-            tensors, manifest = load_checkpoint(candidate)
-        except DamagedCheckpointError as error:
-            problems.append(str(error))
-        else:
-            return tensors, manifest["about"] | {"step": manifest["step"]}, candidate
-    raise ValueError(f"{path} has no whole checkpoint" + (f": {problems[0]}" if problems else ""))
-
-
-def _unpickled(path: Path) -> Tensors:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for room in ("model", "state_dict"):  # DeiT and others keep their optimizer beside them
-        if isinstance(loaded, dict) and isinstance(loaded.get(room), dict):
-            loaded = loaded[room]
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise TypeError("no state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-
-
-def fit(weights: Tensors, model: VisionTransformer) -> list[str]:
+def fit_weights(weights: Tensors, model: VisionTransformer) -> list[str]:
     """Copies weights into a model, and says in a line each what was loaded, resized, made new and left out.
 
     Learned positions are resized to the model's patches; a head for another number of classes stays as it is.  Raises

@@ -1,11 +1,9 @@
-"""The optimizer, the learning rate as a function of the step, and averaged weights."""
-
-import math
+"""AdamW or LAMB over groups of parameters: weight decay for matrices alone, layer-wise learning rates."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vit.config.schema import Config, OptimConfig
+from vit.config.schema import OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.lamb import Lamb
 
@@ -18,7 +16,7 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and name not in _TOKENS
 
 
-def build(model: VisionTransformer, cfg: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: VisionTransformer, cfg: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) in one fused kernel, or LAMB.
 
     Each group's `lr_scale` is to multiply the learning rate of a step; the first group's is 1.
@@ -49,33 +47,3 @@ def layer(name: str, depth: int) -> int:
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     return depth + 1 if name.startswith(("norm.", "head.")) else 0
-
-
-def learning_rate(step: int, cfg: Config, samples: int) -> float:
-    """The rate of one step: linear from `warmup_lr` to the peak, then half a cosine to `final_lr` at the last step.
-
-    https://arxiv.org/abs/1608.03983, without restarts.
-    """
-    total, warmup = cfg.steps(cfg.epochs, samples), cfg.steps(cfg.optim.warmup_epochs, samples)
-    if step < warmup:
-        return cfg.optim.warmup_lr + (cfg.optim.lr - cfg.optim.warmup_lr) * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - 1 - warmup)
-    return cfg.optim.final_lr + (cfg.optim.lr - cfg.optim.final_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def average_decay(step: int, cfg: Config, samples: int) -> float:
-    """The decay of the averaged weights at one step.
-
-    `copy` keeps the average equal to the weights while the learning rate warms up, as torchvision's references do;
-    `ramp` forgets the first steps soon, as TensorFlow's ExponentialMovingAverage does with `num_updates`.
-    """
-    if cfg.optim.ema_warmup == "copy" and step < cfg.steps(cfg.optim.warmup_epochs, samples):
-        return 0.0
-    ramp = (1 + step) / (10 + step) if cfg.optim.ema_warmup == "ramp" else 1.0
-    return min(cfg.optim.ema_decay, ramp)
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay · average + (1 - decay) · model, for all weights at once."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)

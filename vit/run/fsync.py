@@ -1,10 +1,10 @@
-"""Has files and names survive a power cut.  It imports nothing, for the process that writes must start at once."""
+"""Makes files and their names survive a power cut.  Imports nothing: the checkpoint writer must start at once."""
 
 import os
 from pathlib import Path
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Waits until a file's bytes, or the names in a folder, are on the disk.  Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -13,7 +13,7 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Writes a file that is whole once it has its name, whatever it had before.  Raises OSError."""
     aside = path.with_suffix(".tmp")
     try:
@@ -25,4 +25,4 @@ def replace(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)  # half of it only takes room
         raise
     aside.rename(path)
-    sync(path.parent)
+    fsync(path.parent)

@@ -1,19 +1,16 @@
-"""What a run says: metrics.jsonl, Weights & Biases, and a progress line.  No torch: `jobs` draws the same line."""
+"""The learning curve in metrics.jsonl, in Weights & Biases, and which samples each step used.  No torch."""
 
 import json
-import os
-import sys
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vit.config.schema import Config, flatten
-from vit.run.folder import UNWILLING, RunFolder, append, read_lines
-from vit.run.fsync import replace, sync
-
-Record = dict[str, Any]
+from vit.run.folder import RunFolder
+from vit.run.fsync import fsync, replace_file
+from vit.run.jsonl import Record, append, read_lines
+from vit.run.progress import progress_line, show
 
 TIMED = ("images_per_second", "seconds_left")  # the values of a record that are never the same twice
 
@@ -50,7 +47,7 @@ class MetricsLog:
 
 
 class SampleLog:
-    """The samples of each step and shard, once each, whatever happened in between: `{"step", "shard", "samples"}`.
+    """The samples of each step and micro-batch (`shard`), once each, whatever happened in between.
 
     All ranks write to one file.  Rank 0 takes back what an interrupted attempt wrote after `step`, before any of them
     has done a step.
@@ -65,20 +62,20 @@ class SampleLog:
         if self.rank == 0:
             _keep(self.path, lambda r: r["step"] <= step)
 
-    def write(self, step: int, shards: range, samples: list[int]) -> None:
-        """Appends what one rank used of the batch that led to `step`, shard after shard."""
-        for j, shard in enumerate(shards):
+    def write(self, step: int, micro_batches: range, samples: list[int]) -> None:
+        """Appends what one rank used of the batch that led to `step`, micro-batch after micro-batch."""
+        for j, index in enumerate(micro_batches):
             ids = samples[j * self.micro_batch : (j + 1) * self.micro_batch]
-            append(self.path, {"step": step, "shard": shard, "samples": ids})
+            append(self.path, {"step": step, "shard": index, "samples": ids})
 
 
 def _keep(path: Path, wanted: Callable[[Record], bool]) -> None:
     """Leaves in a file of JSON lines those that are wanted, and no half of one.  Its name then survives a power cut."""
     kept = "".join(json.dumps(record) + "\n" for record in read_lines(path) if wanted(record))
     if not path.exists() or path.read_bytes() != kept.encode():  # a full disk is no matter where nothing changes
-        replace(path, kept.encode())
+        replace_file(path, kept.encode())
     else:
-        sync(path.parent)
+        fsync(path.parent)
 
 
 def best(records: list[Record]) -> Record | None:
@@ -87,36 +84,6 @@ def best(records: list[Record]) -> Record | None:
     return max(
         scored, key=lambda r: float(r["val_top1_average" if "val_top1_average" in r else "val_top1"]), default=None
     )
-
-
-def progress_line(record: Record) -> str:
-    """One line for a person: where the run is, how it does and how long it still takes."""
-    where = f"epoch {record['epoch']:.2f}/{record['epochs']}  step {record['step']:,}/{record['steps']:,}"
-    if "val_top1" in record:
-        average = f"  averaged weights {record['val_top1_average']:.2%}" if "val_top1_average" in record else ""
-        return f"{where}  test top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}{average}"
-    minutes, seconds = divmod(round(record["seconds_left"]), 60)
-    left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-    return (
-        f"{where}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-        f"{record['images_per_second']:,.0f} images/s  {left} left"
-    )
-
-
-def show(line: str, lasting: bool = False) -> None:
-    """Prints a line; on a terminal each one overwrites the one before, unless that one was to last.
-
-    A job's output is a file in the run folder: one that a full disk does not take is lost, and the run goes on.
-    """
-    try:
-        if not sys.stdout.isatty():
-            print(line, flush=True)
-        else:
-            width = os.get_terminal_size().columns
-            print(f"\r\x1b[K{line[: width - 1]}", end="\n" if lasting else "", flush=True)
-    except OSError as error:
-        if error.errno not in UNWILLING:
-            raise
 
 
 def _start_wandb(run: RunFolder, cfg: Config) -> Any:
@@ -138,25 +105,3 @@ def _start_wandb(run: RunFolder, cfg: Config) -> Any:
     # Not W&B's own step, which may not go back: after a crash some steps are run, and logged, once more.
     session.define_metric("*", step_metric="step")
     return session
-
-
-class Pace:
-    """Images per second and the time that is left, from the steps since the last look."""
-
-    def __init__(self, step: int, global_batch: int) -> None:
-        self.global_batch = global_batch
-        self._step, self._time = step, time.perf_counter()
-
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was not spent on steps."""
-        self._time += seconds
-
-    def measure(self, step: int, steps: int) -> Record:
-        """The pace since the last call."""
-        now = time.perf_counter()
-        per_step = (now - self._time) / max(1, step - self._step)
-        self._step, self._time = step, now
-        return {
-            "images_per_second": round(self.global_batch / per_step, 1),
-            "seconds_left": round((steps - step) * per_step, 1),
-        }

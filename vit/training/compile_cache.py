@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from vit.distributed.world import World
-from vit.run import fsync
-from vit.run.folder import UNWILLING, RunFolder
-from vit.run.metrics import show
+from vit.run.disk_errors import UNWILLING
+from vit.run.folder import RunFolder
+from vit.run.fsync import replace_file
+from vit.run.progress import show
 
 
 class Compiled:
@@ -67,7 +68,7 @@ class Compiled:
 
     def _write(self, made: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        fsync.replace(self._folder / f"{hashlib.sha256(made).hexdigest()}.bin", made)
+        replace_file(self._folder / f"{hashlib.sha256(made).hexdigest()}.bin", made)
 
 
 def _kind(device: torch.device) -> str:

@@ -1,0 +1,22 @@
+"""A training job as plain data: what `submit.py` decides, and the supervisor of each node reads."""
+
+from dataclasses import dataclass
+
+# Environment of a local job: what submit.py tells the supervisor beside the job itself.
+SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
+GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job runs, and how often it may fail."""
+
+    run: str  # the run folder
+    nodes: int
+    gpus: int  # ranks on each node; where there are no GPUs they run on the CPU
+    accepted: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
+    restarts: int = 3  # in place after failures, between two checkpoints
+    requeues: int = 3  # after failures, between two checkpoints
+    same_step: int = 2  # failures at the same step, between two checkpoints
+    stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
+    health: bool = True  # whether each node of a Slurm job is looked over before its ranks start

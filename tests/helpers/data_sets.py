@@ -1,0 +1,71 @@
+"""Real and synthesized images as `.beton` files, and a config of a small run on them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
+from vit.config.schema import Config, DataConfig, ModelConfig
+
+TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no usual batch divides the second
+CLASSES = 10
+# One process for all files, and not this one: importing FFCV compiles for seconds.
+WRITE = """
+import json, sys
+from data_prep.write_beton import main
+sys.exit(max(main(arguments) for arguments in json.load(sys.stdin)))
+"""
+
+
+def small_config(data: Path) -> Config:
+    """Eight micro-batches of 8 images a step, and a model of a few thousand weights.
+
+    `data` is a folder with train.beton and val.beton, or one file for both.
+    """
+    train, val = (data / "train.beton", data / "val.beton") if data.is_dir() else (data, data)
+    return Config(
+        seed=7,
+        epochs=2,
+        global_batch=64,
+        micro_batch=8,
+        device="cpu",
+        model=ModelConfig(image_size=28, patch_size=7, width=16, depth=2, heads=2, mlp_dim=32, num_classes=CLASSES),
+        data=DataConfig(train=train, val=val, workers=1, crop_scale=(0.3, 1.0)),
+    )
+
+
+def write_data_sets(folder: Path) -> None:
+    """In a process of its own."""
+    photographs(folder / "photographs")
+    commands = [["imagefolder", str(folder / "photographs"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]]
+    if PACKAGED_FASHION_MNIST.is_dir():
+        # The training set in its own order, so that a test can say which image a sample must be.
+        for split, options in (("train", ["--limit", str(TRAIN), "--no-shuffle"]), ("val", ["--limit", str(VAL)])):
+            out = str(folder / f"{split}.beton")
+            commands.append(
+                ["fashion-mnist", "--split", split, *options, "--mode", "raw", "--out", out, "--workers", "1"]
+            )
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE], input=json.dumps(commands), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def photographs(folder: Path) -> None:
+    """Synthesized pictures with slow colors, edges and grain, 40 to 300 pixels a side, one folder a class."""
+    random = np.random.default_rng(0)
+    for i in range(JPEGS):
+        h, w = random.integers(40, 301, 2)
+        y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j][:, :, :, None]  # (h, w, 1)
+        frequency, phase = random.uniform(0.3, 3, (2, 3)), random.uniform(0, 2 * math.pi, 3)
+        colors = 128 + 90 * np.sin(2 * math.pi * (frequency[0] * x + frequency[1] * y) + phase)  # (h, w, 3)
+        disc = (x - random.uniform()) ** 2 + (y - random.uniform()) ** 2 < 0.1
+        pixels = np.where(disc, 255 - colors, colors) + random.normal(0, 6, (h, w, 3))
+        path = folder / f"class-{i % CLASSES}" / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)

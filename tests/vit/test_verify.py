@@ -1,0 +1,177 @@
+"""The command that kills a run and compares it: it says "identical" only of what is, and names what is not."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.data_sets import small_config
+from tests.helpers.paths import ROOT
+from vit.config.schema import to_yaml
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
+from vit.verify import Part, cost, first_difference, main, parts, samples_are_whole
+
+STEPS = 12
+
+
+def verify(betons: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a person gives it, on a small model."""
+    cfg = small_config(betons)
+    cfg = replace(
+        cfg,
+        model=replace(cfg.model, dropout=0.1, drop_path=0.1),
+        augment=replace(cfg.augment, randaugment_ops=1, mixup=0.2),
+    )
+    folder.mkdir()
+    (folder / "small.yaml").write_text(to_yaml(cfg))
+    command = [sys.executable, "-m", "vit.verify", "--config", str(folder / "small.yaml"), "--steps", str(STEPS)]
+    command += ["--folder", str(folder / "runs"), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def killed(betons: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run that was killed three times, on 4, 2 and 1 ranks, and what the command said of it."""
+    folder = tmp_path_factory.mktemp("verify") / "killed"
+    return verify(betons, folder, "--kills", "3", "--ranks", "4,2,1"), folder / "runs"
+
+
+def test_a_run_killed_on_4_2_and_1_ranks_is_identical(killed: Any) -> None:
+    """It says so, with a row for each kill and each thing that was compared, and ends with exit code 0."""
+    done, runs = killed
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(
+        r"^ +(\d) +[\d.]+ s +\d+ +(\d) +\d+  (rank \d|all ranks|the launcher|everything)$", done.stdout, re.M
+    )
+    assert [(n, ranks) for n, ranks, _ in rows] == [("1", "4"), ("2", "2"), ("3", "1")]
+    same = re.findall(r"^(\S.*?)  +\S.*?  +([0-9a-f]{8})  +\2  +same$", done.stdout, re.M)
+    assert [what for what, _ in same] == [
+        *("weights", "moments", "EMA of weights", "gradient scaler", "learning curve", "sample ids"),
+    ]
+    assert re.search(r"^identical, after 3 kills, in \d+ s$", done.stdout, re.M)
+    starts = [e["ranks"] for e in RunFolder(runs / "killed").events() if e["event"] == "started"]
+    assert starts[-1] == 4  # the fourth attempt is on four ranks again
+
+
+def test_every_kind_of_difference_is_named(killed: Any) -> None:
+    """One bit of one weight, a record that is there twice, one that is missing, two samples that changed places."""
+    run = RunFolder(killed[1] / "straight")
+    by_name = {part.what: part for part in parts(run)}
+    for part in by_name.values():
+        again = Part(part.what, part.content, dict(part.values))
+        assert first_difference(part, again) is None
+        assert part.digest == again.digest
+
+    def told(what: str, **changed: Any) -> str:
+        part = by_name[what]
+        other = Part(what, part.content, {name: v for name, v in {**part.values, **changed}.items() if v is not None})
+        assert other.digest != part.digest
+        return first_difference(part, other) or "nothing"
+
+    name, weight = next((n, t) for n, t in by_name["weights"].values.items() if t.ndim == 2)
+    flipped = weight.clone()
+    flipped.view(torch.int32)[1, 2] ^= 1
+    place = f"1 of {weight.numel():,} values differ; the first, at {weight.shape[1] + 2:,}, is "
+    assert told("weights", **{name: flipped}).startswith(f"{name}: {place}")
+    zero = Part("weights", "", {"bias": torch.tensor([1.0, 0.0])})
+    assert first_difference(zero, Part("weights", "", {"bias": torch.tensor([1.0, -0.0])})) == (
+        "bias: 1 of 2 values differ; the first, at 1, is 0.0 and -0.0"
+    )
+
+    record = by_name["learning curve"].values["step 3"]
+    assert told("learning curve", **{"step 3": {**record, "loss": 0.5}}) == f"step 3: loss is {record['loss']} and 0.5"
+    assert told("learning curve", **{"step 3, again": record}) == "step 3, again is only in the run that was killed"
+    assert told("learning curve", **{"step 3": None}) == "step 3 is only in the run that was left alone"
+    used = by_name["sample ids"].values["step 2, micro-batch 5"]
+    assert told("sample ids", **{"step 2, micro-batch 5": {**used, "samples": used["samples"][::-1]}}).startswith(
+        "step 2, micro-batch 5: samples is "
+    )
+
+
+def test_a_sample_that_is_lost_or_used_twice_is_found(killed: Any, tmp_path: Path) -> None:
+    """Each whole epoch must be each image once, whatever the other run says."""
+    there = RunFolder(killed[1] / "straight")
+    lines = read_lines(there.samples)
+    samples = 1 + max(i for line in lines for i in line["samples"])
+    assert samples_are_whole(there, samples)
+    lines[3]["samples"][0] = lines[3]["samples"][1]
+    run = RunFolder(tmp_path)
+    run.samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not samples_are_whole(run, samples)
+
+
+def test_without_exact_bits_it_says_what_differs(betons: Path, tmp_path: Path) -> None:
+    """DDP's own sum keeps the samples on another number of ranks, but not the weights: exit code 1."""
+    done = verify(betons, tmp_path / "runs", "--kills", "2", "--ranks", "4,2", "--exact", "samples")
+    assert done.returncode == 1, done.stdout + done.stderr
+    verdicts = dict(re.findall(r"^(\S.*?)  +\S.*  (same|differ)$", done.stdout, re.M))
+    assert (verdicts["weights"], verdicts["sample ids"]) == ("differ", "same")
+    place = r"[\d,]+ of [\d,]+ values differ; the first, at [\d,]+, is \S+ and \S+"
+    assert re.search(rf"^  weights: \S+: {place}$", done.stdout, re.M)
+    assert "identical, " not in done.stdout
+    assert "NOT identical" in done.stderr
+
+
+def test_the_cost_of_exact_bits_is_a_ratio_of_medians(tmp_path: Path) -> None:
+    """The first steps, in which all is built, and single slow ones do not count."""
+    for name, paces in (("bits", [1.0] * 5 + [90.0] * 9 + [1.0]), ("samples", [500.0] * 5 + [99.0] * 9 + [3.0])):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"step": i, "loss": 1, "images_per_second": pace}) for i, pace in enumerate(paces)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    assert cost(RunFolder(tmp_path / "bits"), RunFolder(tmp_path / "samples")) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--ranks", "4;2"], "--ranks '4;2': numbers with commas between them are wanted, as 4,2,1"),
+        (["--ranks", "4,3"], "3 ranks do not divide the 8 micro-batches of a batch"),
+        (["--data.train", "none.beton"], "none.beton does not exist; python -m data_prep.write_beton makes it"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(
+    options: list[str], complaint: str, betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started: exit code 2."""
+    (tmp_path / "small.yaml").write_text(to_yaml(small_config(betons)))
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(tmp_path / "small.yaml"), *options])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert complaint in told
+    assert told.count("\n") == 1
+
+
+def test_ranks_that_fail_by_themselves_are_not_taken_for_killed(betons: Path, tmp_path: Path) -> None:
+    """The command ends with their last words."""
+    done = verify(betons, tmp_path / "runs", "--kills", "1", "--ranks", "1", "--optim.lr", "1e30")
+    assert done.returncode == 1
+    assert "1 ranks ended with exit code 2, though nobody killed them" in done.stderr
+    assert "optim.max_skipped allows 10; a lower optim.lr may help" in done.stderr
+
+
+def test_an_attempt_is_not_over_before_the_last_thread_of_the_last_process() -> None:
+    """A process whose first thread has ended looks dead, yet others of it still hold its files and locks."""
+    program = """
+import ctypes, os, signal, threading
+from vit.kill_attempts import _descendants
+child = os.fork()
+if child == 0:
+    threading.Thread(target=threading.Event().wait).start()
+    ctypes.CDLL(None).pthread_exit(None)
+while open(f"/proc/{child}/stat").read().rpartition(") ")[2][0] != "Z":
+    pass
+assert [process.pid for process in _descendants()] == [child]
+os.kill(child, signal.SIGKILL)
+while _descendants():
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

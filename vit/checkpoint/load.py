@@ -1,0 +1,27 @@
+"""Loads the tensors of a checkpoint into main memory."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit.checkpoint.format import read_manifest, read_tensors
+
+
+def as_tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
+    """The tensor that the bytes of an entry are: (bytes,) -> entry's shape and dtype.  A view, no copy."""
+    count, dtype = math.prod(entry["shape"]), getattr(torch, entry["dtype"])
+    return data[: count * dtype.itemsize].view(dtype).view(entry["shape"])
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint, in main memory, and its manifest.  Raises DamagedCheckpointError."""
+    manifest = read_manifest(checkpoint)
+    tensors = {}
+    for tensor, data in read_tensors(checkpoint, manifest):
+        flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        tensors[tensor] = as_tensor(flat, manifest["tensors"][tensor])
+    return {tensor: tensors[tensor] for tensor in manifest["tensors"]}, manifest

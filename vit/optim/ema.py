@@ -1,0 +1,24 @@
+"""The exponential moving average (EMA) of the weights."""
+
+import torch
+from torch import nn
+
+from vit.config.schema import Config
+
+
+def ema_decay(step: int, cfg: Config, samples: int) -> float:
+    """The decay of the averaged weights at one step.
+
+    `copy` keeps the average equal to the weights while the learning rate warms up, as torchvision's references do;
+    `ramp` forgets the first steps soon, as TensorFlow's ExponentialMovingAverage does with `num_updates`.
+    """
+    if cfg.optim.ema_warmup == "copy" and step < cfg.steps(cfg.optim.warmup_epochs, samples):
+        return 0.0
+    ramp = (1 + step) / (10 + step) if cfg.optim.ema_warmup == "ramp" else 1.0
+    return min(cfg.optim.ema_decay, ramp)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay · ema + (1 - decay) · model, for all weights at once."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1.0 - decay)
