@@ -1,21 +1,19 @@
-# make demo     set up, prepare real images, train a small ViT here, print its test accuracy
-# make ablation the demo's model on few images, without and with augmentation, and both curves in one picture
-# make test     set up, run linters, types and all tests
-# make setup    the .venv alone; a second run takes seconds
-# make chaos    thousands of faults on small runs: kills, damage, failing disks, power cuts; half an hour on two cores
-# make cluster-chaos   every fault that the tests know, on real Slurms on this machine; needs root
+# Targets: make help
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/fashion-mnist
-export PYTHONPATH :=  # a foreign one shadows what the .venv holds
+export PYTHONPATH :=  # an inherited value would shadow the packages of .venv
 
-.PHONY: setup demo ablation test lint clean chaos cluster-chaos
+.PHONY: setup help demo ablation lint test chaos cluster-chaos clean
 
-setup: $(VENV)/ready
+setup: $(VENV)/ready  ## create .venv; a second run takes seconds
 
-# FFCV is built from source, against the system's OpenCV and libjpeg-turbo.
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# FFCV is built from source with the system's OpenCV and libjpeg-turbo.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages $(wildcard vit/*/*.cpp vit/*/*.h)
 	@PYTHON=$(PYTHON) .ci/system-packages
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, not %d.%d; try make PYTHON=/path/to/python3.11" % v)'
@@ -26,31 +24,31 @@ $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-pack
 $(DATA)/%.beton: | $(VENV)/ready
 	$(BIN)/python -m data_prep.write_beton fashion-mnist --split $* --out $@ --mode raw
 
-demo: setup $(DATA)/train.beton $(DATA)/val.beton
+demo: setup $(DATA)/train.beton $(DATA)/val.beton  ## set up, prepare real images, train a small ViT here, print its test accuracy
 	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
-	@echo "  on a cluster    python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4"
+	@echo "  on a cluster:   python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4"
 
-ablation: setup $(DATA)/train.beton $(DATA)/val.beton
+ablation: setup $(DATA)/train.beton $(DATA)/val.beton  ## train the demo's model on few images, without and with augmentation, and plot both curves
 	$(BIN)/python jobs/submit.py --config configs/demo_overfits.yaml --nodes 1 --gpus 2
 	$(BIN)/python jobs/submit.py --config configs/demo_augmented.yaml --nodes 1 --gpus 2
 	$(BIN)/python jobs/report.py runs/demo_overfits runs/demo_augmented --out ablation.png
 
-lint: setup
+lint: setup  ## run linter, formatter check and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint  ## set up, run lint and all tests
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-chaos: setup
+chaos: setup  ## inject thousands of faults into small runs: kills, damage, failing disks, power cuts; 30 minutes on two cores
 	nice -n 10 $(BIN)/python benchmarks/chaos.py
 
-cluster-chaos: setup
+cluster-chaos: setup  ## inject every fault that the tests know into runs on a real Slurm on this machine; requires root
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest -vv --numprocesses 3 --dist worksteal -m "campaign or not campaign" \
 	  tests/cluster
 
-clean:
+clean:  ## remove .venv, build files and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the C++ parts.  Where they cannot be built, FFCV's decoder and torch do their work."""
+"""The C++ extensions, which setup.cfg cannot declare.  Without them, FFCV's decoder and torch are used instead."""
 
 from setuptools import Extension, setup
 
@@ -9,7 +9,7 @@ setup(
         Extension(
             "vit.data._native",
             ["vit/data/native.cpp"],
-            depends=["vit/data/huffman.h", "vit/data/resize.h"],
+            depends=["vit/data/cpu_dispatch.h", "vit/data/huffman.h", "vit/data/resize.h"],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,
             optional=True,
@@ -17,6 +17,7 @@ setup(
         Extension(
             "vit.augment._pixel_ops",
             ["vit/augment/pixel_ops.cpp"],
+            depends=["vit/augment/pixel_kernels.h", "vit/augment/warp.h", "vit/data/cpu_dispatch.h"],
             extra_compile_args=[*FLAGS, "-fno-trapping-math"],
             optional=True,
         ),

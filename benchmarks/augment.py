@@ -1,11 +1,12 @@
-"""RandAugment with mixup or cutmix at 224 x 224, images/s of one thread: ours beside torchvision's and kornia's.
+"""Throughput of RandAugment with mixup or cutmix at 224 x 224 on one thread: ours, torchvision's and kornia's.
 
 python benchmarks/augment.py [--quick]
 
-The same images for all, smooth colors with edges and grain: flip, two operations of RandAugment at magnitude 9, mixup
-or cutmix, normalized floats.  torchvision's v2 runs image by image on Pillow's images, as its reference does in its
-workers, and on tensors; ours and kornia's run on batches of 32.  They take turns, and the CPU
-time of all turns counts: each draws cheap and dear operations as they come.  The last line is one JSON object.
+All get the same images (smooth colors with edges and noise) and do the same: flip, two RandAugment operations at
+magnitude 9, mixup or cutmix, conversion to normalized floats.  torchvision's v2 runs image by image, on Pillow images,
+as its reference script does in its workers, and on tensors; ours and kornia's run on batches of 32.  They take turns.
+The result is images per second of CPU time over all turns, because the cost of a turn depends on the operations drawn.
+The last line is one JSON object.
 """
 
 import argparse
@@ -32,8 +33,8 @@ BATCH, SIZE, CLASSES = 32, 224, 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def photographs() -> Tensor:
-    """(B, 3, S, S) uint8."""
+def synthetic_images() -> Tensor:
+    """Returns (B, 3, S, S) uint8."""
     random = torch.Generator().manual_seed(0)
     x, y = torch.linspace(0, 1, SIZE), torch.linspace(0, 1, SIZE)[:, None]
     frequency, phase, tint = (torch.rand(BATCH, 3, 1, 1, generator=random) for _ in range(3))
@@ -44,40 +45,40 @@ def photographs() -> Tensor:
 
 
 def ours(images: Tensor, labels: Tensor) -> Callable[[int], Any]:
-    """On the loader's batches."""
+    """Our pipeline, on batches in the layout of the loader."""
     cfg = AugmentConfig(randaugment_ops=2, mixup=0.2, cutmix=1.0)
     batch = images.permute(0, 2, 3, 1).contiguous()
     return lambda step: augment(batch, labels, cfg, CLASSES, step)
 
 
 def torchvision(images: Tensor, labels: Tensor, pillow: bool) -> Callable[[int], Any]:
-    """Image by image, then collated and mixed."""
-    steps = [v2.RandomHorizontalFlip(), v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR)]
-    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    one = v2.Compose([*steps, *([v2.PILToTensor()] if pillow else []), *last])
+    """torchvision's v2 transforms on single images, then collated and mixed."""
+    augmentations = [v2.RandomHorizontalFlip(), v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR)]
+    conversions = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    transform = v2.Compose([*augmentations, *([v2.PILToTensor()] if pillow else []), *conversions])
     mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
-    each: list[Any] = list(images)
+    inputs: list[Any] = list(images)
     if pillow:
-        each = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    return lambda _: mix(torch.stack([one(image) for image in each]), labels)
+        inputs = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    return lambda _: mix(torch.stack([transform(image) for image in inputs]), labels)
 
 
 def kornia(images: Tensor, labels: Tensor) -> Callable[[int], Any]:
-    """On batches of floats; one choice of operations for all images of a batch, as kornia has it."""
+    """kornia's, on batches of floats.  It draws the operations once per batch, not per image."""
     from kornia import augmentation as K
     from kornia.augmentation.auto import RandAugment
 
-    steps = K.AugmentationSequential(K.RandomHorizontalFlip(), RandAugment(n=2, m=9), data_keys=["input"])
+    augmentations = K.AugmentationSequential(K.RandomHorizontalFlip(), RandAugment(n=2, m=9), data_keys=["input"])
     mixes = [
         K.RandomMixUpV2(data_keys=["input", "class"]),
         K.RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True),
     ]
     normalize = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
-    return lambda step: normalize(mixes[step % 2](steps(images.float() / 255), labels)[0])
+    return lambda step: normalize(mixes[step % 2](augmentations(images.float() / 255), labels)[0])
 
 
 def rates(makers: dict[str, Callable[[], Callable[[int], Any]]], turns: int, steps: int) -> dict[str, float | None]:
-    """Images per second of CPU time; None for what is not installed."""
+    """Images per second of CPU time; None for a library that is not installed."""
     runs: dict[str, Callable[[int], Any]] = {}
     for name, make in makers.items():
         try:
@@ -96,15 +97,15 @@ def rates(makers: dict[str, Callable[[], Callable[[int], Any]]], turns: int, ste
 
 
 def main() -> None:
-    """Prints a table, and as the last line one JSON object."""
+    """Prints a table, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds")
+    parser.add_argument("--quick", action="store_true", help="take less than 50 seconds")
     turns, steps = (3, 4) if parser.parse_args().quick else (12, 12)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    images = photographs()
+    images = synthetic_images()
     labels = torch.arange(BATCH) % CLASSES
-    found = rates(
+    measured = rates(
         {
             "ours": lambda: ours(images, labels),
             "torchvision, Pillow": lambda: torchvision(images, labels, pillow=True),
@@ -114,17 +115,17 @@ def main() -> None:
         turns,
         steps,
     )
-    for name, rate in found.items():
+    for name, rate in measured.items():
         print(f"{name:<24}" + (f"{rate:>8,.0f} images/s" if rate else "   not installed (pip install kornia)"))
-    mine = found["ours"] or 0.0
-    ratio = {name: round(mine / rate, 2) if rate else None for name, rate in found.items()}
-    theirs = [value for name in ("torchvision, Pillow", "torchvision, tensors") if (value := ratio[name])]
+    our_rate = measured["ours"] or 0.0
+    ratio = {name: round(our_rate / rate, 2) if rate else None for name, rate in measured.items()}
+    torchvision_ratios = [value for name in ("torchvision, Pillow", "torchvision, tensors") if (value := ratio[name])]
     figures = {
-        "vs_torchvision": min(theirs),  # the faster one
+        "vs_torchvision": min(torchvision_ratios),  # compared with the faster one
         "vs_torchvision_pillow": ratio["torchvision, Pillow"],
         "vs_torchvision_tensors": ratio["torchvision, tensors"],
         "vs_kornia": ratio["kornia"],
-        "images_per_s": {name: rate and round(rate, 1) for name, rate in found.items()},
+        "images_per_s": {name: rate and round(rate, 1) for name, rate in measured.items()},
         "torch": torch.__version__,
         "cores": os.cpu_count(),
         "machine": platform.machine(),

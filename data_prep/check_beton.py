@@ -1,8 +1,8 @@
-"""Check a .beton file against its manifest: every digest, every image, every label.
+"""Checks a .beton file against its manifest: every digest, every image, every label.
 
     python -m data_prep.check_beton data/train.beton --picture sheet.png
 
-Exit code 0: whole.  1: what is wrong, in one line, with the first damaged sample and where it lies.
+Exit code 0: the file is intact.  1: it is not; one line says why, with the first damaged sample and its offset.
 """
 
 import argparse
@@ -18,125 +18,173 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import contact_sheet
-from data_prep.beton_reader import Beton, open_beton
-from data_prep.digests import digests
+from data_prep.beton_reader import BetonIndex, read_beton_index
+from data_prep.digests import compute_digests
 from data_prep.progress import progress
 from data_prep.sources.source import InputError
 from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
 
-_CHUNK = 64  # images, for a thread at a time
+_CHUNK = 64  # images per task of a thread
+_ADVICE = "copy or write the file again"
+
+_DESCRIPTION = """\
+Check that a .beton file is intact: compare its size and its SHA-256 digests with
+its manifest (FILE.json), validate every label, and decode every image.
+"""
+_EPILOG = """\
+exit codes:
+  0    the file is intact
+  1    the file is damaged or cannot be read; one line on stderr says why, and
+       names the first damaged sample and its offset
+  2    wrong usage
+  130  interrupted
+
+example:
+  python -m data_prep.check_beton data/val.beton --picture sheet.png
+"""
 
 
-def check(path: Path, threads: int) -> tuple[DatasetManifest, Beton]:
-    """Check the file at `path` against the manifest beside it, and decode all of its images with `threads` threads.
+def check(path: Path, threads: int) -> tuple[DatasetManifest, BetonIndex]:
+    """Checks the file at `path` against its manifest, and decodes all of its images with `threads` threads.
 
-    Raises InputError, which says what is wrong, with the first damaged sample, its offset and its part of the file
-    (counted from 0, of `page_size` bytes); OSError if the file cannot be read.
+    Raises InputError, which says what is wrong, with the first damaged sample, its offset and its page (a part of
+    `page_size` bytes, counted from 0); OSError if the file cannot be read.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; give the path of a .beton file")
     try:
         manifest = read_dataset_manifest(path, training=False)
     except ValueError as error:
         raise InputError(str(error)) from None
     size = path.stat().st_size
     if size != manifest.bytes:
-        # What is missing or too much is named, but first whether it is such a file at all.
-        open_beton(path, len(manifest.classes))
-        raise InputError(f"{path}: has {size:,} bytes of {manifest.bytes:,}; copy or write it again")
-    page_size = manifest.page_size or max(1, size)
-    sha256, pages = digests(path, page_size)
-    wrong = [
-        part for part, (found, said) in enumerate(zip(pages, manifest.pages or pages, strict=False)) if found != said
-    ]
-    try:
-        beton = open_beton(path, len(manifest.classes))
-    except InputError as error:
-        raise InputError(f"{error}{_parts(wrong, page_size)}") from None
-    damaged = next(_damaged(beton, threads), None)
-    if damaged:
-        sample, why = damaged
-        at = (
-            f"sample {sample} at offset {int(beton.offset[sample]):,}, in part {int(beton.offset[sample]) // page_size}"
-        )
-        raise InputError(f"{path}: {at}, {why}{_parts(wrong, page_size)}; copy or write it again")
-    if wrong:
-        raise InputError(f"{path}: {_touched(beton, wrong[0], page_size)}{_parts(wrong, page_size)}; copy it again")
-    if len(pages) != len(manifest.pages or pages) or sha256 != manifest.sha256:
-        raise InputError(f"{path}: is not the file of its manifest: its sha256 is {sha256}, not {manifest.sha256}")
-    _compare(beton, manifest)
+        _read_index(path, manifest)  # raises a more precise error if the file is truncated or not an FFCV file
+        raise InputError(f"{path}: has {size:,} bytes instead of {manifest.bytes:,}; {_ADVICE}")
+    page_size = manifest.page_size or max(1, size)  # manifests of older versions have no page digests
+    file_digest, page_digests = compute_digests(path, page_size)
+    expected_pages = manifest.pages or page_digests
+    pairs = zip(page_digests, expected_pages, strict=False)
+    wrong_pages = [page for page, (found, expected) in enumerate(pairs) if found != expected]
+    page_report = _page_report(wrong_pages, page_size)
+    beton = _read_index(path, manifest, page_report)
+    undecodable = next(_undecodable_samples(beton, threads), None)
+    if undecodable:
+        sample, why = undecodable
+        offset = int(beton.offset[sample])
+        where = f"sample {sample} at offset {offset:,} in page {offset // page_size}"
+        raise InputError(f"{path}: {where} {why}{page_report}; {_ADVICE}")
+    if wrong_pages:
+        raise InputError(f"{path}: {_first_affected(beton, wrong_pages[0], page_size)}{page_report}; {_ADVICE}")
+    if len(page_digests) != len(expected_pages) or file_digest != manifest.sha256:
+        what = f"its SHA-256 is {file_digest}, not {manifest.sha256}"
+        raise InputError(f"{path}: is not the file that its manifest describes: {what}; {_ADVICE} and its manifest")
+    _compare_with_manifest(beton, manifest)
     return manifest, beton
 
 
-def _damaged(beton: Beton, threads: int) -> Iterator[tuple[int, str]]:
+def _read_index(path: Path, manifest: DatasetManifest, page_report: str = "") -> BetonIndex:
+    try:
+        return read_beton_index(path, len(manifest.classes))
+    except InputError as error:
+        raise InputError(f"{error}{page_report}; {_ADVICE}") from None
+
+
+def _undecodable_samples(beton: BetonIndex, threads: int) -> Iterator[tuple[int, str]]:
     """The samples that cannot be decoded, and why, in order."""
     descriptor = os.open(beton.path, os.O_RDONLY)
 
-    def decode(start: int) -> list[tuple[int, str]]:
-        found = []
+    def decode_chunk(start: int) -> list[tuple[int, str]]:
+        failed = []
         for sample in range(start, min(start + _CHUNK, len(beton))):
             try:
-                beton.pixels(descriptor, sample)
-            except (InputError, OSError) as error:
-                found.append((sample, str(error)))
-        return found
+                beton.read_pixels(descriptor, sample)
+            except InputError as error:
+                failed.append((sample, str(error)))
+            except OSError as error:
+                failed.append((sample, f"cannot be read ({error.strerror or error})"))
+        return failed
 
     pool = ThreadPoolExecutor(threads)
     try:
         with progress(len(beton)) as advance:
-            for found in pool.map(decode, range(0, len(beton), _CHUNK)):
-                yield from found
+            for failed in pool.map(decode_chunk, range(0, len(beton), _CHUNK)):
+                yield from failed
                 advance(_CHUNK)
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(descriptor)
 
 
-def _parts(wrong: Sequence[int], page_size: int) -> str:
-    """Which parts do not have their digests."""
-    if not wrong:
+def _page_report(wrong_pages: Sequence[int], page_size: int) -> str:
+    """Names the pages whose digests do not match."""
+    if not wrong_pages:
         return ""
-    start = wrong[0] * page_size
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"; part {wrong[0]} (bytes {start:,} to {start + page_size - 1:,}){more} does not match its digest"
+    start = wrong_pages[0] * page_size
+    page = f"page {wrong_pages[0]} (bytes {start:,} to {start + page_size - 1:,})"
+    if len(wrong_pages) == 1:
+        return f"; {page} does not match its digest"
+    return f"; {page} and {len(wrong_pages) - 1} more do not match their digests"
 
 
-def _touched(beton: Beton, part: int, page_size: int) -> str:
-    """The first sample that lies in a part, and so may be damaged though it can be decoded."""
-    start, end = part * page_size, (part + 1) * page_size
+def _first_affected(beton: BetonIndex, page: int, page_size: int) -> str:
+    """The first sample in a damaged page: its pixels may be wrong although it can be decoded."""
+    start, end = page * page_size, (page + 1) * page_size
     for sample in np.flatnonzero((beton.offset < end) & (beton.offset + beton.size > start))[:1].tolist():
         return f"pixels may be wrong from sample {sample} at offset {int(beton.offset[sample]):,}"
-    return (
-        "labels or places of samples may be wrong" if start < beton.data_start else "what lies beside images is damaged"
-    )
+    return "labels or offsets may be wrong" if start < beton.data_start else "bytes outside of images are damaged"
 
 
-def _compare(beton: Beton, manifest: DatasetManifest) -> None:
-    """Raises InputError unless the file holds what its manifest says; one of them was replaced, if not."""
+def _compare_with_manifest(beton: BetonIndex, manifest: DatasetManifest) -> None:
+    """Raises InputError if the content of the file differs from its manifest: one of them was replaced."""
+    advice = f"{_ADVICE} and its manifest"
     if len(beton) != manifest.samples:
-        raise InputError(f"{beton.path}: has {len(beton):,} samples, its manifest says {manifest.samples:,}")
+        raise InputError(
+            f"{beton.path}: has {len(beton):,} samples, but its manifest says {manifest.samples:,}; {advice}"
+        )
     histogram = np.bincount(beton.labels, minlength=len(manifest.classes)).tolist()
-    for name, found, said in itertools.zip_longest(manifest.classes, histogram, manifest.histogram):
-        if found != said:
-            raise InputError(f"{beton.path}: class {name} has {found} samples, its manifest says {said}")
+    for name, found, expected in itertools.zip_longest(manifest.classes, histogram, manifest.histogram):
+        if found != expected:
+            what = f"class {name} has {found} samples, but its manifest says {expected}"
+            raise InputError(f"{beton.path}: {what}; {advice}")
     image = manifest.image
-    found_sizes = [int(end(sizes)) for sizes in (beton.height, beton.width) for end in (np.min, np.max)]
+    found_sizes = [int(limit(sizes)) for sizes in (beton.height, beton.width) for limit in (np.min, np.max)]
     if found_sizes != [image.min_height, image.max_height, image.min_width, image.max_width]:
-        raise InputError(f"{beton.path}: its images' smallest and largest sides are not those of its manifest")
+        what = "its smallest and largest image sizes differ from its manifest"
+        raise InputError(f"{beton.path}: {what}; {advice}")
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.check_beton",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the .beton file; its manifest must be next to it")
+    parser.add_argument(
+        "--picture", type=Path, metavar="PNG", help="also draw random samples with their class names into this file"
+    )
+    parser.add_argument("--count", type=int, default=48, metavar="N", help="samples in the picture (default: 48)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed that chooses the samples in the picture (default: 0)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="threads that decode images (default: one per available core)",
+    )
+    args = parser.parse_args(arguments)
+    for name, minimum in (("count", 1), ("seed", 0), ("workers", 1)):
+        if getattr(args, name) < minimum:
+            parser.error(f"{name} must be at least {minimum}, not {getattr(args, name)}")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 1 for a file that is not whole, 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.check_beton", description="Check a .beton file.")
-    parser.add_argument("file", type=Path, metavar="FILE", help="the .beton; its manifest lies beside it")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw random samples with their classes' names")
-    parser.add_argument("--count", type=int, default=48, metavar="N", help="of samples in the picture (48)")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice (0)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (all cores)")
-    args = parser.parse_args(arguments)
-    for name, least in (("count", 1), ("seed", 0), ("workers", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"{name} must be at least {least}, not {getattr(args, name)}")
+    """Runs the command; returns its exit code: 0, 1 for a damaged file, 130 if interrupted.  Exits with 2 for usage."""
+    args = _parse_arguments(arguments)
     started = time.monotonic()
     try:
         manifest, beton = check(args.file, args.workers)
@@ -150,18 +198,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename or args.file}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"error: {args.file}: not checked to the end, interrupted", file=sys.stderr)
+        print(f"error: {args.file}: interrupted before the check was complete", file=sys.stderr)
         return 130
     print(
-        f"{args.file}: whole: {len(beton):,} samples of {len(manifest.classes)} classes, "
+        f"{args.file}: intact: {len(beton):,} samples in {len(manifest.classes)} classes, "
         f"{manifest.bytes / 1e6:,.1f} MB\n"
-        f"  digests of {len(manifest.pages) or 1:,} parts and all images checked in {seconds:.1f} s"
+        f"  digests of {max(1, len(manifest.pages)):,} pages and all images checked in {seconds:.1f} s"
     )
     if args.picture:
-        print(f"  {min(args.count, len(beton))} of them drawn in {args.picture}")
+        print(f"  {min(args.count, len(beton))} samples drawn in {args.picture}")
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM as Ctrl-C
     sys.exit(main())

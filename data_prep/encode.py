@@ -1,10 +1,11 @@
-"""Images to the bytes that FFCV stores, in worker processes, in order.
+"""Encodes images in worker processes to the bytes that FFCV stores, and returns them in order.
 
-An image is scaled to the recipe's resolution and stored as a JPEG or as pixels; a JPEG that needs neither is stored as
-it is, byte for byte.
+An image is scaled down to the recipe's resolution and stored as a JPEG or as raw pixels.  A JPEG that needs no scaling
+is copied byte for byte.
 
-Each worker has a pipe of its own, of which no other process holds the worker's end: if it is killed, even while it
-sends, the pipe ends.  (Killed while it sends, a worker of concurrent.futures leaves the others waiting for ever.)
+Each worker has its own pipe, and no other process holds the worker's end of it.  So when a worker is killed, even while
+it sends a result, its pipe reports end-of-file.  (If a worker of concurrent.futures is killed while it sends a result,
+the other workers wait forever.)
 """
 
 import math
@@ -22,160 +23,165 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import jpeg
-from data_prep.publish import signals_held_back
+from data_prep.publish import block_signals
 from data_prep.recipe import Recipe
-from data_prep.sources.source import InputError, Pixels, Source, decode, read, rgb
+from data_prep.sources.source import InputError, Pixels, Source, decode_image, read_image_file, to_rgb
 from vit.data.ffcv_format import IMAGE, JPEG, RAW
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 
 
 class WorkerKilledError(RuntimeError):
-    """A worker process ended unasked: someone killed it, or the system did for want of memory."""
+    """A worker process was killed, by a person or by the system because memory ran out."""
 
 
 @dataclass
-class Encoded:
-    """Samples as FFCV stores them, S of them, and what became of the others that were asked for."""
+class EncodedChunk:
+    """S encoded samples of a chunk, and the samples of the chunk that were left out."""
 
-    rows: NDArray[Any]  # (S,) of FFCV's records of images, without their places yet
-    samples: list[int] = field(default_factory=list)  # their numbers in the source
-    contents: list[bytes] = field(default_factory=list)  # of each
-    copied: int = 0  # of them: JPEGs stored as they were
+    image_records: NDArray[Any]  # (S,) FFCV's records of images, whose offsets are not set yet
+    samples: list[int] = field(default_factory=list)  # (S,) their numbers in the source
+    contents: list[bytes] = field(default_factory=list)  # (S,) encoded images
+    copied: int = 0  # how many of them are JPEGs copied unchanged
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))  # of all their pixels
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # which and why
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # name and reason
 
 
 @contextmanager
-def workers(count: int, source: Source, recipe: Recipe) -> Iterator[list[Pipe]]:
-    """Pipes to `count` processes that encode samples of `source` by `recipe`; they end with the block.
+def start_workers(count: int, source: Source, recipe: Recipe) -> Iterator[list[Pipe]]:
+    """Starts `count` processes that encode samples of `source` by `recipe`; yields pipes to them; ends them at exit.
 
-    They are forked, so that nothing is copied or imported again, and end too if this process is killed.
+    They are forked, so they copy and import nothing, and they also exit if this process is killed.
     """
     context = multiprocessing.get_context("fork")
     processes = []
     pipes: list[Pipe] = []
     try:
-        # What a signal handler raises in the middle of a fork is lost.  And Ctrl-C reaches the whole group: the workers
-        # are ours to end.
-        with signals_held_back():
+        # An exception raised by a signal handler during a fork would be lost.  Signals stay blocked in the workers:
+        # Ctrl-C reaches the whole process group, but this process alone ends the workers.
+        with block_signals():
             for _ in range(count):
-                ours, theirs = context.Pipe()
-                pipes.append(ours)
-                processes.append(context.Process(target=_work, args=(theirs, pipes, source, recipe), daemon=True))
+                parent_end, worker_end = context.Pipe()
+                pipes.append(parent_end)
+                arguments = worker_end, pipes, source, recipe
+                processes.append(context.Process(target=_worker_main, args=arguments, daemon=True))
                 processes[-1].start()
-                theirs.close()
+                worker_end.close()
         yield pipes
     finally:
         for process in processes:
             if process.pid is not None:
-                process.kill()  # they have nothing to lose, and may hang in a file system that does not answer
+                process.kill()  # workers have no state to lose, and may hang in an unresponsive file system
                 process.join()
         for pipe in pipes:
             pipe.close()
 
 
-def encoded(pipes: Sequence[Pipe], order: NDArray[np.int64], chunk: int) -> Iterator[Encoded]:
-    """The samples named by `order` (samples,), encoded by the workers behind `pipes`, in that order, `chunk` at a time.
+def encode_in_order(pipes: Sequence[Pipe], order: NDArray[np.int64], chunk_size: int) -> Iterator[EncodedChunk]:
+    """Encodes the samples `order` (samples,) with the workers behind `pipes`; yields them in that order, in chunks.
 
-    Raises InputError that names an image that cannot be used, and WorkerKilledError.
+    Raises InputError, which names the image, if one cannot be used, and WorkerKilledError.
     """
-    parts = [order[start : start + chunk] for start in range(0, len(order), chunk)]
-    asked: dict[Pipe, deque[int]] = {pipe: deque() for pipe in pipes}  # parts that a worker has yet to answer
-    answers: dict[int, Encoded | InputError] = {}
-    following = 0
-    for wanted in range(len(parts)):
+    chunks = [order[start : start + chunk_size] for start in range(0, len(order), chunk_size)]
+    pending: dict[Pipe, deque[int]] = {pipe: deque() for pipe in pipes}  # chunks sent to each worker, oldest first
+    results: dict[int, EncodedChunk | InputError] = {}
+    next_to_send = 0
+    for current in range(len(chunks)):
         while True:
-            # Two for each worker, so that it never waits for us; a bound on the whole, as memory is one.
-            for pipe in sorted(pipes, key=lambda each: len(asked[each])) * 2:
-                if len(asked[pipe]) < 2 and following < min(len(parts), wanted + 3 * len(pipes)):
-                    asked[pipe].append(following)
-                    with _alive():
-                        pipe.send(parts[following].tolist())
-                    following += 1
-            if wanted in answers:
+            # Two chunks per worker, so that it never waits for us; a limit on the total bounds memory.
+            for pipe in sorted(pipes, key=lambda each: len(pending[each])) * 2:
+                if len(pending[pipe]) < 2 and next_to_send < min(len(chunks), current + 3 * len(pipes)):
+                    pending[pipe].append(next_to_send)
+                    with _detect_killed_worker():
+                        pipe.send(chunks[next_to_send].tolist())
+                    next_to_send += 1
+            if current in results:
                 break
             for ready in wait(pipes):
                 assert isinstance(ready, Connection)
-                with _alive():
-                    answer = ready.recv()
-                answers[asked[ready].popleft()] = answer
-        answer = answers.pop(wanted)
-        if isinstance(answer, InputError):
-            raise answer
-        yield answer
+                with _detect_killed_worker():
+                    result = ready.recv()
+                results[pending[ready].popleft()] = result
+        result = results.pop(current)
+        if isinstance(result, InputError):
+            raise result
+        yield result
 
 
 @contextmanager
-def _alive() -> Iterator[None]:
+def _detect_killed_worker() -> Iterator[None]:
     try:
         yield
-    except (EOFError, OSError) as error:  # of a pipe whose other end is gone
+    except (EOFError, OSError) as error:  # the other end of the pipe is closed
         raise WorkerKilledError("a worker process was killed") from error
 
 
-def _work(pipe: Pipe, foreign: Sequence[Pipe], source: Source, recipe: Recipe) -> None:
-    warnings.filterwarnings("ignore", module="PIL")  # what Pillow can mend, it tells of by warnings
-    for each in foreign:
-        each.close()  # our parent's ends, which must end with it
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # our parent is gone
+def _worker_main(pipe: Pipe, parent_ends: Sequence[Pipe], source: Source, recipe: Recipe) -> None:
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow warns about defects that it can repair
+    for each in parent_ends:
+        each.close()  # inherited copies, which would keep the pipes open when the parent dies
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:
             samples = pipe.recv()
             try:
-                pipe.send(_encode(samples, source, recipe))
+                pipe.send(_encode_chunk(samples, source, recipe))
             except InputError as error:
                 pipe.send(error)
 
 
-def _encode(samples: list[int], source: Source, recipe: Recipe) -> Encoded:
-    out = Encoded(np.zeros(len(samples), IMAGE))
+def _encode_chunk(samples: list[int], source: Source, recipe: Recipe) -> EncodedChunk:
+    chunk = EncodedChunk(np.zeros(len(samples), IMAGE))
     for sample in samples:
-        row = len(out.samples)
+        row = len(chunk.samples)
         try:
-            content, pixels, copied = _stored(source, sample, recipe, out.rows[row : row + 1])
-        except Exception as error:  # whatever Pillow or OpenCV raises, it is about this image
+            content, pixels, copied = _encode_sample(source, sample, recipe, chunk.image_records[row : row + 1])
+        except Exception as error:  # Pillow and OpenCV raise many types; all of them concern this image
             why = " ".join(str(error).split()) or type(error).__name__
             if recipe.on_bad == "fail" or not is_bad_image(error):
-                advice = "replace or remove it, or leave it out by --on-bad skip"
+                advice = "replace or remove it, or leave out such images with --on-bad skip"
                 raise InputError(f"{source.describe(sample)}: cannot be used: {why}; {advice}") from None
-            out.left_out.append((source.describe(sample), why))
+            chunk.left_out.append((source.describe(sample), why))
             continue
-        out.samples.append(sample)
-        out.contents.append(content)
-        out.copied += copied
-        out.histogram += histogram(pixels)
-    out.rows = out.rows[: len(out.samples)]
-    return out
+        chunk.samples.append(sample)
+        chunk.contents.append(content)
+        chunk.copied += copied
+        chunk.histogram += channel_histogram(pixels)
+    chunk.image_records = chunk.image_records[: len(chunk.samples)]
+    return chunk
 
 
 def is_bad_image(error: Exception) -> bool:
-    """Whether an image is to blame; else disk, network or memory fail, and a good image would be left out."""
+    """Whether the image caused the error.  If the disk, the network or memory did, the image may be good."""
     if isinstance(error, OSError):
-        return error.errno in (None, ENOENT, ELOOP)  # Pillow's have no number
+        return error.errno in (None, ENOENT, ELOOP)  # Pillow's own OSErrors have no errno
     return not isinstance(error, MemoryError)
 
 
-def _stored(source: Source, sample: int, recipe: Recipe, row: NDArray[Any]) -> tuple[bytes, Pixels, bool]:
-    """What is stored of a sample, its pixels (before a JPEG loses some), whether it is a copy; fills FFCV's `row`."""
-    image, mode = source.images[sample], recipe.stored_as(sample)
-    content = None if isinstance(image, np.ndarray) else read(image)
+def _encode_sample(source: Source, sample: int, recipe: Recipe, record: NDArray[Any]) -> tuple[bytes, Pixels, bool]:
+    """Returns the bytes to store, the pixels (before JPEG compression), and whether the bytes are an unchanged copy.
+
+    Fills in `record` (1,), FFCV's record of the image.
+    """
+    image, mode = source.images[sample], recipe.storage_mode(sample)
+    content = None if isinstance(image, np.ndarray) else read_image_file(image)
     if content is not None and mode == "jpg" and not recipe.reencode:
         size = jpeg.baseline_size(content)
-        # A page holds twice the largest image; a longer JPEG is full of other things.
-        if size and max(size) <= recipe.max_resolution and len(content) <= 2 * recipe.largest_image:
-            pixels = jpeg.pixels(content, *size)
-            if pixels is not None:
-                row["mode"], row["height"], row["width"] = JPEG, *size
-                return content, pixels, True
-    pixels = scaled(rgb(image) if isinstance(image, np.ndarray) else decode(content or b""), recipe.max_resolution)
-    row["mode"], row["height"], row["width"] = JPEG if mode == "jpg" else RAW, *pixels.shape[:2]
-    return jpeg.encoded(pixels, recipe.quality) if mode == "jpg" else pixels.tobytes(), pixels, False
+        # A page has room for twice the largest image; a larger JPEG contains mostly other data.
+        if size and max(size) <= recipe.max_resolution and len(content) <= 2 * recipe.max_image_bytes:
+            decoded = jpeg.decode(content, *size)
+            if decoded is not None:
+                record["mode"], record["height"], record["width"] = JPEG, *size
+                return content, decoded, True
+    pixels = to_rgb(image) if isinstance(image, np.ndarray) else decode_image(content or b"")
+    pixels = scale_down(pixels, recipe.max_resolution)
+    record["mode"], record["height"], record["width"] = JPEG if mode == "jpg" else RAW, *pixels.shape[:2]
+    return jpeg.encode(pixels, recipe.quality) if mode == "jpg" else pixels.tobytes(), pixels, False
 
 
-def scaled(pixels: Pixels, max_resolution: int) -> Pixels:
-    """The image with its longer side scaled down to `max_resolution` pixels: (H, W, 3) -> (h, w, 3).
+def scale_down(pixels: Pixels, max_resolution: int) -> Pixels:
+    """Scales an image down until its longer side has `max_resolution` pixels: (H, W, 3) -> (h, w, 3).
 
-    As FFCV does it, but the shorter side keeps at least one pixel, where FFCV fails.
+    The same computation as in FFCV, except that the shorter side keeps at least one pixel, where FFCV fails.
     """
     import cv2
 
@@ -187,17 +193,17 @@ def scaled(pixels: Pixels, max_resolution: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def histogram(pixels: Pixels) -> NDArray[np.int64]:
-    """How often each value is in each channel: (H, W, 3) -> (3, 256).  Sums of it are exact in any order."""
+def channel_histogram(pixels: Pixels) -> NDArray[np.int64]:
+    """Count of each value in each channel: (H, W, 3) -> (3, 256).  Sums of them are exact in any order."""
     import cv2
 
-    # OpenCV counts in float32, exact up to 2**24: the largest image has as many pixels.
+    # OpenCV counts in float32, which is exact up to 2**24, the number of pixels of the largest image.
     counts = [cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
     return np.stack(counts).astype(np.int64)
 
 
 def mean_and_std(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Of each channel's values over 255, from how often each value is there: (3, 256) -> (3,) and (3,)."""
+    """Mean and standard deviation of each channel, scaled to 0 to 1: counts (3, 256) -> (3,) and (3,)."""
     means, stds = [], []
     for counts in histogram.tolist():  # Python's integers do not overflow
         pixels = sum(counts)

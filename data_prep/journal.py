@@ -1,8 +1,8 @@
-"""A journal beside a file that is being written: what a killed command has safely on disk, so that it can go on there.
+"""The journal of an unfinished file: records what is safely on disk, so that a killed command can resume.
 
-One line for what is written (recipe, images, versions), then one every few seconds for what has come since, each after
-the images that it tells of were forced to disk.  A line begins with the CRC-32 of all lines up to its end, so that a
-torn or damaged one ends the journal where it was still right.
+The first line identifies the file (recipe, images, versions).  Every few seconds another line describes the images
+written since the previous line, after they were forced to disk.  Each line starts with the CRC-32 of all lines up to
+its end, so the journal is valid up to the first torn or damaged line.
 """
 
 import base64
@@ -17,35 +17,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.beton_writer import BetonWriter, Tally
+from data_prep.beton_writer import BetonWriter, WriteState
 from data_prep.progress import progress
 from vit.data.ffcv_format import SAMPLE
 from vit.run.fsync import fsync
 
-EVERY = 5.0  # seconds between lines: what a kill may cost
+INTERVAL = 5.0  # seconds between lines: the most work that a kill can lose
 FORMAT = "vit-beton-journal-1"
 _MB = 1_000_000
 
 
 class _Line(NamedTuple):
     content: dict[str, Any]
-    end: int  # bytes up to its end
-    crc: int  # of all lines up to its end
+    end: int  # bytes: offset of its end
+    crc: int  # CRC-32 of all lines up to its end
 
 
 def journal_path(temporary: Path) -> Path:
-    """Where the journal of the unfinished file at `temporary` lies."""
+    """The path of the journal of the unfinished file `temporary`."""
     return temporary.with_name(f"{temporary.name}.journal")
 
 
-def share_kept(temporary: Path) -> float | None:
-    """How much of the file at `temporary` the same command need not do again, 0 to 1; None if nothing."""
-    lines = [line.content for line in _lines(journal_path(temporary))]
+def resumable_fraction(temporary: Path) -> float | None:
+    """The fraction of the samples that need not be processed again, 0 to 1; None if there is nothing to resume."""
+    lines = [line.content for line in _valid_lines(journal_path(temporary))]
     return lines[-1]["asked"] / lines[0]["samples"] if len(lines) > 1 else None
 
 
-def _lines(path: Path) -> Iterator[_Line]:
-    """The lines from the first one on that are whole."""
+def _valid_lines(path: Path) -> Iterator[_Line]:
+    """The lines before the first damaged one."""
     if not path.exists():
         return
     crc, end = 0, 0
@@ -58,21 +58,22 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 
 class Journal:
-    """The journal of `file`, written at `temporary`, which is to hold what `identity` says.
+    """The journal of `file`, an unfinished file at `temporary`; a context manager.
 
-    Within a `with` block; lines are written in a thread of its own, as a disk may take seconds for each.
+    `identity` holds the settings that must be the same to resume.  A separate thread writes the lines, because a disk
+    may take seconds for each.
     """
 
     def __init__(self, temporary: Path, file: BetonWriter, identity: dict[str, Any]) -> None:
         self._path = journal_path(temporary)
         self._file = file
-        # As JSON gives it back, so that the two can be compared.
-        self._identity = json.loads(json.dumps({"format": FORMAT, "samples": len(file.samples)} | identity))
-        self._crc, self._end = 0, 0  # of the lines that are there
-        self._stored, self._left_out = 0, 0  # images that they tell of
-        self._next = time.monotonic() + EVERY
+        settings = {"format": FORMAT, "samples": len(file.sample_records)} | identity
+        self._identity = json.loads(json.dumps(settings))  # comparable with what was read from a journal
+        self._crc, self._end = 0, 0  # of the lines written so far
+        self._stored, self._left_out = 0, 0  # numbers of samples that these lines describe
+        self._next_line_at = time.monotonic() + INTERVAL
         self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._pending: Future[None] | None = None  # the line being written
 
     def __enter__(self) -> "Journal":
         return self
@@ -81,83 +82,87 @@ class Journal:
         self._thread.shutdown()
 
     def resume(self, allow_left_out: bool) -> str:
-        """Bring the file to where the journal and its bytes agree, or to its beginning; returns why, if to the latter.
+        """Restores the state of the file from the journal, as far as the bytes of the file match it, or resets it.
 
-        Without `allow_left_out`, to before the first image that was left out.
+        Without `allow_left_out`, restores it to before the first sample that was left out.  Returns the reason if
+        earlier work was discarded, else "".
         """
-        lines = list(_lines(self._path))
-        why = "its journal is damaged" if self._path.exists() and not lines else ""
+        lines = list(_valid_lines(self._path))
+        reason = "the journal is damaged" if self._path.exists() and not lines else ""
         if lines and lines[0].content != self._identity:
-            why, lines = _differences(lines[0].content, self._identity), []
+            reason, lines = _first_difference(lines[0].content, self._identity), []
         if len(lines) > 1:
             self._replay(lines, allow_left_out)
-            why = "" if self._file.tally.asked else "what was written of it is damaged"
-        if not self._file.tally.asked:
+            reason = "" if self._file.state.processed else "the unfinished file is damaged"
+        if not self._file.state.processed:
             self._path.unlink(missing_ok=True)
-            self._file.begin()
-            return why
+            self._file.reset()
+            return reason
         os.truncate(self._path, self._end)
-        self._file.file.truncate(self._file.tally.position)
+        self._file.file.truncate(self._file.state.position)
         return ""
 
     def _replay(self, lines: list[_Line], allow_left_out: bool) -> None:
         file = self._file
-        with progress((lines[-1].content["position"] - file.start) // _MB, "MB") as advance:
+        with progress((lines[-1].content["position"] - file.first_page) // _MB, "MB") as advance:
             for line, end, crc in lines[1:]:
-                tally = file.tally
+                state = file.state
                 if line["left_out"] and not allow_left_out:
                     return
-                if file.crc_up_to(line["position"]) != line["crc"]:
+                if file.crc_at(line["position"]) != line["crc"]:
                     return
-                rows = slice(tally.stored, line["stored"])
-                file.samples[rows] = np.frombuffer(base64.b64decode(line["rows"]), SAMPLE)
-                file.sizes[rows] = np.frombuffer(base64.b64decode(line["sizes"]), "<i8")
-                advance(line["position"] // _MB - tally.position // _MB)
-                file.tally = Tally(
-                    **{key: line[key] for key in ("asked", "stored", "position", "crc", "copied")},
+                rows = slice(state.stored, line["stored"])
+                file.sample_records[rows] = np.frombuffer(base64.b64decode(line["rows"]), SAMPLE)
+                file.image_sizes[rows] = np.frombuffer(base64.b64decode(line["sizes"]), "<i8")
+                advance(line["position"] // _MB - state.position // _MB)
+                file.state = WriteState(
+                    processed=line["asked"],
+                    **{key: line[key] for key in ("stored", "position", "crc", "copied")},
                     histogram=np.array(line["histogram"], np.int64),
-                    left_out=tally.left_out + [(which, why) for which, why in line["left_out"]],
+                    left_out=state.left_out + [(name, why) for name, why in line["left_out"]],
                 )
-                self._stored, self._left_out = file.tally.stored, len(file.tally.left_out)
+                self._stored, self._left_out = file.state.stored, len(file.state.left_out)
                 self._end, self._crc = end, crc
 
-    def keep(self) -> None:
-        """Note down what was written, if it is time.  Raises OSError, of the line before, if the disk is full."""
-        if self._writing and self._writing.done():
-            self._writing.result()
-            self._writing = None
-        if not self._writing and time.monotonic() >= self._next:
-            self._note()
+    def append_if_due(self) -> None:
+        """Starts to write a line if the last one is old enough.
 
-    def settle(self) -> None:
-        """Note down all that was written, and wait until it is on disk.  Raises OSError if the disk is full."""
-        if self._writing:
-            self._writing.result()
-        self._note()
-        assert self._writing
-        self._writing.result()
+        Raises OSError if the disk was full when the previous line was written.
+        """
+        if self._pending and self._pending.done():
+            self._pending.result()
+            self._pending = None
+        if not self._pending and time.monotonic() >= self._next_line_at:
+            self._pending = self._start_line()
 
-    def _note(self) -> None:
-        file, tally = self._file, self._file.tally
-        rows = slice(self._stored, tally.stored)
+    def flush(self) -> None:
+        """Writes a line and waits until everything is on disk.  Raises OSError if the disk is full."""
+        if self._pending:
+            self._pending.result()
+        self._pending = self._start_line()
+        self._pending.result()
+
+    def _start_line(self) -> "Future[None]":
+        file, state = self._file, self._file.state
+        rows = slice(self._stored, state.stored)
         line = {
-            "asked": tally.asked,
-            "stored": tally.stored,
-            "position": tally.position,
-            "crc": tally.crc,
-            "copied": tally.copied,
-            "histogram": tally.histogram.tolist(),
-            "left_out": tally.left_out[self._left_out :],
-            "rows": base64.b64encode(file.samples[rows].tobytes()).decode(),
-            "sizes": base64.b64encode(file.sizes[rows].tobytes()).decode(),
+            "asked": state.processed,
+            "stored": state.stored,
+            "position": state.position,
+            "crc": state.crc,
+            "copied": state.copied,
+            "histogram": state.histogram.tolist(),
+            "left_out": state.left_out[self._left_out :],
+            "rows": base64.b64encode(file.sample_records[rows].tobytes()).decode(),
+            "sizes": base64.b64encode(file.image_sizes[rows].tobytes()).decode(),
         }
-        text = b"" if self._path.exists() else self._line(self._identity)
-        text += self._line(line)
-        self._stored, self._left_out = tally.stored, len(tally.left_out)
-        self._writing = self._thread.submit(self._write, text)
-        self._next = time.monotonic() + EVERY
+        text = b"" if self._path.exists() else self._encode(self._identity)
+        text += self._encode(line)
+        self._stored, self._left_out = state.stored, len(state.left_out)
+        self._next_line_at = time.monotonic() + INTERVAL
+        return self._thread.submit(self._write, text)
 
-    def _line(self, content: dict[str, Any]) -> bytes:
+    def _encode(self, content: dict[str, Any]) -> bytes:
         text = json.dumps(content).encode() + b"\n"
         self._crc = zlib.crc32(text, self._crc)
         return b"%08x " % self._crc + text
@@ -168,14 +173,14 @@ class Journal:
             journal.write(text)
             journal.flush()
             os.fsync(journal.fileno())
-        fsync(self._path.parent)  # its name, and that of the file
+        fsync(self._path.parent)  # the names of the journal and of the file
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """In a few words for people, the first thing in which a journal is another one's."""
+def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first setting in which a journal differs from this command."""
     for name, value in wanted.items():
         if found.get(name) != value:
             if name == "images":
-                return "the images are no longer the same"
-            return f"it was begun with {name} {found.get(name)}, not {value}"
-    return "it was begun by another version of this command"
+                return "the images have changed"
+            return f"the unfinished file has {name} {found.get(name)}, not {value}"
+    return "the unfinished file is from another version of this command"

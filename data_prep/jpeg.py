@@ -1,4 +1,4 @@
-"""JPEGs: which can be stored as they lie in files, their pixels as the trainer will see them, and those we make."""
+"""JPEGs: which ones can be copied unchanged, their pixels as training will see them, and how images are encoded."""
 
 from io import BytesIO
 
@@ -8,20 +8,21 @@ from PIL import Image
 from data_prep.sources.source import Pixels
 from vit.data.ffcv_format import ffcv_library
 
-_ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the brightness over that of the colors; all that is common
-_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's header; the three mean other things
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_LUMA_SAMPLING = {(1, 1), (2, 1), (1, 2), (2, 2)}  # horizontal, vertical factors relative to chroma: the common ones
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frame headers; these three have other meanings
 
 
 def baseline_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels of a JPEG that every decoder reads alike, else None.
+    """(height, width) in pixels of a JPEG that all decoders decode alike, else None.
 
-    That is: baseline (ITU T.81, SOF0), three components of YCbCr (JFIF, or Adobe's transform 1, or neither and not
-    named R, G, B: libjpeg's rules), in one scan, in a common subsampling, and not to be turned by EXIF or XMP.
+    Such a JPEG is baseline (ITU T.81, SOF0), has three YCbCr components (by libjpeg's rules: JFIF, or Adobe's transform
+    1, or neither and components not named R, G, B) in one scan, with common subsampling, and is not rotated by EXIF or
+    XMP metadata.
     """
     size: tuple[int, int] | None = None
-    jfif, has_notes = False, False
-    adobe: int | None = None  # its transform
+    has_jfif, has_metadata = False, False
+    adobe_transform: int | None = None
     components = b""
     position = 2
     if content[:2] != b"\xff\xd8":
@@ -40,31 +41,31 @@ def baseline_size(content: bytes) -> tuple[int, int] | None:
         elif marker in _FRAMES:
             return None
         elif marker == 0xE0 and segment[:5] == b"JFIF\0":
-            jfif = True
+            has_jfif = True
         elif marker == 0xE1:
-            has_notes = True
+            has_metadata = True
         elif marker == 0xEE and segment[:5] == b"Adobe" and len(segment) >= 12:
-            adobe = segment[11]
-        elif marker == 0xDA:  # the image's data begins
+            adobe_transform = segment[11]
+        elif marker == 0xDA:  # start of scan: image data follows
             if not size or 0 in size or segment[:1] != b"\x03":
                 return None
-            ycbcr = jfif or (adobe == 1 if adobe is not None else components[::3] != b"RGB")
+            is_ycbcr = has_jfif or (adobe_transform == 1 if adobe_transform is not None else components[::3] != b"RGB")
             y, cb, cr = ((factors >> 4, factors & 15) for factors in components[1::3])
-            if not ycbcr or y not in _SAMPLINGS or not cb == cr == (1, 1):
+            if not is_ycbcr or y not in _LUMA_SAMPLING or not cb == cr == (1, 1):
                 return None
-            return size if not has_notes or _upright(content) else None
+            return size if not has_metadata or _is_upright(content) else None
     return None
 
 
-def _upright(content: bytes) -> bool:
+def _is_upright(content: bytes) -> bool:
     with Image.open(BytesIO(content)) as opened:
         return bool(opened.getexif().get(_ORIENTATION, 1) == 1)
 
 
-def pixels(content: bytes, height: int, width: int) -> Pixels | None:
-    """A JPEG's pixels (height, width, 3) by FFCV's decoder, or None if it has a word to say against the file.
+def decode(content: bytes, height: int, width: int) -> Pixels | None:
+    """A JPEG's pixels (height, width, 3) from FFCV's decoder, or None if it reports an error or a warning.
 
-    libjpeg makes gray of what is missing and goes on; FFCV ignores its warnings, a careful trainer does not.
+    For missing data libjpeg warns and fills in gray.  FFCV ignores these warnings; training here does not.
     """
     source = np.frombuffer(content, np.uint8)
     out = np.empty((height, width, 3), np.uint8)
@@ -74,8 +75,8 @@ def pixels(content: bytes, height: int, width: int) -> Pixels | None:
     return None if failed else out
 
 
-def encoded(pixels: Pixels, quality: int) -> bytes:
-    """The JPEG that FFCV's writer makes of pixels (height, width, 3): OpenCV's, its colors at half the resolution."""
+def encode(pixels: Pixels, quality: int) -> bytes:
+    """Encodes pixels (height, width, 3) as FFCV's writer does: with OpenCV, chroma at half the resolution."""
     import cv2
 
     _, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])

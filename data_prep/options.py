@@ -1,4 +1,4 @@
-"""The command line of `write_beton`: a source, and how to write it."""
+"""The command line of `write_beton`: a source of images, and how to write them."""
 
 import argparse
 import os
@@ -11,23 +11,52 @@ from data_prep.sources.fashion_mnist import fashion_mnist
 from data_prep.sources.folders import image_folder
 from data_prep.sources.imagenet import ilsvrc, kaggle
 
+_DESCRIPTION = """\
+Write images and their labels into one .beton file, which FFCV's Loader reads.
+Its manifest, FILE.json, records the classes, settings and SHA-256 digests.
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with `recipe` made of them and `images()`, which opens their source.  Leaves with 2 for usage."""
-    parser = _parser()
+For the options of a source:  python -m data_prep.write_beton SOURCE --help
+"""
+_EPILOG = """\
+A file under its final name is always complete. If the command is killed or fails,
+run the same command again: it resumes where it was. If the file is already
+complete, nothing is done. The same images and options always give the same bytes.
+
+exit codes:
+  0    the file was written now or by an earlier command
+  1    the file could not be written; one line on stderr says why
+  2    wrong usage
+  130  interrupted
+
+examples:
+  python -m data_prep.write_beton imagefolder PATH --out data/train.beton
+  python -m data_prep.write_beton ilsvrc ILSVRC2012_img_train.tar \\
+      --out data/imagenet/train.beton
+  python -m data_prep.write_beton ilsvrc ILSVRC2012_img_val.tar \\
+      --devkit ILSVRC2012_devkit_t12.tar.gz --out data/imagenet/val.beton
+  python -m data_prep.write_beton kaggle PATH --split train \\
+      --out data/imagenet/train.beton
+  python -m data_prep.write_beton fashion-mnist --split train \\
+      --out data/fashion-mnist/train.beton
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with their `recipe` and with `open_source()`, which opens the source.  Exits with 2 for usage."""
+    parser = _build_parser()
     args = parser.parse_args(arguments)
     if args.kind == "imagefolder":
         name = f"imagefolder {os.path.abspath(args.path)}"
-        args.images = partial(image_folder, args.path)
+        args.open_source = partial(image_folder, args.path)
     elif args.kind == "ilsvrc":
         name = f"ilsvrc {os.path.abspath(args.tar)}"
-        args.images = partial(ilsvrc, args.tar, args.devkit, args.synsets)
+        args.open_source = partial(ilsvrc, args.tar, args.devkit, args.synsets)
     elif args.kind == "kaggle":
         name = f"kaggle {os.path.abspath(args.root)} {args.split}"
-        args.images = partial(kaggle, args.root, args.split)
+        args.open_source = partial(kaggle, args.root, args.split)
     else:
         name = f"fashion-mnist {args.split}"
-        args.images = partial(fashion_mnist, args.split, args.root)
+        args.open_source = partial(fashion_mnist, args.split, args.root)
     try:
         if args.workers < 1:
             raise ValueError(f"workers must be at least 1 process, not {args.workers}")
@@ -50,50 +79,125 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .beton file to write")
-    common.add_argument("--max-resolution", type=int, default=500, metavar="PIXELS", help="longest side (500)")
-    common.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (90)")
-    common.add_argument("--reencode", action="store_true", help="encode JPEGs again that could be copied as they are")
-    common.add_argument(
-        "--compress-probability", type=float, default=0.5, metavar="P", help="share of JPEGs in mode proportion (0.5)"
+def _build_parser() -> argparse.ArgumentParser:
+    raw_text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.write_beton", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw_text
     )
-    common.add_argument("--subset", type=int, metavar="N", help="only N classes, drawn by the seed")
-    common.add_argument("--per-class", type=int, metavar="N", help="only N images of each class, drawn by the seed")
-    common.add_argument("--seed", type=int, default=0, help="of the order of the samples in the file, and of draws (0)")
-    common.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
-    common.add_argument("--limit", type=int, metavar="N", help="only the first N samples of that order")
-    common.add_argument(
+    sources = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE", title="sources")
+
+    def add_source(name: str, about: str, mode: str = "jpg") -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=about, description=f"Write a .beton file from {about}.")
+        _add_output_options(source)
+        _add_storage_options(source, mode)
+        _add_selection_options(source)
+        return source
+
+    folder = add_source("imagefolder", "a folder with one subfolder per class")
+    folder.add_argument("path", type=Path, metavar="PATH", help="the folder; classes are the sorted subfolder names")
+
+    tars = add_source("ilsvrc", "ImageNet's own tar files, read in place without unpacking")
+    tars.add_argument("tar", type=Path, metavar="TAR", help="ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
+    tars.add_argument(
+        "--devkit",
+        type=Path,
+        metavar="FILE",
+        help="ILSVRC2012_devkit_t12.tar.gz, which has the class names and the labels of the validation images; "
+        "required for ILSVRC2012_img_val.tar",
+    )
+    tars.add_argument(
+        "--synsets", type=Path, metavar="FILE", help="Kaggle's LOC_synset_mapping.txt, which has the class names too"
+    )
+
+    kaggle_files = add_source("kaggle", "the unpacked files of Kaggle's imagenet-object-localization-challenge")
+    kaggle_files.add_argument("root", type=Path, metavar="PATH", help="the folder with LOC_synset_mapping.txt")
+    kaggle_files.add_argument("--split", choices=("train", "val"), required=True, help="the images to write")
+
+    fashion = add_source("fashion-mnist", "Fashion-MNIST: gray images of clothes, 28x28 pixels", mode="raw")
+    fashion.add_argument(
+        "--split", choices=("train", "val"), required=True, help="60,000 training images or 10,000 test images"
+    )
+    fashion.add_argument(
+        "--root",
+        type=Path,
+        default=Path("data"),
+        metavar="PATH",
+        help="download to this folder if Debian's package dataset-fashion-mnist is not installed (default: data)",
+    )
+    return parser
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the .beton file to write; its manifest is FILE.json"
+    )
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="replace FILE if it exists; start over instead of resuming an unfinished one",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes that decode and encode images; the file does not depend on N (default: one per available core)",
+    )
+
+
+def _add_storage_options(parser: argparse.ArgumentParser, mode: str) -> None:
+    group = parser.add_argument_group("how images are stored")
+    group.add_argument(
+        "--mode",
+        choices=MODES,
+        default=mode,
+        help="jpg: store JPEGs; raw: store uncompressed pixels, which take more disk space but are faster to read; "
+        f"proportion: store each image as one of both at random (default: {mode})",
+    )
+    group.add_argument(
+        "--max-resolution",
+        type=int,
+        default=500,
+        metavar="PIXELS",
+        help="scale larger images down so that their longer side has PIXELS pixels, 1 to 4096 (default: 500)",
+    )
+    group.add_argument(
+        "--quality", type=int, default=90, metavar="Q", help="quality of encoded JPEGs, 1 to 100 (default: 90)"
+    )
+    group.add_argument(
+        "--reencode",
+        action="store_true",
+        help="encode all images; by default, baseline JPEGs that need no scaling are copied unchanged",
+    )
+    group.add_argument(
+        "--compress-probability",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="with --mode proportion: probability that an image is stored as a JPEG, 0 to 1 (default: 0.5)",
+    )
+
+
+def _add_selection_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which images, and in which order")
+    group.add_argument(
+        "--subset",
+        type=int,
+        metavar="N",
+        help="write only N classes, chosen at random; training and validation get the same ones from the same --seed",
+    )
+    group.add_argument("--per-class", type=int, metavar="N", help="write only N images of each class, chosen at random")
+    group.add_argument("--limit", type=int, metavar="N", help="write only the first N samples, counted after shuffling")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
+    group.add_argument(
+        "--no-shuffle",
+        action="store_true",
+        help="keep the order of the source, which is class by class for folders and ImageNet, instead of shuffling",
+    )
+    group.add_argument(
         "--on-bad",
         choices=("fail", "skip"),
         default="fail",
-        help="a bad image ends it, or is left out",
+        help="what to do if an image cannot be used: fail, or skip it and list it in the manifest (default: fail)",
     )
-    common.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
-    common.add_argument("--force", action="store_true", help="replace a file that is there")
-
-    parser = argparse.ArgumentParser(prog="python -m data_prep.write_beton", description="Write an FFCV .beton file.")
-    sources = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE")
-
-    def source(name: str, about: str, mode: str = "jpg") -> argparse.ArgumentParser:
-        added = sources.add_parser(name, parents=[common], help=about)
-        added.add_argument("--mode", choices=MODES, default=mode, help=f"how pixels are stored ({mode})")
-        return added
-
-    folder = source("imagefolder", "a folder that holds one folder for each class")
-    folder.add_argument("path", type=Path, metavar="PATH")
-
-    tars = source("ilsvrc", "ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar, read in place")
-    tars.add_argument("tar", type=Path, metavar="TAR")
-    tars.add_argument("--devkit", type=Path, metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz; val needs it")
-    tars.add_argument("--synsets", type=Path, metavar="FILE", help="LOC_synset_mapping.txt, for the classes' names")
-
-    kaggles = source("kaggle", "Kaggle's imagenet-object-localization-challenge, unpacked")
-    kaggles.add_argument("root", type=Path, metavar="PATH", help="the folder that holds LOC_synset_mapping.txt")
-    kaggles.add_argument("--split", choices=("train", "val"), required=True)
-
-    fashion = source("fashion-mnist", "70,000 gray 28x28 images of clothes", mode="raw")
-    fashion.add_argument("--split", choices=("train", "val"), required=True, help="60,000 or 10,000 images")
-    fashion.add_argument("--root", type=Path, default=Path("data"), help="where to download, if need be (data)")
-    return parser

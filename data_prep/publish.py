@@ -1,6 +1,6 @@
-"""How a `.beton` and its manifest get their final names: locks, leftovers of killed commands, and the last rename.
+"""Locks an unfinished `.beton`, removes it or keeps it for resuming, and gives the finished file its final name.
 
-A `.beton` under its final name is whole and its manifest is there.
+A `.beton` under its final name is complete, and its manifest exists.
 """
 
 import errno
@@ -14,63 +14,67 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.journal import journal_path, share_kept
+from data_prep.journal import journal_path, resumable_fraction
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError
 from vit.data.dataset_manifest import DatasetManifest, manifest_path, read_dataset_manifest
 from vit.run.fsync import fsync
 
-_PATIENCE = 1.0  # seconds for a killed command's workers to let go
+_LOCK_TIMEOUT = 1.0  # seconds: the workers of a killed command hold the lock until they notice
 
 
-def already_there(out: Path, recipe: Recipe) -> bool:
-    """Whether `out` is whole and of this recipe.  Raises InputError if it is there and anything else."""
+def is_already_written(out: Path, recipe: Recipe) -> bool:
+    """Whether `out` exists, is complete and was written by this recipe.
+
+    Raises InputError if it exists but is incomplete or was written by another recipe.
+    """
     if not out.exists():
         return False
-    advice = "--force writes it anew"
+    advice = "replace it with --force, or give another --out"
     try:
         manifest = read_dataset_manifest(out, training=False)
     except ValueError as error:
-        raise InputError(f"{out}: exists already, but {error}; {advice}") from None
+        raise InputError(f"{out}: already exists, but {error}; {advice}") from None
     size, found = out.stat().st_size, asdict(manifest) | asdict(manifest.image)
     if size != manifest.bytes:
-        raise InputError(f"{out}: exists already, but has {size} bytes of {manifest.bytes}; {advice}")
-    for name, wanted in recipe.recorded().items():
+        raise InputError(f"{out}: already exists, but has {size:,} bytes instead of {manifest.bytes:,}; {advice}")
+    for name, wanted in recipe.manifest_entries().items():
         if found[name] != wanted:
-            raise InputError(f"{out}: exists already with {name} {found[name]}, not {wanted}; {advice}")
+            raise InputError(f"{out}: already exists with {name} {found[name]}, not {wanted}; {advice}")
     if manifest.left_out and recipe.on_bad == "fail":
-        raise InputError(f"{out}: exists already, but {len(manifest.left_out)} images were left out of it; {advice}")
+        raise InputError(f"{out}: already exists, but without {len(manifest.left_out):,} bad images; {advice}")
     return True
 
 
 @contextmanager
-def claimed(beton: Path) -> Iterator[Path]:
-    """The path to write at before `publish`: in the same folder, locked against other commands.
+def lock_unfinished_file(beton: Path) -> Iterator[Path]:
+    """Locks the unfinished file of `beton` against other commands; yields its path, for `publish` to rename.
 
-    The file there is empty, or what an earlier command left.  If the block raises, it is removed; if its journal has
-    something to go on with, it stays, and a note on the error says how much.  Raises InputError if another one writes.
+    The file is in the same folder.  It is empty, or what an earlier command left.  If the block raises, the file is
+    deleted; if it can be resumed, it is kept, and a note is added to the exception that says how much is done.
+    Raises InputError if another command is writing the file.
     """
     temporary = temporary_path(beton)
-    descriptor = _locked(temporary, time.monotonic() + _PATIENCE)
+    descriptor = _lock(temporary, time.monotonic() + _LOCK_TIMEOUT)
     if descriptor is None:
-        raise InputError(f"{beton}: another command is writing it; wait for it, or stop it")
+        raise InputError(f"{beton}: another command is writing it; wait until it ends, or stop it")
     try:
         yield temporary
     except BaseException as error:
-        share = share_kept(temporary)
-        if share is None:
-            _remove(beton)
+        fraction = resumable_fraction(temporary)
+        if fraction is None:
+            _delete_unfinished(beton)
         else:
-            error.add_note(f"{share:.0%} is done, the same command goes on there")
+            error.add_note(f"{fraction:.0%} of the images are done; to resume, run the same command again")
         raise
     finally:
         os.close(descriptor)
 
 
-def _locked(path: Path, until: float) -> int | None:
-    """A descriptor of the file at `path`, made if need be, that holds its lock; None if another keeps it `until` then.
+def _lock(path: Path, deadline: float) -> int | None:
+    """A descriptor of the file at `path`, created if missing, that holds its lock; None if the deadline passes.
 
-    The workers of a killed command keep it until they have noticed.
+    The lock is released when all copies of the descriptor are closed, those in worker processes included.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -78,53 +82,53 @@ def _locked(path: Path, until: float) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 return None
             time.sleep(0.02)
             continue
         except OSError as error:
-            # Lustre may be mounted without locks; then two commands at once are the user's to avoid.
+            # Lustre may be mounted without locks.  Then users must not run two commands for one file at once.
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
                 os.close(descriptor)
                 raise
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        os.close(descriptor)  # in the meantime its owner has given it its final name
+        os.close(descriptor)  # its previous owner has renamed or deleted the file in the meantime
 
 
-def remove_leftovers(beton: Path) -> None:
-    """Remove what a command that did not end left beside `beton`, unless a living one is writing it."""
-    if not any(path.exists() for path in _leftovers(beton)):
+def remove_unfinished_file(beton: Path) -> None:
+    """Deletes the unfinished file that an earlier command left for `beton`, unless another command is writing it."""
+    if not any(path.exists() for path in _unfinished_paths(beton)):
         return
-    descriptor = _locked(temporary_path(beton), time.monotonic() + _PATIENCE)
+    descriptor = _lock(temporary_path(beton), time.monotonic() + _LOCK_TIMEOUT)
     if descriptor is not None:
-        _remove(beton)
+        _delete_unfinished(beton)
         os.close(descriptor)
 
 
-def _leftovers(beton: Path) -> list[Path]:
+def _unfinished_paths(beton: Path) -> list[Path]:
     temporary = temporary_path(beton)
     return [journal_path(temporary), temporary, temporary_path(manifest_path(beton))]
 
 
-def _remove(beton: Path) -> None:
-    for path in _leftovers(beton):
+def _delete_unfinished(beton: Path) -> None:
+    for path in _unfinished_paths(beton):
         path.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, beton: Path, manifest: DatasetManifest) -> None:
-    """Give the file written at `temporary` and its manifest their final names, in place of older ones.
+    """Renames the finished file `temporary` to `beton` and writes its manifest, replacing older ones.
 
-    The manifest comes first: a stop in between leaves no .beton, and the command can be repeated.
+    The manifest is renamed first: a crash in between leaves no .beton, and the command can be repeated.
     """
     temporary_manifest = temporary_path(manifest_path(beton))
     with temporary_manifest.open("w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(manifest), indent=1) + "\n")
     for path in (temporary, temporary_manifest):
         fsync(path)
-    with signals_held_back():
-        beton.unlink(missing_ok=True)  # never an older file beside a newer manifest
+    with block_signals():
+        beton.unlink(missing_ok=True)  # an older file must never be next to a newer manifest
         temporary_manifest.replace(manifest_path(beton))
         fsync(beton.parent)
         temporary.replace(beton)
@@ -133,13 +137,13 @@ def publish(temporary: Path, beton: Path, manifest: DatasetManifest) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written before it has its final name."""
+    """The name of `path` while it is unfinished."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
-def signals_held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block; a process forked in it never sees them."""
+def block_signals() -> Iterator[None]:
+    """Delays SIGINT and SIGTERM until the end of the block.  A process forked in the block never receives them."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -1,4 +1,4 @@
-"""What decides the bytes of a .beton, beside the images themselves; every draw is a function of (seed, sample)."""
+"""The settings that determine the bytes of a .beton.  Every random choice is a function of (seed, sample)."""
 
 from dataclasses import dataclass
 
@@ -10,20 +10,20 @@ MODES = ("jpg", "raw", "proportion")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What decides the bytes of the file, beside the images themselves.  Raises ValueError for what makes no sense."""
+    """The settings that determine the bytes of a file, apart from the images.  Raises ValueError for a bad value."""
 
     source: str  # where the images come from
-    mode: str = "jpg"  # how the pixels are stored: "jpg", "raw", or "proportion": some so, some so
-    max_resolution: int = 500  # pixels; longer sides are scaled down to it, averaging areas as FFCV does
-    quality: int = 90  # of the JPEGs, 1 to 100
-    reencode: bool = False  # encode JPEGs again that could be copied as they are
-    compress_probability: float = 0.5  # of an image to become a JPEG in mode "proportion"
-    seed: int = 0  # of all that is drawn
-    shuffle: bool = True  # the order of the samples; else it is the source's
-    limit: int | None = None  # only so many samples, the first in that order; None: all
-    subset: int | None = None  # only so many classes, drawn; None: all
-    per_class: int | None = None  # only so many images of each class, drawn; None: all
-    on_bad: str = "fail"  # an image that cannot be used ends the command, or "skip": is left out
+    mode: str = "jpg"  # how pixels are stored: "jpg", "raw", or "proportion": a random mix of both
+    max_resolution: int = 500  # pixels; longer sides are scaled down to it with area averaging, as FFCV does
+    quality: int = 90  # of encoded JPEGs, 1 to 100
+    reencode: bool = False  # also encode JPEGs that could be copied unchanged
+    compress_probability: float = 0.5  # that an image is stored as a JPEG in mode "proportion"
+    seed: int = 0  # of all random choices
+    shuffle: bool = True  # write the samples in random order; False: in the order of the source
+    limit: int | None = None  # write only the first samples of that order; None: all
+    subset: int | None = None  # number of randomly chosen classes; None: all
+    per_class: int | None = None  # number of randomly chosen images of each class; None: all
+    on_bad: str = "fail"  # what to do with an image that cannot be used: "fail", or "skip" to leave it out
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -44,35 +44,35 @@ class Recipe:
             raise ValueError(f"on-bad must be fail or skip, not {self.on_bad}")
 
     @property
-    def largest_image(self) -> int:
-        """Bytes of the largest image's pixels."""
+    def max_image_bytes(self) -> int:
+        """Bytes of the pixels of the largest image."""
         return 3 * self.max_resolution**2
 
-    def recorded(self) -> dict[str, object]:
-        """What the manifest says of it, by the manifest's names."""
-        drawn = [f"{self.subset} classes"] if self.subset else []
-        drawn += [f"{self.per_class} images a class"] if self.per_class else []
-        source = self.source + (f", {' and '.join(drawn)} drawn by seed {self.seed}" if drawn else "")
-        jpegs = self.mode != "raw"
+    def manifest_entries(self) -> dict[str, object]:
+        """The settings that the manifest records, by the manifest's names."""
+        subset = [f"{self.subset} classes"] if self.subset else []
+        subset += [f"{self.per_class} images a class"] if self.per_class else []
+        source = self.source + (f", {' and '.join(subset)} drawn by seed {self.seed}" if subset else "")
+        has_jpegs = self.mode != "raw"
         return {
             "source": source if self.limit is None else f"{source}, {self.limit} samples",
             "mode": self.mode,
             "max_resolution": self.max_resolution,
-            "quality": self.quality if jpegs else None,
-            "reencode": self.reencode if jpegs else None,
+            "quality": self.quality if has_jpegs else None,
+            "reencode": self.reencode if has_jpegs else None,
             "compress_probability": self.compress_probability if self.mode == "proportion" else None,
             "compress_seed": self.seed if self.mode == "proportion" else None,
             "seed": self.seed if self.shuffle else None,
         }
 
-    def order(self, samples: int) -> NDArray[np.int64]:
+    def sample_order(self, samples: int) -> NDArray[np.int64]:
         """The samples to write, in the order of writing: (at most `samples`,)."""
         order = np.random.default_rng(self.seed).permutation(samples) if self.shuffle else np.arange(samples)
         return order[: self.limit]
 
-    def stored_as(self, sample: int) -> str:
-        """How the source's sample of this number is stored: "jpg" or "raw"."""
+    def storage_mode(self, sample: int) -> str:
+        """How sample number `sample` of the source is stored: "jpg" or "raw"."""
         if self.mode != "proportion":
             return self.mode
-        drawn = np.random.default_rng([self.seed, 3, sample]).random()
-        return "jpg" if drawn < self.compress_probability else "raw"
+        value = np.random.default_rng([self.seed, 3, sample]).random()
+        return "jpg" if value < self.compress_probability else "raw"

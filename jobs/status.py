@@ -1,4 +1,4 @@
-"""How runs are doing: where each is, what it waits for, and why it ended.  It reads run folders, and asks Slurm once.
+"""Shows the state of runs: how far each is, what it waits for, and why it ended.
 
 python jobs/status.py runs/*
 """
@@ -13,114 +13,127 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a script, with jobs/ in the first place
+if not __package__:  # run as a script: sys.path[0] is jobs/
     sys.path[0] = str(ROOT)
 
 from jobs.login import slurm_queries
 from jobs.login.run_status import Status, is_run, newest_job, status
-from jobs.login.slurm_queries import NoSlurmError, Queued, SilentError
+from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from vit.run.folder import RunFolder
 
-COLUMNS = ("run", "state", "step", "%", "loss", "top-1", "images/s", "left", "restarts", "requeues", "last sign")
-LEFT = {"run", "state"}  # the columns that are aligned so; others are numbers
+# fmt: off
+COLUMNS = (
+    "run", "state", "step", "%", "loss", "top-1", "images/s", "time left", "restarts", "requeues", "last update",
+)
+# fmt: on
+LEFT_ALIGNED = {"run", "state"}  # the others hold numbers
+MIN_STATE_WIDTH = 12
 
 
-def groups(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]]:
-    """The runs to show, a table of those named and one for each folder of some; and a line for each path without."""
+def group_runs(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]]:
+    """The runs of each table, and an error for each path that holds no run.
+
+    Runs that were named themselves are in table ""; those in a folder are in a table with the name of the folder.
+    """
     tables: dict[str, list[RunFolder]] = {"": []}
-    wrong = []
+    errors = []
     for path in paths:
         if not path.is_dir():
-            wrong.append(f"{path}: {'is no folder' if path.exists() else 'no such folder'}")
+            errors.append(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
         elif is_run(path):
             tables[""].append(RunFolder(path))
-        elif found := below(path):
+        elif found := runs_in(path):
             tables |= found
         else:
-            wrong.append(f"{path}: holds no run (no config.yaml, no ledger.jsonl)")
-    return {name: runs for name, runs in tables.items() if runs}, wrong
+            errors.append(f"{path}: contains no run (no config.yaml, no ledger.jsonl)")
+    return {name: runs for name, runs in tables.items() if runs}, errors
 
 
-def below(folder: Path) -> dict[str, list[RunFolder]]:
-    """The runs in a folder, and those of each sweep in it."""
+def runs_in(folder: Path) -> dict[str, list[RunFolder]]:
+    """The runs in a folder, and those of each sweep in it, by the path of their parent folder."""
     out = {}
     children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
-    for place, inside in [(folder, children), *((c, sorted(c.iterdir())) for c in children if not is_run(c))]:
-        if runs := [RunFolder(child) for child in inside if is_run(child)]:
-            out[str(place)] = runs
+    for parent, paths in [(folder, children), *((c, sorted(c.iterdir())) for c in children if not is_run(c))]:
+        if runs := [RunFolder(path) for path in paths if is_run(path)]:
+            out[str(parent)] = runs
     return out
 
 
-def look(tables: dict[str, list[RunFolder]]) -> tuple[dict[str, list[Status]], str]:
-    """How all of them are doing, and what is to be said about Slurm."""
-    told, jobs = "", dict[str, Queued]()
-    asked = {number for runs in tables.values() for run in runs if (number := newest_job(run))}
+def query_status(tables: dict[str, list[RunFolder]]) -> tuple[dict[str, list[Status]], str]:
+    """The status of all runs, and a warning if Slurm could not be queried."""
+    warning, jobs = "", dict[str, QueuedJob]()
+    job_ids = {job_id for runs in tables.values() for run in runs if (job_id := newest_job(run))}
     try:
-        jobs = slurm_queries.jobs(asked)
-    except (SilentError, NoSlurmError) as error:
-        told = f"what Slurm has is not known: {error}"
-    return {name: [status(run, None if told else jobs) for run in runs] for name, runs in tables.items()}, told
+        jobs = slurm_queries.queued_jobs(job_ids)
+    except (SlurmUnreachableError, SlurmNotFoundError) as error:
+        warning = f"the state of Slurm jobs is unknown: {error}"
+    return {name: [status(run, None if warning else jobs) for run in runs] for name, runs in tables.items()}, warning
 
 
-def table(rows: Sequence[Status], width: int) -> str:
-    """Lines of equal columns; a state that would not fit goes on below."""
+def format_table(rows: Sequence[Status], width: int) -> str:
+    """A table of `width` characters, if possible; a state that is too long is truncated."""
     cells = [COLUMNS, *(row.cells() for row in rows)]
-    shown = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] != "-" for row in cells[1:])]
+    columns = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] != "-" for row in cells[1:])]
     state, widths = COLUMNS.index("state"), [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
-    others = sum(widths[i] + 2 for i in shown if i != state)
-    widths[state] = max(12, min(widths[state], width - others))
+    others = sum(widths[i] + 2 for i in columns if i != state)
+    widths[state] = max(MIN_STATE_WIDTH, min(widths[state], width - others))
     lines = []
     for row in cells:
-        words = row[state] if len(row[state]) <= widths[state] else row[state][: widths[state] - 1] + "…"
-        line = [words if i == state else row[i] for i in range(len(COLUMNS))]
+        fitted = row[state] if len(row[state]) <= widths[state] else row[state][: widths[state] - 1] + "…"
+        line = [fitted if i == state else row[i] for i in range(len(COLUMNS))]
         lines.append(
-            "  ".join(line[i].ljust(widths[i]) if COLUMNS[i] in LEFT else line[i].rjust(widths[i]) for i in shown)
+            "  ".join(
+                line[i].ljust(widths[i]) if COLUMNS[i] in LEFT_ALIGNED else line[i].rjust(widths[i]) for i in columns
+            )
         )
     return "\n".join(line.rstrip() for line in lines)
 
 
-def shown(tables: dict[str, list[Status]]) -> str:
-    """All tables, one below the other; why a run ended is told in full below its table."""
+def format_tables(tables: dict[str, list[Status]]) -> str:
+    """All tables, each followed by the reasons why runs failed."""
     width = shutil.get_terminal_size((200, 24)).columns
     out = []
     for name, rows in tables.items():
+        title = [f"{name} ({len(rows)} runs): {count_states(rows)}"] if name else []
         reasons = [f"{row.run}: {row.why}" for row in rows if row.why]
-        out.append(
-            "\n".join(
-                [*([f"{name} ({len(rows)} runs): {summary(rows)}"] if name else []), table(rows, width), *reasons]
-            )
-        )
+        out.append("\n".join([*title, format_table(rows, width), *reasons]))
     return "\n\n".join(out)
 
 
-def summary(rows: Sequence[Status]) -> str:
+def count_states(rows: Sequence[Status]) -> str:
     """`2 finished, 4 running`."""
     states = [row.state for row in rows]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 1 if a path that was named holds no run."""
+    """The command line; returns the exit code: 1 if a path holds no run."""
     parser = argparse.ArgumentParser(prog="status.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="*", type=Path, help="run folders, or folders of runs (default: all in runs/)")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each run, a line each")
-    parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
-    parser.add_argument("--every", type=float, default=5, metavar="SECONDS", help="between two looks (default: 5)")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="run folders, or folders that contain runs (default: all runs in runs/)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run and line")
+    parser.add_argument("--watch", action="store_true", help="refresh the output until Ctrl-C")
+    parser.add_argument(
+        "--every", type=float, default=5, metavar="SECONDS", help="time between refreshes of --watch (default: 5)"
+    )
     options = parser.parse_args(args)
     while True:
-        tables, wrong = groups(options.runs) if options.runs else (below(Path("runs")), [])
-        found, told = look(tables)
-        text = shown(found) or ("" if wrong else "there are no runs in runs/ yet; name other folders, if you have some")
+        tables, errors = group_runs(options.runs) if options.runs else (runs_in(Path("runs")), [])
+        found, warning = query_status(tables)
+        text = format_tables(found) or (
+            "" if errors else "no runs in runs/ yet; to show other runs, name their folders"
+        )
         if options.json:
             text = "\n".join(json.dumps(asdict(row)) for rows in found.values() for row in rows)
         if options.watch and sys.stdout.isatty():
             print("\x1b[H\x1b[J", end="")
         if text:
             print(text, flush=True)
-        for line in [*wrong, *filter(None, [told])]:
+        for line in [*errors, *filter(None, [warning])]:
             print(f"status.py: {line}", file=sys.stderr)
         if not options.watch:
-            return 1 if wrong else 0
+            return 1 if errors else 0
         time.sleep(options.every)
 
 

@@ -1,4 +1,4 @@
-"""Submits a training run, or goes on with it: to Slurm where there is one, else on this machine.
+"""Submits a training run to Slurm, or resumes it; without Slurm, runs it on this machine.
 
 python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
 """
@@ -8,34 +8,36 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 
-def leave() -> None:
-    """Ends the process at once."""
-    print("stopped before anything was submitted; the same command starts it again", flush=True)
+def exit_interrupted() -> None:
+    """Ends the process at once, after a Ctrl-C before anything was submitted."""
+    print("stopped before anything was submitted; run the same command to start again", flush=True)
     os._exit(130)
 
 
 ROOT = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a script, with jobs/ in the first place
+if not __package__:  # run as a script: sys.path[0] is jobs/
     sys.path[0] = str(ROOT)
-    gc.disable()  # imports make no garbage, and looking for some takes a twentieth of the command's time
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C during imports, which take a while
-        signal.signal(signal.SIGINT, lambda *_: leave())
+    gc.disable()  # imports create no garbage, and collecting takes 5 % of the command's time
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # imports take a while; Ctrl-C may come before main
+        signal.signal(signal.SIGINT, lambda *_: exit_interrupted())
 
 from jsonargparse import ArgumentParser, Namespace
 
 from jobs.login import run_folder, sbatch, slurm_queries
-from jobs.login.local_run import follow, in_foreground, summary
-from jobs.login.resources import Resources, local_executor, relative
-from jobs.login.sbatch import RefusedError
-from jobs.login.slurm_queries import NoSlurmError, SilentError
-from jobs.login.submit_options import check_options, cluster_of, submit_parser
-from jobs.login.sweep import Point, points
+from jobs.login.local_run import INTERRUPTED, run_in_foreground, run_locally, summary
+from jobs.login.resources import Resources, display_path, local_executor
+from jobs.login.sbatch import SubmissionError
+from jobs.login.slurm_queries import PartitionNodes, QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.login.submit_options import check_options, load_cluster, submit_parser
+from jobs.login.sweep import SweepPoint, sweep_points
 from vit.config import schema
 from vit.config.parser import parse_config
 from vit.config.schema import Config
@@ -44,214 +46,227 @@ from vit.run.folder import InUseError, RunFolder
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    words = sys.argv[1:] if args is None else args
-    command = submit_parser((__doc__ or "").partition("\n")[0])
-    cfg, asked = parse_config(command, words)
+    argv = sys.argv[1:] if args is None else args
+    parser = submit_parser((__doc__ or "").partition("\n")[0])
+    cfg, options = parse_config(parser, argv)
     try:
-        return Submission(command, words, asked).run(cfg)
-    except (ValueError, InUseError, OSError, SilentError, NoSlurmError, RefusedError) as error:
-        hint = "; --cluster local runs it here" if isinstance(error, SilentError | NoSlurmError) else ""
+        return Submission(parser, argv, options).run(cfg)
+    except (ValueError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
+        hint = ""
+        if isinstance(error, SlurmUnreachableError | SlurmNotFoundError):
+            hint = "; use --cluster local to run on this machine"
         if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            hint = "; --runs-dir names a folder that you may write"
+            hint = "; use --runs-dir to choose a writable folder"
         print(f"submit.py: {error}{hint}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | OSError) else 1
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run that is asked for."""
+class PlannedRun:
+    """A requested run, with its resolved config."""
 
-    run: RunFolder
+    folder: RunFolder
     cfg: Config
-    point: Point | None = None  # of a sweep
+    point: SweepPoint | None = None  # if it belongs to a sweep
 
 
 class Submission:
     """One call of the command."""
 
-    def __init__(self, parser: ArgumentParser, words: Sequence[str], asked: Namespace) -> None:
-        self.parser, self.words, self.asked = parser, words, asked
-        check_options(asked)
-        self.cluster = cluster_of(asked)
-        wanted = "slurm" if asked.cluster == "auto" and asked.cluster_config else asked.cluster
-        self.where, self.offers = find(wanted, asked.dry_run)
+    def __init__(self, parser: ArgumentParser, argv: Sequence[str], options: Namespace) -> None:
+        self.parser, self.argv, self.options = parser, argv, options
+        check_options(options)
+        self.cluster = load_cluster(options)
+        requested = "slurm" if options.cluster == "auto" and options.cluster_config else options.cluster
+        self.backend, self.available = find_backend(requested, options.dry_run)
 
     def run(self, cfg: Config) -> int:
-        """Submits what was asked for; returns the exit code."""
-        after, coming = "", set[Path]()
-        if self.asked.prep:
-            from jobs.login import prep_submit  # which few need
+        """Submits what the options request; returns the exit code."""
+        dependency, pending_data = "", set[Path]()
+        if self.options.prep:
+            from jobs.login import prep_submit  # not at the top: it takes time, and is rarely needed
 
-            preparation = prep_submit.Preparation(self.asked, self.cluster, self.where, self.offers)
-            coming = {one.out for one in preparation.prep.left}
-        planned = self.planned(cfg, coming) if self.asked.config else []
-        if self.asked.prep:
-            code, after = preparation.submit()
-            if code or not planned:
+            preparation = prep_submit.Preparation(self.options, self.cluster, self.backend, self.available)
+            pending_data = {data_set.out for data_set in preparation.prep.pending}
+        runs = self.plan(cfg, pending_data) if self.options.config else []
+        if self.options.prep:
+            code, dependency = preparation.submit()
+            if code or not runs:
                 return code
-        return self.several(planned, after) if self.asked.sweep else self.single(planned[0], after)
+        return self.submit_sweep(runs, dependency) if self.options.sweep else self.submit_run(runs[0], dependency)
 
-    def planned(self, cfg: Config, coming: set[Path]) -> list[Planned]:
-        """The runs, each one checked.  Raises ValueError."""
-        if not self.asked.sweep:
-            run = RunFolder(run_folder.folder_of(self.asked))
-            out = [Planned(run, run_folder.resolved(cfg, self.asked, self.where, coming))]
+    def plan(self, cfg: Config, pending_data: Collection[Path]) -> list[PlannedRun]:
+        """The requested runs, all of them checked.  Raises ValueError."""
+        if not self.options.sweep:
+            folder = RunFolder(run_folder.folder_path(self.options))
+            runs = [PlannedRun(folder, run_folder.resolve_config(cfg, self.options, self.backend, pending_data))]
         else:
-            folder = run_folder.folder_of(self.asked, "-sweep")
-            out = []
-            for point in points(self.asked.sweep):
-                cfg, _ = parse_config(self.parser, [*self.words, *point.arguments()])
-                cfg = run_folder.resolved(cfg, self.asked, self.where, coming)
-                out.append(Planned(RunFolder(folder / point.name), cfg, point))
-        for each in out:
-            run_folder.check_same(each.cfg, each.run, self.asked)
-        self.resources(out[0], "").check(self.offers)
-        return out
+            parent = run_folder.folder_path(self.options, "-sweep")
+            runs = []
+            for point in sweep_points(self.options.sweep):
+                cfg, _ = parse_config(self.parser, [*self.argv, *point.arguments()])
+                cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
+                runs.append(PlannedRun(RunFolder(parent / point.name), cfg, point))
+        for run in runs:
+            run_folder.check_unchanged(run.cfg, run.folder, self.options)
+        self.resources(runs[0]).check(self.available)
+        return runs
 
-    def resources(self, planned: Planned, after: str) -> Resources:
-        """What a job asks for."""
-        cfg = planned.cfg
-        needed = [cfg.data.train, cfg.data.val, *([Path(cfg.init_from)] if cfg.init_from else [])]
+    def resources(self, run: PlannedRun, dependency: str = "") -> Resources:
+        """What the job of a run requests."""
+        cfg = run.cfg
+        inputs = [cfg.data.train, cfg.data.val, *([Path(cfg.init_from)] if cfg.init_from else [])]
         return Resources(
-            nodes=self.asked.nodes,
-            gpus=self.asked.gpus,
-            cpus=self.asked.gpus * self.cluster.cpus_per_gpu,
-            gpu_devices=cfg.device != "cpu",
+            nodes=self.options.nodes,
+            gpus=self.options.gpus,
+            cpus=self.options.gpus * self.cluster.cpus_per_gpu,
+            use_gpus=cfg.device != "cpu",
             cluster=self.cluster,
-            after=after,
-            requeues=self.asked.max_requeues,
-            parallel=self.asked.max_parallel or 0,
-            folders=tuple(sorted({str(self.asked.runs_dir.absolute()), *(str(path.parent) for path in needed)})),
+            dependency=dependency,
+            max_requeues=self.options.max_requeues,
+            max_parallel=self.options.max_parallel or 0,
+            bind_folders=tuple(sorted({str(self.options.runs_dir.absolute()), *(str(path.parent) for path in inputs)})),
         )
 
-    def queued(self, planned: Sequence[Planned]) -> dict[Path, tuple[str, slurm_queries.Queued]]:
-        """The newest jobs of those runs that have one in the queue, with their numbers."""
-        if self.where != "slurm":
+    def queued(self, runs: Sequence[PlannedRun]) -> dict[Path, tuple[str, QueuedJob]]:
+        """The newest job, with its id, of each run whose newest job is in the queue."""
+        if self.backend != "slurm":
             return {}
-        newest = {each.run.path: each.run.last("submitted") for each in planned}
-        numbers = {path: str(event["job"]) for path, event in newest.items() if event}
-        there = slurm_queries.going(set(numbers.values()))
-        return {path: (number, there[number]) for path, number in numbers.items() if number in there}
+        submitted = {run.folder.path: run.folder.last("submitted") for run in runs}
+        job_ids = {path: str(event["job"]) for path, event in submitted.items() if event}
+        jobs = slurm_queries.wait_for_completing(set(job_ids.values()))
+        return {path: (job_id, jobs[job_id]) for path, job_id in job_ids.items() if job_id in jobs}
 
-    def single(self, planned: Planned, after: str) -> int:
-        """One run."""
-        run, cfg, resources = planned.run, planned.cfg, self.resources(planned, after)
-        if self.asked.dry_run:
-            print(f"# {run.config}\n{schema.to_yaml(cfg)}\n# the job")
-            print(sbatch.script(run.jobs, resources, [run], self.where))
+    def submit_run(self, run: PlannedRun, dependency: str) -> int:
+        """Submits one run, or executes it on this machine; returns the exit code."""
+        folder, cfg, resources = run.folder, run.cfg, self.resources(run, dependency)
+        if self.options.dry_run:
+            print(f"# {folder.config}\n{schema.to_yaml(cfg)}\n# job script")
+            print(sbatch.script(folder.jobs, resources, [folder], self.backend))
             return 0
-        job = run_folder.train_job(run, self.asked)
-        if said := self.nothing_to_do(planned):
-            print(said)
+        job = run_folder.train_job(folder, self.options)
+        if message := self.complete_message(run):
+            print(message)
             return 0
-        with run.owned():
-            if said := self.nothing_to_do(planned):  # by now, after another command at the same moment
-                print(said)
+        with folder.owned():
+            if message := self.complete_message(run):  # again: another command may have run at the same time
+                print(message)
                 return 0
-            run_folder.freeze(run, schema.to_yaml(cfg))
-            if self.where == "slurm":
-                (number,) = sbatch.submit(run.jobs, resources, [run], [job])
-                print(f"submitted; the job goes on by itself until the run is finished\n{hints(run, number)}")
+            run_folder.write(folder, schema.to_yaml(cfg))
+            if self.backend == "slurm":
+                (job_id,) = sbatch.submit(folder.jobs, resources, [folder], [job])
+                print(
+                    f"submitted; the job is requeued as needed until the run is finished\n{job_hints(folder, job_id)}"
+                )
                 return 0
-        return follow(job, run, local_executor(run, resources)) if self.where == "local" else in_foreground(job, run)
+        if self.backend == "local":
+            return run_locally(job, folder, local_executor(folder, resources))
+        return run_in_foreground(job, folder)
 
-    def nothing_to_do(self, planned: Planned) -> str:
-        """Why there is nothing to submit, if the run is complete; else nothing.  Raises InUseError if Slurm has it."""
-        run = planned.run
-        if (event := run.finished()) and run_folder.is_complete(planned.cfg, run):
-            return f"{run.path} is complete.\n{summary(run, event)}"
-        if found := self.queued([planned]).get(run.path):
-            number, job = found
-            where = "in the queue already" if job.state == "PENDING" else f"running already, on {job.nodes}"
-            raise InUseError(f"{run.path} is {where}.\n{hints(run, number)}")
+    def complete_message(self, run: PlannedRun) -> str:
+        """A message if the run is complete, else "".  Raises InUseError if its job is in Slurm's queue."""
+        folder = run.folder
+        if (event := folder.finished()) and run_folder.is_complete(run.cfg, folder):
+            return f"{folder.path} is complete.\n{summary(folder, event)}"
+        if found := self.queued([run]).get(folder.path):
+            job_id, job = found
+            state = "already in the queue" if job.state == "PENDING" else f"already running on {job.nodes}"
+            raise InUseError(f"{folder.path} is {state}.\n{job_hints(folder, job_id)}")
         return ""
 
-    def several(self, planned: Sequence[Planned], after: str) -> int:
-        """A sweep: those of its runs that are neither finished nor in the queue."""
-        folder = planned[0].run.path.parent
-        if self.asked.dry_run:
-            print(f"# {folder}\n" + "\n".join(f"#   {each.run.path.name}" for each in planned))
-            print(f"# the first of {len(planned)}\n{schema.to_yaml(planned[0].cfg)}\n# the job")
-            runs = [each.run for each in planned]
-            print(sbatch.script(folder / planned[0].run.jobs.name, self.resources(planned[0], after), runs, self.where))
+    def submit_sweep(self, runs: Sequence[PlannedRun], dependency: str) -> int:
+        """Submits those runs of a sweep that are neither complete nor in the queue; returns the exit code."""
+        parent = runs[0].folder.path.parent
+        if self.options.dry_run:
+            print(f"# {parent}\n" + "\n".join(f"#   {run.folder.path.name}" for run in runs))
+            print(f"# config of the first of {len(runs)} runs\n{schema.to_yaml(runs[0].cfg)}\n# job script")
+            folders, jobs_folder = [run.folder for run in runs], parent / runs[0].folder.jobs.name
+            print(sbatch.script(jobs_folder, self.resources(runs[0], dependency), folders, self.backend))
             return 0
-        with ExitStack() as owned:
-            queued = self.queued(planned)
-            complete = [each for each in planned if run_folder.is_complete(each.cfg, each.run)]
-            left = [each for each in planned if each not in complete and each.run.path not in queued]
-            print(
-                f"{relative(folder)}: {len(planned)} runs, {len(complete)} complete, {len(queued)} in the queue already"
-            )
-            if self.where != "slurm":
-                return self.one_after_the_other(left)
-            for each in left:
-                owned.enter_context(each.run.owned())
-            queued = self.queued(left)  # by now, after another command at the same moment
-            left = [each for each in left if each.run.path not in queued]
-            if not left:
+        with ExitStack() as locks:
+            queued = self.queued(runs)
+            complete = [run for run in runs if run_folder.is_complete(run.cfg, run.folder)]
+            pending = [run for run in runs if run not in complete and run.folder.path not in queued]
+            counts = f"{len(runs)} runs, {len(complete)} complete, {len(queued)} already in the queue"
+            print(f"{display_path(parent)}: {counts}")
+            if self.backend != "slurm":
+                return self.run_one_by_one(pending)
+            for run in pending:
+                locks.enter_context(run.folder.owned())
+            queued = self.queued(pending)  # again: another command may have run at the same time
+            pending = [run for run in pending if run.folder.path not in queued]
+            if not pending:
                 return 0
-            for each in left:
-                run_folder.freeze(each.run, schema.to_yaml(each.cfg))
-                share_jobs_folder(each.run)
-            runs = [each.run for each in left]
-            jobs = [run_folder.train_job(run, self.asked) for run in runs]
-            numbers = sbatch.submit(runs[0].jobs.resolve(), self.resources(left[0], after), runs, jobs)
-        array = numbers[0].partition("_")[0]
+            for run in pending:
+                run_folder.write(run.folder, schema.to_yaml(run.cfg))
+                link_jobs_folder(run.folder)
+            folders = [run.folder for run in pending]
+            jobs = [run_folder.train_job(folder, self.options) for folder in folders]
+            resources = self.resources(pending[0], dependency)
+            job_ids = sbatch.submit(folders[0].jobs.resolve(), resources, folders, jobs)
+        array = job_ids[0].partition("_")[0]
         print(
-            f"submitted {len(left)} runs; each goes on by itself until it is finished\n"
+            f"submitted {len(pending)} runs; each is requeued as needed until it is finished\n"
             f"  job     {array}\n"
-            f"  watch   python jobs/status.py {relative(folder)} --watch\n"
-            f"  stop    scancel {array}, or one of them: scancel {numbers[-1]}   (the same command goes on with them)"
+            f"  watch   python jobs/status.py {display_path(parent)} --watch\n"
+            f"  stop    scancel {array}; one of the runs: scancel {job_ids[-1]}   (run the same command to resume)"
         )
         return 0
 
-    def one_after_the_other(self, left: Sequence[Planned]) -> int:
-        """On this machine.  One that fails does not keep the others from running; Ctrl-C ends all."""
+    def run_one_by_one(self, runs: Sequence[PlannedRun]) -> int:
+        """Runs a sweep on this machine; returns the exit code.
+
+        A run that fails does not stop the others, Ctrl-C stops all of them.
+        """
         worst = 0
-        for each in left:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # between two runs it is ours
-            job = run_folder.train_job(each.run, self.asked)
-            with each.run.owned():
-                run_folder.freeze(each.run, schema.to_yaml(each.cfg))
-            executor = local_executor(each.run, self.resources(each, ""))
-            code = follow(job, each.run, executor) if self.where == "local" else in_foreground(job, each.run)
-            if code == 130:
+        for run in runs:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # run_locally replaces it
+            job = run_folder.train_job(run.folder, self.options)
+            with run.folder.owned():
+                run_folder.write(run.folder, schema.to_yaml(run.cfg))
+            executor = local_executor(run.folder, self.resources(run))
+            local = self.backend == "local"
+            code = run_locally(job, run.folder, executor) if local else run_in_foreground(job, run.folder)
+            if code == INTERRUPTED:
                 return code
             worst = max(worst, code)
         return worst
 
 
-def find(wanted: str, dry_run: bool) -> tuple[str, list[slurm_queries.Offer]]:
-    """Where the run is to run, and what Slurm offers there.  Raises SilentError, NoSlurmError."""
-    if wanted in {"local", "debug"}:
-        return wanted, []
+def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes]]:
+    """Where to run: "slurm", "local" or "debug"; and the nodes of Slurm's partitions.
+
+    Raises SlurmUnreachableError, SlurmNotFoundError.
+    """
+    if requested in {"local", "debug"}:
+        return requested, []
     try:
-        return "slurm", slurm_queries.offers()
-    except NoSlurmError:
-        if wanted == "slurm" and not dry_run:
+        return "slurm", slurm_queries.partition_nodes()
+    except SlurmNotFoundError:
+        if requested == "slurm" and not dry_run:
             raise
-        return "local" if wanted == "auto" else "slurm", []
-    except SilentError:
+        return "local" if requested == "auto" else "slurm", []
+    except SlurmUnreachableError:
         if not dry_run:
             raise
         return "slurm", []
 
 
-def share_jobs_folder(run: RunFolder) -> None:
-    """What an array says and keeps is in one folder for all of its tasks, which each run points at."""
+def link_jobs_folder(run: RunFolder) -> None:
+    """Makes the jobs folder of a sweep's run a link to the one that all tasks of the array share."""
     shared = run.path.parent / run.jobs.name
     shared.mkdir(exist_ok=True)
     if not run.jobs.is_symlink() and not run.jobs.exists():
         run.jobs.symlink_to(Path("..") / run.jobs.name)
 
 
-def hints(run: RunFolder, job: str) -> str:
-    """What to type while a job waits or runs."""
+def job_hints(run: RunFolder, job_id: str) -> str:
+    """Commands for a job in the queue."""
     return (
-        f"  job     {job}\n"
-        f"  watch   tail -F {relative(run.logs)}/rank-0.log\n"
-        f"  status  python jobs/status.py {relative(run.path)}\n"
-        f"  stop    scancel {job}   (the same command goes on with the run)"
+        f"  job     {job_id}\n"
+        f"  watch   tail -F {display_path(run.logs)}/rank-0.log\n"
+        f"  status  python jobs/status.py {display_path(run.path)}\n"
+        f"  stop    scancel {job_id}   (run the same command to resume)"
     )
 
 
@@ -262,4 +277,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        leave()
+        exit_interrupted()

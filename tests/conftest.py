@@ -1,4 +1,4 @@
-"""Fixtures of all tests: data sets made once, a real Slurm, small disks."""
+"""Fixtures for all tests: data sets that are written once, a real Slurm cluster, a small disk."""
 
 import fcntl
 import os
@@ -12,40 +12,40 @@ import torch
 
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from tests.helpers.data_sets import write_data_sets
-from tests.helpers.disks import mounted
+from tests.helpers.disks import tmpfs_mounted
 from tests.helpers.slurm_cluster import Cluster, missing
 from vit.data.dataset_manifest import manifest_path
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Signals as on a terminal, and no warnings that mean nothing here."""
-    # What a shell starts by `&` ignores SIGINT, and so would all that the tests start and interrupt.
+    """Restores SIGINT, and ignores a warning that does not apply here."""
+    # Processes that a shell starts by `&` ignore SIGINT, and so would all processes that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Python 3.12 and later warn of a fork beside threads; ours hold no lock that a rank needs.
+    # Python 3.12 and later warn about a fork in a process with threads; here they hold no lock that a rank needs.
     config.addinivalue_line("filterwarnings", "ignore:.*use of fork:DeprecationWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first, and those that wait for Slurm: the others run beside them."""
+    """Runs the longest tests first, then those that need Slurm, so that the others run in parallel with them."""
 
-    def place(item: pytest.Item) -> tuple[bool, bool]:
+    def priority(item: pytest.Item) -> tuple[bool, bool]:
         marker = item.get_closest_marker("timeout")
         return marker is not None and marker.args[0] > 600, "slurm" in getattr(item, "fixturenames", ())
 
-    items.sort(key=place, reverse=True)
+    items.sort(key=priority, reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """The same sums on every machine; and ranks, which are forks, find no pool of threads that is not theirs."""
+    """Gives the same sums on every machine, and keeps forked ranks from inheriting the state of a thread pool."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with jpegs.beton and, where the images are there, Fashion-MNIST's train.beton and val.beton.
+    """A folder with jpegs.beton and, if it is installed, Fashion-MNIST's train.beton and val.beton.
 
-    Of several processes of tests the first one that needs it makes it for all.
+    The first pytest-xdist worker that needs it writes it for all workers.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
@@ -60,7 +60,7 @@ def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def betons(_data_sets: Path) -> Path:
-    """A folder with real images in raw mode: Fashion-MNIST's first 512 in train.beton, 100 others in val.beton."""
+    """A folder with real images in raw mode: the first 512 of Fashion-MNIST in train.beton, 100 others in val.beton."""
     if not (_data_sets / "train.beton").exists():
         pytest.skip(f"Fashion-MNIST is not installed: no {PACKAGED_FASHION_MNIST} (Debian's dataset-fashion-mnist)")
     return _data_sets
@@ -68,13 +68,13 @@ def betons(_data_sets: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def jpegs(_data_sets: Path) -> Path:
-    """A .beton of 64 JPEGs of many sizes, in ten classes."""
+    """A .beton file with 64 JPEGs of different sizes, in ten classes."""
     return _data_sets / "jpegs.beton"
 
 
 @pytest.fixture
-def copy(jpegs: Path, tmp_path: Path) -> Path:
-    """A data set to be damaged."""
+def jpegs_copy(jpegs: Path, tmp_path: Path) -> Path:
+    """A copy of the JPEG data set, which a test may damage."""
     path = tmp_path / "train.beton"
     shutil.copy(jpegs, path)
     shutil.copy(manifest_path(jpegs), manifest_path(path))
@@ -84,13 +84,13 @@ def copy(jpegs: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    with mounted(tmp_path, "1m"):
+    with tmpfs_mounted(tmp_path, "1m"):
         yield tmp_path
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Cluster]:
-    """A real Slurm of two nodes on this machine; it ends with the tests, whatever ends them."""
+    """A real Slurm cluster with two nodes on this machine; it ends with the tests, however they end."""
     if why := missing():
         pytest.skip(why)
     cluster = Cluster()

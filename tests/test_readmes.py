@@ -1,4 +1,4 @@
-"""Every command, link, picture and config that a README names is there."""
+"""Every command, link, picture and config that a README mentions exists."""
 
 import importlib.util
 import re
@@ -6,48 +6,46 @@ from pathlib import Path
 
 from tests.helpers.paths import ROOT
 
-READMES = sorted(
-    path for path in ROOT.rglob("README.md") if not any(p.startswith(".") for p in path.relative_to(ROOT).parts)
-)
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 PACKAGES = ("vit", "jobs", "data_prep", "tests", "benchmarks")
 
 
-def code(markdown: str) -> tuple[list[str], str]:
-    """Lines of fenced and indented blocks and pieces of inline code; and the text without them."""
+def split_code(markdown: str) -> tuple[list[str], str]:
+    """Splits Markdown into its code (lines of blocks, and inline code) and the remaining text."""
     lines: list[str] = []
 
     def keep(match: re.Match[str]) -> str:
         lines.extend(line.strip() for line in match[1].splitlines())
         return "\n"
 
-    # A list's next paragraph is indented too: a block of code has four spaces and an empty line before it.
+    # An indented code block has four spaces and an empty line before it.  Paragraphs of lists have fewer spaces.
     for pattern in (r"^ *```[^\n]*\n(.*?)^ *```", r"(?<=\n\n)((?:(?: {4}|\t)[^\n]*\n|\n(?= {4}|\t))+)", r"`([^`]+)`"):
         markdown = re.sub(pattern, keep, markdown, flags=re.MULTILINE | re.DOTALL)
     return [line for line in lines if line], markdown
 
 
 def commands(lines: list[str]) -> list[str]:
-    """The commands among lines of code, without prompts and comments, joined where a line goes on."""
+    """The commands in lines of code, without comments, with continued lines joined."""
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     plain = re.sub(r"(^|\s)#.*", "", joined, flags=re.MULTILINE)
     return [part.strip() for part in re.split(r"&&|[;|\n]", plain)]
 
 
 def missing(markdown: str, folder: Path = ROOT) -> tuple[list[str], int]:
-    """What a README in a folder names and is not there, and how many commands it has."""
-    lines, text = code(markdown)
-    wrong, count = [], 0
+    """What a README in a folder mentions although it does not exist, and the number of its commands."""
+    lines, text = split_code(markdown)
+    names, count = [], 0
     targets = set(re.findall(r"^([\w-]+)(?:\s+[\w-]+)*:(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for command in commands(lines):
         scripts = re.findall(r"\bpython[\d.]*\s+((?!-)[\w./-]+\.py)\b", command)
         modules = re.findall(r"\b(?:python[\d.]*|torchrun)\s(?:.*\s)?-m\s+([\w.]+)", command)
-        made = re.match(r"(?:\$ )?make((?:\s+[^\s]+)*)$", command)
-        goals = [word for word in made[1].split() if "=" not in word and not word.startswith("-")] if made else []
-        wrong += [path for path in scripts if not (ROOT / path).is_file()]
-        wrong += [f"-m {name}" for name in modules if not installed(name)]
-        wrong += [f"make {goal}" for goal in goals if goal not in targets]
-        count += len(scripts) + len(modules) + bool(made)
-    wrong += [
+        make = re.match(r"(?:\$ )?make((?:\s+[^\s]+)*)$", command)
+        goals = [word for word in make[1].split() if "=" not in word and not word.startswith("-")] if make else []
+        names += [path for path in scripts if not (ROOT / path).is_file()]
+        names += [f"-m {name}" for name in modules if not module_exists(name)]
+        names += [f"make {goal}" for goal in goals if goal not in targets]
+        count += len(scripts) + len(modules) + bool(make)
+    names += [
         path for line in lines for path in re.findall(r"configs/[\w.-]+\.yaml", line) if not (ROOT / path).exists()
     ]
     links = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"(?:src|href|srcset)=\"([^\"]+)\"", text)
@@ -58,12 +56,12 @@ def missing(markdown: str, folder: Path = ROOT) -> tuple[list[str], int]:
         if re.match(r"[a-z]+:", link):
             continue
         if (path and not (folder / path).exists()) or (not path and anchor not in anchors):
-            wrong.append(link)
-    return wrong, count
+            names.append(link)
+    return names, count
 
 
-def installed(module: str) -> bool:
-    """Whether `python -m` finds a module: ours are files here, others are looked for."""
+def module_exists(module: str) -> bool:
+    """Whether `python -m` finds a module."""
     if module.partition(".")[0] in PACKAGES:
         path = ROOT / module.replace(".", "/")
         return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
@@ -73,16 +71,16 @@ def installed(module: str) -> bool:
         return False
 
 
-def test_every_command_link_and_picture_of_the_readmes_is_there() -> None:
-    """Scripts, modules, make's targets, configs and files: whoever copies a line finds what it names."""
+def test_every_command_link_and_picture_in_the_readmes_exists() -> None:
+    """Scripts, modules, targets of make, configs and files."""
     for readme in READMES:
-        wrong, count = missing(readme.read_text(), readme.parent)
-        assert not wrong, readme
+        names, count = missing(readme.read_text(), readme.parent)
+        assert not names, readme
         assert count > 0, f"{readme} has no command"
 
 
-def test_a_readme_with_wrong_commands_would_be_found_out() -> None:
-    """One of each kind, next to a right one; words in sentences are no commands."""
+def test_wrong_commands_and_links_in_a_readme_are_detected() -> None:
+    """One of each kind, next to a correct one; words in sentences are not commands."""
     text = """# A title, of `vit_b16`
 
 We make things and use python script.py, see [there](#a-title-of-vit_b16), [home](https://example.org/none) and
@@ -102,8 +100,8 @@ We make things and use python script.py, see [there](#a-title-of-vit_b16), [home
 
 and `configs/nil.yaml`, or `make tea` in a line.
 """
-    wrong, count = missing(text)
-    assert sorted(wrong) == sorted(
+    names, count = missing(text)
+    assert sorted(names) == sorted(
         [
             *("#there", "none.png", "none.svg", "make cofee", "jobs/sumbit.py", "configs/none.yaml"),
             *("-m vit.trian", "-m no_such_module.at_all", "configs/nil.yaml", "make tea"),

@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5: every image counted once, on any number of ranks.
+"""Computes the exact top-1 and top-5 accuracy of a run: every image counts once, on any number of ranks.
 
 python -m vit.evaluate runs/vit_b16 --data data/imagenet/val.beton
 """
@@ -14,17 +14,17 @@ from vit.checkpoint.trained_model import TrainedModel, load_trained_model
 from vit.config.schema import Config
 from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
-from vit.distributed.world import join
+from vit.distributed.world import join_process_group
 from vit.training.scoring import Score, autocast, evaluate
 
 
 def scores(run: TrainedModel, cfg: Config) -> dict[str, Score]:
-    """Of the last weights, and of their average if the run keeps one, on the data set that `cfg.data.val` names.
+    """Scores of the last weights, and of their EMA if the run keeps one, on the data set `cfg.data.val`.
 
-    Raises ValueError if it does not fit the model, or is not whole.
+    Raises ValueError if the data set does not fit the model, or is damaged.
     """
     out = {}
-    with join(cfg) as world:
+    with join_process_group(cfg) as world:
         data = ValData(cfg, world)
         for name, model in (("last", run.model), ("ema", run.ema)):
             if model is not None:
@@ -36,12 +36,12 @@ def scores(run: TrainedModel, cfg: Config) -> dict[str, Score]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; torchrun shares the set among GPUs.  Exit code 2 for what the user can mend."""
-    parser = argparse.ArgumentParser("vit.evaluate", description="Exact top-1 and top-5 of what a run has learned.")
+    """The command line; under torchrun the GPUs share the data set.  Exit code 2 for errors that the user can fix."""
+    parser = argparse.ArgumentParser("vit.evaluate", description="Computes exact top-1 and top-5 accuracy of a run.")
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
-    parser.add_argument("--data", type=Path, help=".beton with the images (default: the run's own data.val)")
+    parser.add_argument("--data", type=Path, help=".beton file to evaluate on (default: data.val of the run)")
     parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
     options = parser.parse_args(args)
     try:

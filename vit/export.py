@@ -1,12 +1,12 @@
-"""Writes what a run has learned for other libraries, which then compute the same logits.
+"""Exports the weights of a run to other libraries, which then compute the same logits.
 
     python -m vit.export runs/vit_b16 --to torchvision   a state dict for torchvision.models.VisionTransformer
     python -m vit.export runs/vit_b16 --to timm          a folder for timm.create_model("local-dir:…", pretrained=True)
-    python -m vit.export runs/vit_b16 --to safetensors   our own names, for --init_from and for other tools
+    python -m vit.export runs/vit_b16 --to safetensors   our own parameter names, for --init_from and other tools
     python -m vit.export runs/vit_b16 --to onnx          (B, 3, S, S) normalized images to (B, C) logits, any B
 
-Images are to be normalized as `augment.mean` and `augment.std` say; timm's config.json and the metadata of safetensors
-and ONNX files hold them, with the names of the classes.
+Input images must be normalized with `augment.mean` and `augment.std`.  timm's config.json and the metadata of
+safetensors and ONNX files contain these values and the class names.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from vit.model.weight_names import TIMM, TORCHVISION, Tensors, to_theirs
 
 
 def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
-    """A state dict.  torchvision knows no layer scale: its factors go into the layers before it, which is the same."""
+    """Writes a state dict.  torchvision has no layer scale, so its factors are multiplied into the preceding layers."""
     cfg = model.cfg
     if cfg.pool != "cls":
-        raise ValueError("torchvision's VisionTransformer has a class token and this model has none; use --to timm")
+        raise ValueError("torchvision's VisionTransformer needs a class token, but this model has none; use --to timm")
     weights = _weights(model)
     for i in range(cfg.depth if cfg.layer_scale else 0):
         for scale, layer in (("scale1", "attention.out"), ("scale2", "mlp.down")):
@@ -46,7 +46,7 @@ def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> No
 
 
 def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
-    """A folder with model.safetensors and config.json, as those that the Hugging Face hub holds."""
+    """Writes a folder with model.safetensors and config.json, the format of the Hugging Face Hub."""
     cfg, augment = model.cfg, run.cfg.augment
     arguments: dict[str, Any] = {
         "img_size": cfg.image_size,
@@ -58,9 +58,9 @@ def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
         "init_values": cfg.layer_scale or None,
         "class_token": cfg.pool == "cls",
         "global_pool": "token" if cfg.pool == "cls" else "avg",
-        "fc_norm": False,  # the norm stands before the mean, not behind it
+        "fc_norm": False,  # the norm comes before the mean over tokens, not after it
     }
-    about = {
+    pretrained_cfg = {
         "input_size": [3, cfg.image_size, cfg.image_size],
         "mean": augment.mean,
         "std": augment.std,
@@ -69,11 +69,11 @@ def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
         "label_names": run.classes,
     }
     description = {
-        "architecture": "vit_base_patch16_224",  # which the arguments then change
+        "architecture": "vit_base_patch16_224",  # modified by model_args
         "num_classes": cfg.num_classes,
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
-        "pretrained_cfg": about,
+        "pretrained_cfg": pretrained_cfg,
     }
     out.mkdir()
     safetensors.torch.save_file(to_theirs(_weights(model), TIMM, cfg.patch_size), out / "model.safetensors")
@@ -81,17 +81,17 @@ def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
 
 
 def to_safetensors(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
-    """One file under our own names."""
-    safetensors.torch.save_file(_weights(model), out, metadata=_about(run))
+    """Writes one file with our own parameter names."""
+    safetensors.torch.save_file(_weights(model), out, metadata=_metadata(run))
 
 
 def to_onnx(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
-    """One file, of at most 2 GB: the greatest that the format allows."""
+    """Writes one file.  The format limits it to 2 GB."""
     import onnx
 
     side = model.cfg.image_size
     with warnings.catch_warnings():
-        # The exporter that wants onnx alone; the newer one needs onnxscript as well.
+        # This exporter is deprecated, but needs only onnx; the new one needs onnxscript too.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
@@ -105,7 +105,7 @@ def to_onnx(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
             dynamo=False,
         )
     exported = onnx.load(out)
-    onnx.helper.set_model_props(exported, _about(run))
+    onnx.helper.set_model_props(exported, _metadata(run))
     onnx.save(exported, out)
 
 
@@ -118,52 +118,56 @@ FORMATS: dict[str, tuple[Callable[[VisionTransformer, TrainedModel, Path], None]
 
 
 def _weights(model: VisionTransformer) -> Tensors:
-    """All of them, fixed positions too: other libraries know learned ones alone."""
+    """The state dict with fixed positions included, because other libraries only have learned ones."""
     positions = model.positions if isinstance(model.positions, nn.Parameter) else model.positions.clone()
     return {
         name: tensor.contiguous() for name, tensor in (model.state_dict() | {"positions": positions.detach()}).items()
     }
 
 
-def _about(run: TrainedModel) -> dict[str, str]:
+def _metadata(run: TrainedModel) -> dict[str, str]:
     cfg = run.cfg
-    about = {"model": asdict(cfg.model), "mean": cfg.augment.mean, "std": cfg.augment.std, "classes": run.classes}
-    return {name: json.dumps(value) for name, value in (about | {"step": run.step}).items()}
+    metadata = {"model": asdict(cfg.model), "mean": cfg.augment.mean, "std": cfg.augment.std, "classes": run.classes}
+    return {name: json.dumps(value) for name, value in (metadata | {"step": run.step}).items()}
 
 
 def export(
-    path: Path, to: str, out: Path | None = None, which: str = "newest", weights: trained_model.Which | None = None
+    path: Path,
+    to: str,
+    out: Path | None = None,
+    which: str = "newest",
+    weights: trained_model.WeightsKind | None = None,
 ) -> Path:
-    """Writes the weights of a run, whole or not at all, and returns where.  Raises ValueError, and OSError."""
+    """Writes the weights of a run atomically and returns the path.  Raises ValueError or OSError."""
     run = load_trained_model(path, which)
-    model = run.pick(weights)
-    write, ending = FORMATS[to]
-    out = out or path / (path.resolve().name + ending)
+    model = run.select_model(weights)
+    write, suffix = FORMATS[to]
+    out = out or path / (path.resolve().name + suffix)
     if out.exists():
-        raise ValueError(f"{out} exists already; choose another with --out")
+        raise ValueError(f"{out} already exists; choose another path with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        write(model, run, aside)
-        aside.rename(out)
-    except (RuntimeError, safetensors.SafetensorError) as error:  # what the writers make of a full disk
+        write(model, run, temporary)
+        temporary.rename(out)
+    except (RuntimeError, safetensors.SafetensorError) as error:  # raised by the writers if the disk is full
         raise OSError(f"{out} cannot be written: {str(error).splitlines()[0]}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
     return out
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line.  Exit code 2 for what the user can mend."""
-    parser = argparse.ArgumentParser("vit.export", description="Writes what a run has learned for another library.")
-    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
-    parser.add_argument("--to", choices=FORMATS, required=True, help="library or format")
-    parser.add_argument("--out", type=Path, help="file, for timm folder, to be written (default: in the run folder)")
-    parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
+    """Command line.  Exit code 2 for errors that the user can fix."""
+    parser = argparse.ArgumentParser("vit.export", description="Exports the weights of a run to another library.")
+    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in it")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="target library or format")
+    parser.add_argument("--out", type=Path, help="output file; for timm, output folder (default: in the run folder)")
     parser.add_argument(
-        "--weights", choices=("ema", "last"), help="which weights (default: the EMA if the run keeps one)"
+        "--which", default="newest", metavar="STEP", help="checkpoint: newest, best or a step (default: newest)"
     )
+    parser.add_argument("--weights", choices=("ema", "last"), help="weights to use (default: the EMA if there is one)")
     options = parser.parse_args(args)
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))

@@ -1,7 +1,7 @@
-"""Attempts at a run that are killed: the trainer's own command, in real processes, with real signals.
+"""Starts training runs in real processes and kills them with SIGKILL.
 
-Ranks are forks of this process, which has imported all that they need: they start in a second.  `fresh` ones are
-started by torchrun, each from nothing.
+Ranks are forks of this process, which has done all imports, so they start within a second.  With `fresh`, torchrun
+starts them instead.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 import torch
-import torch._dynamo  # optimizers import it when they are made, which takes seconds
+import torch._dynamo  # otherwise imported when an optimizer is created, which takes seconds
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from vit import train
@@ -29,81 +29,81 @@ from vit.checkpoint.format import find_checkpoints, read_manifest
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
-VICTIMS = ("a rank", "all ranks", "the launcher", "everything")  # whose death ends an attempt
+VICTIMS = ("a rank", "all ranks", "the launcher", "everything")  # killing any of these ends an attempt
 
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # prctl's PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER
 
 
-class EndedError(RuntimeError):
-    """An attempt that nobody killed did not finish.  The message holds its last words."""
+class UnexpectedExitError(RuntimeError):
+    """An attempt that was not killed did not finish the run.  The message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A kill that struck."""
+    """A kill that ended an attempt."""
 
     seconds: float  # after the attempt was launched
-    step: int  # the last one that was done
+    step: int  # last completed step
     ranks: int
-    lost: int  # steps that were done and are to be done again
-    victim: str  # "rank 2", or another of VICTIMS
+    lost: int  # completed steps that have to be repeated
+    victim: str  # "rank 2", or one of VICTIMS
 
 
 class Attempt:
-    """The ranks of one run, from their launch to their end.  Every child of this process is taken to be one of them."""
+    """The launcher and the ranks of one attempt.  Assumes that all children of this process belong to it."""
 
     def __init__(self, run: RunFolder, arguments: list[str], ranks: int, fresh: bool) -> None:
         self.run, self.ranks = run, ranks
         self.launched = time.time()
         self._log = run.logs / "attempts.log"
         run.logs.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(1)  # a pool of threads would not survive the fork
-        ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # whoever loses its parent becomes our child: none is lost from sight
-        self._code: int | None = None  # the launcher's, once it is known
+        torch.set_num_threads(1)  # a thread pool would not survive the fork
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # orphaned descendants become our children, so none is missed
+        self._code: int | None = None  # exit code of the launcher
         self._launcher = os.fork()
         if self._launcher == 0:
             try:
-                _be_launcher([*arguments, "--run-dir", str(run.path)], ranks, self._log, fresh)
+                _launcher_main([*arguments, "--run-dir", str(run.path)], ranks, self._log, fresh)
             finally:
                 os._exit(1)
 
-    def going(self) -> bool:
-        """Whether the launcher is still there."""
+    def running(self) -> bool:
+        """Whether the launcher is still running."""
         if self._code is None:
             pid, status = os.waitpid(self._launcher, os.WNOHANG)
             self._code = os.waitstatus_to_exitcode(status) if pid else None
         return self._code is None
 
     def started(self) -> dict[str, float] | None:
-        """The `time` and the `step` at which this attempt went on; None before it does."""
+        """The event with the `time` and `step` at which this attempt started to train; None before that."""
         event = self.run.last("started")
         return event if event and event["time"] >= self.launched else None
 
     def finish(self) -> None:
-        """Waits for the end.  Raises EndedError if that is not the end of the run."""
-        while self.going():
+        """Waits until the attempt ends.  Raises UnexpectedExitError if the run is not finished then."""
+        while self.running():
             time.sleep(0.01)
         self.end()
         if self.run.finished() is None:
-            words = "\n".join(f"  {line}" for line in self._log.read_text(errors="replace").splitlines()[-15:])
-            raise EndedError(
-                f"{self.ranks} ranks ended with exit code {self._code}, though nobody killed them:\n{words}"
+            tail = "\n".join(f"  {line}" for line in self._log.read_text(errors="replace").splitlines()[-15:])
+            raise UnexpectedExitError(
+                f"{self.ranks} ranks exited with code {self._code} without having been killed:\n{tail}"
             )
 
-    def kill(self, chance: random.Random) -> Kill:
-        """Sends SIGKILL, to whom chance will have it, and waits until nothing is left of the attempt."""
-        victim, victims = self.victims(chance.choice(VICTIMS), chance.randrange(self.ranks))
+    def kill(self, rng: random.Random) -> Kill:
+        """Kills a random victim and waits until all processes of the attempt are gone."""
+        victim, victims = self.victims(rng.choice(VICTIMS), rng.randrange(self.ranks))
         step, seconds = last_step(self.run), time.time() - self.launched
-        self.strike(victim, victims)
+        self.send_sigkill(victim, victims)
         self.end()
         saved = find_checkpoints(self.run.checkpoints)
         kept = int(read_manifest(saved[0])["step"]) if saved else 0
         return Kill(seconds, step, self.ranks, max(0, step - kept), victim)
 
     def victims(self, victim: str, number: int) -> tuple[str, list[psutil.Process]]:
-        """The processes that a kill of `victim` means; of the launcher alone if it has not yet started the others.
+        """Returns the name and the processes of a victim: the launcher if it has not yet started the ones asked for.
 
-        `number` is the rank that "a rank" and "a writer" mean; the name that is returned tells it.
+        `number` selects the rank for "a rank" and "a writer"; the returned name includes it.
         """
         launcher = psutil.Process(self._launcher)
         ranks = sorted(launcher.children(), key=lambda process: process.pid)
@@ -117,22 +117,22 @@ class Attempt:
             return f"the writer of rank {number}", writers
         return "the launcher", [launcher]
 
-    def strike(self, victim: str, victims: list[psutil.Process]) -> None:
-        """Sends SIGKILL to all of them, and with everything to what they have started meanwhile."""
+    def send_sigkill(self, victim: str, victims: list[psutil.Process]) -> None:
+        """Sends SIGKILL to all of them; for "everything", also to processes that they have started in the meantime."""
         launcher = psutil.Process(self._launcher)
         if victim == "everything":
-            launcher.suspend()  # so that it starts nothing more
+            launcher.suspend()  # so that it starts no more processes
             victims = [*victims, *launcher.children(recursive=True)]
         for process in victims:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    def end(self, patience: float = 60.0) -> None:
-        """Waits until the launcher and all its descendants are gone.  Kills them after `patience` seconds."""
-        deadline = time.monotonic() + patience
-        while self.going() and time.monotonic() < deadline:
+    def end(self, timeout: float = 60.0) -> None:
+        """Waits until the launcher and all its descendants are gone, and kills those left after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.running() and time.monotonic() < deadline:
             time.sleep(0.005)
-        while self.going() or _descendants():
+        while self.running() or _descendants():
             for process in _descendants() if time.monotonic() > deadline else []:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -142,57 +142,58 @@ class Attempt:
 def train_and_kill(
     run: RunFolder, arguments: list[str], steps: int, ranks: list[int], kills: int, seed: int, fresh: bool
 ) -> Iterator[Kill]:
-    """Trains a run on the next number of `ranks` at each attempt, and yields the kills that end the first `kills`.
+    """Trains a run in several attempts, each on the next number of `ranks`, and yields the kill that ends each one.
 
-    When, and who, is random: in the middle of a step, of a checkpoint, of an evaluation, or before the first step.
+    After `kills` kills, a last attempt finishes the run.  Time and victim are random: a kill may hit a step, a
+    checkpoint, an evaluation or the start.
     """
-    chance = random.Random(seed)
-    # Each waits for a step of its own: they are spread over the whole run, and all find it going.
-    targets = sorted(chance.choices(range(max(1, steps - 4)), k=kills))
-    done, seconds = 1, 0.3  # of the attempts so far: their steps and how long these took
+    rng = random.Random(seed)
+    # Each kill waits for a step of its own, so that kills are spread over the run and none comes after its end.
+    targets = sorted(rng.choices(range(max(1, steps - 4)), k=kills))
+    done, seconds = 1, 0.3  # steps of all attempts so far, and the time they took
     for i, target in enumerate(targets):
         attempt = Attempt(run, arguments, ranks[i % len(ranks)], fresh)
         try:
-            early = chance.random() < 0.15
-            while attempt.going() and not early and not (attempt.started() and last_step(run) >= target):
+            early = rng.random() < 0.15
+            while attempt.running() and not early and not (attempt.started() and last_step(run) >= target):
                 time.sleep(0.005)
-            time.sleep(chance.uniform(0, 1 if early else 2 * seconds / done))
-            if not attempt.going():  # it finished, or failed
+            time.sleep(rng.uniform(0, 1 if early else 2 * seconds / done))
+            if not attempt.running():  # it finished, or failed
                 attempt.finish()
                 return
-            kill = attempt.kill(chance)
+            kill = attempt.kill(rng)
         finally:
-            attempt.end(patience=0)
-        if began := attempt.started():
-            done += max(0, kill.step - int(began["step"]))
-            seconds += kill.seconds - (began["time"] - attempt.launched)
+            attempt.end(timeout=0)
+        if start := attempt.started():
+            done += max(0, kill.step - int(start["step"]))
+            seconds += kill.seconds - (start["time"] - attempt.launched)
         yield kill
     Attempt(run, arguments, ranks[kills % len(ranks)], fresh).finish()
 
 
 def last_step(run: RunFolder) -> int:
-    """The newest step on the learning curve."""
+    """The last step of the learning curve."""
     return max((record["step"] for record in read_lines(run.metrics)), default=0)
 
 
 def _descendants() -> list[psutil.Process]:
-    """What is left of our children and theirs; those that we inherited and that have ended are buried.
+    """Returns the descendants of this process, and reaps those that have ended.
 
-    A process is a zombie once its first thread has ended: others may still hold its files and locks.  Only one that can
-    be buried is gone.
+    A process is a zombie as soon as its main thread has ended, while other threads may still hold its files and locks.
+    It is gone only once it can be reaped.
     """
-    left = []
+    alive = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, ChildProcessError):
             zombie = process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid()
             if not (zombie and os.waitpid(process.pid, os.WNOHANG)[0]):
-                left.append(process)
-    return left
+                alive.append(process)
+    return alive
 
 
-def _be_launcher(arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
-    """What torchrun does, or torchrun itself: starts the ranks, and ends the others when one fails."""
-    os.setsid()  # Ctrl-C is for the process above
+def _launcher_main(arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
+    """Starts the ranks, as torchrun or by executing it, and terminates the others when one fails."""
+    os.setsid()  # Ctrl-C must reach only the parent process
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(file, 1)
@@ -201,11 +202,11 @@ def _be_launcher(arguments: list[str], ranks: int, log: Path, fresh: bool) -> No
         command = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--monitor-interval", "0.1"]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "vit.train"]
         os.execv(sys.executable, [sys.executable, *command, *arguments])
-    # The ranks are forked before the store, which is a thread, but must know its port.
+    # The ranks are forked before the store starts its thread, but have to know its port.
     listener = socket.create_server(("127.0.0.1", 0))
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_be_rank, args=(arguments, r, ranks, os.getpid(), listener)) for r in range(ranks)
+        context.Process(target=_rank_main, args=(arguments, r, ranks, os.getpid(), listener)) for r in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -221,21 +222,27 @@ def _be_launcher(arguments: list[str], ranks: int, log: Path, fresh: bool) -> No
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(30)  # torchrun's patience
+        process.join(30)  # as long as torchrun waits
         process.kill()
     del store
     os._exit(max(abs(p.exitcode or 0) for p in processes))
 
 
-def _be_rank(arguments: list[str], rank: int, ranks: int, launcher: int, listener: socket.socket) -> None:
-    """One rank, in torchrun's environment.  It ends with its launcher, however early that dies."""
+def _rank_main(arguments: list[str], rank: int, ranks: int, launcher: int, listener: socket.socket) -> None:
+    """One rank, with torchrun's environment variables.  It ends when its launcher dies."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != launcher:
         os._exit(1)
-    gc.freeze()  # what was there before is not this rank's to collect
+    gc.freeze()  # no garbage collection of inherited objects, which would copy their pages
     port = listener.getsockname()[1]
     listener.close()
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": ranks,
+        "LOCAL_WORLD_SIZE": ranks,
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in environment.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RUN_ID="verify")
     train.main(arguments)

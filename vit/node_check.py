@@ -1,4 +1,4 @@
-"""Looks whether a node is fit to train on, before its ranks start; what is wrong with it is one line of JSON.
+"""Checks the health of a node before its ranks start, and prints what it found as one line of JSON.
 
 python -m vit.node_check --run-dir runs/vit_b16 --ranks 4
 """
@@ -26,157 +26,157 @@ from vit.config.parser import load_config
 from vit.config.schema import Config
 from vit.data.storage import free_memory
 from vit.model.vision_transformer import VisionTransformer
-from vit.run.disk_errors import NO_ROOM
+from vit.run.disk_errors import DISK_FULL
 from vit.run.folder import RunFolder
 
-RANK_BYTES = 500e6  # of memory that a rank takes before it holds anything: Python, torch, its threads
-SIDE = 1024  # of the matrices whose product is tried
-MEET_SECONDS = 120  # for the other nodes to begin; who does not is looked for elsewhere
-SEE_SECONDS = 10  # for a file of another node to be there
-PAIR_SECONDS = 15  # for a sum over two nodes
+RANK_BYTES = 500e6  # memory of a rank without model and data: Python, torch, threads
+MATRIX_SIZE = 1024  # rows and columns of the matrices that are multiplied
+RENDEZVOUS_SECONDS = 120  # timeout for the checks of the other nodes to start
+FILE_SECONDS = 10  # timeout for a file of another node to become visible
+ALLREDUCE_SECONDS = 15  # timeout for an all-reduce between two nodes
 
 
-class UnfitError(Exception):
-    """What is wrong with this node."""
+class UnhealthyError(Exception):
+    """This node is unhealthy.  The message says why."""
 
 
-class RequestError(Exception):
-    """What no node can give."""
+class TooLargeError(Exception):
+    """The run needs more than any node has.  The message says what, and what to do."""
 
 
-def of_this_node(cfg: Config, run: RunFolder, ranks: int, nodes: int) -> Iterator[str]:
-    """What a person should know though the run goes on.  Raises UnfitError or RequestError."""
+def check_node(cfg: Config, run: RunFolder, ranks: int, nodes: int) -> Iterator[str]:
+    """Checks this node by itself and yields warnings.  Raises UnhealthyError or TooLargeError."""
     devices = _devices(cfg, ranks)
     for device in devices:
-        _product(device)
+        _check_matmul(device)
     state = _state_bytes(cfg)
-    _memory(cfg, ranks, nodes, state)
+    _check_memory(cfg, ranks, nodes, state)
     for device in devices:
-        _gpu_memory(device, state)
+        _check_gpu_memory(device, state)
     free = shutil.disk_usage(run.path).free
     if free < (needed := (cfg.checkpoint.keep + 1) * state):
         yield (
-            f"{run.path} has {free / 1e9:.1f} GB free, and {cfg.checkpoint.keep} checkpoints and a new one need "
+            f"{run.path} has {free / 1e9:.1f} GB free, but {cfg.checkpoint.keep} checkpoints and a new one need "
             f"{needed / 1e9:.1f} GB"
         )
 
 
 def _devices(cfg: Config, ranks: int) -> list[torch.device]:
-    """The devices that ranks are to use."""
+    """The devices that the ranks will use.  Raises UnhealthyError if there are too few GPUs."""
     if cfg.device == "cpu":
         return [torch.device("cpu")]
-    there = torch.cuda.device_count()
-    if there < ranks:
-        raise UnfitError(f"torch sees {there} GPUs, and {ranks} ranks want one each (--device cpu trains without)")
+    count = torch.cuda.device_count()
+    if count < ranks:
+        raise UnhealthyError(f"torch sees {count} GPUs, but {ranks} ranks need one each (--device cpu trains without)")
     return [torch.device("cuda", i) for i in range(ranks)]
 
 
-def _product(device: torch.device) -> None:
-    """A product of matrices of small whole numbers, of which no bit is rounded away, tried by Freivalds's method.
+def _check_matmul(device: torch.device) -> None:
+    """Multiplies two matrices of small integers, which needs no rounding, and verifies the product.
 
-    AB = C is right, but for a chance of one in a thousand, if A(Bx) = Cx for a random x.
+    Freivalds' algorithm: if A(Bx) = Cx for a random x, then AB = C, with an error probability of one in a thousand.
     https://doi.org/10.1007/3-540-09526-8_5
     """
     random = np.random.default_rng(os.getpid())
-    a, b = (random.integers(-4, 5, (SIDE, SIDE)).astype(np.float32) for _ in range(2))
-    x = random.integers(0, 1000, SIDE).astype(np.float64)
+    a, b = (random.integers(-4, 5, (MATRIX_SIZE, MATRIX_SIZE)).astype(np.float32) for _ in range(2))
+    x = random.integers(0, 1000, MATRIX_SIZE).astype(np.float64)
     try:
         c = (torch.from_numpy(a).to(device) @ torch.from_numpy(b).to(device)).cpu().numpy()
     except RuntimeError as error:
-        raise UnfitError(f"{device} computes nothing: {error}") from None
+        raise UnhealthyError(f"{device} cannot multiply matrices: {error}") from None
     if not np.array_equal(c.astype(np.float64) @ x, a.astype(np.float64) @ (b.astype(np.float64) @ x)):
-        raise UnfitError(f"{device} computes a wrong product of two matrices")
+        raise UnhealthyError(f"{device} returned a wrong matrix product")
 
 
 def _state_bytes(cfg: Config) -> int:
-    """What a checkpoint takes: float32 weights, two moments, the average."""
+    """Size of a checkpoint: float32 weights, two moments and, if enabled, the EMA."""
     with torch.device("meta"):
         weights = sum(p.numel() for p in VisionTransformer(cfg.model).parameters())
     return 4 * weights * (4 if cfg.optim.ema_decay else 3)
 
 
-def _memory(cfg: Config, ranks: int, nodes: int, state: int) -> None:
-    """Each node holds its part of the copy that is being saved, and all of the state for each rank without a GPU."""
+def _check_memory(cfg: Config, ranks: int, nodes: int, state: int) -> None:
+    """Main memory: the copy that a save makes, decoded batches, and without GPUs the state of each rank."""
     copies = 1 / nodes + (ranks if cfg.device == "cpu" else 0)
     batches = cfg.global_batch / nodes * 3 * cfg.model.image_size**2 * (cfg.data.prefetch + 1)
     needed, free, total = ranks * RANK_BYTES + copies * state + batches, free_memory(), psutil.virtual_memory().total
     what = f"the ranks need {needed / 1e9:.1f} GB of memory"
     if needed > total:
-        raise RequestError(f"{what}, and {socket.gethostname()} has {total / 1e9:.1f}: fewer ranks a node need less")
+        raise TooLargeError(f"{what}, but {socket.gethostname()} has {total / 1e9:.1f} GB; use fewer ranks per node")
     if needed > free:
-        raise UnfitError(f"{what}, and {free / 1e9:.1f} of {total / 1e9:.1f} are free for this job")
+        raise UnhealthyError(f"{what}, but only {free / 1e9:.1f} of {total / 1e9:.1f} GB are free for this job")
 
 
-def _gpu_memory(device: torch.device, state: int) -> None:
+def _check_gpu_memory(device: torch.device, state: int) -> None:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         if free < max(total / 2, 4 / 3 * state):
-            raise UnfitError(f"{device} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: somebody else is on it")
+            raise UnhealthyError(f"{device} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: another process uses it")
 
 
-class Neighbors:
-    """The same process on the other nodes of a job, met at a store."""
+class NodeGroup:
+    """The checks of all nodes of a job, connected by a TCPStore on the first node."""
 
-    def __init__(self, asked: Namespace, folder: Path) -> None:
-        """Raises DistError if they are not there in time."""
-        self.node, self.nodes, self.folder = asked.node, asked.nodes, folder
-        address, _, port = asked.store.rpartition(":")
-        wait = datetime.timedelta(seconds=MEET_SECONDS)
-        self.store = TCPStore(address, int(port), is_master=self.node == 0, wait_for_workers=False, timeout=wait)
-        self.store.set(f"name/{self.node}", asked.name)
+    def __init__(self, options: Namespace, folder: Path) -> None:
+        """Waits for all nodes.  Raises DistError if one does not come in time."""
+        self.node, self.nodes, self.folder = options.node, options.nodes, folder
+        address, _, port = options.store.rpartition(":")
+        timeout = datetime.timedelta(seconds=RENDEZVOUS_SECONDS)
+        self.store = TCPStore(address, int(port), is_master=self.node == 0, wait_for_workers=False, timeout=timeout)
+        self.store.set(f"name/{self.node}", options.name)
         self.names = [self.store.get(f"name/{node}").decode() for node in range(self.nodes)]
         self.others = [node for node in range(self.nodes) if node != self.node]
 
-    def unseen(self) -> list[str]:
-        """The nodes whose file in the run folder is not there from here, though they wrote it."""
-        word = os.urandom(8).hex()
-        mine = self.folder / f"{self.names[self.node]}-{word}"
+    def nodes_without_shared_folder(self) -> list[str]:
+        """Each node writes a file to the run folder; returns the nodes whose file this node cannot read."""
+        token = os.urandom(8).hex()
+        mine = self.folder / f"{self.names[self.node]}-{token}"
         with suppress(OSError):
-            mine.write_text(word)
+            mine.write_text(token)
         self.store.set(f"file/{self.node}", mine.name)
         missing = {node: self.folder / self.store.get(f"file/{node}").decode() for node in self.others}
-        deadline = time.monotonic() + SEE_SECONDS
+        deadline = time.monotonic() + FILE_SECONDS
         while missing and time.monotonic() < deadline:
-            missing = {node: path for node, path in missing.items() if not _reads(path)}
+            missing = {node: path for node, path in missing.items() if not _is_readable(path)}
             time.sleep(0.05 if missing else 0)
-        self._all_here("seen")
+        self._barrier("files-read")
         with suppress(OSError):
             mine.unlink()
         return [self.names[node] for node in missing]
 
-    def unheard(self) -> list[str]:
-        """The nodes with which a sum over the two of us cannot be made, or is wrong; all pairs, each by itself."""
+    def nodes_without_network(self) -> list[str]:
+        """Runs an all-reduce between each pair of nodes; returns the nodes with which it failed or gave a wrong sum."""
         out = []
-        for i, pairs in enumerate(rounds(self.nodes)):
+        for i, pairs in enumerate(pairing_rounds(self.nodes)):
             for pair in pairs:
-                if self.node in pair and not self._sum(pair):
+                if self.node in pair and not self._all_reduce(pair):
                     out.append(self.names[pair[pair[0] == self.node]])
-            self._all_here(f"round/{i}")  # who had to wait for a sick one is not late for the next
+            self._barrier(f"round/{i}")  # so that a node that waited for an unhealthy one is not late for the next
         return out
 
-    def leave(self) -> None:
-        """The first node, which keeps the store, goes last."""
+    def close(self) -> None:
+        """Leaves the group; the first node, which hosts the store, leaves last."""
         self.store.set(f"left/{self.node}", "")
         if self.node == 0:
             self.store.wait([f"left/{node}" for node in self.others])
 
-    def _sum(self, pair: tuple[int, int]) -> bool:
-        wait, numbers = datetime.timedelta(seconds=PAIR_SECONDS), torch.arange(250_000, dtype=torch.int32)
+    def _all_reduce(self, pair: tuple[int, int]) -> bool:
+        timeout, numbers = datetime.timedelta(seconds=ALLREDUCE_SECONDS), torch.arange(250_000, dtype=torch.int32)
         try:
-            group = ProcessGroupGloo(PrefixStore(f"{pair}", self.store), pair.index(self.node), 2, wait)
+            group = ProcessGroupGloo(PrefixStore(f"{pair}", self.store), pair.index(self.node), 2, timeout)
             total = numbers * (self.node + 1)
             group.allreduce([total]).wait()  # type: ignore[attr-defined]
         except RuntimeError:
             return False
         return torch.equal(total, numbers * (pair[0] + pair[1] + 2))
 
-    def _all_here(self, where: str) -> None:
-        self.store.set(f"{where}/{self.node}", "")
-        self.store.wait([f"{where}/{node}" for node in range(self.nodes)])
+    def _barrier(self, name: str) -> None:
+        self.store.set(f"{name}/{self.node}", "")
+        self.store.wait([f"{name}/{node}" for node in range(self.nodes)])
 
 
-def rounds(nodes: int) -> list[list[tuple[int, int]]]:
-    """Every pair of nodes once, in rounds in which none is in two pairs: the circle method of tournaments."""
+def pairing_rounds(nodes: int) -> list[list[tuple[int, int]]]:
+    """All pairs of nodes, in rounds in which each node is in at most one pair: the circle method for round-robins."""
     circle = list(range(nodes + nodes % 2))
     out = []
     for _ in range(len(circle) - 1):
@@ -186,43 +186,49 @@ def rounds(nodes: int) -> list[list[tuple[int, int]]]:
     return out
 
 
-def _reads(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
+    """Whether a file has the contents that its name says."""
     try:
         return path.read_text() == path.name.rpartition("-")[2]
     except OSError:
         return False
 
 
-def _writes(folder: Path) -> None:
-    """Raises UnfitError if nothing can be written there.  A full disk is no reason not to train."""
+def _check_writable(folder: Path) -> None:
+    """Raises UnhealthyError if the folder is not writable.  A full disk is not an error: training can continue."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"try-{os.getpid()}-{os.urandom(4).hex()}"
         file.write_text("try")
         file.unlink()
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise UnfitError(f"nothing can be written in {folder.parent}: {error.strerror}") from None
+        if error.errno not in DISK_FULL:
+            raise UnhealthyError(f"cannot write to {folder.parent}: {error.strerror}") from None
 
 
-def look(asked: Namespace) -> dict[str, object]:
-    """All checks; `unfit` and `request` say what is wrong, `unseen` and `unheard` which nodes this one misses."""
-    out: dict[str, object] = {"node": asked.name, "notes": []}
-    run = RunFolder(asked.run_dir)
+def run_checks(options: Namespace) -> dict[str, object]:
+    """Runs all checks.  The keys of the result:
+
+    `node`: name of this node.  `notes`: warnings.  `unfit`: why the node is unhealthy.  `request`: what no node has
+    enough of.  `unseen`: nodes that do not share the run folder with this one.  `unheard`: nodes that this one cannot
+    communicate with.
+    """
+    out: dict[str, object] = {"node": options.name, "notes": []}
+    run = RunFolder(options.run_dir)
     folder = run.path / "health"
     try:
-        _writes(folder)
-        out["notes"] = list(of_this_node(load_config(run.config), run, asked.ranks, asked.nodes))
-    except UnfitError as error:
+        _check_writable(folder)
+        out["notes"] = list(check_node(load_config(run.config), run, options.ranks, options.nodes))
+    except UnhealthyError as error:
         out["unfit"] = str(error)
-    except RequestError as error:
+    except TooLargeError as error:
         out["request"] = str(error)
-    if asked.nodes > 1:
-        with suppress(DistError):  # a node that does not come at all is the supervisors' business
-            neighbors = Neighbors(asked, folder)
-            out["unseen"] = neighbors.unseen()
-            out["unheard"] = neighbors.unheard()
-            neighbors.leave()
+    if options.nodes > 1:
+        with suppress(DistError):  # the supervisors handle a node that does not start
+            group = NodeGroup(options, folder)
+            out["unseen"] = group.nodes_without_shared_folder()
+            out["unheard"] = group.nodes_without_network()
+            group.close()
     return out
 
 
@@ -230,18 +236,18 @@ def main(args: list[str] | None = None) -> None:
     """The command line."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     parser = ArgumentParser("vit.node_check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--run-dir", type=Path, required=True, help="run folder, with its config")
-    parser.add_argument("--ranks", type=int, required=True, help="ranks of this node")
-    parser.add_argument("--name", default=socket.gethostname(), help="this node's name")
-    parser.add_argument("--node", type=int, default=0, help="this node's number")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of the job")
-    parser.add_argument("--store", default="localhost:0", help="where the nodes meet: HOST:PORT of the first one")
-    asked, begun = parser.parse_args(args), time.monotonic()
+    parser.add_argument("--run-dir", type=Path, required=True, help="run folder, which has the config")
+    parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
+    parser.add_argument("--name", default=socket.gethostname(), help="name of this node")
+    parser.add_argument("--node", type=int, default=0, help="index of this node in the job")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes of the job")
+    parser.add_argument("--store", default="localhost:0", help="HOST:PORT of the store on the first node")
+    options, started = parser.parse_args(args), time.monotonic()
     torch.set_num_threads(1)
-    found = look(asked)
-    print(json.dumps(found | {"seconds": round(time.monotonic() - begun, 3)}), flush=True)
+    found = run_checks(options)
+    print(json.dumps(found | {"seconds": round(time.monotonic() - started, 3)}), flush=True)
     sys.stdout.flush()
-    os._exit(0)  # threads of a group whose other side is gone may wait for it
+    os._exit(0)  # without waiting for threads of a process group whose peer is gone
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One 64-bit key for each random draw, a pure function of what the draw belongs to.
+"""Counter-based random numbers: each draw has a 64-bit key, a pure function of the counters that identify it.
 
-Sample order and crops are keyed by (seed, epoch, sample), everything after them by (seed, step, micro-batch), so no
-generator state is ever saved: a run resumed at any step, on any number of ranks, draws what it would have drawn. The
-mixer is SplitMix64's finalizer: Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195.
+Sample order and crops are keyed by (seed, epoch, sample), everything after them by (seed, step, micro-batch).  No
+generator state has to be saved: a run that resumes at any step, on any number of ranks, draws the same numbers.  Keys
+are mixed with SplitMix64's finalizer: Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195.
 """
 
 import enum
@@ -18,25 +18,25 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Stream(enum.IntEnum):
-    """What a key is drawn for; two streams with the same counters are independent."""
+    """The purpose of a draw.  Streams with the same counters are independent of each other."""
 
-    ORDER = 1
-    CROP = 2
-    AUGMENT = 3
-    MODEL = 4
-    INIT = 5
-    BLOCKS = 6
+    ORDER = 1  # order of the samples in an epoch
+    CROP = 2  # random crops
+    AUGMENT = 3  # augmentation
+    MODEL = 4  # dropout and stochastic depth
+    INIT = 5  # initial weights
+    BLOCKS = 6  # order of the blocks of a file, with data.shuffle_window
 
 
 def mix(z: U64) -> U64:
-    """A bijection of 64-bit integers that changes half of the bits when one changes."""
+    """A bijection of 64-bit integers.  Changing one input bit changes half of the output bits on average."""
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     return z ^ (z >> np.uint64(31))
 
 
 def keys(stream: Stream, seed: int, *counters: ArrayLike) -> U64:
-    """Keys for arrays of counters, which broadcast: (...), (...), … -> (...) uint64."""
+    """Keys for arrays of counters, which are broadcast: (...), (...), … -> (...) uint64."""
     with np.errstate(over="ignore"):  # arithmetic is modulo 2**64
         key = mix(np.asarray([seed], np.int64).astype(np.uint64) + np.uint64(stream) * _GOLDEN)
         for counter in counters:
@@ -45,12 +45,12 @@ def keys(stream: Stream, seed: int, *counters: ArrayLike) -> U64:
 
 
 def key(stream: Stream, seed: int, *counters: int) -> int:
-    """One key, in [0, 2**63): what `torch.manual_seed` takes."""
+    """A single key in [0, 2**63), valid for `torch.manual_seed`."""
     return int(keys(stream, seed, *counters)[0] >> np.uint64(1))
 
 
 def uniform(key: U64, draw: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """The draw-th uniform number in [0, 1) of each key, exact to 53 bits; they broadcast: (...) -> (...)."""
+    """Uniform number `draw` of each key, in [0, 1) with 53 bits; the arguments are broadcast: (...), (...) -> (...)."""
     with np.errstate(over="ignore"):
         bits = mix(key + np.asarray(draw + 1).astype(np.uint64) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""The layer of layer.c, from Python: which file operations are to fail, and which were done."""
+"""Python side of the fault-injection layer (layer.c): makes file operations fail, and records them."""
 
 import fcntl
 import mmap
@@ -18,34 +18,37 @@ _RECORD = struct.Struct("=8sqqqii")
 
 @dataclass(frozen=True)
 class Operation:
-    """A file operation that was done."""
+    """A recorded file operation."""
 
     call: str  # "create", "write", "cut", "fsync", "mkdir", "rename" or "remove"
     inode: int
-    offset: int  # of a write, or the length that is left by a cut
+    offset: int  # of a write; for a cut, the new length
     path: str
-    other: str  # the new name
+    other: str  # the new path of a rename
     data: bytes
 
 
 def missing() -> str | None:
-    """Why there can be no such layer here; None if there can."""
+    """Why the layer cannot be used here; None if it can."""
     return None if shutil.which("gcc") else "gcc is not installed"
 
 
-def environment(root: Path, beside: Path) -> Mapping[str, str]:
-    """What a process needs in its environment to have the layer over `root`; its own files are `beside` that."""
-    beside.mkdir(parents=True, exist_ok=True)
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(beside / "layer.so"), str(SOURCE)]
+def environment(root: Path, folder: Path) -> Mapping[str, str]:
+    """Builds the layer; returns the environment variables that load it into a process, for operations below `root`.
+
+    `folder` is for the files of the layer itself; it must not be below `root`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(folder / "layer.so"), str(SOURCE)]
     subprocess.run(command, check=True)
-    (beside / "control").write_bytes(bytes(_CONTROL.size))
-    (beside / "log").touch()
-    names = {"FAULTS_ROOT": root, "FAULTS_CONTROL": beside / "control", "FAULTS_LOG": beside / "log"}
-    return {"LD_PRELOAD": str(beside / "layer.so"), **{name: str(path) for name, path in names.items()}}
+    (folder / "control").write_bytes(bytes(_CONTROL.size))
+    (folder / "log").touch()
+    names = {"FAULTS_ROOT": root, "FAULTS_CONTROL": folder / "control", "FAULTS_LOG": folder / "log"}
+    return {"LD_PRELOAD": str(folder / "layer.so"), **{name: str(path) for name, path in names.items()}}
 
 
 class Layer:
-    """The layer that this process, and all that it starts, is under."""
+    """Controls the layer that is loaded into this process and its descendants."""
 
     def __init__(self) -> None:
         self.log = Path(os.environ["FAULTS_LOG"])
@@ -53,38 +56,38 @@ class Layer:
             self._memory = mmap.mmap(file.fileno(), _CONTROL.size)
 
     def fail(self, first: int, last: int, error: int, halved: bool = False) -> None:
-        """Counts calls from now on, from 1; those from `first` to `last` fail with this errno.
+        """Counts calls from now on, starting at 1; those from `first` to `last` fail with errno `error`.
 
-        `halved`: the first of them, if it is a write, takes a half of its bytes before.
+        `halved`: if the first of them is a write, it writes half of its bytes instead of failing.
         """
         _CONTROL.pack_into(self._memory, 0, 1, 0, first, last, error, halved, 0, 0, b"", b"")
 
     def count(self) -> None:
-        """Counts calls from now on, and none fails."""
+        """Counts calls from now on; none fails."""
         self.fail(0, -1, 0)
 
     def stop(self) -> tuple[int, int, str, str]:
-        """Lets all be well again; how many calls there were, how many failed, and the first of those and its file."""
+        """Ends the faults; returns the numbers of calls and of failures, and the first failed call and its path."""
         values = _CONTROL.unpack_from(self._memory, 0)
         _CONTROL.pack_into(self._memory, 0, *bytes(8), b"", b"")
         call, path = (name.rstrip(b"\0").decode() for name in values[8:])
         return values[1], values[7], call, path
 
     def record(self) -> None:
-        """Writes operations down from now on."""
+        """Records operations from now on."""
         self.log.write_bytes(b"")
         _CONTROL.pack_into(self._memory, 0, 0, 0, 0, -1, 0, 0, 1, 0, b"", b"")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Has all operations wait, as each one does for another."""
+    def locked(self) -> Iterator[None]:
+        """Blocks all operations, with the lock that also serializes them."""
         with open(os.environ["FAULTS_CONTROL"], "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 def operations(log: Path) -> Iterator[Operation]:
-    """Those that were written down, in their order."""
+    """The recorded operations, in order."""
     content, at = log.read_bytes(), 0
     while at < len(content):
         call, inode, offset, size, path, other = _RECORD.unpack_from(content, at)

@@ -1,4 +1,4 @@
-"""The small real runs: real images, and a model of a few thousand weights."""
+"""The training runs of the fault campaign: Fashion-MNIST images, and a model of a few thousand weights."""
 
 import subprocess
 import sys
@@ -8,15 +8,15 @@ from vit.config.parser import load_config
 from vit.config.schema import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, to_yaml
 from vit.kill_attempts import Attempt
 from vit.run.folder import RunFolder
-from vit.verify import first_difference, parts, samples_are_whole, shortened
+from vit.verify import artifacts, epochs_are_complete, first_difference, shorten
 
 SAMPLES, KEEP = {"train": 960, "val": 32}, 2
 ROOT = Path(__file__).resolve().parents[2]
-SELDOM, OFTEN = ("--checkpoint.every_minutes", "1e6"), ("--checkpoint.every_minutes", "1e-6")
+SAVE_RARELY, SAVE_OFTEN = ("--checkpoint.every_minutes", "1e6"), ("--checkpoint.every_minutes", "1e-6")
 
 
 def make_data(folder: Path) -> None:
-    """Writes a few of Fashion-MNIST's images as a data set, unless it is there."""
+    """Writes a small subset of Fashion-MNIST as a data set, unless it exists."""
     for split, count in SAMPLES.items():
         if not (folder / f"{split}.beton").exists():
             command = [sys.executable, "-m", "data_prep.write_beton", "fashion-mnist", "--split", split]
@@ -25,34 +25,34 @@ def make_data(folder: Path) -> None:
 
 
 class Runs:
-    """Runs of one recipe in one folder; the first, on four ranks, is left alone, and the others are held against it."""
+    """Runs of one config in one folder, compared with a reference run on four ranks without faults."""
 
     def __init__(self, data: Path, folder: Path, steps: int) -> None:
-        cfg = shortened(_config(data), steps)
+        cfg = shorten(_config(data), steps)
         self.folder, self.steps, self.samples = folder, cfg.steps(cfg.epochs, cfg.data.limit), cfg.data.limit
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(cfg))
         self.cfg = load_config(folder / "config.yaml")
         self.arguments = ["--config", str(folder / "config.yaml")]
-        self.straight = self.run("left-alone")
-        self.attempt(self.straight, 4, SELDOM).finish()
-        self._parts = parts(self.straight)
+        reference = self.run("reference")
+        self.attempt(reference, 4, SAVE_RARELY).finish()
+        self._expected = artifacts(reference)
 
     def run(self, name: str) -> RunFolder:
-        """Another run of the same recipe."""
+        """Another run of the same config."""
         return RunFolder(self.folder / name)
 
-    def attempt(self, run: RunFolder, ranks: int, saving: tuple[str, ...] = OFTEN) -> Attempt:
-        """Starts it, or goes on with it."""
-        return Attempt(run, [*self.arguments, *saving], ranks, fresh=False)
+    def attempt(self, run: RunFolder, ranks: int, options: tuple[str, ...] = SAVE_OFTEN) -> Attempt:
+        """Starts or resumes a run."""
+        return Attempt(run, [*self.arguments, *options], ranks, fresh=False)
 
     def differences(self, run: RunFolder) -> list[str]:
-        """What of a finished run differs from the one that was left alone: a bit is enough."""
+        """The differences of a finished run to the reference run, bit by bit."""
         out = []
-        for a, b in zip(self._parts, parts(run), strict=True):
+        for a, b in zip(self._expected, artifacts(run), strict=True):
             difference = first_difference(a, b)
-            out += [f"{a.what}: {difference}"] if difference else []
-        return out if samples_are_whole(run, self.samples) else [*out, "an epoch is not each sample once"]
+            out += [f"{a.name}: {difference}"] if difference else []
+        return out if epochs_are_complete(run, self.samples) else [*out, "an epoch does not have each sample once"]
 
 
 def _config(data: Path) -> Config:

@@ -1,4 +1,4 @@
-"""Folders of images: one subfolder for each class."""
+"""Folders of images: one subfolder per class."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from data_prep.sources.source import InputError, Source
 
 
 def image_folder(path: Path) -> Source:
-    """One folder for each class, as torchvision's ImageFolder reads it: classes are the sorted names of the folders.
+    """A folder with one subfolder per class, as torchvision's ImageFolder reads it: classes are the sorted names.
 
-    Raises InputError if the folder, its classes or a class's images are missing.
+    Raises InputError if the folder is missing, has no subfolders, or one of them has no images.
     """
     from torchvision.datasets import ImageFolder
 
     try:
         if not path.is_dir():
-            raise InputError(f"{path}: no such folder; give the folder that holds one folder for each class")
+            raise InputError(f"{path}: no such folder; give the folder that has one subfolder per class")
         folder = ImageFolder(str(path))
-    except OSError as error:  # FileNotFoundError too: torchvision's word for a class without images
-        raise InputError(f"{path}: {error}; each class needs a folder with at least one image") from error
+    except OSError as error:  # torchvision raises FileNotFoundError for a class without images
+        raise InputError(f"{path}: {error}; put at least one image into the subfolder of each class") from error
     images, labels = zip(*folder.samples, strict=True)
     return Source(tuple(folder.classes), images, np.array(labels, np.int64))

@@ -1,4 +1,4 @@
-"""A struct array out of a MATLAB file, version 5 to 7: as much of the format as ImageNet's devkit needs.
+"""Reads a struct array from a MATLAB file, version 5 to 7: only the part of the format that ImageNet's devkit needs.
 
 Format: https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf.  (scipy would be a large dependency for it.)
 """
@@ -10,35 +10,38 @@ from typing import Any
 
 import numpy as np
 
-# Types of the stored elements.
+# Data types of elements.
 _NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le"}
 _MATRIX, _COMPRESSED = 14, 15
-# Classes of a matrix; 6 to 15 are arrays of numbers.
+# Array types of a matrix; 6 to 15 are numeric arrays.
 _STRUCT, _CHAR = 2, 4
 
 
-def struct_array(content: bytes, name: str) -> dict[str, list[Any]]:
-    """The struct array called `name` of a MAT file: for each field its values, one an element, in MATLAB's order.
+def read_struct_array(content: bytes, name: str) -> dict[str, list[Any]]:
+    """The struct array `name` of a MAT file: the values of each field, one per element, in MATLAB's order.
 
-    Values are str, or float64 arrays (any length,), or None for what is neither.  Raises ValueError if there is none.
+    Values are str, float64 arrays of shape (any length,), or None for other types.  Raises ValueError if the file is
+    damaged or has no such array.
     """
     if len(content) < 128 or content[126:128] != b"IM":
         raise ValueError("not a little-endian MAT file of version 5 to 7")
     try:
-        for element in _elements(content[128:]):
-            kind, payload = next(_elements(zlib.decompress(element[1]))) if element[0] == _COMPRESSED else element
+        for element in _read_elements(content[128:]):
+            kind, payload = element
+            if kind == _COMPRESSED:
+                kind, payload = next(_read_elements(zlib.decompress(payload)))
             if kind == _MATRIX:
-                found, value = _matrix(payload)
-                if found == name and isinstance(value, dict):
+                matrix_name, value = _parse_matrix(payload)
+                if matrix_name == name and isinstance(value, dict):
                     return value
     except (struct.error, zlib.error, IndexError, KeyError, StopIteration, UnicodeDecodeError) as error:
         raise ValueError(f"a damaged MAT file ({type(error).__name__})") from error
     raise ValueError(f"no struct array {name} in the MAT file")
 
 
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each element; small ones share 8 bytes with their tag."""
+def _read_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each element; a small element shares 8 bytes with its tag."""
     position = 0
     while position < len(data):
         kind, size = struct.unpack_from("<II", data, position)
@@ -46,28 +49,28 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
         if kind >> 16:
             kind, size, start = kind & 0xFFFF, kind >> 16, position + 4
         if start + size > len(data):
-            raise IndexError("an element ends after its file")
+            raise IndexError("an element extends past the end of the file")
         yield kind, data[start : start + size]
         end = start + size
         position = end if kind == _COMPRESSED else -(-end // 8) * 8
 
 
-def _matrix(payload: bytes) -> tuple[str, Any]:
+def _parse_matrix(payload: bytes) -> tuple[str, Any]:
     """Name and value of a matrix."""
-    parts = list(_elements(payload))
+    parts = list(_read_elements(payload))
     if not parts:  # MATLAB's [] in a struct
         return "", None
-    matrix_class = struct.unpack_from("<I", parts[0][1])[0] & 0xFF
+    array_type = struct.unpack_from("<I", parts[0][1])[0] & 0xFF
     name = parts[2][1].decode("ascii")
-    if matrix_class == _STRUCT:
+    if array_type == _STRUCT:
         width = struct.unpack("<i", parts[3][1])[0]
         names = parts[4][1]
         fields = [names[i : i + width].partition(b"\0")[0].decode("ascii") for i in range(0, len(names), width)]
-        values = [_matrix(content)[1] for _, content in parts[5:]]
+        values = [_parse_matrix(content)[1] for _, content in parts[5:]]
         return name, {field: values[i :: len(fields)] for i, field in enumerate(fields)}
     kind, content = parts[3]
-    if matrix_class == _CHAR:
+    if array_type == _CHAR:
         return name, content.decode(_TEXTS[kind])
-    if 6 <= matrix_class <= 15:
+    if 6 <= array_type <= 15:
         return name, np.frombuffer(content, _NUMBERS[kind]).astype(np.float64)
     return name, None

@@ -1,4 +1,4 @@
-"""What jobs ask of a cluster: a small YAML file for each cluster, and the command line, which overrides it."""
+"""What jobs request from a cluster: one small YAML file per cluster, overridden by command-line options."""
 
 import difflib
 import re
@@ -12,8 +12,8 @@ import yaml
 
 from jobs.node.slurm_job import STOP_SECONDS
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "clusters"
-# What submit.py sets itself, and where it is said.
+CLUSTERS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "clusters"
+# sbatch options that submit.py sets itself, and what determines each.
 SET_ELSEWHERE = {
     **{"nodes": "--nodes", "gpus-per-node": "--gpus", "job-name": "--name", "array": "--sweep", "dependency": "--prep"},
     **{"cpus-per-task": "cpus_per_gpu", "output": "the run folder", "error": "the run folder", "ntasks": "--nodes"},
@@ -23,142 +23,152 @@ SET_ELSEWHERE = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What jobs ask of a cluster; names are sbatch's where it has one."""
+    """What jobs request from a cluster.  Fields have the names of sbatch's options where there is one."""
 
-    partition: str = ""  # the partition, or several with commas between; empty: the cluster's default
-    account: str = ""  # whom the hours are charged to
+    partition: str = ""  # partition, or several separated by commas; empty: the cluster's default
+    account: str = ""  # account to charge
     qos: str = ""  # quality of service
-    constraint: str = ""  # features that a node must have
-    exclude: str = ""  # nodes to keep off: n1,n[5-7]
-    reservation: str = ""  # a reservation to run in
-    time: str = "24:00:00"  # limit of one job: [D-]HH:MM:SS or minutes; the run is requeued there and goes on
-    mem: str = ""  # memory of each node: 240G; 0 is all of it; empty: the cluster's default
-    cpus_per_gpu: int = 8  # CPU cores for each GPU, for decoding
-    gres: str = ""  # how GPUs are asked for: gpu:a100 becomes --gres=gpu:a100:4; empty: --gpus-per-node=4; none: not
-    exclusive: bool = False  # whole nodes, whatever else is asked for
-    requeue: bool = True  # the job goes back into the queue when it is preempted or out of time
-    signal: str = "USR2@120"  # seconds before its time limit at which a job saves and is requeued
-    modules: tuple[str, ...] = ()  # loaded on each node by `module load`
-    setup: tuple[str, ...] = ()  # shell commands before the job: source, conda activate, export
-    python: str = ""  # the interpreter on the nodes; empty: the one that submits, or the container's own
-    container: str = ""  # image that Python runs in
-    container_exec: str = "apptainer exec --nv"  # the command and its options, to which the image is added
-    sbatch: dict[str, str] = field(default_factory=dict)  # more options of sbatch's, by their long names
+    constraint: str = ""  # required features of the nodes, e.g. a100&nvlink
+    exclude: str = ""  # nodes that must not be used, e.g. n1,n[5-7]
+    reservation: str = ""  # reservation to use
+    time: str = "24:00:00"  # time limit of one job, [D-]HH:MM:SS or minutes; at the limit the run saves and is requeued
+    mem: str = ""  # memory per node, e.g. 240G; 0: all memory of the node; empty: the cluster's default
+    cpus_per_gpu: int = 8  # CPU cores per GPU, for decoding images
+    gres: str = ""  # how to request GPUs; gpu:a100: --gres=gpu:a100:N; empty: --gpus-per-node=N; none: not at all
+    exclusive: bool = False  # allocate whole nodes
+    requeue: bool = True  # requeue the job after preemption, at its time limit, and after failures
+    signal: str = "USR2@120"  # USR2@SECONDS: how long before the time limit the run saves and is requeued
+    modules: tuple[str, ...] = ()  # environment modules to load on each node (module load)
+    setup: tuple[str, ...] = ()  # shell commands to run before the job, e.g. source env.sh, conda activate, export
+    python: str = ""  # Python interpreter on the nodes; empty: the one that runs submit.py, or the container's python
+    container: str = ""  # container image in which Python runs
+    container_exec: str = "apptainer exec --nv"  # command that runs the container, with its options but not the image
+    sbatch: dict[str, str] = field(default_factory=dict)  # other sbatch options by their long names, e.g. mail-type=END
 
     def __post_init__(self) -> None:
         time_limit(self.time)
         if self.cpus_per_gpu < 1:
             raise ValueError(f"cpus_per_gpu must be at least 1, not {self.cpus_per_gpu}")
         if not re.fullmatch(r"USR2@[1-9]\d{0,4}", self.signal):
-            raise ValueError(f"signal {self.signal!r}: write USR2@SECONDS; a run saves on no other signal of a limit")
+            raise ValueError(f"signal must be USR2@SECONDS, not {self.signal!r}: a run saves only on USR2")
         if self.signal_seconds < STOP_SECONDS + 10:
             least = f"USR2@{STOP_SECONDS + 10}"
-            raise ValueError(f"signal {self.signal!r}: a run may need {STOP_SECONDS} s to save; write {least}, or more")
+            raise ValueError(
+                f"signal {self.signal!r} is too late: a run may need {STOP_SECONDS} s to save; use {least} or more"
+            )
         if self.mem and not re.fullmatch(r"\d+[KMGT]?B?", self.mem):
-            raise ValueError(f"mem {self.mem!r}: write megabytes or a number with its unit, as in 240G")
+            raise ValueError(
+                f"mem must be a number of megabytes or a number with a unit such as 240G, not {self.mem!r}"
+            )
         if self.gres not in {"", "none"} and not re.fullmatch(r"gpu(:[\w.-]*[A-Za-z][\w.-]*)?", self.gres):
-            raise ValueError(f"gres {self.gres!r}: write gpu, gpu:TYPE or none; --gpus says how many")
+            raise ValueError(f"gres must be gpu, gpu:TYPE or none, not {self.gres!r}; --gpus sets the number of GPUs")
         for option in self.sbatch:
-            if option in SET_ELSEWHERE or option in OWN_KEYS:
-                where = SET_ELSEWHERE.get(option) or option.replace("-", "_")
-                raise ValueError(f"sbatch.{option}: this is set by {where}")
+            if option in SET_ELSEWHERE or option in OPTIONS:
+                setter = SET_ELSEWHERE.get(option) or option.replace("-", "_")
+                raise ValueError(f"sbatch.{option} is not allowed: it is set by {setter}")
 
     @property
     def minutes(self) -> int:
-        """Limit of one job."""
+        """Time limit of one job."""
         return time_limit(self.time)
 
     @property
     def signal_seconds(self) -> int:
-        """Seconds before its limit at which a job is told."""
+        """Seconds between the signal and the time limit."""
         return int(self.signal.partition("@")[2])
 
-    def prologue(self) -> list[str]:
-        """Shell commands before the job."""
+    def setup_commands(self) -> list[str]:
+        """Shell commands to run before the job."""
         return [*([f"module load {shlex.join(self.modules)}"] if self.modules else []), *self.setup]
 
 
-OWN_KEYS = {f.name.replace("_", "-") for f in fields(ClusterConfig)}
+OPTIONS = {f.name.replace("_", "-") for f in fields(ClusterConfig)}
 
 
 def time_limit(text: str) -> int:
-    """Minutes of a limit as Slurm writes it: `[D-]HH:MM:SS`, `HH:MM:SS` or minutes.  Raises ValueError."""
+    """Minutes of a time limit: `[D-]HH:MM:SS` or a number of minutes; seconds are rounded up.  Raises ValueError."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
     if match:
-        days, hours, rest, seconds = (int(part or 0) for part in match.groups())
-        return (days * 24 + hours) * 60 + rest + (seconds > 0)
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
     if text.isdigit() and int(text) > 0:
         return int(text)
-    raise ValueError(f"time {text!r}: write 24:00:00, 2-00:00:00 or a number of minutes")
+    raise ValueError(f"time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not {text!r}")
 
 
-def load(name: str | None, given: Mapping[str, Any]) -> ClusterConfig:
-    """The file of this name in configs/clusters, or at this path, and the flags that were given.  Raises ValueError."""
-    file = {} if name is None else of_file(name)
-    flags = {key: value for key, value in given.items() if value is not None}
-    if "sbatch" in flags:
-        flags["sbatch"] = pairs(flags["sbatch"])
-    said = checked(flags, "--")
-    if "sbatch" in said:
-        said["sbatch"] = file.get("sbatch", {}) | said["sbatch"]
-    return ClusterConfig(**(file | said))
+def load(name: str | None, options: Mapping[str, Any]) -> ClusterConfig:
+    """Reads a file, by its name in configs/clusters or its path, and applies command-line options.
+
+    Options that are None were not given.  Raises ValueError.
+    """
+    file = {} if name is None else read_file(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    if "sbatch" in given:
+        given["sbatch"] = split_pairs(given["sbatch"])
+    overrides = parse_values(given, "--")
+    if "sbatch" in overrides:
+        overrides["sbatch"] = file.get("sbatch", {}) | overrides["sbatch"]
+    return ClusterConfig(**(file | overrides))
 
 
-def of_file(name: str) -> dict[str, Any]:
-    """The values in a file.  Raises ValueError, for a file that is not there with those that are."""
-    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+def read_file(name: str) -> dict[str, Any]:
+    """The values in a cluster's file.  Raises ValueError, which lists the existing files if this one does not exist."""
+    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else CLUSTERS_FOLDER / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
-        raise ValueError(f"--cluster-config {name}: there is no {path}; configs/clusters has {known}")
+        existing = ", ".join(sorted(file.stem for file in CLUSTERS_FOLDER.glob("*.yaml"))) or "no files"
+        raise ValueError(f"--cluster-config {name}: {path} does not exist; configs/clusters has {existing}")
     try:
-        # As text: YAML itself would read 24:00:00 as 86,400, and an account of digits as a number.
+        # BaseLoader keeps values as text: YAML would read 24:00:00 as 86,400, and an account of digits as a number.
         values = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    return checked({} if values in (None, "") else values, f"{path}: ")
+    return parse_values({} if values in (None, "") else values, f"{path}: ")
 
 
-def checked(values: object, where: str) -> dict[str, Any]:
-    """A mapping of text as the values of ClusterConfig.  Raises ValueError that begins with `where`."""
+def parse_values(values: object, prefix: str) -> dict[str, Any]:
+    """Converts a mapping of text to valid keyword arguments of ClusterConfig.
+
+    Raises ValueError with a message that starts with `prefix`.
+    """
     if not isinstance(values, dict):
-        raise ValueError(f"{where}write lines of `key: value`")
-    hints = get_type_hints(ClusterConfig)
-    for key in values.keys() - hints.keys():
-        near = difflib.get_close_matches(str(key).replace("-", "_"), hints, 1, cutoff=0.5)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{where}unknown key {key!r}{meant}  (known are {', '.join(hints)})")
+        raise ValueError(f"{prefix}expected lines of the form `key: value`")
+    types = get_type_hints(ClusterConfig)
+    for key in values.keys() - types.keys():
+        matches = difflib.get_close_matches(str(key).replace("-", "_"), types, 1, cutoff=0.5)
+        suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
+        raise ValueError(f"{prefix}unknown key {key!r}{suggestion}  (known keys: {', '.join(types)})")
     try:
-        out = {key: typed(key, value, hints[key]) for key, value in values.items() if value not in ("", [""])}
+        out = {key: parse_value(key, value, types[key]) for key, value in values.items() if value not in ("", [""])}
         ClusterConfig(**out)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise ValueError(f"{prefix}{error}") from None
     return out
 
 
-def pairs(words: Sequence[str]) -> dict[str, str]:
-    """`["mail-type=END"]` -> `{"mail-type": "END"}`.  An option without a value has none here either."""
-    return {name.removeprefix("--"): value for name, _, value in (word.partition("=") for word in words)}
+def split_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """`["mail-type=END"]` -> `{"mail-type": "END"}`.  An option without a value gets an empty one."""
+    return {name.removeprefix("--"): value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def typed(key: str, value: object, kind: Any) -> Any:
-    """A value as it stood in YAML, as this kind.  Raises ValueError."""
+def parse_value(key: str, value: object, kind: Any) -> Any:
+    """Converts a value from YAML, where every scalar is text, to type `kind`.  Raises ValueError."""
     if kind == dict[str, str]:
         if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
             return {str(k).removeprefix("--").replace("_", "-"): v for k, v in value.items()}
-        raise ValueError(f"{key}: write a line `option: value` for each, not {value!r}")
+        raise ValueError(f"{key} must have lines of the form `option: value`, not {value!r}")
     if kind == tuple[str, ...]:
-        words = [value] if isinstance(value, str) else value
-        if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            return tuple(words)
-        raise ValueError(f"{key}: write a list of words, not {value!r}")
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+        raise ValueError(f"{key} must be a list of strings, not {value!r}")
     if not isinstance(value, str):
-        raise ValueError(f"{key}: write one value, not {value!r}")
+        raise ValueError(f"{key} must be a single value, not {value!r}")
     if kind is bool:
         if value.lower() not in {"true", "false", "yes", "no"}:
-            raise ValueError(f"{key}: true or false, not {value!r}")
+            raise ValueError(f"{key} must be true or false, not {value!r}")
         return value.lower() in {"true", "yes"}
     if kind is int:
         if not value.isdigit():
-            raise ValueError(f"{key}: write a whole number, not {value!r}")
+            raise ValueError(f"{key} must be a whole number, not {value!r}")
         return int(value)
     return value

@@ -1,4 +1,4 @@
-"""What a YAML file of --prep asks of data_prep.write_beton."""
+"""Reads the YAML file of --prep: which data sets data_prep.write_beton is to write, with which options."""
 
 import contextlib
 import io
@@ -14,85 +14,93 @@ import yaml
 from jobs.login import cluster_config
 from jobs.node.prep_job import write_command
 
-CPUS = 16  # where the file says nothing
+DEFAULT_CPUS = 16
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One file to write."""
+    """A .beton file to write."""
 
     out: Path  # absolute
     arguments: tuple[str, ...]  # of write_beton
-    there: bool  # whether it is written already
+    exists: bool  # whether it has been written already, with these options
 
 
 @dataclass(frozen=True)
-class Prep:
-    """What a file asks for."""
+class PrepConfig:
+    """The contents of a --prep file."""
 
-    text: str
-    sets: tuple[DataSet, ...]
-    job: Mapping[str, Any]  # what it asks of the cluster, as ClusterConfig has it
+    text: str  # of the file
+    data_sets: tuple[DataSet, ...]
+    job: Mapping[str, Any]  # overrides of ClusterConfig for this job
     cpus: int
 
     @property
-    def left(self) -> list[DataSet]:
-        """What is not written yet."""
-        return [one for one in self.sets if not one.there]
+    def pending(self) -> list[DataSet]:
+        """Data sets that are not written yet."""
+        return [data_set for data_set in self.data_sets if not data_set.exists]
 
 
-def load_prep(path: Path) -> Prep:
-    """Reads what is to be written.  Raises ValueError that names the file and the set, also for sources not there."""
+def load_prep(path: Path) -> PrepConfig:
+    """Reads and checks a --prep file.
+
+    Raises ValueError, which names the file and the data set, for invalid options and for sources that do not exist.
+    """
     try:
         text = path.read_text()
-        values = yaml.load(text, Loader=yaml.BaseLoader)  # as text: write_beton reads it as it reads its command line
+        # BaseLoader keeps values as text, which write_beton parses like its command line.
+        values = yaml.load(text, Loader=yaml.BaseLoader)
     except FileNotFoundError:
-        raise ValueError(f"--prep {path}: there is no such file; configs/imagenet.yaml is one") from None
+        raise ValueError(f"--prep {path}: file not found; see configs/imagenet.yaml for an example") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
-        raise ValueError(f"{path}: write `train:` and `val:`, and below each the options of data_prep.write_beton")
+        raise ValueError(f"{path}: expected `train:` and `val:`, each with options of data_prep.write_beton below it")
     job = dict(values.pop("job", {}))
-    cpus = str(job.pop("cpus_per_task", CPUS))
+    cpus = str(job.pop("cpus_per_task", DEFAULT_CPUS))
     if not cpus.isdigit() or int(cpus) < 1:
-        raise ValueError(f"{path}: job: cpus_per_task must be a whole number from 1, not {cpus!r}")
+        raise ValueError(f"{path}: job: cpus_per_task must be a positive whole number, not {cpus!r}")
     if not values:
-        raise ValueError(f"{path}: there is nothing to write; name a data set, as in configs/imagenet.yaml")
-    sets = tuple(_data_set(name, options, f"{path}: {name}: ") for name, options in values.items())
-    return Prep(text, sets, cluster_config.checked(job, f"{path}: job: "), int(cpus))
+        raise ValueError(f"{path}: no data sets; see configs/imagenet.yaml for an example")
+    data_sets = tuple(_data_set(name, options, f"{path}: {name}: ") for name, options in values.items())
+    return PrepConfig(text, data_sets, cluster_config.parse_values(job, f"{path}: job: "), int(cpus))
 
 
-def _data_set(name: str, options: dict[str, str], where: str) -> DataSet:
-    from data_prep.options import parsed
-    from data_prep.publish import already_there  # numpy and Pillow, which training's submission does without
+def _data_set(name: str, options: dict[str, str], prefix: str) -> DataSet:
+    """Checks the options of one data set.  Raises ValueError with a message that starts with `prefix`."""
+    from data_prep.options import parse_arguments
+    from data_prep.publish import (
+        is_already_written,
+    )  # imports numpy and Pillow, which submitting a training does not need
 
     source = options.pop("source", "")
-    words = [source, *([options.pop("path")] if "path" in options else [])]
+    arguments = [source, *([options.pop("path")] if "path" in options else [])]
     for key, value in options.items():
         if value.lower() != "false":
-            words += [f"--{key.replace('_', '-')}", *([] if value.lower() == "true" else [value])]
-    said = io.StringIO()
+            arguments += [f"--{key.replace('_', '-')}", *([] if value.lower() == "true" else [value])]
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            args = parsed(words)
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            args = parse_arguments(arguments)
     except SystemExit:
-        raise ValueError(f"{where}{said.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
+        raise ValueError(f"{prefix}{output.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
     for key in ("tar", "devkit", "synsets", "path", "root"):
-        found = getattr(args, key, None)
-        if found is not None and not found.exists() and source != "fashion-mnist":
-            raise ValueError(f"{where}{found} does not exist; say where it is, or put it there")
+        file = getattr(args, key, None)
+        if file is not None and not file.exists() and source != "fashion-mnist":
+            raise ValueError(f"{prefix}{file} does not exist; correct `{key}`, or put the file there")
     try:
-        there = already_there(args.out, args.recipe)
+        exists = is_already_written(args.out, args.recipe)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
-    return DataSet(args.out.absolute(), tuple(words), there)
+        raise ValueError(f"{prefix}{error}") from None
+    return DataSet(args.out.absolute(), tuple(arguments), exists)
 
 
-def write_here(prep: Prep) -> int:
-    """Writes what is left on this machine; returns the exit code."""
+def write_locally(prep: PrepConfig) -> int:
+    """Writes the pending data sets on this machine; returns the exit code."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    for one in prep.left:
-        done = subprocess.run(write_command(one.arguments, len(os.sched_getaffinity(0))), env=environment, check=False)
+    for data_set in prep.pending:
+        command = write_command(data_set.arguments, len(os.sched_getaffinity(0)))
+        done = subprocess.run(command, env=environment, check=False)
         if done.returncode:
             return done.returncode
     return 0

@@ -1,4 +1,4 @@
-"""Submits the job that writes the data sets, or writes them here where there is no Slurm."""
+"""Submits the job that writes the data sets; without Slurm, writes them on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,58 +8,65 @@ from jsonargparse import Namespace
 
 from jobs.login import run_folder, sbatch, slurm_queries
 from jobs.login.cluster_config import ClusterConfig
-from jobs.login.prep_config import load_prep, write_here
-from jobs.login.resources import Resources, relative
-from jobs.login.slurm_queries import Offer
+from jobs.login.prep_config import DataSet, load_prep, write_locally
+from jobs.login.resources import Resources, display_path
+from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.prep_job import PrepJob
 from vit.run.folder import RunFolder
 
 
 class Preparation:
-    """What --prep asks for.  Raises ValueError for what cannot be written."""
+    """The data sets of --prep, and the job that writes them.  Raises ValueError for a file that cannot be used."""
 
-    def __init__(self, asked: Namespace, cluster: ClusterConfig, where: str, offers: Sequence[Offer]) -> None:
-        path = Path(asked.prep)
-        self.prep, self.where, self.dry_run = load_prep(path), where, asked.dry_run
-        self.run = RunFolder((asked.runs_dir / f"prep-{path.stem}").absolute())
-        folders = {str(asked.runs_dir.absolute()), *(str(one.out.parent) for one in self.prep.sets)}
+    def __init__(
+        self, options: Namespace, cluster: ClusterConfig, backend: str, available: Sequence[PartitionNodes]
+    ) -> None:
+        path = Path(options.prep)
+        self.prep, self.backend, self.dry_run = load_prep(path), backend, options.dry_run
+        self.run = RunFolder((options.runs_dir / f"prep-{path.stem}").absolute())
+        outputs = {str(data_set.out.parent) for data_set in self.prep.data_sets}
         self.resources = Resources(
             nodes=1,
             gpus=0,
             cpus=self.prep.cpus,
-            gpu_devices=False,
+            use_gpus=False,
             cluster=replace(cluster, **self.prep.job),
-            folders=tuple(sorted(folders)),
+            bind_folders=tuple(sorted({str(options.runs_dir.absolute()), *outputs})),
         )
-        self.resources.check(offers)
+        self.resources.check(available)
 
     def submit(self) -> tuple[int, str]:
-        """The exit code, and the number of the job to wait for, if there is one."""
-        if not self.prep.left:
-            print("the data sets are there: " + ", ".join(relative(one.out) for one in self.prep.sets))
+        """Returns the exit code, and the id of the job that training must wait for, or ""."""
+        pending = self.prep.pending
+        if not pending:
+            print(f"all data sets exist: {_names(self.prep.data_sets)}")
             return 0, ""
         if self.dry_run:
-            print("# to be written: " + ", ".join(relative(one.out) for one in self.prep.left))
-            for one in self.prep.left:
-                print(f"#   python -m data_prep.write_beton {' '.join(one.arguments)}")
-            if self.where == "slurm":
-                print(sbatch.script(self.run.jobs, self.resources, [self.run], self.where))
-            return 0, "PREP" if self.where == "slurm" else ""
-        if self.where != "slurm":
-            return write_here(self.prep), ""
+            print(f"# data sets to write: {_names(pending)}")
+            for data_set in pending:
+                print(f"#   python -m data_prep.write_beton {' '.join(data_set.arguments)}")
+            if self.backend == "slurm":
+                print(sbatch.script(self.run.jobs, self.resources, [self.run], self.backend))
+            return 0, "PREP" if self.backend == "slurm" else ""
+        if self.backend != "slurm":
+            return write_locally(self.prep), ""
         with self.run.owned():
-            before = self.run.last("submitted")
-            if before and str(before["job"]) in slurm_queries.jobs([str(before["job"])]):
-                print(f"{relative(self.run.path)} is in the queue already: job {before['job']}")
-                return 0, str(before["job"])
-            run_folder.freeze(self.run, self.prep.text)
-            for one in self.prep.left:
-                one.out.parent.mkdir(parents=True, exist_ok=True)
-            job = PrepJob(str(self.run.path), tuple(one.arguments for one in self.prep.left), self.prep.cpus)
-            (number,) = sbatch.submit(self.run.jobs, self.resources, [self.run], [job])
+            newest = self.run.last("submitted")
+            if newest and str(newest["job"]) in slurm_queries.queued_jobs([str(newest["job"])]):
+                print(f"{display_path(self.run.path)} is already in the queue: job {newest['job']}")
+                return 0, str(newest["job"])
+            run_folder.write(self.run, self.prep.text)
+            for data_set in pending:
+                data_set.out.parent.mkdir(parents=True, exist_ok=True)
+            job = PrepJob(str(self.run.path), tuple(data_set.arguments for data_set in pending), self.prep.cpus)
+            (job_id,) = sbatch.submit(self.run.jobs, self.resources, [self.run], [job])
         print(
-            f"submitted {relative(self.run.path)}: writes {', '.join(relative(one.out) for one in self.prep.left)}\n"
-            f"  job     {number}\n"
-            f"  watch   tail -F {relative(self.run.jobs)}/{number}_0_log.out"
+            f"submitted {display_path(self.run.path)}, which writes {_names(pending)}\n"
+            f"  job     {job_id}\n"
+            f"  watch   tail -F {display_path(self.run.jobs)}/{job_id}_0_log.out"
         )
-        return 0, number
+        return 0, job_id
+
+
+def _names(data_sets: Sequence[DataSet]) -> str:
+    return ", ".join(display_path(data_set.out) for data_set in data_sets)

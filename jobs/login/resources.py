@@ -1,4 +1,4 @@
-"""What a job asks for, whether that is there, and how it runs on this machine."""
+"""The resources that a job requests, compared with what Slurm's partitions have; the executor for this machine."""
 
 import os
 import shlex
@@ -11,99 +11,113 @@ from pathlib import Path
 import submitit
 
 from jobs.login.cluster_config import ClusterConfig
-from jobs.login.slurm_queries import Offer
+from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
 from vit.run.folder import RunFolder
 
-FOREVER_MINUTES = 10**6  # of a job on this machine
+NO_LIMIT_MINUTES = 10**6  # time limit of a job on this machine; submitit requires one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks for."""
+    """What a job requests."""
 
     nodes: int
-    gpus: int  # ranks on each node
-    cpus: int  # cores on each node
-    gpu_devices: bool  # whether the ranks want real GPUs
+    gpus: int  # ranks per node
+    cpus: int  # cores per node
+    use_gpus: bool  # whether the ranks run on GPUs
     cluster: ClusterConfig
-    after: str = ""  # a job that must end well before this one starts
-    requeues: int = 3  # after failures, between two checkpoints
-    parallel: int = 0  # tasks of an array that may run at a time; 0: all
-    folders: tuple[str, ...] = ()  # that a container must see
+    dependency: str = ""  # id of a job that must succeed before this one starts
+    max_requeues: int = 3  # after failures, between two checkpoints
+    max_parallel: int = 0  # tasks of an array that may run at the same time; 0: all
+    bind_folders: tuple[str, ...] = ()  # host folders that a container needs
 
-    def check(self, offers: Sequence[Offer]) -> None:
-        """Raises ValueError for what no partition offers, as far as it was asked for by name or by default."""
-        if not offers:  # nobody was asked
+    def check(self, available: Sequence[PartitionNodes]) -> None:
+        """Raises ValueError if the requested partitions, or the default one, cannot run the job."""
+        if not available:  # Slurm was not queried
             return
-        wanted = [name for name in self.cluster.partition.split(",") if name]
-        names = sorted({offer.partition for offer in offers})
-        for name in wanted:
-            if name not in names:
-                raise ValueError(f"--partition {name}: there is no such partition; there are {', '.join(names)}")
-        offers = [o for o in offers if (o.partition in wanted if wanted else o.default)]
-        if not offers:
-            return
-        of = ", ".join(sorted({offer.partition for offer in offers}))
-        limits = [offer.minutes for offer in offers]
-        most = max((limit for limit in limits if limit is not None), default=0)
-        if None not in limits and self.cluster.minutes > most:
+        requested = [name for name in self.cluster.partition.split(",") if name]
+        existing = sorted({group.partition for group in available})
+        for name in requested:
+            if name not in existing:
+                raise ValueError(f"--partition {name}: no such partition; available: {', '.join(existing)}")
+        usable = [group for group in available if (group.partition in requested if requested else group.default)]
+        if usable:
+            self._check_time(usable)
+            self._check_size(usable)
+
+    def _check_time(self, available: Sequence[PartitionNodes]) -> None:
+        limits = [group.minutes for group in available]
+        limit = max((minutes for minutes in limits if minutes is not None), default=0)
+        if None not in limits and self.cluster.minutes > limit:
             raise ValueError(
-                f"--time {self.cluster.time}: a job of partition {of} may take {most} minutes at most (--time {most}); "
-                "a run goes on over as many jobs as it takes"
+                f"--time {self.cluster.time}: the limit of partition {_names(available)} is {limit} minutes; use "
+                f"--time {limit}, a run that needs longer is requeued and resumes"
             )
+
+    def _check_size(self, available: Sequence[PartitionNodes]) -> None:
         nodes = Counter[str]()
-        for offer in offers:
-            nodes[offer.partition] += offer.count
-        cluster, gpus = self.cluster, self.gpus if self.asks_gpus else 0
+        for group in available:
+            nodes[group.partition] += group.count
+        partition, cluster = f"partition {_names(available)}", self.cluster
+        gpus = self.gpus if self.requests_gpus else 0
         cores = f"--cpus-per-gpu {cluster.cpus_per_gpu}" if self.gpus else f"job: cpus_per_task {self.cpus}"
-        a_node = f"a node of partition {of} has"
-        for what, asked, there, why in (
-            (f"--nodes {self.nodes}", self.nodes, max(nodes.values()), f"partition {of} has"),
-            (f"--gpus {self.gpus}", gpus, max(o.gpus for o in offers), f"--nodes takes several; {a_node} at most"),
-            (cores, self.cpus, max(o.cpus for o in offers), f"that is {self.cpus} cores; {a_node} at most"),
-            (f"--mem {cluster.mem}", megabytes(cluster.mem), max(o.memory for o in offers), f"in MB, {a_node} at most"),
+        most_nodes, most_gpus = max(nodes.values()), max(group.gpus for group in available)
+        most_cpus, most_memory = max(group.cpus for group in available), max(group.memory for group in available)
+        for value, limit, message in (
+            (self.nodes, most_nodes, f"--nodes {self.nodes}: {partition} has only {most_nodes}"),
+            (gpus, most_gpus, f"--gpus {gpus}: nodes of {partition} have at most {most_gpus}; use --nodes for more"),
+            (self.cpus, most_cpus, f"{cores}: needs {self.cpus} cores, nodes of {partition} have at most {most_cpus}"),
+            (
+                megabytes(cluster.mem),
+                most_memory,
+                f"--mem {cluster.mem}: nodes of {partition} have at most {most_memory} MB",
+            ),
         ):
-            if asked > there:
-                raise ValueError(f"{what}: {why} {there}")
+            if value > limit:
+                raise ValueError(message)
 
     @property
-    def asks_gpus(self) -> bool:
-        """Whether Slurm is asked for GPUs."""
-        return self.gpu_devices and self.cluster.gres != "none"
+    def requests_gpus(self) -> bool:
+        """Whether GPUs are requested from Slurm."""
+        return self.use_gpus and self.cluster.gres != "none"
 
     @property
     def python(self) -> str:
-        """What runs Python on the nodes, as a shell would read it."""
+        """Shell command that runs Python on the nodes, in the container if there is one."""
         cluster = self.cluster
         if not cluster.container:
             return shlex.quote(cluster.python or sys.executable)
-        binds = [word for folder in self.folders for word in ("--bind", folder)]
+        binds = [word for folder in self.bind_folders for word in ("--bind", folder)]
         return shlex.join([*shlex.split(cluster.container_exec), *binds, cluster.container, cluster.python or "python"])
 
 
+def _names(available: Sequence[PartitionNodes]) -> str:
+    return ", ".join(sorted({group.partition for group in available}))
+
+
 def megabytes(text: str) -> int:
-    """Of sbatch's --mem: `240G`, or megabytes."""
+    """Megabytes of a value of sbatch's --mem: `240G`, or a number of megabytes."""
     number, unit = text.rstrip("BKMGT") or "0", text.lstrip("0123456789")[:1] or "M"
     return int(number) * 1024 ** "MGT".index(unit) if unit != "K" else int(number) // 1024
 
 
-def local_executor(run: RunFolder, asked: Resources) -> submitit.LocalExecutor:
-    """This machine.  The job inherits our environment, which is set here."""
-    os.environ.update(frozen_source(run))
+def local_executor(run: RunFolder, resources: Resources) -> submitit.LocalExecutor:
+    """submitit's executor for this machine.  Its job inherits this process's environment, which is set up here."""
+    os.environ.update(source_environment(run))
     os.environ[SUBMITTER_VARIABLE] = str(os.getpid())
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         os.environ[GPUS_VARIABLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     executor = submitit.LocalExecutor(folder=run.jobs)
-    executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=asked.gpus, stderr_to_stdout=True)
+    executor.update_parameters(timeout_min=NO_LIMIT_MINUTES, gpus_per_node=resources.gpus, stderr_to_stdout=True)
     return executor
 
 
-def frozen_source(run: RunFolder) -> dict[str, str]:
-    """What makes Python import the run's own source, and nothing from the folder it is started in."""
+def source_environment(run: RunFolder) -> dict[str, str]:
+    """Environment in which Python imports the source in the run folder, and nothing from the working directory."""
     return {"PYTHONPATH": str(run.source), "PYTHONSAFEPATH": "1"}
 
 
-def relative(path: Path) -> str:
-    """A path as a person would type it from here."""
+def display_path(path: Path) -> str:
+    """The path as a user would type it: relative if it is below the working directory."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

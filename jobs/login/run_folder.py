@@ -1,4 +1,4 @@
-"""From a config to a run folder that can be submitted: what is refused, what is done already, and what is frozen."""
+"""Checks a run against its folder, and writes the folder: resolved config, source code and environment."""
 
 import itertools
 import platform
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from jobs.login.resources import relative
+from jobs.login.resources import display_path
 from jobs.node.train_job import TrainJob
 from vit.config import schema
 from vit.config.parser import load_config
@@ -24,16 +24,18 @@ from vit.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("vit", "jobs", "data_prep")
-# A node sees its own, whatever the one that submits has there.
-OF_ONE_NODE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
-LOCAL_TYPES = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
+# Folders that differ from node to node, whatever file system they are on.
+NODE_LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
 
 
-def resolved(cfg: Config, options: Namespace, where: str, coming: Collection[Path] = ()) -> Config:
-    """The config with absolute paths.  Raises ValueError for what cannot run as it is asked; `coming` are data sets
-    that a job before it writes."""
-    if options.nodes > 1 and where != "slurm":
-        raise ValueError(f"--nodes {options.nodes}: without Slurm there is one node, this machine")
+def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: Collection[Path] = ()) -> Config:
+    """The config with absolute paths.  Raises ValueError if it cannot run as requested.
+
+    `pending_data` are the data sets that a --prep job will write first; they are not checked.
+    """
+    if options.nodes > 1 and backend != "slurm":
+        raise ValueError(f"--nodes {options.nodes}: without Slurm there is only one node, this machine")
     if options.extend is not None:
         cfg = replace(cfg, epochs=options.extend)
     cfg.check_ranks(options.nodes * options.gpus)
@@ -42,60 +44,64 @@ def resolved(cfg: Config, options: Namespace, where: str, coming: Collection[Pat
         cfg = replace(cfg, init_from=str(Path(cfg.init_from).expanduser().absolute()))
     if not options.dry_run:
         for path in (cfg.data.train, cfg.data.val):
-            if path not in coming:
+            if path not in pending_data:
                 _check_classes(path, cfg.model.num_classes)
     return cfg
 
 
-_check_classes = cache(check_classes)  # a sweep asks for the same ones many times
+_check_classes = cache(check_classes)  # the runs of a sweep share their data sets
 
 
-def folder_of(options: Namespace, suffix: str = "") -> Path:
-    """The run's folder, or the sweep's.  Raises ValueError for a name that a shell would not like."""
+def folder_path(options: Namespace, suffix: str = "") -> Path:
+    """The folder of the run, or of the sweep.  Raises ValueError for a name with characters that need quoting."""
     name = options.name or Path(str(options.config[-1])).stem + suffix
     if not re.fullmatch(r"[\w.+=-]+", name):
-        raise ValueError(f"--name {name!r}: letters, digits and . _ + = - only")
+        raise ValueError(f"--name {name!r}: use only letters, digits and . _ + = -")
     folder = (options.runs_dir / name).absolute()
-    again = (folder.with_name(f"{name}-{count}") for count in itertools.count(2))
-    return next(new for new in again if not new.exists()) if options.restart and folder.exists() else folder
+    numbered = (folder.with_name(f"{name}-{count}") for count in itertools.count(2))
+    return next(new for new in numbered if not new.exists()) if options.restart and folder.exists() else folder
 
 
-def accepted(options: Namespace) -> list[str]:
-    """The settings that may differ from the run's."""
+def allowed_changes(options: Namespace) -> list[str]:
+    """Settings that may differ from those of the existing run."""
     return [*options.override_resume, *(["epochs"] if options.extend is not None else [])]
 
 
-def check_same(cfg: Config, run: RunFolder, options: Namespace) -> None:
-    """Raises ValueError if the folder holds a run with other settings, apart from those that are accepted."""
+def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
+    """Raises ValueError if the folder holds a run with other settings, except for the allowed changes."""
     if not run.config.exists():
         if options.extend is not None:
-            new = "--epochs says it of a new one"
-            raise ValueError(f"--extend {options.extend}: {relative(run.path)} is no run; {new}")
+            raise ValueError(
+                f"--extend {options.extend}: {display_path(run.path)} is not a run; use --epochs for a new run"
+            )
         return
     before, now = schema.recipe(load_config(run.config)), schema.recipe(cfg)
     if options.extend is not None and options.extend < before["epochs"]:
-        raise ValueError(f"--extend {options.extend}: {relative(run.path)} has {before['epochs']} epochs; name more")
-    may = accepted(options)
-    changed = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k] and k not in may]
+        raise ValueError(
+            f"--extend {options.extend}: {display_path(run.path)} has {before['epochs']} epochs; use a larger number"
+        )
+    allowed = allowed_changes(options)
+    changed = [key for key in now if before[key] != now[key] and key not in allowed]
     if changed:
         raise ValueError(
-            f"{run.path} is a run with other settings:\n  " + "\n  ".join(changed) + "\nGive this one another "
-            "--name, or go on with --override-resume " + " ".join(c.split(":")[0] for c in changed)
+            f"{run.path} is a run with different settings:\n"
+            + "".join(f"  {key}: {before[key]} in the run, {now[key]} now\n" for key in changed)
+            + f"Use another --name, or resume with --override-resume {' '.join(changed)}"
         )
 
 
 def is_complete(cfg: Config, run: RunFolder) -> bool:
-    """Whether the run is finished, with these settings."""
+    """Whether the run has finished with these settings."""
     return run.finished() is not None and schema.recipe(load_config(run.config)) == schema.recipe(cfg)
 
 
 def train_job(run: RunFolder, options: Namespace) -> TrainJob:
-    """What is submitted."""
+    """The job to submit."""
     return TrainJob(
         run=str(run.path),
         nodes=options.nodes,
         gpus=options.gpus,
-        accepted=tuple(accepted(options)),
+        accepted=tuple(allowed_changes(options)),
         restarts=options.max_restarts,
         requeues=options.max_requeues,
         same_step=options.max_same_step,
@@ -104,22 +110,23 @@ def train_job(run: RunFolder, options: Namespace) -> TrainJob:
     )
 
 
-def freeze(run: RunFolder, text: str) -> None:
-    """Copies config and source into the run folder: later edits of the checkout do not reach a queued run."""
+def write(run: RunFolder, config: str) -> None:
+    """Copies config and source code into the run folder, so that later edits of the checkout do not affect the run."""
     if run.finished():
-        run.record("reopened")  # there is more to do than when it was finished
-    run.config.write_text(text)
+        run.record("reopened")  # the run was complete, and now has more epochs to train
+    run.config.write_text(config)
     shutil.rmtree(run.source, ignore_errors=True)
-    with ThreadPoolExecutor() as beside:  # git looks at every file
-        environment = beside.submit(_environment)
+    with ThreadPoolExecutor() as pool:  # meanwhile: git reads the status of every file
+        environment = pool.submit(_environment)
         for package in PACKAGES:
-            shutil.copytree(ROOT / package, run.source / package, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__", "README.md")
+            shutil.copytree(ROOT / package, run.source / package, ignore=ignored)
     (run.path / "environment.txt").write_text(environment.result())
 
 
 @cache
 def _environment() -> str:
-    """The command, the commit, and every package that is installed."""
+    """The command, the commit, and every installed package."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"] if shutil.which("git") else ["true"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False)
     lines = [
@@ -133,27 +140,27 @@ def _environment() -> str:
 
 
 def _packages() -> list[str]:
-    """`name==version` of all that is installed, from the names of folders alone: reading each would take a while."""
+    """`name==version` of every installed package, from folder names alone: importlib.metadata is much slower."""
     found = [info.name for path in sys.path if path for info in Path(path).glob("*.dist-info")]
     return sorted("==".join(name.removesuffix(".dist-info").rsplit("-", 1)) for name in found)
 
 
-def unshared(path: Path) -> str:
-    """Why the nodes may not see this folder, as far as that can be told from here; else nothing."""
-    if any(path.is_relative_to(folder) for folder in OF_ONE_NODE):
-        return f"{relative(path)} is on a disk that each node has for itself: choose a --runs-dir that all nodes share"
+def shared_folder_warning(path: Path) -> str:
+    """Why the compute nodes may not see this folder, as far as this machine can tell; "" if there is no sign of it."""
+    if any(path.is_relative_to(folder) for folder in NODE_LOCAL_FOLDERS):
+        return f"{display_path(path)} is on a node-local disk; use a --runs-dir that all nodes share"
     kind = _file_system(path)
-    if kind in LOCAL_TYPES:
-        return f"{relative(path)} is on {kind}, a file system of this machine: the job fails unless its nodes mount it"
+    if kind in LOCAL_FILE_SYSTEMS:
+        return f"{display_path(path)} is on a local file system ({kind}); the job fails unless its nodes mount it too"
     return ""
 
 
 def _file_system(path: Path) -> str:
-    """The kind of file system that holds a path: `nfs4`, `lustre`, `ext4`, …"""
-    best, kind = "", ""
+    """The type of the file system that holds a path: `nfs4`, `lustre`, `ext4`, …"""
+    longest, kind = "", ""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, mount, type_, *_ = line.split()
         mount = mount.replace("\\040", " ")
-        if path.is_relative_to(mount) and len(mount) >= len(best):
-            best, kind = mount, type_
+        if path.is_relative_to(mount) and len(mount) >= len(longest):
+            longest, kind = mount, type_
     return kind

@@ -1,85 +1,93 @@
-"""What Slurm says: which jobs it has, which partitions, and why it took no job.  Each is one short call."""
+"""Queries Slurm: the state of jobs, the nodes of partitions, why sbatch rejected a job.  Each is one short command."""
 
 import re
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jobs.login.cluster_config import ClusterConfig
 
-PATIENCE_SECONDS = 8  # with a controller that does not answer
-ENDING_SECONDS = 120  # for a canceled job to save and leave
-SILENT = re.compile(r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I)
-UNCONFIGURED = "configuration source"  # what Slurm's tools say that were installed without a cluster
+TIMEOUT_SECONDS = 8  # of one command, if the controller does not respond
+COMPLETING_SECONDS = 120  # for a canceled job to save and exit
+UNREACHABLE = re.compile(
+    r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I
+)
+NO_CLUSTER = "configuration source"  # in the error of Slurm's commands when no cluster is configured
 
 
-class SilentError(RuntimeError):
-    """Slurm does not answer."""
+class SlurmUnreachableError(RuntimeError):
+    """Slurm's controller does not respond."""
 
     def __init__(self) -> None:
-        super().__init__("Slurm does not answer; `scontrol ping` says when it does again")
+        super().__init__("Slurm does not respond; try again when `scontrol ping` reports the controller as UP")
 
 
-class NoSlurmError(RuntimeError):
-    """There is no Slurm on this machine."""
+class SlurmNotFoundError(RuntimeError):
+    """Slurm is not installed on this machine, or has no cluster configured."""
 
 
 @dataclass(frozen=True)
-class Queued:
-    """A job that Slurm has waiting or running."""
+class QueuedJob:
+    """A pending or running job."""
 
     state: str  # PENDING, RUNNING, COMPLETING, …
-    reason: str  # why it waits
+    reason: str  # why it is pending
     nodes: str
 
 
 @dataclass(frozen=True)
-class Offer:
-    """Nodes of a partition that are alike."""
+class PartitionNodes:
+    """Identical nodes of a partition, as sinfo reports them."""
 
     partition: str
-    default: bool
-    minutes: int | None  # limit of a job; None: there is none
+    default: bool  # whether the partition is the cluster's default
+    minutes: int | None  # time limit of a job; None: no limit
     count: int
-    gpus: int
-    cpus: int
-    memory: int  # MB
+    gpus: int  # per node
+    cpus: int  # per node
+    memory: int  # MB per node
 
 
-def jobs(numbers: Collection[str]) -> dict[str, Queued]:
-    """Those jobs that Slurm still has, tasks of arrays as `12_3`.  Raises SilentError, NoSlurmError."""
-    if not numbers:
+def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
+    """Those of the jobs that are still in the queue; a task of an array has an id like `12_3`.
+
+    Raises SlurmUnreachableError, SlurmNotFoundError.
+    """
+    if not job_ids:
         return {}
-    lines = _ask("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(sorted(numbers)))
+    lines = _run("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(sorted(job_ids)))
     rows = [line.split("|") for line in lines]
-    return {row[0]: Queued(*row[1:]) for row in rows if len(row) == 4}
+    return {row[0]: QueuedJob(*row[1:]) for row in rows if len(row) == 4}
 
 
-def going(numbers: Collection[str]) -> dict[str, Queued]:
-    """As `jobs`, once those that are ending just now have ended, or wait again: scancel, and then the same command."""
-    deadline, told = time.monotonic() + ENDING_SECONDS, False
+def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:
+    """Like `queued_jobs`, but waits until completing jobs have ended or are pending again.
+
+    This allows `scancel` followed at once by the command that resumes the run.
+    """
+    deadline, printed = time.monotonic() + COMPLETING_SECONDS, False
     while True:
-        found = jobs(numbers)
-        ending = sorted(number for number, job in found.items() if job.state == "COMPLETING")
-        if not ending or time.monotonic() > deadline:
+        found = queued_jobs(job_ids)
+        completing = sorted(job_id for job_id, job in found.items() if job.state == "COMPLETING")
+        if not completing or time.monotonic() > deadline:
             return found
-        if not told:
-            print(f"waiting for the end of job {', '.join(ending)}", flush=True)
-        told = True
+        if not printed:
+            print(f"waiting for job {', '.join(completing)} to end", flush=True)
+        printed = True
         time.sleep(0.5)
 
 
-def offers() -> list[Offer]:
-    """What each partition has.  Raises SilentError, NoSlurmError."""
-    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")]
+def partition_nodes() -> list[PartitionNodes]:
+    """The nodes of every partition.  Raises SlurmUnreachableError, SlurmNotFoundError."""
+    rows = [line.split("|") for line in _run("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")]
     return [
-        Offer(
+        PartitionNodes(
             partition=name.rstrip("*"),
             default=name.endswith("*"),
-            minutes=_minutes(limit),
+            minutes=_parse_minutes(limit),
             count=int(count),
             gpus=sum(int(n) for n in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres)),
             cpus=int(cpus.rstrip("+")),
@@ -89,57 +97,61 @@ def offers() -> list[Offer]:
     ]
 
 
-def refusal(said: str, cluster: "ClusterConfig") -> str:
-    """Why sbatch took no job, in one line, with the flag that asked for it and what this user may name instead."""
-    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("Try ")]
-    why = (lines or ["sbatch said nothing"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
-    why = why.removeprefix("Batch job submission failed: ")
-    if SILENT.search(why):
-        return str(SilentError())
-    for word, flag in (
+def rejection_message(output: str, cluster: "ClusterConfig") -> str:
+    """One line that says why sbatch rejected a job: sbatch's error, the option that caused it, and valid values."""
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("Try ")]
+    reason = (lines or ["sbatch printed no reason"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+    reason = reason.removeprefix("Batch job submission failed: ")
+    if UNREACHABLE.search(reason):
+        return str(SlurmUnreachableError())
+    for word, option in (
         ("account", "account"),
         ("qos", "qos"),
         ("reservation", "reservation"),
         ("feature", "constraint"),
     ):
-        if word in why.lower():
-            named = getattr(cluster, flag)
-            more = _yours(flag) if flag in {"account", "qos"} else ""
-            return f"--{flag} {named}: Slurm says {why}{more}" if named else f"Slurm says {why}{more} (--{flag})"
-    return f"Slurm took no job: {why}"
+        if word in reason.lower():
+            value = getattr(cluster, option)
+            valid = _values_of_user(option) if option in {"account", "qos"} else ""
+            return (
+                f"--{option} {value}: Slurm says {reason}{valid}"
+                if value
+                else f"Slurm says {reason}{valid} (--{option})"
+            )
+    return f"Slurm rejected the job: {reason}"
 
 
-def _yours(what: str) -> str:
-    """The accounts or qos of this user, as far as the accounting says it soon."""
+def _values_of_user(option: str) -> str:
+    """The accounts or QOS that this user may use, if the accounting database responds in time."""
     command = "user=$(id -un) && sacctmgr --noheader --parsable2 show associations user=$user format="
     try:
-        lines = _ask("sh", "-c", command + what)
-    except (SilentError, NoSlurmError):
+        lines = _run("sh", "-c", command + option)
+    except (SlurmUnreachableError, SlurmNotFoundError):
         lines = []
     found = ", ".join(sorted({name for line in lines for name in line.split(",") if name}))
-    return f"; yours: {found}" if found else "; you have none here: ask those who run the cluster"
+    return f"; yours: {found}" if found else "; you have none on this cluster: ask its administrators"
 
 
-def _ask(*command: str) -> list[str]:
-    """The lines that a command of Slurm's prints; none where it knows no such job."""
+def _run(*command: str) -> list[str]:
+    """Lines printed by one of Slurm's commands; none if it does not know the job."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except FileNotFoundError:
-        raise NoSlurmError(f"there is no {command[0]} on this machine") from None
+        raise SlurmNotFoundError(f"Slurm is not installed on this machine: {command[0]} was not found") from None
     except subprocess.TimeoutExpired:
-        raise SilentError from None
-    if UNCONFIGURED in done.stderr:
-        raise NoSlurmError("Slurm's commands are here, but they know of no cluster")
-    if done.returncode and SILENT.search(done.stderr):
-        raise SilentError
+        raise SlurmUnreachableError from None
+    if NO_CLUSTER in done.stderr:
+        raise SlurmNotFoundError("Slurm's commands are installed, but no cluster is configured")
+    if done.returncode and UNREACHABLE.search(done.stderr):
+        raise SlurmUnreachableError
     return done.stdout.splitlines()
 
 
-def _minutes(limit: str) -> int | None:
-    """Minutes of `2-00:00:00`, `12:00:00` or `30:00`, as sinfo writes them."""
+def _parse_minutes(limit: str) -> int | None:
+    """Minutes of a limit as sinfo prints it: `2-00:00:00`, `12:00:00` or `30:00`."""
     if not re.fullmatch(r"[\d:-]+", limit):
         return None  # infinite, n/a
-    days, _, rest = limit.rpartition("-")
-    parts: Sequence[int] = [int(part) for part in rest.split(":")]
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
     hours, minutes = (parts[0], parts[1]) if len(parts) == 3 else (0, parts[0])
     return (int(days or 0) * 24 + hours) * 60 + minutes

@@ -1,4 +1,4 @@
-"""The options of submit.py, beside the settings of the run."""
+"""The command-line options of submit.py, in addition to the settings of the run."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -10,98 +10,152 @@ from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
 from vit.config.parser import config_parser
 
-BUDGET = "between two checkpoints; then the run is given up (default: 3)"
+
+def submit_parser(description: str) -> ArgumentParser:
+    """A parser for every setting of a run, and for the job that runs it."""
+    out = config_parser("submit.py", description, required=False)
+    job = out.add_argument_group("job (where and how the run is executed)")
+    _add_job_options(job)
+    existing = out.add_argument_group("existing runs (submitting the same command again resumes a run)")
+    _add_existing_run_options(existing)
+    failures = out.add_argument_group("failures (when to restart, requeue or give up)")
+    _add_failure_options(failures)
+    cluster = out.add_argument_group("cluster (what the job requests from Slurm)")
+    cluster.add_argument(
+        "--cluster-config",
+        metavar="NAME",
+        help="YAML file with the options below: a name in configs/clusters or a path; options given on the command "
+        "line override it",
+    )
+    out.option_classes = (*out.option_classes, ClusterConfig)
+    types = get_type_hints(ClusterConfig)
+    for f in fields(ClusterConfig):
+        multiple: dict[str, Any] = {"nargs": "+"} if types[f.name] not in (str, int, bool) else {}
+        metavar = "OPTION=VALUE" if f.name == "sbatch" else "VALUE"
+        # No `type`: cluster_config converts text from the command line and from files in the same way.
+        cluster.add_argument(f"--{f.name.replace('_', '-')}", metavar=metavar, **multiple)
+    general, groups = out._action_groups[:2], out._action_groups[2:]
+    out._action_groups = [*general, *groups[-4:], *groups[:-4]]  # show them in --help before the run's settings
+    return out
 
 
-def submit_parser(about: str) -> ArgumentParser:
-    """Every setting of a run, and where it is to run."""
-    out = config_parser("submit.py", about, required=False)
-    job = out.add_argument_group("job (where the run is to run)")
-    job.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
-    job.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of each node, one rank each (default: 1)")
-    job.add_argument(
+def _add_job_options(group: Any) -> None:
+    group.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: 1)")
+    group.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="GPUs per node; each runs one rank (default: 1)"
+    )
+    group.add_argument(
         "--cluster",
         type=Literal["auto", "slurm", "local", "debug"],
         default="auto",
-        help="auto: slurm where there is one, else local; debug: in this process (default: auto)",
+        help="slurm: submit to Slurm; local: run on this machine; debug: run in this process, for debuggers; auto: "
+        "slurm if it is available, else local (default: auto)",
     )
-    job.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the config's name)")
-    job.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
+    group.add_argument(
+        "--name", metavar="NAME", help="name of the run and of its folder (default: name of the config file)"
     )
-    job.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    job.add_argument(
+    group.add_argument(
+        "--runs-dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder that holds the run folders; all nodes must share it (default: runs)",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the config and the sbatch script without submitting"
+    )
+    group.add_argument(
         "--sweep",
         action="append",
         default=[],
         metavar="SETTING=A,B",
-        help="a run for each value, of several --sweep for each combination, in one job array",
+        help="submit one run per value, as a job array; repeat the option to sweep over all combinations",
     )
-    job.add_argument(
-        "--max-parallel", type=int, metavar="N", help="runs of a sweep that may run at a time (default: all)"
+    group.add_argument(
+        "--max-parallel",
+        type=int,
+        metavar="N",
+        help="maximum number of runs of a sweep that run at the same time (default: all)",
     )
-    job.add_argument(
-        "--prep", metavar="FILE", help="YAML file of the data sets to write first, as configs/imagenet.yaml"
+    group.add_argument(
+        "--prep",
+        metavar="FILE",
+        help="YAML file of data sets to write first, such as configs/imagenet.yaml; training waits for them",
     )
-    job.add_argument(
-        "--override-resume", nargs="+", default=[], metavar="SETTING", help="settings that may differ from the run's"
+
+
+def _add_existing_run_options(group: Any) -> None:
+    group.add_argument(
+        "--override-resume",
+        nargs="+",
+        default=[],
+        metavar="SETTING",
+        help="resume the run although these settings differ from those it was started with",
     )
-    job.add_argument(
+    group.add_argument(
         "--extend",
         type=int,
         metavar="EPOCHS",
-        help="train a run on to so many epochs in all; from there on the learning rate is that of the longer schedule",
+        help="continue the run until EPOCHS epochs in total; from the current step on, the learning rate "
+        "follows the schedule of a run of that length",
     )
-    job.add_argument("--restart", action="store_true", help="begin afresh in a new folder: NAME-2, NAME-3, …")
-    job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=f"in place, after failures, {BUDGET}")
-    job.add_argument("--max-requeues", type=int, default=3, metavar="N", help=f"after failures, {BUDGET}")
-    job.add_argument(
+    group.add_argument(
+        "--restart", action="store_true", help="start again in a new folder (NAME-2, NAME-3, …) instead of resuming"
+    )
+
+
+def _add_failure_options(group: Any) -> None:
+    group.add_argument(
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="restarts in place after failures, without a new checkpoint in between; then the job is requeued, or "
+        "without Slurm the run is given up (default: 3)",
+    )
+    group.add_argument(
+        "--max-requeues",
+        type=int,
+        default=3,
+        metavar="N",
+        help="requeues after failures, without a new checkpoint in between; then the run is given up (default: 3)",
+    )
+    group.add_argument(
         "--max-same-step",
         type=int,
         default=2,
         metavar="N",
-        help="failures at the same step between two checkpoints, then the run is given up; and by the same exception "
-        "before the first step, then the job is requeued, so often too (default: 2)",
+        help="failures at the same step, without a new checkpoint in between; then the run is given up.  Before the "
+        "first step: failures with the same exception; then the job is requeued, up to N times (default: 2)",
     )
-    job.add_argument(
+    group.add_argument(
         "--stall-seconds",
         type=float,
         default=60,
         metavar="S",
-        help="for which a step may stand still; ten times its usual time if that is more (default: 60)",
+        help="restart the ranks if a step takes longer than S seconds, or than ten times the longest step so far if "
+        "that is more; rare phases such as evaluation may take ten times as long (default: 60)",
     )
-    job.add_argument("--no-health-check", action="store_true", help="start the ranks without looking over the nodes")
-    cluster = out.add_argument_group("cluster (what is asked of Slurm: by a file, and by flags, which go before it)")
-    cluster.add_argument(
-        "--cluster-config", metavar="NAME", help="a file of configs/clusters, or the path of one: the options below"
+    group.add_argument(
+        "--no-health-check", action="store_true", help="skip the check of GPUs, memory, disk and network on each node"
     )
-    out.explained = (*out.explained, ClusterConfig)
-    hints = get_type_hints(ClusterConfig)
-    for f in fields(ClusterConfig):
-        several: dict[str, Any] = {"nargs": "+"} if hints[f.name] not in (str, int, bool) else {}
-        metavar = "OPTION=VALUE" if f.name == "sbatch" else "VALUE"
-        # Text: cluster_config reads flags as it reads files.
-        cluster.add_argument(f"--{f.name.replace('_', '-')}", metavar=metavar, **several)
-    *others, job_group, cluster_group = out._action_groups
-    out._action_groups = [*others[:2], job_group, cluster_group, *others[2:]]  # in --help before the run's settings
-    return out
 
 
-def cluster_of(options: Namespace) -> ClusterConfig:
-    """What the file and the flags ask of the cluster.  Raises ValueError."""
+def load_cluster(options: Namespace) -> ClusterConfig:
+    """The cluster's file, overridden by command-line options.  Raises ValueError."""
     return cluster_config.load(options.cluster_config, {f.name: options[f.name] for f in fields(ClusterConfig)})
 
 
 def check_options(options: Namespace) -> None:
-    """Raises ValueError for counts, and for wishes, that make no sense."""
+    """Raises ValueError for invalid counts and for options that contradict each other."""
     if options.extend is not None and options.restart:
-        raise ValueError("--extend goes on with a run and --restart begins another: choose one of them")
+        raise ValueError("--extend continues a run and --restart starts a new one; use only one of them")
     for name in ("nodes", "gpus", "max_parallel"):
         if options[name] is not None and options[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
     if options.max_parallel and not options.sweep:
-        raise ValueError("--max-parallel is for a --sweep")
+        raise ValueError("--max-parallel requires --sweep")
     if not options.config and not options.prep:
         raise ValueError("--config FILE is required")
     if options.sweep and not options.config:
-        raise ValueError("--sweep needs a --config to sweep over")
+        raise ValueError("--sweep requires --config")

@@ -1,4 +1,4 @@
-"""The runs of a sweep: a run for each combination of values, named by what differs."""
+"""The runs of a sweep: one for each combination of the swept values, named after them."""
 
 import itertools
 import re
@@ -7,53 +7,51 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Point:
-    """One run of a sweep."""
+class SweepPoint:
+    """One combination of the swept values."""
 
-    name: str  # lr=1e-3,seed=0: of its folder
+    name: str  # of the run folder, e.g. lr=1e-3,seed=0
     values: tuple[tuple[str, str], ...]  # settings and their values, as typed
 
     def arguments(self) -> list[str]:
-        """The values as on the command line."""
-        return [word for key, value in self.values for word in (f"--{key}", value)]
+        """The values as command-line arguments."""
+        return [argument for key, value in self.values for argument in (f"--{key}", value)]
 
 
-def points(asked: Sequence[str]) -> list[Point]:
-    """`["optim.lr=1e-3,3e-3", "seed=0,1"]`: four runs.  Raises ValueError for what is not of this form."""
+def sweep_points(sweeps: Sequence[str]) -> list[SweepPoint]:
+    """Expands --sweep options: `["optim.lr=1e-3,3e-3", "seed=0,1"]` gives four points.  Raises ValueError."""
     settings: dict[str, list[str]] = {}
-    for text in asked:
+    for text in sweeps:
         key, sign, listed = text.partition("=")
-        values = split(listed)
+        values = split_values(listed)
         if not (key and sign) or "" in values:
-            raise ValueError(f"--sweep {text}: write SETTING=VALUE,VALUE, as in --sweep optim.lr=1e-3,3e-3")
+            raise ValueError(f"--sweep {text}: expected SETTING=VALUE,VALUE, as in --sweep optim.lr=1e-3,3e-3")
         if key in settings:
-            raise ValueError(f"--sweep {text}: {key} is swept already; give all of its values in one list")
-        if twice := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"--sweep {text}: {sorted(twice)[0]} is there twice")
+            raise ValueError(f"--sweep {text}: {key} is swept twice; give all of its values in one --sweep")
+        if duplicates := {value for value in values if values.count(value) > 1}:
+            raise ValueError(f"--sweep {text}: duplicate value {sorted(duplicates)[0]}")
         settings[key] = values
     short = short_names(list(settings))
     out = []
     for combination in itertools.product(*settings.values()):
         chosen = tuple(zip(settings, combination, strict=True))
-        out.append(Point(",".join(f"{short[key]}={safe(value)}" for key, value in chosen), chosen))
+        out.append(SweepPoint(",".join(f"{short[key]}={safe_name(value)}" for key, value in chosen), chosen))
     if len({point.name for point in out}) < len(out):
-        raise ValueError(
-            "two runs of this sweep would have the same name; give values that differ in letters or digits"
-        )
+        raise ValueError("two runs of this sweep would have the same name; use values that differ in letters or digits")
     return out
 
 
-def split(listed: str) -> list[str]:
-    """The values between commas; those within brackets belong to one value: `[0.5,1],[0.6,1]` are two."""
+def split_values(listed: str) -> list[str]:
+    """Splits at commas outside of brackets: `[0.5,1],[0.6,1]` is two values."""
     return re.findall(r"(?:\[[^\]]*\]|[^,\[])+|(?<=,)(?=,|$)|^$", listed)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """`optim.lr` is `lr`, unless another key of the sweep ends so too."""
+    """Shortens `optim.lr` to `lr`, unless another swept key ends in the same word."""
     leaves = [key.rpartition(".")[2] for key in keys]
     return {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)}
 
 
-def safe(value: str) -> str:
-    """A value in the name of a folder that no shell asks questions about."""
+def safe_name(value: str) -> str:
+    """A value as part of a folder name, without characters that are special to a shell."""
     return re.sub(r"[^\w.+-]+", "_", value).strip("_") or "none"

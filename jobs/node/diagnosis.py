@@ -1,4 +1,4 @@
-"""Why ranks of this node ended, from their exit codes, their own words and what the watch saw."""
+"""Root cause of failed ranks on this node, from exit codes, the errors they recorded and what the watchdog saw."""
 
 import os
 import re
@@ -9,58 +9,61 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from jobs.node import slurm_job
 from jobs.node.restart_policy import Failure, Kind
-from jobs.node.watchdog import Watch, current_step
+from jobs.node.watchdog import Watchdog, current_step
 from vit.run.folder import RunFolder
 
-USER_ERROR = 2  # exit code of a rank that only the user can help
-# What ranks say when they lose another one, by gloo, NCCL or the store.
-LOST_A_PEER = re.compile(
+USER_ERROR = 2  # exit code of a rank for an error that only the user can fix
+# Errors by which gloo, NCCL or the store report that another rank is gone.
+PEER_LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|Dist(Network|Store|Backend)Error", re.I
 )
 
 
-def from_ranks(folder: RunFolder, error: ChildFailedError, watch: Watch, started: float) -> Failure:
-    """What failed first on this node in the attempt that started then (time.time())."""
-    kind, rank, reason, when = _cause(folder, error, watch, started)
+def diagnose(folder: RunFolder, error: ChildFailedError, watchdog: Watchdog, started: float) -> Failure:
+    """The root cause on this node in the attempt that began at `started` (time.time())."""
+    kind, rank, reason, when = _cause(folder, error, watchdog, started)
     log = folder.logs / f"rank-{rank}.log"
     return Failure(
-        kind=kind, node=slurm_job.node(), rank=rank, reason=reason, time=when, tail=_tail(log), log=str(log),
-        step=_step(folder, watch, started), steps=watch.stalled[0].steps if watch.stalled else 0,
+        kind=kind, node=slurm_job.node_name(), rank=rank, reason=reason, time=when, tail=_tail(log), log=str(log),
+        step=_step(folder, watchdog, started), steps=watchdog.stalled[0].steps if watchdog.stalled else 0,
     )  # fmt: skip
 
 
-def _cause(folder: RunFolder, error: ChildFailedError, watch: Watch, started: float) -> tuple[Kind, int, str, float]:
+def _cause(
+    folder: RunFolder, error: ChildFailedError, watchdog: Watchdog, started: float
+) -> tuple[Kind, int, str, float]:
+    """Kind, rank, reason and time of the failure."""
     rank, failed = error.get_first_failure()
-    when, ours = float(failed.timestamp), watch.signs.keys() or error.failures.keys()
-    told = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started and e["rank"] in ours]
-    if watch.stuck or watch.stalled:
-        return *_standing(watch), when
+    when, ours = float(failed.timestamp), watchdog.beats.keys() or error.failures.keys()
+    recorded = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started and e["rank"] in ours]
+    if watchdog.unkillable or watchdog.stalled:
+        return *_stall(watchdog), when
     if failed.exitcode == USER_ERROR:
-        # "ValueError: data.limit …": what there is to do is in the sentence.
-        return "user", rank, told[0]["error"].partition(": ")[2] if told else "exit code 2", when
-    if own := [e for e in told if not LOST_A_PEER.search(e["error"])]:
+        # "ValueError: data.limit …": the message says what to do; the exception's name is of no use.
+        return "user", rank, recorded[0]["error"].partition(": ")[2] if recorded else "exit code 2", when
+    if own := [e for e in recorded if not PEER_LOST.search(e["error"])]:
         return "exception", own[0]["rank"], own[0]["error"], own[0]["time"]
-    if killed := [r for r, f in error.failures.items() if f.exitcode < 0 and r not in watch.ended]:
+    if killed := [r for r, f in error.failures.items() if f.exitcode < 0 and r not in watchdog.killed]:
         name = signal.Signals(-error.failures[killed[0]].exitcode).name
         return "signal", killed[0], f"ended with {name}", when
-    if failed.exitcode > 0 and not told:
-        taken = failed.exitcode == os.EX_TEMPFAIL  # the run folder is, perhaps for a while only
-        return "echo" if taken else "exception", rank, f"ended with exit code {failed.exitcode}", when
-    return "echo", rank, told[0]["error"] if told else "was ended with the others", when
+    if failed.exitcode > 0 and not recorded:
+        in_use = failed.exitcode == os.EX_TEMPFAIL  # of the run folder; it may be free later
+        return "secondary" if in_use else "exception", rank, f"ended with exit code {failed.exitcode}", when
+    return "secondary", rank, recorded[0]["error"] if recorded else "was killed together with the other ranks", when
 
 
-def _standing(watch: Watch) -> tuple[Kind, int, str]:
-    """Of a rank that did not go on, or did not even end."""
-    if watch.stalled and not watch.stuck:
-        sign, reason = watch.stalled
-        return "stalled", sign.rank, reason
-    return "sick", min(watch.stuck), "does not end by SIGKILL: a GPU or a file system does not answer it"
+def _stall(watchdog: Watchdog) -> tuple[Kind, int, str]:
+    """Kind, rank and reason for a rank that made no progress, or that SIGKILL did not end."""
+    if watchdog.stalled and not watchdog.unkillable:
+        beat, reason = watchdog.stalled
+        return "stalled", beat.rank, reason
+    return "unhealthy", min(watchdog.unkillable), "did not end on SIGKILL: a GPU or a file system does not respond"
 
 
-def _step(folder: RunFolder, watch: Watch, started: float) -> int | None:
-    """The step that the ranks were in, as far as they got to one."""
+def _step(folder: RunFolder, watchdog: Watchdog, started: float) -> int | None:
+    """The step that the ranks were in; None before the first one."""
     began = folder.last("started")
-    inside = current_step(list(watch.signs.values()))
+    inside = current_step(list(watchdog.beats.values()))
     return began["step"] + inside if began and began["time"] >= started and inside is not None else None
 
 

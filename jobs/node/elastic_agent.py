@@ -1,4 +1,4 @@
-"""torch's elastic agent with warm ranks: it meets those of the other nodes, numbers the ranks, and starts them."""
+"""torch's elastic agent, starting ranks from the fork server: rendezvous of the nodes, rank numbers, start."""
 
 import os
 import signal
@@ -18,31 +18,31 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from jobs.node import forkserver
-from jobs.node.watchdog import Watch
+from jobs.node.watchdog import Watchdog
 
 MODULE = "vit.train"
-MEETING_SECONDS = 600  # for all nodes to begin an attempt
-LOOK_SECONDS = 0.1
+RENDEZVOUS_SECONDS = 600  # timeout for all nodes to begin an attempt
+MONITOR_SECONDS = 0.1  # between two looks at the ranks
 
 
 class Agent(SimpleElasticAgent):
-    """One attempt's, on one node.  It ends with the first rank that fails; who starts again is up to the supervisor."""
+    """The agent of one attempt on one node.  It ends when the first rank fails; restarts are up to the supervisor."""
 
-    def __init__(self, spec: WorkerSpec, arguments: Sequence[str], watch: Watch) -> None:
+    def __init__(self, spec: WorkerSpec, arguments: Sequence[str], watchdog: Watchdog) -> None:
         super().__init__(spec)
-        self.arguments, self.watch = arguments, watch
+        self.arguments, self.watchdog = arguments, watchdog
         self._ranks: dict[int, forkserver.Process] = {}  # by global rank
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         for worker in worker_group.workers:
-            log = self.watch.logs / f"rank-{worker.global_rank}.log"
-            place = self._environment(worker_group, worker)
-            self._ranks[worker.global_rank] = forkserver.start(MODULE, self.arguments, place, log)
-        return {worker.local_rank: self._ranks[worker.global_rank].kernel.pid for worker in worker_group.workers}
+            log = self.watchdog.logs / f"rank-{worker.global_rank}.log"
+            environment = self._environment(worker_group, worker)
+            self._ranks[worker.global_rank] = forkserver.start(MODULE, self.arguments, environment, log)
+        return {worker.local_rank: self._ranks[worker.global_rank].os_process.pid for worker in worker_group.workers}
 
     def _environment(self, group: WorkerGroup, worker: Worker) -> dict[str, str]:
-        """What torchrun tells a rank of its place."""
-        place: dict[str, Any] = {
+        """The variables that torchrun sets for a rank."""
+        variables: dict[str, Any] = {
             "RANK": worker.global_rank,
             "LOCAL_RANK": worker.local_rank,
             "GROUP_RANK": group.group_rank,
@@ -57,11 +57,11 @@ class Agent(SimpleElasticAgent):
             "TORCHELASTIC_USE_AGENT_STORE": group.spec.rdzv_handler.use_agent_store,
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         }
-        return {name: str(value) for name, value in place.items()}
+        return {name: str(value) for name, value in variables.items()}
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         codes = {
-            rank: process.exit_code if rank not in self.watch.stuck else -signal.SIGKILL
+            rank: process.exit_code if rank not in self.watchdog.unkillable else -signal.SIGKILL
             for rank, process in self._ranks.items()
         }
         failures = {
@@ -79,25 +79,26 @@ class Agent(SimpleElasticAgent):
         self._shutdown()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        forkserver.end([p for rank, p in self._ranks.items() if rank not in self.watch.stuck], death_sig, timeout)
+        killable = [process for rank, process in self._ranks.items() if rank not in self.watchdog.unkillable]
+        forkserver.stop_processes(killable, death_sig, timeout)
 
     def _exit_barrier(self) -> None:
-        """The other nodes' ranks are waited for by `Team.all_done`, where signals are heard."""
+        """Not used: `Peers.all_finished` waits for the other nodes' ranks and can be interrupted by signals."""
 
 
 def launch(
-    arguments: Sequence[str], watch: Watch, *, ranks: int, nodes: int, run_id: str, endpoint: str, host: bool
+    arguments: Sequence[str], watchdog: Watchdog, *, ranks: int, nodes: int, run_id: str, endpoint: str, host: bool
 ) -> None:
-    """Runs this node's ranks until they leave by themselves.  Raises ChildFailedError, RendezvousError."""
+    """Runs this node's ranks until they exit.  Raises ChildFailedError if one failed, or RendezvousError."""
     parameters = RendezvousParameters(
-        "c10d", endpoint, run_id, min_nodes=nodes, max_nodes=nodes, is_host=host, timeout=MEETING_SECONDS
+        "c10d", endpoint, run_id, min_nodes=nodes, max_nodes=nodes, is_host=host, timeout=RENDEZVOUS_SECONDS
     )
     handler = rendezvous.get_rendezvous_handler(parameters)
     try:
         result = Agent(
-            WorkerSpec("ranks", ranks, handler, entrypoint=MODULE, max_restarts=0, monitor_interval=LOOK_SECONDS),
+            WorkerSpec("ranks", ranks, handler, entrypoint=MODULE, max_restarts=0, monitor_interval=MONITOR_SECONDS),
             arguments,
-            watch,
+            watchdog,
         ).run()
     finally:
         handler.shutdown()

@@ -1,7 +1,7 @@
-"""Processes that start warm: forks of one that has done all their imports, so that a rank is there in milliseconds.
+"""Starts processes as forks of a server that has already done their imports, so that a rank starts in milliseconds.
 
-It is multiprocessing's fork server, one a node, which a job starts before all else.  It imports and does nothing
-besides: it has one thread, and has not touched a GPU.  It ends with its supervisor; the kernel then tells its forks.
+It is multiprocessing's fork server, one per node, started before anything else in the job.  The server only imports:
+it has one thread and never touches a GPU.  It ends with its supervisor, and the kernel then sends SIGTERM to its forks.
 """
 
 import atexit
@@ -27,62 +27,63 @@ from typing import Any
 import psutil
 from setproctitle import setproctitle, setthreadtitle
 
-# What the server imports: what makes it one, what its forks run, what optimizers import when they are made, which takes
-# seconds, and what the forks find in this process.
-WANTED = ("vit.train", "torch._dynamo", "vit.node_check", "submitit.core.submission")
-PRELOADED = ("jobs.node.forkserver_first", *WANTED, "jobs.node.forkserver_ready")
-READY_VARIABLE = "VIT_WARM"  # a file that is there once all is imported
-STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
-GONE_SECONDS = 20  # after SIGKILL; what a dead disk or GPU holds in the kernel may stay for ever
-LONGEST_FOLDER = 60  # characters; the path of a socket may have 107
+# What the server imports: the modules that its forks run, what optimizers import when they are constructed (which
+# takes seconds), and what the forks unpickle from this process.
+IMPORTED = ("vit.train", "torch._dynamo", "vit.node_check", "submitit.core.submission")
+PRELOADED = ("jobs.node.forkserver_first", *IMPORTED, "jobs.node.forkserver_ready")
+READY_VARIABLE = "VIT_WARM"  # path of a file that the server creates when all imports are done
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+KILL_SECONDS = 20  # after SIGKILL; a process that waits in the kernel for a dead disk or GPU may never end
+MAX_TMPDIR_LENGTH = 60  # characters; the path of a socket may have 107
 
 _context = multiprocessing.get_context("forkserver")
 _running: list["Process"] = []
-_held: list[int] | None = None  # signals that wait until a process that is being started is known
+_deferred: list[int] | None = None  # signals received while a process is being started; None at any other time
 
 
-class ColdError(RuntimeError):
-    """No process can be started: the imports fail, or do not end."""
+class StartError(RuntimeError):
+    """No process can be started: the server's imports fail, or take too long."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that was started here, and what the kernel knows it by."""
+    """A process that was started here."""
 
-    started: BaseProcess
-    kernel: psutil.Process
+    handle: BaseProcess
+    os_process: psutil.Process
 
     @property
     def exit_code(self) -> int | None:
-        """As subprocess has it, or 255 if the server has died; None while it runs.  Not for signal handlers."""
-        return self.started.exitcode
+        """As in subprocess; 255 if the server has died; None while it runs.  Not safe in signal handlers."""
+        return self.handle.exitcode
 
     def wait(self) -> int | None:
-        """Waits for its end; the exit code."""
-        self.started.join()
+        """Waits until it exits; returns the exit code."""
+        self.handle.join()
         return self.exit_code
 
     def alive(self) -> bool:
-        """Whether anything of it is left: its first thread may end before others, which hold its files and locks."""
-        return not connection.wait([self.started.sentinel], 0) or alive(self.kernel)
+        """Whether any thread is left: the main thread may end before others, which keep files and locks open."""
+        return not connection.wait([self.handle.sentinel], 0) or is_alive(self.os_process)
 
     def send(self, number: int) -> None:
-        """Sends a signal, if there is anybody left to get it."""
+        """Sends a signal; does nothing if the process is gone."""
         with suppress(psutil.NoSuchProcess):
-            self.kernel.send_signal(number)
+            self.os_process.send_signal(number)
 
 
-def prepare() -> None:
-    """Has the server begin with its imports, if it does not run; returns at once."""
+def ensure_running() -> None:
+    """Starts the server and its imports if it is not running; returns at once."""
     _context.set_forkserver_preload(list(PRELOADED))
-    with _holding_signals():
-        _end_stopped_server()
-        if not _server_lives():
-            _sign().unlink(missing_ok=True)
-        _block()
+    with _signals_deferred():
+        _kill_suspended_server()
+        if not _server_is_alive():
+            _ready_file().unlink(missing_ok=True)
+        _block_stop_signals()
         resource_tracker.ensure_running()  # which unblocks two of them
-        _block()  # the server inherits what is blocked: it never hears what the ranks are told
-        with _environment(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", SPT_NOENV="1", **{READY_VARIABLE: str(_sign())}):
+        _block_stop_signals()  # the server inherits the mask: it never receives the signals that stop the ranks
+        ready = {READY_VARIABLE: str(_ready_file())}
+        with _environment(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", SPT_NOENV="1", **ready):
             forkserver.ensure_running()
 
 
@@ -91,81 +92,87 @@ def start(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     log: Path,
-    said: Connection | None = None,
-    patience_seconds: float = 600,
+    stdout: Connection | None = None,
+    timeout_seconds: float = 600,
 ) -> Process:
-    """Starts `python -u -m module arguments` with all words to the end of a log; standard output to `said`, if given.
+    """Starts `python -u -m module arguments`; its output is appended to a log, or stdout goes to `stdout` if given.
 
-    The environment is this process's and what is given besides.  Raises ColdError.
+    The environment is that of this process, updated by `environment`.  Raises StartError.
     """
     environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | dict(environment)
-    deadline = time.monotonic() + patience_seconds
-    for again in (True, False):
-        prepare()
-        while _server_lives() and not _sign().exists():
+    deadline = time.monotonic() + timeout_seconds
+    for retry in (True, False):
+        ensure_running()
+        while _server_is_alive() and not _ready_file().exists():
             if time.monotonic() > deadline:
-                raise ColdError(f"the imports of {module} did not end in {patience_seconds:.0f} s")
+                raise StartError(f"the imports of {module} did not finish in {timeout_seconds:.0f} s")
             time.sleep(0.01)
         try:
-            return _fork((module, list(arguments), environment, str(log), said))
-        except (EOFError, OSError, psutil.NoSuchProcess) as error:  # the server has died, or the new one has
-            if not again:
-                raise ColdError(f"{module} cannot be started: {type(error).__name__} {error}") from error
+            return _fork((module, list(arguments), environment, str(log), stdout))
+        except (EOFError, OSError, psutil.NoSuchProcess) as error:  # the server died, or the new process did
+            if not retry:
+                raise StartError(f"{module} cannot be started: {type(error).__name__} {error}") from error
     raise AssertionError
 
 
-def ask(module: str, arguments: Sequence[str], log: Path, patience_seconds: float) -> tuple[Process, Connection]:
-    """Starts it as `start` does; the other is what it says on its standard output."""
+def start_with_pipe(
+    module: str, arguments: Sequence[str], log: Path, timeout_seconds: float
+) -> tuple[Process, Connection]:
+    """Like `start`; also returns a pipe from which its standard output can be read."""
     reader, writer = _context.Pipe(duplex=False)
     with writer:
-        return start(module, arguments, {}, log, writer, patience_seconds), reader
+        return start(module, arguments, {}, log, writer, timeout_seconds), reader
 
 
 def running() -> list[Process]:
-    """All that were started here and still run."""
+    """All processes that were started here and still run."""
     return [process for process in _running if process.alive()]
 
 
-def end(processes: Sequence[Process], number: int, patience_seconds: float) -> None:
-    """Sends a signal to those that run, and SIGKILL to those that still do after a while; waits until they are gone."""
-    deadline = time.monotonic() + patience_seconds
+def stop_processes(processes: Sequence[Process], number: int, grace_seconds: float) -> None:
+    """Sends a signal, then SIGKILL to those still running after the grace time; waits until all have ended."""
+    deadline = time.monotonic() + grace_seconds
     for process in processes:
         process.send(number)
     while left := [process for process in processes if process.alive()]:
         if time.monotonic() > deadline:
             for process in left:
                 process.send(signal.SIGKILL)
-        if time.monotonic() > deadline + GONE_SECONDS:
-            for process in left:
-                multiprocessing.process._children.discard(process.started)  # type: ignore[attr-defined]  # or the exit waits for it
+        if time.monotonic() > deadline + KILL_SECONDS:
+            for process in left:  # else multiprocessing waits for them when this process exits
+                multiprocessing.process._children.discard(process.handle)  # type: ignore[attr-defined]
             break
         time.sleep(0.02)
 
 
-def alive(process: psutil.Process) -> bool:
-    """Whether a process is more than something to be taken leave of."""
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def patiently(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
-    """A handler of a signal that waits until a process that is being started is known, or it would not be told."""
+def deferred_while_starting(
+    handler: Callable[[int, FrameType | None], Any],
+) -> Callable[[int, FrameType | None], Any]:
+    """Wraps a signal handler so that it runs only once a process being started is in `running()`, and gets signaled."""
 
-    def patient(number: int, frame: FrameType | None) -> None:
-        if _held is None:
+    def deferring(number: int, frame: FrameType | None) -> None:
+        if _deferred is None:
             handler(number, frame)
         else:
-            _held.append(number)
+            _deferred.append(number)
 
-    return patient
+    return deferring
 
 
 def _fork(arguments: tuple[object, ...]) -> Process:
-    with _holding_signals():
-        # Nobody waits for what is said when this process ends.
-        process = _context.Process(target=_be, args=(_server(), *arguments), daemon=arguments[-1] is not None)
+    with _signals_deferred():
+        # A process whose output nobody will read any more (`stdout` is given) is terminated when this process exits.
+        process = _context.Process(
+            target=_run_module, args=(_server_pid(), *arguments), daemon=arguments[-1] is not None
+        )
         process.start()
         assert process.pid is not None
         _running[:] = [each for each in _running if each.alive()]
@@ -173,50 +180,50 @@ def _fork(arguments: tuple[object, ...]) -> Process:
         return _running[-1]
 
 
-def _server() -> int | None:
+def _server_pid() -> int | None:
     return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
 
 
-def _server_lives() -> bool:
+def _server_is_alive() -> bool:
     try:
-        return (number := _server()) is not None and alive(psutil.Process(number))
+        return (pid := _server_pid()) is not None and is_alive(psutil.Process(pid))
     except psutil.NoSuchProcess:
         return False
 
 
-def _end_stopped_server() -> None:
-    """One that somebody has stopped would never answer."""
-    if (number := _server()) is not None:
+def _kill_suspended_server() -> None:
+    """A server that was stopped by SIGSTOP would never respond."""
+    if (pid := _server_pid()) is not None:
         with suppress(psutil.NoSuchProcess):
-            server = psutil.Process(number)
+            server = psutil.Process(pid)
             if server.status() == psutil.STATUS_STOPPED:
                 server.kill()
-                while alive(server):
+                while is_alive(server):
                     time.sleep(0.01)
 
 
-def _sign() -> Path:
-    """What the server makes when it is ready."""
-    if len(tempfile.gettempdir()) > LONGEST_FOLDER:
+def _ready_file() -> Path:
+    """The file that the server creates when it is ready."""
+    if len(tempfile.gettempdir()) > MAX_TMPDIR_LENGTH:
         tempfile.tempdir, usual = "/tmp", tempfile.tempdir
-        util.get_temp_dir()  # which is asked once
+        util.get_temp_dir()  # multiprocessing remembers the answer
         tempfile.tempdir = usual
     return Path(util.get_temp_dir(), "ready")
 
 
-def _block() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+def _block_stop_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 @contextmanager
-def _holding_signals() -> Iterator[None]:
-    """What tells the job to stop waits meanwhile; the mask alone does not do it, as other threads take signals too."""
-    global _held
-    _held, before = [], signal.pthread_sigmask(signal.SIG_BLOCK, [])
+def _signals_deferred() -> Iterator[None]:
+    """Defers the signals that stop the job; the mask alone is not enough, because other threads receive signals too."""
+    global _deferred
+    _deferred, before = [], signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
         yield
     finally:
-        numbers, _held = _held, None
+        numbers, _deferred = _deferred, None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number in numbers:
             signal.raise_signal(number)
@@ -236,28 +243,28 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _be(
-    server: int, module: str, arguments: list[str], environment: dict[str, str], log: str, said: Connection | None
+def _run_module(
+    server: int, module: str, arguments: list[str], environment: dict[str, str], log: str, stdout: Connection | None
 ) -> None:
-    """In the new process: what Python does for `-u -m module`."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: it is told when the server ends
+    """In the new process: does what Python does for `-u -m module`."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: SIGTERM when the server ends
     if os.getppid() != server:
-        os._exit(1)  # it has ended already
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    gc.freeze()  # what was there before is not this process's to collect
+        os._exit(1)  # the server has ended already
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    gc.freeze()  # objects inherited from the server are never collected here
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(file, 2)
-    os.dup2(file if said is None else said.fileno(), 1)
+    os.dup2(file if stdout is None else stdout.fileno(), 1)
     os.environ.clear()
     os.environ.update(environment)
     rank = f" (rank {environment['RANK']})" if "RANK" in environment else ""
     setproctitle(" ".join([f"python -m {module}{rank}", *arguments]))
-    setthreadtitle(module)  # the short name: Slurm loses sight of processes that have a blank in it
+    setthreadtitle(module)  # the kernel's short name: Slurm loses track of processes whose short name has a blank
     try:
         importlib.import_module(module).main(arguments)
-    except Exception as error:  # as Python does, and multiprocessing with words of its own
+    except Exception as error:  # prints it as Python does; multiprocessing would add text of its own
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
     finally:
-        if sys.version_info < (3, 13):  # from then on multiprocessing does it
+        if sys.version_info < (3, 13):  # from 3.13 on multiprocessing does it
             atexit._run_exitfuncs()

@@ -1,6 +1,6 @@
-"""Imported by the fork server alone, before all else: it ends with its supervisor, and has a name.
+"""Imported first, by the fork server only: makes it end with its supervisor, and names it.
 
-By itself it would wait for the last of its forks as well.  Those get SIGTERM when it ends: they save, and leave.
+By default the server would also wait for the last of its forks.  They get SIGTERM when it ends, then save and exit.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import signal
 from setproctitle import setproctitle, setthreadtitle
 
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-setproctitle(f"python -m {__name__}")  # now: once the environment was changed, no title can be given any more
-setthreadtitle(
-    "jobs.forkserver"
-)  # without the blanks of the long name, which Slurm's proctrack/linuxproc stumbles over
+setproctitle(f"python -m {__name__}")  # now: no title can be set any more once the environment has changed
+# The kernel's short name, at most 15 characters, without the blanks of the title: Slurm's proctrack/linuxproc reads
+# /proc/PID/stat only up to the first blank.
+setthreadtitle("jobs.forkserver")

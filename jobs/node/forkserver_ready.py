@@ -1,14 +1,14 @@
-"""Imported by the fork server alone, after all else: it tells that it is ready, and what it could not import.
+"""Imported last, by the fork server only: reports that it is ready, and which modules could not be imported.
 
-Its own imports that fail are passed over in silence; each fork then fails with the same error, in its own log.
+multiprocessing ignores failed imports silently; each fork then fails with the same error, in its own log.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from jobs.node.forkserver import READY_VARIABLE, WANTED
+from jobs.node.forkserver import IMPORTED, READY_VARIABLE
 
-if missing := [name for name in WANTED if name not in sys.modules]:
+if missing := [name for name in IMPORTED if name not in sys.modules]:
     print(f"cannot be imported: {', '.join(missing)}", file=sys.stderr)
 Path(os.environ[READY_VARIABLE]).touch()

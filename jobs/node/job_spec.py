@@ -1,8 +1,8 @@
-"""A training job as plain data: what `submit.py` decides, and the supervisor of each node reads."""
+"""A training job as plain data: written by `submit.py`, read by the supervisor of each node."""
 
 from dataclasses import dataclass
 
-# Environment of a local job: what submit.py tells the supervisor beside the job itself.
+# Environment variables that submit.py sets for the supervisor of a local job, in addition to the job itself.
 SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
 GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
 
@@ -18,5 +18,5 @@ class JobSpec:
     restarts: int = 3  # in place after failures, between two checkpoints
     requeues: int = 3  # after failures, between two checkpoints
     same_step: int = 2  # failures at the same step, between two checkpoints
-    stall_seconds: float = 60  # for which a step may stand still; ten times the longest one if that is more
-    health: bool = True  # whether each node of a Slurm job is looked over before its ranks start
+    stall_seconds: float = 60  # a step that takes longer is a stall; ten times the longest step so far if that is more
+    health: bool = True  # whether each node of a Slurm job runs the node health check before its ranks start

@@ -1,4 +1,4 @@
-"""Has a node looked over before its ranks start, by `vit.node_check`, beside what must be waited for anyway."""
+"""Runs the node health check, `vit.node_check`, on a node before its ranks start, while imports load."""
 
 import json
 import os
@@ -14,78 +14,78 @@ from jobs.node import forkserver, slurm_job
 from jobs.node.restart_policy import Failure
 from vit.run.folder import RunFolder
 
-PATIENCE_SECONDS = 180  # with a check that does not end, as on a GPU that hangs
+TIMEOUT_SECONDS = 180  # of a check that does not end, for example on a GPU that hangs
 
-Word = dict[str, Any]  # what `vit.node_check` found on a node
+CheckResult = dict[str, Any]  # what `vit.node_check` found on a node
+# How `vit.node_check` reports that a node cannot reach another one, and what that means.
+UNREACHABLE = {"unseen": "do not see the same run folder", "unheard": "cannot communicate with each other"}
 
 
-class Check:
-    """The check of this node, which begins at once."""
+class NodeHealthCheck:
+    """The health check of this node.  It starts at once, in a process of its own."""
 
     def __init__(self, run: Path, ranks: int, nodes: int) -> None:
-        self._log = RunFolder(run).logs / f"health-{slurm_job.node()}.log"
+        self._log = RunFolder(run).logs / f"health-{slurm_job.node_name()}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        # Below the ports that the kernel hands out, and another one than the supervisors'.
-        port = 10_000 + zlib.crc32(f"{run} {slurm_job.life()} health".encode()) % 20_000
-        place = [
-            "--node",
-            str(slurm_job.task()),
-            "--nodes",
-            str(nodes),
-            "--store",
-            f"{slurm_job.first_address()}:{port}",
-        ]
-        arguments = ["--run-dir", str(run), "--name", slurm_job.node(), "--ranks", str(ranks), *place]
-        self._deadline = time.monotonic() + PATIENCE_SECONDS
-        self._cold = ""
+        # Below the kernel's ephemeral ports, and different from the supervisors' port.
+        port = 10_000 + zlib.crc32(f"{run} {slurm_job.start_id()} health".encode()) % 20_000
+        store = f"{slurm_job.first_address()}:{port}"
+        arguments = ["--run-dir", str(run), "--name", slurm_job.node_name(), "--ranks", str(ranks)]
+        arguments += ["--node", str(slurm_job.node_rank()), "--nodes", str(nodes), "--store", store]
+        self._deadline = time.monotonic() + TIMEOUT_SECONDS
+        self._start_error = ""
         try:
-            self._process, self._said = forkserver.ask("vit.node_check", arguments, self._log, PATIENCE_SECONDS)
-        except forkserver.ColdError as error:
-            self._cold = str(error)
-
-    def word(self) -> str:
-        """What was found, as one line of JSON; waits for it."""
-        if self._cold:
-            return json.dumps({"node": slurm_job.node(), "unfit": self._cold})
-        said = b""
-        while self._said.poll(max(0, self._deadline - time.monotonic())):
-            if not (more := os.read(self._said.fileno(), 1 << 16)):
-                break
-            said += more
-        else:
-            forkserver.end([self._process], signal.SIGKILL, 0)
-            return json.dumps(
-                {"node": slurm_job.node(), "unfit": f"its health check stood still for {PATIENCE_SECONDS} s"}
+            self._process, self._stdout = forkserver.start_with_pipe(
+                "vit.node_check", arguments, self._log, TIMEOUT_SECONDS
             )
+        except forkserver.StartError as error:
+            self._start_error = str(error)
+
+    def result(self) -> str:
+        """Waits for the check to end; returns its result as one line of JSON."""
+        if self._start_error:
+            return _unfit(self._start_error)
+        output = b""
+        while self._stdout.poll(max(0, self._deadline - time.monotonic())):
+            if not (more := os.read(self._stdout.fileno(), 1 << 16)):
+                break
+            output += more
+        else:
+            forkserver.stop_processes([self._process], signal.SIGKILL, 0)
+            return _unfit(f"the check did not end within {TIMEOUT_SECONDS} s")
         if (code := self._process.wait()) == 0:
-            return said.decode().splitlines()[-1]
+            return output.decode().splitlines()[-1]
         tail = self._log.read_text(errors="replace").splitlines()[-1:]
-        why = f"its health check ended with exit code {code}: {''.join(tail)}"
-        return json.dumps({"node": slurm_job.node(), "unfit": why})
+        return _unfit(f"the check ended with exit code {code}: {''.join(tail)}")
 
 
-def failures(words: Sequence[Word]) -> list[Failure]:
-    """What is wrong, by what all nodes found: nothing, one thing that no node can give, or one for each sick node."""
-    for word in words:
-        if "request" in word:
-            return [_failure("user", word["node"], word["request"])]
-    sick = {word["node"]: word["unfit"] for word in words if "unfit" in word}
-    missed: dict[str, str] = {}  # pairs of well nodes that miss each other, and how
-    blamed: Counter[str] = Counter()
-    for word in words:
-        for how, told in (("unseen", "do not see the same run folder"), ("unheard", "do not hear each other")):
-            for other in word.get(how, ()):
-                if not {word["node"], other} & sick.keys():
-                    pair = sorted((word["node"], other))
-                    missed[" and ".join(pair)] = told
-                    blamed.update(pair)
-    if missed:
-        # Which of the two it is, where there are no more, nobody knows: it is taken to be that which came second.
-        order = [word["node"] for word in words]
-        worst = max(blamed, key=lambda node: (blamed[node], order.index(node) if node in order else -1))
-        sick[worst] = "; ".join(f"{pair} {told}" for pair, told in missed.items())
-    return [_failure("sick", node, why) for node, why in sick.items()]
+def failures(results: Sequence[CheckResult]) -> list[Failure]:
+    """Failures found by the checks of all nodes: none, one request that no node can meet, or one per unhealthy node."""
+    for result in results:
+        if "request" in result:
+            return [_failure("user", result["node"], result["request"])]
+    unhealthy = {result["node"]: result["unfit"] for result in results if "unfit" in result}
+    pairs: dict[str, str] = {}  # of healthy nodes that cannot reach each other, and why
+    count: Counter[str] = Counter()  # of these pairs, for each node
+    for result in results:
+        for key, why in UNREACHABLE.items():
+            for other in result.get(key, ()):
+                if not {result["node"], other} & unhealthy.keys():
+                    pair = sorted((result["node"], other))
+                    pairs[" and ".join(pair)] = why
+                    count.update(pair)
+    if pairs:
+        # Of two nodes it is not known which one is unhealthy: the later one is assumed to be.
+        order = [result["node"] for result in results]
+        worst = max(count, key=lambda node: (count[node], order.index(node) if node in order else -1))
+        unhealthy[worst] = "; ".join(f"{pair} {why}" for pair, why in pairs.items())
+    return [_failure("unhealthy", node, why) for node, why in unhealthy.items()]
+
+
+def _unfit(why: str) -> str:
+    return json.dumps({"node": slurm_job.node_name(), "unfit": why})
 
 
 def _failure(kind: Any, node: str, why: str) -> Failure:
-    return Failure(kind=kind, node=node, rank=-1, reason=f"{node} is not fit for this run: {why}", time=time.time())
+    reason = f"{node} failed the node health check: {why}"
+    return Failure(kind=kind, node=node, rank=-1, reason=reason, time=time.time())

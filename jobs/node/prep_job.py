@@ -1,4 +1,4 @@
-"""The job that writes the data sets, and how it survives preemption, time limits and kills."""
+"""The job that writes data sets, and resumes after preemption, time limits and kills."""
 
 import os
 import shlex
@@ -15,15 +15,15 @@ import psutil
 from submitit.helpers import DelayedSubmission
 
 from jobs.node import slurm_job
-from jobs.node.restart_policy import wordless
-from jobs.node.signals import back_to_queue
+from jobs.node.restart_policy import count_silent_starts
+from jobs.node.signals import requeue_and_exit
 from vit.run.folder import RunFolder
 
-MAX_WORDLESS = 3  # starts in a row that were killed from outside; then the job is given up
+MAX_SILENT_STARTS = 3  # in a row, each killed from outside; then the job is given up
 
 
 def write_command(arguments: Sequence[str], cpus: int) -> list[str]:
-    """What writes a data set, or goes on with it."""
+    """The command that writes a data set, or resumes writing it."""
     workers = [] if "--workers" in arguments else ["--workers", str(cpus)]
     return [sys.executable, "-u", "-m", "data_prep.write_beton", *arguments, *workers]
 
@@ -34,20 +34,18 @@ class PrepFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class PrepJob:
-    """One task.  `write_beton` goes on where it was, whatever ended it: all there is to do is to call it again."""
+    """One task.  `write_beton` resumes where it was, however it ended, so the job only has to call it again."""
 
     run: str  # its folder
-    sets: tuple[tuple[str, ...], ...]  # the arguments of write_beton for each
+    sets: tuple[tuple[str, ...], ...]  # the arguments of write_beton for each data set
     cpus: int
 
     def __call__(self) -> str:
-        """Writes what is left; returns "finished" or "stopped".  Raises PrepFailedError."""
+        """Writes the data sets that are not complete; returns "finished" or "stopped".  Raises PrepFailedError."""
         folder = RunFolder(Path(self.run))
-        if (killed := wordless(folder.events())) > MAX_WORDLESS:
-            self._give_up(
-                f"{killed} starts in a row were killed from outside; perhaps they need more memory (job: mem)"
-            )
-        folder.record("supervising", life=slurm_job.life(), node=slurm_job.node())
+        if (killed := count_silent_starts(folder.events())) > MAX_SILENT_STARTS:
+            self._give_up(f"{killed} starts in a row were killed from outside; they may need more memory (job: mem)")
+        folder.record("supervising", life=slurm_job.start_id(), node=slurm_job.node_name())
         stopped: list[int] = []
 
         def stop(number: int, _: FrameType | None) -> None:
@@ -55,32 +53,29 @@ class PrepJob:
             _terminate()
 
         signal.signal(signal.SIGTERM, stop)
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", self.cpus))
         for arguments in self.sets:
-            code = (
-                0
-                if stopped
-                else _write(write_command(arguments, int(os.environ.get("SLURM_CPUS_PER_TASK", self.cpus))))
-            )
+            code = 0 if stopped else _write(write_command(arguments, cpus))
             if stopped:
                 folder.record("stopped")
-                back_to_queue()
+                requeue_and_exit()
                 return "stopped"
             if code:
                 self._give_up(
-                    f"write_beton {shlex.join(arguments)} ended with {code}; {folder.jobs} holds what it said"
+                    f"write_beton {shlex.join(arguments)} ended with exit code {code}; its output is in {folder.jobs}"
                 )
         folder.record("finished")
         return "finished"
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit at preemption or near the time limit: what is written stays, the same job goes on."""
+        """Called by submitit at preemption or near the time limit: stops the writer, and requeues the same job."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _terminate()
-        while any(_alive(process.pid) for process in _writers):  # not `wait`, whose lock the interrupted one holds
+        while any(_alive(process.pid) for process in _writers):  # not `wait`: the interrupted `wait` holds its lock
             time.sleep(0.05)
         RunFolder(Path(self.run)).record("stopped")
-        if slurm_job.is_mute() or not slurm_job.answers():
-            os._exit(slurm_job.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
+        if slurm_job.has_no_slurm_commands() or not slurm_job.controller_responds():
+            os._exit(slurm_job.REQUEUED)  # submitit asks only once; the batch script asks until Slurm responds
         return DelayedSubmission(self)
 
     def _give_up(self, why: str) -> None:
@@ -91,9 +86,9 @@ class PrepJob:
 _writers: list["subprocess.Popen[bytes]"] = []
 
 
-def _write(words: Sequence[str]) -> int:
+def _write(command: Sequence[str]) -> int:
     # Slurm signals all processes of a job: the writer ignores the signal that is meant for submitit.
-    _writers[:] = [subprocess.Popen(["sh", "-c", f"trap '' USR2; exec {shlex.join(words)}"])]
+    _writers[:] = [subprocess.Popen(["sh", "-c", f"trap '' USR2; exec {shlex.join(command)}"])]
     return _writers[0].wait()
 
 
@@ -105,6 +100,6 @@ def _alive(pid: int) -> bool:
 
 
 def _terminate() -> None:
-    """Ends the writer, which keeps what it has."""
+    """Ends the writer, which keeps what it has written so far."""
     for process in _writers:
         process.terminate()

@@ -1,4 +1,4 @@
-"""Whether a run that failed should go on, and where: decided by what the ledger has of it, over all requeues."""
+"""Decides whether and where a failed run continues, from the events in its ledger, over all requeues."""
 
 import re
 from collections import Counter
@@ -8,148 +8,149 @@ from typing import Any, Literal, get_args
 
 from vit.run.folder import Event
 
-Kind = Literal["user", "sick", "stalled", "exception", "signal", "node", "echo"]
-FIRST: tuple[Kind, ...] = get_args(Kind)  # what is more likely the cause of the others comes before them
+# In the order in which they are likely the root cause of the others.
+Kind = Literal["user", "unhealthy", "stalled", "exception", "signal", "node", "secondary"]
+CAUSE_ORDER: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How often a run may fail before its next checkpoint; each new one makes all of this new."""
+class RetryLimits:
+    """How often a run may fail before its next checkpoint; each new checkpoint resets all counts but the last."""
 
     restarts: int = 3  # in place, in one start of the job; then it is requeued
     requeues: int = 3  # because of failures; then the run is given up
     same_step: int = 2  # failures at the same step; then it is given up at once
-    node_failures: int = 2  # of a node, whatever was saved between; then it is excluded at the next requeue
+    node_failures: int = 2  # of a node, not reset by checkpoints; then it is excluded at the next requeue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why an attempt ended: the first rank to fail, as far as can be told."""
+    """Why an attempt ended: the first rank that failed, as far as is known."""
 
     kind: Kind
     node: str
-    rank: int  # -1: none of them, but the node
+    rank: int  # -1 if it is the node that failed, not a rank
     reason: str
-    step: int | None = None  # that it was in; None before the first
-    steps: int = 0  # of a rank that stood still: those that it began, -1 if somebody stopped it
+    step: int | None = None  # the step it failed in; None before the first one
+    steps: int = 0  # of a stalled rank: the steps that it began; -1 if it was stopped by SIGSTOP
     time: float = 0.0  # time.time()
     tail: str = ""  # the last lines of its log
-    log: str = ""  # where the rest is
+    log: str = ""  # path of the log
 
-    def told(self) -> str:
-        """For a person, with what the rank said last."""
+    def message(self) -> str:
+        """The failure for a person, with the last lines of the rank's log."""
         if self.rank < 0:
             return self.reason
         if self.kind == "user":
-            return f"{self.reason}\nthe whole log is {self.log}"
+            return f"{self.reason}\nfull log: {self.log}"
         where = "" if self.step is None else f" at step {self.step:,}"
         tail = f"\n{self.tail}" if self.tail else ""
-        return f"rank {self.rank} on {self.node}{where}: {self.reason}{tail}\nthe whole log is {self.log}"
+        return f"rank {self.rank} on {self.node}{where}: {self.reason}{tail}\nfull log: {self.log}"
 
     def event(self) -> dict[str, Any]:
-        """For the ledger, where what happened has a time already."""
+        """The fields for the ledger, where each event already has a time."""
         return {name: value for name, value in asdict(self).items() if name not in {"time", "tail", "log", "steps"}}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from a failure."""
+    """What to do after a failure."""
 
     what: Literal["restart", "requeue", "give up"]
     why: str
     exclude: tuple[str, ...] = ()
 
 
-def first(failures: Sequence[Failure]) -> Failure:
-    """The cause among what all nodes saw; lost connections are echoes of it.
+def root_cause(failures: Sequence[Failure]) -> Failure:
+    """The root cause among the failures of all nodes; lost connections are secondary failures.
 
-    Of nodes that stand still the one that is behind makes the others wait.  It is not known where none is.
+    Of several stalled nodes it is the one with the fewest steps, for which the others wait; unknown if they are equal.
     """
-    cause = min(failures, key=lambda f: (FIRST.index(f.kind), f.steps, f.time))
-    alike = sorted({f.node for f in failures if f.kind == cause.kind == "stalled" and f.steps == cause.steps})
-    return replace(cause, node=" or ".join(alike)) if len(alike) > 1 else cause
+    cause = min(failures, key=lambda f: (CAUSE_ORDER.index(f.kind), f.steps, f.time))
+    equal = sorted({f.node for f in failures if f.kind == cause.kind == "stalled" and f.steps == cause.steps})
+    return replace(cause, node=" or ".join(equal)) if len(equal) > 1 else cause
 
 
-def decide(events: Sequence[Event], failure: Failure, budget: Budget, life: str, in_slurm: bool) -> Decision:
-    """What to do about a failure that is not in the ledger's events yet.  `life` names this start of the job."""
+def decide(events: Sequence[Event], failure: Failure, limits: RetryLimits, start_id: str, in_slurm: bool) -> Decision:
+    """What to do after a failure that is not yet in the ledger's events.  `start_id` names this start of the job."""
     if failure.kind == "user":
-        return Decision("give up", "another attempt would end in the same way: this is for you to mend")
-    before = failed(since_progress(events))
-    same = [e for e in before if _is_same(e, failure)]
-    if why := _no_progress(same, failure, budget):
+        return Decision("give up", "not retrying: a retry would fail the same way")
+    before = failed_attempts(since_progress(events))
+    same = [e for e in before if _is_repeat(e, failure)]
+    if why := _reason_to_give_up(same, failure, limits):
         return Decision("give up", why)
-    here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == life]
-    elsewhere = failure.kind == "exception" and failure.step is None and 1 + len(same) >= budget.same_step
-    if failure.kind not in {"node", "sick"} and len(here) < budget.restarts and not elsewhere:
-        return Decision("restart", f"{len(here) + 1} of {budget.restarts} times without a new checkpoint")
+    here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == start_id]
+    try_elsewhere = failure.kind == "exception" and failure.step is None and 1 + len(same) >= limits.same_step
+    if failure.kind not in {"node", "unhealthy"} and len(here) < limits.restarts and not try_elsewhere:
+        return Decision("restart", f"restart {len(here) + 1} of {limits.restarts} without a new checkpoint")
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
     requeues = sum(e["event"] == "requeueing" for e in before)
-    if requeues >= budget.requeues:
-        return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts made no checkpoint")
-    sick = {failure.node} if failure.kind == "sick" and _is_named(failure.node) else set()
-    why = f"{requeues + 1} of {budget.requeues} times without a new checkpoint"
-    return Decision("requeue", why, tuple(sorted({*failing(events, budget, failure.node), *sick})))
+    if requeues >= limits.requeues:
+        return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts of the job made no checkpoint")
+    unhealthy = {failure.node} if failure.kind == "unhealthy" and _is_known(failure.node) else set()
+    why = f"requeue {requeues + 1} of {limits.requeues} without a new checkpoint"
+    return Decision("requeue", why, tuple(sorted({*nodes_to_exclude(events, limits, failure.node), *unhealthy})))
 
 
-def _is_same(event: Event, failure: Failure) -> bool:
-    """Whether it failed at the same step, or, before the first one, by the same exception."""
+def _is_repeat(event: Event, failure: Failure) -> bool:
+    """Whether an earlier attempt failed at the same step or, before the first one, by the same exception."""
     if failure.step is not None or event.get("step") is not None:
         return event.get("step") == failure.step
-    return failure.kind == "exception" and _gist(str(event.get("reason"))) == _gist(failure.reason)
+    return failure.kind == "exception" and _normalized(str(event.get("reason"))) == _normalized(failure.reason)
 
 
-def _gist(reason: str) -> str:
-    """An exception without what may differ each time: addresses, processes, bytes that are free."""
+def _normalized(reason: str) -> str:
+    """An exception without numbers that may differ each time, such as addresses, process ids and free bytes."""
     return re.sub(r"0x[0-9a-f]+|[\d.]+", "", reason)
 
 
-def _no_progress(same: Sequence[Event], failure: Failure, budget: Budget) -> str:
-    """Why one more attempt makes no sense, after those that failed in the same way; else nothing."""
+def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLimits) -> str:
+    """Why another attempt would be useless, after `same` attempts that failed in the same way; "" if it may help."""
     count = f"{1 + len(same)} attempt{'s' if same else ''} failed"
     if failure.step is not None:
         end = f"{count} at step {failure.step:,}, with no checkpoint between"
-        return end if 1 + len(same) >= budget.same_step else ""
-    moved = sum(e["event"] == "requeueing" for e in same)
-    end = f"{count} in the same way before their first step, on {1 + moved} starts of the job"
-    return end if same and moved >= budget.same_step else ""
+        return end if 1 + len(same) >= limits.same_step else ""
+    requeues = sum(e["event"] == "requeueing" for e in same)
+    end = f"{count} in the same way before their first step, on {1 + requeues} starts of the job"
+    return end if same and requeues >= limits.same_step else ""
 
 
-def failing(events: Sequence[Event], budget: Budget, *more: str) -> list[str]:
-    """The nodes that failed so often since a person began that a requeue should leave them; `more` failed just now."""
-    failures = Counter([str(e.get("node")) for e in failed(since_asked(events))] + list(more))
-    return sorted(node for node, count in failures.items() if count >= budget.node_failures and _is_named(node))
+def nodes_to_exclude(events: Sequence[Event], limits: RetryLimits, *just_failed: str) -> list[str]:
+    """Nodes that have failed too often since the run was submitted, counting those that `just_failed`."""
+    failures = Counter([str(e.get("node")) for e in failed_attempts(since_submitted(events))] + list(just_failed))
+    return sorted(node for node, count in failures.items() if count >= limits.node_failures and _is_known(node))
 
 
-def _is_named(node: str) -> bool:
-    """Whether it is known which one it was: not so of "n1 or n2", or "another node"."""
+def _is_known(node: str) -> bool:
+    """Whether this is a node's name: "n1 or n2" and "another node" are not."""
     return " " not in node
 
 
-def failed(events: Sequence[Event]) -> list[Event]:
-    """Of these, one for each attempt that failed; each of the nodes that were left may have asked for a requeue."""
+def failed_attempts(events: Sequence[Event]) -> list[Event]:
+    """One event for each failed attempt; several nodes of one attempt may each have recorded a requeue."""
     requeued = {e.get("life"): e for e in events if e["event"] == "requeueing"}
     return [*requeued.values(), *(e for e in events if e["event"] == "restarting in place")]
 
 
-def wordless(events: Sequence[Event]) -> int:
-    """How many starts of the job in a row ended without a word and without a new checkpoint: killed from outside."""
-    words = {"supervising", "told to stop", "stopped", "requeueing", "restarting in place", "finished"}
-    last = [e["event"] for e in since_progress(events) if e["event"] in words]
+def count_silent_starts(events: Sequence[Event]) -> int:
+    """The latest starts of the job in a row that recorded neither an end nor a checkpoint: killed from outside."""
+    relevant = {"supervising", "told to stop", "stopped", "requeueing", "restarting in place", "finished"}
+    last = [e["event"] for e in since_progress(events) if e["event"] in relevant]
     count = 0
     while last and last.pop() == "supervising":
         count += 1
     return count
 
 
-def since_asked(events: Sequence[Event]) -> list[Event]:
-    """The events since a person began, or began anew."""
-    asked = [i for i, event in enumerate(events) if event["event"] in {"submitted", "gave up"}]
-    return list(events[asked[-1] + 1 if asked else 0 :])
+def since_submitted(events: Sequence[Event]) -> list[Event]:
+    """The events since the run was last submitted or given up."""
+    ends = [i for i, event in enumerate(events) if event["event"] in {"submitted", "gave up"}]
+    return list(events[ends[-1] + 1 if ends else 0 :])
 
 
 def since_progress(events: Sequence[Event]) -> list[Event]:
-    """The events after the newest checkpoint that got further than any before, or after a person began anew."""
+    """The events since the last checkpoint at a later step than all before it, or since the run was submitted."""
     furthest, start = -1, 0
     for i, event in enumerate(events):
         if event["event"] in {"submitted", "gave up"} or (event["event"] == "checkpoint" and event["step"] > furthest):

@@ -1,4 +1,4 @@
-"""What a job does when Slurm wants its node back: it tells its ranks, which save and leave, and has itself requeued."""
+"""Signal handling of a job that must stop: signals its ranks, which save and exit, and requeues itself."""
 
 import ctypes
 import os
@@ -13,92 +13,95 @@ import psutil
 from jobs.node import forkserver, slurm_job
 from jobs.node.slurm_job import STOP_SECONDS
 
-_told: list[int] = []  # not an Event, whose lock a second handler would wait for while the first one holds it
-_ranks_are_told = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_received: list[int] = []  # stop signals.  Not an Event: a second handler would wait for the lock of the first one
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StoppedError(Exception):
-    """The job is to stop, and there are no ranks to tell."""
+    """The job must stop, and there are no ranks to signal."""
 
 
-def told() -> bool:
-    """Whether this job was told to stop."""
-    return bool(_told)
+def stop_requested() -> bool:
+    """Whether this job has received a signal to stop."""
+    return bool(_received)
 
 
-def wait_until_told() -> None:
-    """Returns when this job is told to stop."""
-    while not _told:
+def wait_for_stop_request() -> None:
+    """Returns when this job has received a signal to stop."""
+    while not _received:
         time.sleep(0.1)
 
 
-def leave_when_told() -> None:
-    """Until there are ranks to tell.  submitit ignores SIGTERM, and torch, which will not, takes seconds to import."""
-    signal.signal(signal.SIGTERM, forkserver.patiently(_leave))
-    if callable(submitits := signal.getsignal(signal.SIGUSR2)):
-        signal.signal(signal.SIGUSR2, forkserver.patiently(submitits))
+def raise_on_sigterm() -> None:
+    """Until there are ranks to signal, SIGTERM raises StoppedError.
 
-
-def install() -> None:
-    """Takes over the signals of this process; ends it with the one that started it.
-
-    USR2 stays submitit's on the first node, where it saves and requeues.  On others submitit does nothing.
+    submitit ignores SIGTERM.  torch handles it, but takes seconds to import.
     """
-    _told.clear()
-    for number in _ranks_are_told:
+    signal.signal(signal.SIGTERM, forkserver.deferred_while_starting(_raise_stopped))
+    if callable(submitit_handler := signal.getsignal(signal.SIGUSR2)):
+        signal.signal(signal.SIGUSR2, forkserver.deferred_while_starting(submitit_handler))
+
+
+def install_handlers() -> None:
+    """Installs handlers that stop the ranks; the kernel sends SIGTERM here when the parent process ends.
+
+    On the first node submitit keeps SIGUSR2, on which it saves and requeues.  On other nodes submitit does nothing.
+    """
+    _received.clear()
+    for number in FORWARDED:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forkserver.patiently(_stop))
-    if slurm_job.task() > 0:
-        signal.signal(signal.SIGUSR2, forkserver.patiently(_stop))
+            signal.signal(number, forkserver.deferred_while_starting(_stop_ranks))
+    if slurm_job.node_rank() > 0:
+        signal.signal(signal.SIGUSR2, forkserver.deferred_while_starting(_stop_ranks))
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def ignore() -> None:
-    """From here on nothing stops this process, apart from SIGKILL: it is leaving."""
-    for number in (*_ranks_are_told, signal.SIGUSR2):
+def ignore_stop_signals() -> None:
+    """From here on only SIGKILL ends this process: it is about to exit."""
+    for number in (*FORWARDED, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def stop_ranks() -> None:
-    """Tells the ranks on this node to save and leave, and waits until they have."""
-    _told.append(signal.SIGUSR2)
-    for number in _ranks_are_told:  # TERM follows USR2 while we still wait, and must not overtake us
+    """Makes the ranks on this node save and exit, and waits until they have."""
+    _received.append(signal.SIGUSR2)
+    for number in FORWARDED:  # SIGTERM follows SIGUSR2 while this still waits, and must not interrupt it
         signal.signal(number, signal.SIG_IGN)
-    forkserver.end(forkserver.running(), signal.SIGUSR2, STOP_SECONDS)
+    forkserver.stop_processes(forkserver.running(), signal.SIGUSR2, STOP_SECONDS)
 
 
-def back_to_queue() -> None:
-    """Has Slurm start this job again, unless Slurm has ended it, and ends the process; returns where Slurm will not.
+def requeue_and_exit() -> None:
+    """Requeues this job, unless Slurm has ended it already, and exits; returns if Slurm refuses.
 
-    A job that is preempted has its grace time, and is requeued at its end.  One that leaves sooner, and well, is done
-    for Slurm, unless it asks for more.
+    Slurm requeues a preempted job at the end of its grace time.  One that exits sooner, with exit code 0, counts as
+    completed, unless it requeues itself.
     """
-    if slurm_job.job() is None:
+    if slurm_job.job_id() is None:
         return
-    ignore()
+    ignore_stop_signals()
     if refused := slurm_job.requeue():
         print(f"the job could not be requeued: {refused}", file=sys.stderr)
     else:
         sys.exit(slurm_job.REQUEUED)
 
 
-def end_with(process_id: int) -> None:
-    """A local run belongs to the command that started it: when that is gone, save and leave."""
+def stop_when_process_ends(process_id: int) -> None:
+    """Makes a local run save and exit when the command that started it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(process_id)
-        while forkserver.alive(process):
+        while forkserver.is_alive(process):
             time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _leave(number: int, _: FrameType | None) -> None:
+def _raise_stopped(number: int, _: FrameType | None) -> None:
     raise StoppedError(signal.Signals(number).name)
 
 
-def _stop(number: int, _: FrameType | None) -> None:
-    if number == signal.SIGINT and told():
+def _stop_ranks(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT and stop_requested():
         raise KeyboardInterrupt  # a second Ctrl-C
-    _told.append(number)
+    _received.append(number)
     if not (ranks := forkserver.running()):
         raise StoppedError(signal.Signals(number).name)
     for rank in ranks:

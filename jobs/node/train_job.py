@@ -1,6 +1,6 @@
-"""What submitit pickles and runs on each node: plain data.
+"""The training job: what submitit pickles on the login node and runs on each compute node.
 
-What it does there is imported there: a login node only pickles it.
+It is plain data.  Its methods import what they need, so that a login node can pickle it without torch.
 """
 
 import os
@@ -16,10 +16,10 @@ from jobs.node.job_spec import JobSpec
 
 @dataclass(frozen=True)
 class TrainJob(JobSpec):
-    """One task a node.  The source it runs, its own included, was frozen into the run folder when it was submitted."""
+    """One task per node.  It runs the source, its own included, that was copied to the run folder on submission."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """On a node, before submitit listens to signals: what answers them is imported by then."""
+        """Called on a node before submitit installs its signal handlers: imports what the handlers need."""
         from jobs.node import restart_policy, signals  # noqa: F401
 
         self.__dict__.update(state)
@@ -28,40 +28,41 @@ class TrainJob(JobSpec):
         """Trains until the run is finished or stopped; returns which."""
         from jobs.node import forkserver, signals, slurm_job
 
-        signals.leave_when_told()
+        signals.raise_on_sigterm()
         try:
-            forkserver.prepare()
-            from jobs.node.node_health import Check
-            from jobs.node.supervisor import supervise  # which takes seconds: the server imports meanwhile
+            forkserver.ensure_running()
+            from jobs.node.node_health import NodeHealthCheck
+            from jobs.node.supervisor import supervise  # takes seconds, while the fork server does its own imports
 
-            wanted = self.health and slurm_job.job() is not None
-            check = Check(Path(self.run), slurm_job.gpus(self.gpus), self.nodes) if wanted else None
+            wanted = self.health and slurm_job.job_id() is not None
+            gpus = slurm_job.gpus_on_node(self.gpus)
+            check = NodeHealthCheck(Path(self.run), gpus, self.nodes) if wanted else None
             outcome = supervise(self, check)
         except signals.StoppedError:
             outcome = "stopped"
-        if outcome == "stopped" and slurm_job.task() == 0:
-            signals.back_to_queue()
+        if outcome == "stopped" and slurm_job.node_rank() == 0:
+            signals.requeue_and_exit()
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit at preemption or near the time limit: the ranks save and leave, the same job goes on."""
+        """Called by submitit at preemption or near the time limit: the ranks save and exit; the job is requeued."""
         from jobs.node import restart_policy, signals, slurm_job
         from vit.run.folder import RunFolder
 
         signals.stop_ranks()
-        if slurm_job.job() is not None:
-            if slurm_job.is_mute() or not slurm_job.answers():
-                os._exit(slurm_job.REQUEUED)  # submitit asks once: the batch script does it, as soon as it is heard
+        if slurm_job.job_id() is not None:
+            if slurm_job.has_no_slurm_commands() or not slurm_job.controller_responds():
+                os._exit(slurm_job.REQUEUED)  # submitit asks only once; the batch script asks until Slurm responds
             folder = RunFolder(Path(self.run))
-            unfit = restart_policy.failing(folder.events(), restart_policy.Budget())
-            # submitit would leave no node, and has to write before it asks.
-            if (unfit or not _takes_files(folder.jobs)) and not slurm_job.requeue(unfit):
+            exclude = restart_policy.nodes_to_exclude(folder.events(), restart_policy.RetryLimits())
+            # submitit cannot exclude nodes, and writes a file before it requeues.
+            if (exclude or not _is_writable(folder.jobs)) and not slurm_job.requeue(exclude):
                 os._exit(slurm_job.REQUEUED)
         return DelayedSubmission(self)
 
 
-def _takes_files(folder: Path) -> bool:
-    """Whether a disk is neither full nor read-only."""
+def _is_writable(folder: Path) -> bool:
+    """Whether the disk is neither full nor read-only."""
     file = folder / f"try-{os.getpid()}"
     try:
         file.write_bytes(bytes(1 << 16))

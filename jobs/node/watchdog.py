@@ -1,4 +1,4 @@
-"""Watches the ranks of a node during one attempt, and ends them all when one of them died or stands still."""
+"""Watches the ranks of a node during one attempt, and kills all of them when one dies or stalls."""
 
 import os
 import signal
@@ -12,132 +12,136 @@ from pathlib import Path
 
 import psutil
 
-from jobs.node.forkserver import GONE_SECONDS
-from jobs.node.peers import PAUSE_SECONDS, LostError, Team
-from vit.run.heartbeat import LEAVING, STACKS_SIGNAL, Sign, Slots
+from jobs.node.forkserver import KILL_SECONDS
+from jobs.node.peers import SUSPENDED_SECONDS, PeerLostError, Peers
+from vit.run.heartbeat import LEAVING, STACKS_SIGNAL, Beat, HeartbeatSlots
 
-LOOK_SECONDS = 0.2
-LAST_WORDS_SECONDS = 3  # for ranks to tell that they lost one of them
-STACKS_SECONDS = 1  # for ranks to write down what they do
-FLIGHT_SECONDS = 5  # for NCCL, where there is one, to write down its last operations
-LONG = 10  # times the patience with a step: for what may take long, and that all ranks do seldom
-FLIGHT = "flight-"  # NCCL's own record of its last operations, in the logs' folder
+POLL_SECONDS = 0.2
+ERROR_SECONDS = 3  # for the other ranks to report that they lost a peer
+STACKS_SECONDS = 1  # for ranks to write their stack traces
+FLIGHT_RECORDER_SECONDS = 5  # for NCCL, if it is used, to write its last operations
+TIMEOUT_FACTOR = 10  # times `stall_seconds` for phases that are rare and may be long; times the longest phase so far
+FLIGHT_RECORDER_PREFIX = "flight-"  # of files in the log folder: NCCL's record of its last operations
 
 
-class Watch(threading.Thread):
-    """Ends the ranks itself; the agent that started them then sees that they are dead.
+class Watchdog(threading.Thread):
+    """Kills the ranks itself; the agent that started them then sees that they are dead.
 
-    A rank may stand still in one phase for `stall_seconds`, or ten times the longest that any rank of this node needed
-    for it so far if that is more; starting, compiling, saving, evaluating and the first steps have ten times as much.
+    A rank is stalled if it stays in one phase for longer than `stall_seconds`, or than ten times the longest time that
+    any rank of this node has needed for that phase, whichever is more.  For starting, compiling, saving, evaluating and
+    the first steps it is ten times `stall_seconds`.
     """
 
-    def __init__(self, slots: Slots, team: Team, attempt: int, stall_seconds: float, logs: Path) -> None:
+    def __init__(self, slots: HeartbeatSlots, peers: Peers, attempt: int, stall_seconds: float, logs: Path) -> None:
         super().__init__(daemon=True)
-        self.slots, self.team, self.attempt, self.stall_seconds, self.logs = slots, team, attempt, stall_seconds, logs
-        self.stalled: tuple[Sign, str] | None = None  # the rank that stood still, and what it did
-        self.signs: dict[int, Sign] = {}  # the last of each rank
-        self.ended: set[int] = set()  # the ranks that were ended from here
-        self.stuck: frozenset[int] = frozenset()  # those that nothing can end
-        self._longest: dict[str, float] = defaultdict(float)  # seconds of each phase
-        self._woke = (
-            0.0  # time.monotonic() at which this process, and the ranks, went on after a pause of the whole job
-        )
-        self._over = threading.Event()
+        self.slots, self.peers, self.attempt, self.logs = slots, peers, attempt, logs
+        self.stall_seconds = stall_seconds
+        self.stalled: tuple[Beat, str] | None = None  # the stalled rank, and the reason
+        self.beats: dict[int, Beat] = {}  # the last heartbeat of each rank
+        self.killed: set[int] = set()  # ranks killed by this watchdog
+        self.unkillable: frozenset[int] = frozenset()  # ranks that SIGKILL did not end
+        self._longest: dict[str, float] = defaultdict(float)  # seconds, by phase
+        self._resumed = 0.0  # time.monotonic() at which the job resumed after it was suspended
+        self._attempt_over = threading.Event()
 
     def run(self) -> None:
-        """Looks until the attempt is over."""
+        """Checks the ranks until the attempt is over."""
         before = time.monotonic()
-        while not self._over.wait(LOOK_SECONDS):
-            signs = self.slots.read()
+        while not self._attempt_over.wait(POLL_SECONDS):
+            beats = self.slots.read()
             now = time.monotonic()
-            if now - before > PAUSE_SECONDS:
-                self._woke = now
+            if now - before > SUSPENDED_SECONDS:
+                self._resumed = now
             before = now
-            self._learn(signs)
-            still = [s for s in signs if now - max(s.since, self._woke) > self.patience(s) and process_state(s.pid)]
-            gone = [s for s in signs if s.phase != LEAVING and not process_state(s.pid)]
-            if still:
-                self.stalled = self._culprit(still, now)
-                self._end(last_words=0)
+            self._record_phases(beats)
+            stalled = [b for b in beats if now - max(b.since, self._resumed) > self.timeout(b) and process_state(b.pid)]
+            dead = [b for b in beats if b.phase != LEAVING and not process_state(b.pid)]
+            if stalled:
+                self.stalled = self._first_stalled(stalled, now)
+                self._kill_ranks(grace_seconds=0)
                 return
-            if gone or self._others_are_over():
-                self._end(last_words=LAST_WORDS_SECONDS)
+            if dead or self._ended_on_a_peer():
+                self._kill_ranks(grace_seconds=ERROR_SECONDS)
                 return
 
     def stop(self) -> None:
-        """The attempt is over.  Returns when nothing is ended any more."""
-        self._over.set()
+        """Ends the watchdog.  After it returns, no rank is killed any more."""
+        self._attempt_over.set()
         self.join()
 
-    def patience(self, sign: Sign) -> float:
+    def timeout(self, beat: Beat) -> float:
         """Seconds for which a rank may stay in its phase."""
-        everyday = sign.phase in {"data", "step", "other"} and sign.steps > 2
-        return max(self.stall_seconds * (1 if everyday else LONG), LONG * self._longest[sign.phase])
+        usual = beat.phase in {"data", "step", "other"} and beat.steps > 2
+        return max(self.stall_seconds * (1 if usual else TIMEOUT_FACTOR), TIMEOUT_FACTOR * self._longest[beat.phase])
 
-    def _learn(self, signs: Sequence[Sign]) -> None:
-        """Notes how long phases took.  Shorter ones than a look do not matter."""
-        for sign in signs:
-            before = self.signs.get(sign.rank)
-            if before is not None and before.signs + 1 == sign.signs and before.since >= self._woke:
-                self._longest[before.phase] = max(self._longest[before.phase], sign.since - before.since)
-            self.signs[sign.rank] = sign
+    def _record_phases(self, beats: Sequence[Beat]) -> None:
+        """Records how long phases took.  Phases shorter than the polling interval may be missed."""
+        for beat in beats:
+            before = self.beats.get(beat.rank)
+            if before is not None and before.count + 1 == beat.count and before.since >= self._resumed:
+                self._longest[before.phase] = max(self._longest[before.phase], beat.since - before.since)
+            self.beats[beat.rank] = beat
 
-    def _culprit(self, still: Sequence[Sign], now: float) -> tuple[Sign, str]:
-        """Of ranks that all wait for one of them: one that was stopped, else the one that is furthest behind."""
-        worst = min(still, key=lambda s: (process_state(s.pid) != psutil.STATUS_STOPPED, s.steps, s.signs, s.since))
-        told = f"for {now - worst.since:.0f} s in its phase {worst.phase!r}"
+    def _first_stalled(self, stalled: Sequence[Beat], now: float) -> tuple[Beat, str]:
+        """The rank that the others wait for: one stopped by SIGSTOP, or else the one that is furthest behind."""
+        worst = min(stalled, key=lambda b: (process_state(b.pid) != psutil.STATUS_STOPPED, b.steps, b.count, b.since))
+        how_long = f"for {now - worst.since:.0f} s in phase {worst.phase!r}"
         if process_state(worst.pid) == psutil.STATUS_STOPPED:
-            return replace(worst, steps=-1), f"was stopped by SIGSTOP {told}"  # as far behind as can be
-        return worst, f"stood still {told}"
+            return replace(worst, steps=-1), f"was stopped by SIGSTOP {how_long}"  # counts as furthest behind
+        return worst, f"stalled {how_long}"
 
-    def _others_are_over(self) -> bool:
+    def _ended_on_a_peer(self) -> bool:
         try:
-            return self.team.lost is not None or self.team.over(self.attempt)
-        except LostError:
+            return self.peers.lost is not None or self.peers.has_ended(self.attempt)
+        except PeerLostError:
             return True
 
-    def _end(self, last_words: float) -> None:
-        """Gives the ranks time for last words, has them write down what they do, and ends them."""
-        deadline = time.monotonic() + last_words
-        while (left := self._left()) and time.monotonic() < deadline:
-            if self._over.wait(LOOK_SECONDS):
+    def _kill_ranks(self, grace_seconds: float) -> None:
+        """Waits for ranks to exit by themselves; makes the others write their stack traces, and kills them."""
+        deadline = time.monotonic() + grace_seconds
+        while (left := self._running()) and time.monotonic() < deadline:
+            if self._attempt_over.wait(POLL_SECONDS):
                 return
         if not left:
             return
-        patience = STACKS_SECONDS
-        for sign in left:
-            with suppress(ProcessLookupError):
-                os.kill(sign.pid, STACKS_SIGNAL)
-                os.kill(sign.pid, signal.SIGCONT)  # one that is stopped would never write
-            with suppress(OSError):  # there is a pipe where there is NCCL
-                fd = os.open(self.logs / f"{FLIGHT}{sign.rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
-                os.write(fd, b"1")
-                os.close(fd)
-                patience = FLIGHT_SECONDS
-        self._over.wait(patience)
-        for sign in left:
-            if process_state(sign.pid):
-                self.ended.add(sign.rank)
+        self._attempt_over.wait(self._request_stacks(left))
+        for beat in left:
+            if process_state(beat.pid):
+                self.killed.add(beat.rank)
                 with suppress(ProcessLookupError):
-                    os.kill(sign.pid, signal.SIGKILL)
-        deadline = time.monotonic() + GONE_SECONDS
-        while (left := self._left()) and not self._over.wait(LOOK_SECONDS):
+                    os.kill(beat.pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_SECONDS
+        while (left := self._running()) and not self._attempt_over.wait(POLL_SECONDS):
             if time.monotonic() > deadline:
-                self.stuck = frozenset(sign.rank for sign in left)
+                self.unkillable = frozenset(beat.rank for beat in left)
                 return
 
-    def _left(self) -> list[Sign]:
-        return [sign for sign in self.slots.read() if process_state(sign.pid)]
+    def _request_stacks(self, ranks: Sequence[Beat]) -> float:
+        """Makes ranks write their stack traces, and NCCL its last operations; returns the seconds to wait for it."""
+        seconds: float = STACKS_SECONDS
+        for beat in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(beat.pid, STACKS_SIGNAL)
+                os.kill(beat.pid, signal.SIGCONT)  # a stopped rank would never write
+            with suppress(OSError):  # the pipe exists only with NCCL
+                fd = os.open(self.logs / f"{FLIGHT_RECORDER_PREFIX}{beat.rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
+                os.write(fd, b"1")
+                os.close(fd)
+                seconds = FLIGHT_RECORDER_SECONDS
+        return seconds
+
+    def _running(self) -> list[Beat]:
+        return [beat for beat in self.slots.read() if process_state(beat.pid)]
 
 
-def current_step(signs: Sequence[Sign]) -> int | None:
+def current_step(beats: Sequence[Beat]) -> int | None:
     """The training step of this attempt, from 0, that its ranks were in; None before the first."""
-    furthest = max((s.steps for s in signs), default=0)
+    furthest = max((b.steps for b in beats), default=0)
     return furthest - 1 if furthest else None
 
 
 def process_state(pid: int) -> str:
-    """What the kernel says of a process: nothing if it is gone or only waits to be taken leave of."""
+    """The kernel's state of a process; "" if it is gone or is a zombie."""
     try:
         status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:

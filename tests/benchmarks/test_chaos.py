@@ -1,4 +1,4 @@
-"""The fault campaign in its short form; and that it finds what is planted, or its zeros would say nothing."""
+"""A short fault campaign finds no problems, and the power-cut replay detects a missing fsync."""
 
 import errno
 import json
@@ -15,7 +15,8 @@ from tests.helpers.paths import ROOT
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.faults import layer
-from benchmarks.faults.crashes import Disk, build, told_safe
+from benchmarks.faults.crashes import reported_safe
+from benchmarks.faults.simulated_disk import SimulatedDisk, write_tree
 from vit.checkpoint.format import (
     DamagedCheckpointError,
     find_checkpoints,
@@ -24,37 +25,38 @@ from vit.checkpoint.format import (
     step_of,
 )
 
-needs_the_layer = pytest.mark.skipif(layer.missing() is not None, reason=str(layer.missing()))
+needs_layer = pytest.mark.skipif(layer.missing() is not None, reason=str(layer.missing()))
 
-# What a rank's writer and its ledger do, without the rank: it starts in a tenth of a second.
-SAVES = """
+# What a rank's checkpoint writer and ledger do.  Without the imports of a rank it starts in a tenth of a second.
+SAVE = """
 import os, sys
 from pathlib import Path
 from benchmarks.faults.layer import Layer
-from vit.checkpoint import format as checkpoint
-from vit.run.folder import RunFolder, append
+from vit.checkpoint.format import commit, discard, prune, write_part
+from vit.run.folder import RunFolder
+from vit.run.jsonl import append
 
 def save(run, step):
     data = bytes([step]) * 4096
     append(run.metrics, {"step": step})
-    digests = checkpoint.write_part(run.checkpoints, step, 0, memoryview(data), [len(data)])
+    digests = write_part(run.checkpoints, step, 0, memoryview(data), [len(data)])
     layout = {"model.a": {"dtype": "uint8", "shape": [4096], "part": 0, "offset": 0, "bytes": 4096}}
-    checkpoint.commit(run.checkpoints, step, layout, [digests], {}, [run.metrics])
+    commit(run.checkpoints, step, layout, [digests], {}, [run.metrics])
     run.record("checkpoint", step=step)
-    checkpoint.prune(run.checkpoints, keep=2)
+    prune(run.checkpoints, keep=2)
 
 layer, root = Layer(), Path(os.environ["FAULTS_ROOT"])
 """
-RECORDS = """
+RECORD = """
 run = RunFolder(root / "run")
 run.path.mkdir()
-if sys.argv[1] == "planted":
+if sys.argv[1] == "without fsync":
     os.fsync = lambda fd: None
 layer.record()
 for step in range(1, 4):
     save(run, step)
 """
-FAILS = """
+FAIL = """
 error, first = int(sys.argv[1]), 1
 while True:
     run = RunFolder(root / f"run-{first}")
@@ -64,23 +66,23 @@ while True:
     layer.fail(first, first, error)
     try:
         save(run, 3)
-    except OSError as found:
-        assert found.errno == error, found
+    except OSError as raised:
+        assert raised.errno == error, raised
     if not layer.stop()[1]:
         break
-    checkpoint.discard(run.checkpoints, 3)
+    discard(run.checkpoints, 3)
     save(run, 4)
     first += 1
 """
 
 
-def under_the_layer(folder: Path, program: str, *arguments: str) -> Path:
-    """Runs one of the programs, and returns the folder that it worked in."""
+def run_with_layer(folder: Path, program: str, *arguments: str) -> Path:
+    """Runs a program with the fault-injection layer; returns the folder in which it worked."""
     root = folder / "root"
     root.mkdir()
     environment = {**os.environ, **layer.environment(root, folder / "layer"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", SAVES + program, *arguments],
+        [sys.executable, "-c", SAVE + program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -90,8 +92,8 @@ def under_the_layer(folder: Path, program: str, *arguments: str) -> Path:
     return root
 
 
-def whole(folder: Path) -> list[int]:
-    """The steps of the checkpoints that read back, newest first; each holds what was saved of its step."""
+def intact_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints that can be read, newest first.  Checks that each has the content of its step."""
     out = []
     for path in find_checkpoints(folder):
         try:
@@ -103,57 +105,57 @@ def whole(folder: Path) -> list[int]:
     return out
 
 
-def lost(folder: Path, plant: str) -> tuple[int, int]:
-    """States that a power cut may leave of three saves, and those in which a safe step is gone; ten of these do."""
-    root = under_the_layer(folder, RECORDS, plant)
-    disk, safe, seen, gone = Disk(), 0, set[int](), 0
+def count_losses(folder: Path, mode: str) -> tuple[int, int]:
+    """The numbers of states after a power cut during three saves, and of those that lost a safe step (at most ten)."""
+    root = run_with_layer(folder, RECORD, mode)
+    disk, safe, seen, losses = SimulatedDisk(), 0, set[int](), 0
     for operation in layer.operations(folder / "layer" / "log"):
-        disk.do(operation, str(root / "run"))
-        safe = max(safe, told_safe(operation))
-        for tree in disk.after_a_cut(random.Random(0)) if safe else ():
+        disk.apply(operation, str(root / "run"))
+        safe = max(safe, reported_safe(operation))
+        for tree in disk.after_power_cut(random.Random(0)) if safe else ():
             if (state := hash((safe, *sorted(tree.items())))) not in seen:
                 seen.add(state)
-                build(folder / "state", tree)
-                gone += max(whole(folder / "state" / "checkpoints"), default=0) < safe
-                if gone == 10:
-                    return len(seen), gone
+                write_tree(folder / "state", tree)
+                losses += max(intact_steps(folder / "state" / "checkpoints"), default=0) < safe
+                if losses == 10:
+                    return len(seen), losses
     assert safe == 3
-    return len(seen), gone
+    return len(seen), losses
 
 
-@needs_the_layer
+@needs_layer
 def test_a_power_cut_between_any_two_operations_loses_no_safe_checkpoint(tmp_path: Path) -> None:
-    """In all states that the disk may be left in, the newest that was called safe, or a newer one, reads back."""
-    states, gone = lost(tmp_path, "as it is")
+    """In all possible states of the disk, the newest checkpoint that was reported as safe or a newer one is intact."""
+    states, losses = count_losses(tmp_path, "with fsync")
     assert states > 50
-    assert gone == 0
+    assert losses == 0
 
 
-@needs_the_layer
-def test_a_power_cut_shows_what_was_not_synced(tmp_path: Path) -> None:
-    """The same saves without fsync: were they found to be safe too, the replay would see nothing."""
-    assert lost(tmp_path, "planted")[1] == 10
+@needs_layer
+def test_the_power_cut_replay_detects_a_missing_fsync(tmp_path: Path) -> None:
+    """The same saves without fsync lose checkpoints; otherwise the test above would prove nothing."""
+    assert count_losses(tmp_path, "without fsync")[1] == 10
 
 
-@needs_the_layer
+@needs_layer
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_whichever_call_of_a_save_fails_the_one_before_stays(error: int, tmp_path: Path) -> None:
-    """Each in turn: nothing damaged has a final name, and the next save is written."""
-    root = under_the_layer(tmp_path, FAILS, str(error))
+def test_a_failing_call_in_a_save_leaves_the_older_checkpoints_intact(error: int, tmp_path: Path) -> None:
+    """Whichever call fails: no damaged checkpoint gets a final name, and the next save succeeds."""
+    root = run_with_layer(tmp_path, FAIL, str(error))
     runs = sorted(root.iterdir(), key=lambda path: int(path.name[4:]))
     assert len(runs) > 20
     for run in runs[:-1]:
         steps = [step_of(path) for path in find_checkpoints(run / "checkpoints")]
-        assert whole(run / "checkpoints") == steps, run  # damaged ones have no such name
+        assert intact_steps(run / "checkpoints") == steps, run
         assert steps[0] == 4, run
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [1, 2, 3, 4], run  # each once
+        assert [line["step"] for line in lines] == [1, 2, 3, 4], run  # each step once
         events = [json.loads(line)["step"] for line in (run / "ledger.jsonl").read_text().splitlines()]
-        assert events in ([1, 2, 3, 4], [1, 2, 4]), run  # of a save that failed there is no word
+        assert events in ([1, 2, 3, 4], [1, 2, 4]), run  # a failed save is not reported as safe
 
 
 def test_killed_runs_end_with_the_same_bits(betons: Path, tmp_path: Path) -> None:
-    """The command's short form: eight SIGKILLs of a real run on 4, 1 and 2 ranks, in and out of saves."""
+    """Eight SIGKILLs of a real run on 4, 1 and 2 ranks, during saves and at other times."""
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--quick", "--only", "kills", "--kills", "8"]
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300

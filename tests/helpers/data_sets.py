@@ -1,4 +1,4 @@
-"""Real and synthesized images as `.beton` files, and a config of a small run on them."""
+"""Real and synthetic images as `.beton` files, and the config of a small run on them."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from PIL import Image
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from vit.config.schema import Config, DataConfig, ModelConfig
 
-TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no usual batch divides the second
+TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no common batch size divides VAL
 CLASSES = 10
-# One process for all files, and not this one: importing FFCV compiles for seconds.
+# All files are written by one other process: importing FFCV takes seconds, because it compiles.
 WRITE = """
 import json, sys
 from data_prep.write_beton import main
@@ -23,9 +23,9 @@ sys.exit(max(main(arguments) for arguments in json.load(sys.stdin)))
 
 
 def small_config(data: Path) -> Config:
-    """Eight micro-batches of 8 images a step, and a model of a few thousand weights.
+    """Eight micro-batches of 8 images a step, and a model with a few thousand parameters.
 
-    `data` is a folder with train.beton and val.beton, or one file for both.
+    `data` is a folder with train.beton and val.beton, or one file that serves as both.
     """
     train, val = (data / "train.beton", data / "val.beton") if data.is_dir() else (data, data)
     return Config(
@@ -40,11 +40,11 @@ def small_config(data: Path) -> Config:
 
 
 def write_data_sets(folder: Path) -> None:
-    """In a process of its own."""
-    photographs(folder / "photographs")
-    commands = [["imagefolder", str(folder / "photographs"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]]
+    """Writes jpegs.beton and, if Fashion-MNIST is installed, train.beton and val.beton."""
+    write_images(folder / "images")
+    commands = [["imagefolder", str(folder / "images"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]]
     if PACKAGED_FASHION_MNIST.is_dir():
-        # The training set in its own order, so that a test can say which image a sample must be.
+        # The training set keeps its order, so that a test knows which image each sample must be.
         for split, options in (("train", ["--limit", str(TRAIN), "--no-shuffle"]), ("val", ["--limit", str(VAL)])):
             out = str(folder / f"{split}.beton")
             commands.append(
@@ -56,8 +56,8 @@ def write_data_sets(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def photographs(folder: Path) -> None:
-    """Synthesized pictures with slow colors, edges and grain, 40 to 300 pixels a side, one folder a class."""
+def write_images(folder: Path) -> None:
+    """Writes synthetic images of 40 to 300 pixels a side, with gradients, edges and noise, in one folder per class."""
     random = np.random.default_rng(0)
     for i in range(JPEGS):
         h, w = random.integers(40, 301, 2)

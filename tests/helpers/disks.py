@@ -1,4 +1,4 @@
-"""Small file systems for tests that fill a disk."""
+"""Small file systems, for tests that fill a disk."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ import pytest
 
 
 @contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    """A file system of that size in a folder, as long as it is needed; the test is skipped where there can be none."""
+def tmpfs_mounted(folder: Path, size: str) -> Iterator[None]:
+    """Mounts a tmpfs of the given size on a folder.  Skips the test if that is not allowed: it needs root."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("no file system can be mounted here, root alone may")
+        pytest.skip("cannot mount a file system: needs root")
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The picture of learning curves: of one run, of several, and of a run that was interrupted."""
+"""report.py: the plot of one run, of several runs, and of a run that was resumed."""
 
 import json
 import subprocess
@@ -16,21 +16,21 @@ from vit.run.folder import RunFolder
 
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.axes.Axes]:
-    """Both plots of what is drawn."""
-    found: list[matplotlib.axes.Axes] = []
-    make = pyplot.subplots
+    """The two axes of the figure that `draw` creates."""
+    created: list[matplotlib.axes.Axes] = []
+    original = pyplot.subplots
 
     def subplots(*args: object, **options: object) -> object:
-        figure, both = make(*args, **options)
-        found.extend(both)
-        return figure, both
+        figure, pair = original(*args, **options)
+        created.extend(pair)
+        return figure, pair
 
     monkeypatch.setattr(pyplot, "subplots", subplots)
-    return found
+    return created
 
 
-def run(
-    folder: Path, losses: list[float], top1: float, starts: tuple[int, ...] = (0,), average: bool = False
+def make_run(
+    folder: Path, losses: list[float], top1: float, starts: tuple[int, ...] = (0,), ema: bool = False
 ) -> RunFolder:
     """A run folder with a learning curve of ten epochs."""
     folder.mkdir()
@@ -39,47 +39,59 @@ def run(
         {"step": 10 * (i + 1), "steps": steps, "epoch": 10 * (i + 1) / len(losses), "epochs": 10, "loss": loss}
         for i, loss in enumerate(losses)
     ]
-    scores = {"val_top1": top1} | ({"val_top1_average": top1 + 0.1} if average else {})
-    curve.append({"step": steps, "epoch": 10.0, **scores})
+    accuracy = {"val_top1": top1} | ({"val_top1_average": top1 + 0.1} if ema else {})
+    curve.append({"step": steps, "epoch": 10.0, **accuracy})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     events = [{"event": "started", "time": 0.0, "step": step} for step in starts]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return RunFolder(folder)
 
 
-def words(axes: matplotlib.axes.Axes) -> list[str]:
+def texts(axes: matplotlib.axes.Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-def test_several_runs_are_in_one_picture_each_by_its_name(tmp_path: Path, axes: list[matplotlib.axes.Axes]) -> None:
-    """Both curves as they were written down, in a color of each run's own, and both results."""
-    runs = [run(tmp_path / "plain", [2.0, 0.1], 0.8), run(tmp_path / "augmented", [2.2, 1.3], 0.9)]
+def test_several_runs_share_a_plot_with_one_color_each(tmp_path: Path, axes: list[matplotlib.axes.Axes]) -> None:
+    """Both learning curves, labeled with the names of the runs, and both final accuracies."""
+    runs = [make_run(tmp_path / "plain", [2.0, 0.1], 0.8), make_run(tmp_path / "augmented", [2.2, 1.3], 0.9)]
     draw(runs, tmp_path / "both.png")
-    left, right = axes
-    assert [line.get_ydata().tolist() for line in left.lines] == [[2.0, 0.1], [2.2, 1.3]]
-    assert [line.get_ydata().tolist() for line in right.lines] == [[80.0], [90.0]]
-    assert [line.get_label() for line in left.lines] == ["plain", "augmented"]
-    colors = [line.get_color() for line in left.lines]
-    assert colors == [line.get_color() for line in right.lines]
+    loss, accuracy = axes
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[2.0, 0.1], [2.2, 1.3]]
+    assert [line.get_ydata().tolist() for line in accuracy.lines] == [[80.0], [90.0]]
+    assert [line.get_label() for line in loss.lines] == ["plain", "augmented"]
+    colors = [line.get_color() for line in loss.lines]
+    assert colors == [line.get_color() for line in accuracy.lines]
     assert len(set(colors)) == 2
-    assert words(right) == ["80.0 %", "90.0 %"]
+    assert texts(accuracy) == ["80.0 %", "90.0 %"]
     assert (tmp_path / "both.png").stat().st_size > 10_000
 
 
-def test_where_a_run_went_on_is_marked(tmp_path: Path, axes: list[matplotlib.axes.Axes]) -> None:
-    """Each restart in its run's color, in both plots; the start is none."""
-    runs = [run(tmp_path / "a", [2.0, 1.0], 0.8, (0, 5, 15)), run(tmp_path / "b", [2.0, 1.0], 0.8, average=True)]
+def test_resumed_runs_are_marked_where_they_resumed(tmp_path: Path, axes: list[matplotlib.axes.Axes]) -> None:
+    """With a dotted line in both axes, except for the first start; the first line is labeled."""
+    runs = [
+        make_run(tmp_path / "a", [2.0, 1.0], 0.8, (0, 5, 15)),
+        make_run(tmp_path / "b", [2.0, 1.0], 0.8, ema=True),
+    ]
     draw(runs, tmp_path / "both.png")
-    left, right = axes
-    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"] == [2.5, 7.5]
-    assert len([line for line in right.lines if line.get_linestyle() == ":"]) == 2
-    assert words(left) == ["resumed"]
-    assert [line.get_label() for line in right.lines if line.get_linestyle() == "--"] == ["EMA"]
+    loss, accuracy = axes
+    assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"] == [2.5, 7.5]
+    assert len([line for line in accuracy.lines if line.get_linestyle() == ":"]) == 2
+    assert texts(loss) == ["resumed"]
+    assert [line.get_label() for line in accuracy.lines if line.get_linestyle() == "--"] == ["EMA"]
 
 
-def test_a_run_without_a_curve_is_named(tmp_path: Path) -> None:
-    """In one line, with exit code 1, and nothing is drawn."""
-    run(tmp_path / "a", [2.0, 1.0], 0.8)
+def test_a_single_run_has_a_legend_of_weights_and_ema(tmp_path: Path, axes: list[matplotlib.axes.Axes]) -> None:
+    """Both accuracies are solid lines in different colors."""
+    draw([make_run(tmp_path / "a", [2.0, 1.0], 0.8, ema=True)], tmp_path / "one.png")
+    _, accuracy = axes
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "-"]
+    assert len({line.get_color() for line in accuracy.lines}) == 2
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["weights", "EMA"]
+
+
+def test_a_run_without_a_learning_curve_is_an_error(tmp_path: Path) -> None:
+    """One line that names the run, exit code 1, and no plot."""
+    make_run(tmp_path / "a", [2.0, 1.0], 0.8)
     script = ROOT / "jobs" / "report.py"
     command = [sys.executable, script, tmp_path / "a", tmp_path / "none", "--out", tmp_path / "x.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

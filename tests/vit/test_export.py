@@ -1,4 +1,4 @@
-"""What a run has learned leaves it whole: other libraries load it and compute the same logits."""
+"""Exported weights: other libraries load them and compute the same logits."""
 
 import json
 import resource
@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers.data_sets import small_config
-from tests.helpers.finished_runs import NAMES, finished, saved
-from tests.vit.model.test_vision_transformer import pictures, torchvisions
+from tests.helpers.finished_runs import NAMES, make_finished_run, save_state
+from tests.helpers.models import random_images, torchvision_model
 from vit import export
 from vit.checkpoint.read_weights import read_weights
 from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import fit_weights
+from vit.model.weight_names import load_pretrained
 from vit.run.folder import RunFolder
 from vit.run.jsonl import append
 
@@ -44,39 +44,39 @@ def config(tmp_path: Path, **model: object) -> Config:
 
 
 def exported(tmp_path: Path, to: str, **model: object) -> tuple[Path, Tensor]:
-    """The path that the command prints, and the logits that are to be found there."""
-    state = finished(tmp_path / "run", config(tmp_path, **model))
+    """The path of the exported weights, and the expected logits."""
+    state = make_finished_run(tmp_path / "run", config(tmp_path, **model))
     path = export.export(tmp_path / "run", to)
     assert path.parent == tmp_path / "run"
     assert state.ema is not None
     with torch.inference_mode():
-        logits = state.ema(pictures(3, 28))
-        assert not torch.allclose(logits, state.model(pictures(3, 28)), atol=0.1)
+        logits = state.ema(random_images(3, 28))
+        assert not torch.allclose(logits, state.model(random_images(3, 28)), atol=0.1)
     return path, logits
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
-    assert expected.std() > 0.1, "scores that say nothing"
+    assert expected.std() > 0.1, "the logits are nearly constant, so that comparing them proves nothing"
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["class token", "sines", "layer scale"])
 def test_torchvision_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
-    """Its own VisionTransformer loads the state dict, every name of it; fixed sines become learned positions."""
+    """torchvision's VisionTransformer loads the state dict strictly; fixed positions become learned ones."""
     path, logits = exported(tmp_path, "torchvision", **KINDS[kind])
-    reference = torchvisions(config(tmp_path).model).eval()
+    reference = torchvision_model(config(tmp_path).model).eval()
     reference.load_state_dict(torch.load(path, weights_only=True), strict=True)
     with torch.inference_mode():
-        assert_same(reference(pictures(3, 28)), logits)
+        assert_same(reference(random_images(3, 28)), logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_timm_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
-    """`create_model("local-dir:…", pretrained=True)` and nothing else; it knows how to normalize, and the names."""
+    """With only `create_model("local-dir:…", pretrained=True)`; normalization and class names are included."""
     path, logits = exported(tmp_path, "timm", **KINDS[kind])
     reference = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     with torch.inference_mode():
-        assert_same(reference(pictures(3, 28)), logits)
+        assert_same(reference(random_images(3, 28)), logits)
     data = timm.data.resolve_model_data_config(reference)
     assert (list(data["input_size"]), list(data["mean"]), data["crop_pct"]) == (
         [3, 28, 28],
@@ -88,36 +88,36 @@ def test_timm_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["class token", "mean of sines"])
-def test_safetensors_hold_all_that_is_to_be_known(kind: str, tmp_path: Path) -> None:
-    """The library reads the weights and beside them the model, how to normalize and the names; so does --init_from."""
+def test_safetensors_files_contain_weights_and_metadata(kind: str, tmp_path: Path) -> None:
+    """The metadata holds the model config, the normalization and the class names; `--init_from` can read the file."""
     path, logits = exported(tmp_path, "safetensors", **KINDS[kind])
     with safetensors.safe_open(path, "pt") as file:
         about = {name: json.loads(value) for name, value in file.metadata().items()}
     assert about["classes"] == NAMES
     assert about["model"]["width"] == 16 and about["step"] == 12 and about["std"] == [0.229, 0.224, 0.225]
     model = VisionTransformer(config(tmp_path, **KINDS[kind]).model).eval()
-    said = fit_weights(read_weights(path), model)
-    assert len(said) == (2 if "sines" in kind else 1)  # fixed positions are left out
+    report = load_pretrained(read_weights(path), model)
+    assert len(report) == (2 if "sines" in kind else 1)  # a second line reports that fixed positions are ignored
     with torch.inference_mode():
-        assert_same(model(pictures(3, 28)), logits)
+        assert_same(model(random_images(3, 28)), logits)
 
 
 @pytest.mark.parametrize("kind", ["class token", "mean of sines", "layer scale"])
 def test_onnxruntime_computes_the_same_logits(kind: str, tmp_path: Path) -> None:
-    """For any number of images, from a file that the checker finds sound."""
+    """For any batch size, from a file that passes onnx's checker."""
     path, logits = exported(tmp_path, "onnx", **KINDS[kind])
     model = onnx.load(path)
     onnx.checker.check_model(model)
     assert json.loads({p.key: p.value for p in model.metadata_props}["classes"]) == NAMES
     session = onnxruntime.InferenceSession(path)
     for count in (1, 3):
-        (found,) = session.run(["logits"], {"images": pictures(3, 28).numpy()[:count]})
+        (found,) = session.run(["logits"], {"images": random_images(3, 28).numpy()[:count]})
         assert_same(torch.from_numpy(np.array(found)), logits[:count])
 
 
-def test_the_command_writes_the_weights_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The average by default, the last step's on demand, where it was told to; nothing else is left behind."""
-    state = finished(tmp_path / "run", config(tmp_path))
+def test_the_command_exports_the_ema_or_the_last_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The EMA by default, the last weights with `--weights last`; `--out` sets the path, and no other file is left."""
+    state = make_finished_run(tmp_path / "run", config(tmp_path))
     out = tmp_path / "new" / "last.safetensors"
     assert export.main([str(tmp_path / "run"), "--to", "safetensors", "--out", str(out), "--weights", "last"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
@@ -127,14 +127,14 @@ def test_the_command_writes_the_weights_that_were_asked_for(tmp_path: Path, caps
 
 
 def test_the_best_checkpoint_or_any_other_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By what validation said of those that are still there; a step that is not is answered with those that are."""
+    """`best` is by validation accuracy, of those that still exist; the error for a missing step lists the others."""
     run, cfg = tmp_path / "run", small_config(tmp_path)
     heads = {}
     for step, top1 in ((3, 0.5), (5, 0.7), (6, 0.9), (8, 0.6)):
         state = TrainState.fresh(replace(cfg, seed=step), torch.device("cpu"))
         heads[step] = state.model.patches.proj.weight
         if step != 6:
-            saved(run, replace(state, step=step), cfg)
+            save_state(run, replace(state, step=step), cfg)
         append(RunFolder(run).metrics, {"step": step, "val_top1": top1})
     for which, step in (("newest", 8), ("best", 5), ("3", 3)):
         out = tmp_path / f"{which}.safetensors"
@@ -142,28 +142,28 @@ def test_the_best_checkpoint_or_any_other_can_be_chosen(tmp_path: Path, capsys: 
         assert torch.equal(read_weights(out)["patches.proj.weight"], heads[step])
     capsys.readouterr()
     assert export.main([str(run), "--to", "safetensors", "--which", "4"]) == 2
-    assert "run has no checkpoint '4'; there are steps 3, 5, 8\n" in capsys.readouterr().err
+    assert "run has no checkpoint '4'; available steps: 3, 5, 8\n" in capsys.readouterr().err
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And nothing is written: no such run, no checkpoint, no average, no class token, a file that is there already."""
-    finished(tmp_path / "run", config(tmp_path, pool="mean"), average=False)
+def test_errors_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing is written: no such run, no checkpoint, no EMA, no class token, an existing output file."""
+    make_finished_run(tmp_path / "run", config(tmp_path, pool="mean"), with_ema=False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "there").write_text("mine")
     run = str(tmp_path / "run")
     for args, words in {
-        (str(tmp_path / "none"), "--to", "timm"): "none is no run folder: it does not exist",
-        (str(tmp_path / "there"), "--to", "timm"): "there is no run folder",
-        (str(tmp_path / "empty"), "--to", "timm"): "empty has no whole checkpoint",
+        (str(tmp_path / "none"), "--to", "timm"): "none is not a run folder: it does not exist",
+        (str(tmp_path / "there"), "--to", "timm"): "there is not a run folder",
+        (str(tmp_path / "empty"), "--to", "timm"): "empty has no intact checkpoint",
         (
             run,
             "--to",
             "timm",
             "--weights",
             "ema",
-        ): "keeps no EMA of the weights (optim.ema_decay 0); use --weights last",
-        (run, "--to", "torchvision"): "has a class token and this model has none; use --to timm",
-        (run, "--to", "onnx", "--out", str(tmp_path / "there")): "there exists already; choose another with --out",
+        ): "has no EMA of the weights (optim.ema_decay is 0); use --weights last",
+        (run, "--to", "torchvision"): "needs a class token, but this model has none; use --to timm",
+        (run, "--to", "onnx", "--out", str(tmp_path / "there")): "there already exists; choose another path with --out",
     }.items():
         assert export.main(list(args)) == 2
         out, err = capsys.readouterr()
@@ -173,9 +173,9 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("to", export.FORMATS)
-def test_a_full_disk_leaves_nothing_half_written(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The kernel lets no file grow past 10 kB: one line, and no file that another program could take for whole."""
-    finished(tmp_path / "run", config(tmp_path))
+def test_a_full_disk_leaves_no_partial_file(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file size limit of 10 kB simulates it: one line on stderr, exit code 2, and no output file."""
+    make_finished_run(tmp_path / "run", config(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

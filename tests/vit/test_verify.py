@@ -1,4 +1,4 @@
-"""The command that kills a run and compares it: it says "identical" only of what is, and names what is not."""
+"""vit.verify reports "identical" only if all results are, and names each difference otherwise."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from tests.helpers.paths import ROOT
 from vit.config.schema import to_yaml
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
-from vit.verify import Part, cost, first_difference, main, parts, samples_are_whole
+from vit.verify import Artifact, artifacts, epochs_are_complete, first_difference, main, slowdown
 
 STEPS = 12
 
 
 def verify(betons: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The command, as a person gives it, on a small model."""
+    """Runs the command on a small model."""
     cfg = small_config(betons)
     cfg = replace(
         cfg,
@@ -38,13 +38,13 @@ def verify(betons: Path, folder: Path, *options: str) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def killed(betons: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A run that was killed three times, on 4, 2 and 1 ranks, and what the command said of it."""
+    """A run that was killed three times, on 4, 2 and 1 ranks: the completed command, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("verify") / "killed"
     return verify(betons, folder, "--kills", "3", "--ranks", "4,2,1"), folder / "runs"
 
 
 def test_a_run_killed_on_4_2_and_1_ranks_is_identical(killed: Any) -> None:
-    """It says so, with a row for each kill and each thing that was compared, and ends with exit code 0."""
+    """The command prints a row for each kill and for each compared result, and exits with code 0."""
     done, runs = killed
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(
@@ -55,60 +55,64 @@ def test_a_run_killed_on_4_2_and_1_ranks_is_identical(killed: Any) -> None:
     assert [what for what, _ in same] == [
         *("weights", "moments", "EMA of weights", "gradient scaler", "learning curve", "sample ids"),
     ]
-    assert re.search(r"^identical, after 3 kills, in \d+ s$", done.stdout, re.M)
+    assert re.search(r"^identical after 3 kills, in \d+ s$", done.stdout, re.M)
     starts = [e["ranks"] for e in RunFolder(runs / "killed").events() if e["event"] == "started"]
-    assert starts[-1] == 4  # the fourth attempt is on four ranks again
+    assert starts[-1] == 4  # the fourth attempt runs on four ranks again
 
 
-def test_every_kind_of_difference_is_named(killed: Any) -> None:
-    """One bit of one weight, a record that is there twice, one that is missing, two samples that changed places."""
+def test_every_kind_of_difference_is_reported(killed: Any) -> None:
+    """One bit of a weight, a duplicate record, a missing record, samples in another order."""
     run = RunFolder(killed[1] / "straight")
-    by_name = {part.what: part for part in parts(run)}
-    for part in by_name.values():
-        again = Part(part.what, part.content, dict(part.values))
-        assert first_difference(part, again) is None
-        assert part.digest == again.digest
+    by_name = {artifact.name: artifact for artifact in artifacts(run)}
+    for artifact in by_name.values():
+        same = Artifact(artifact.name, artifact.size, dict(artifact.values))
+        assert first_difference(artifact, same) is None
+        assert artifact.digest == same.digest
 
-    def told(what: str, **changed: Any) -> str:
-        part = by_name[what]
-        other = Part(what, part.content, {name: v for name, v in {**part.values, **changed}.items() if v is not None})
-        assert other.digest != part.digest
-        return first_difference(part, other) or "nothing"
+    def difference(name: str, **changes: Any) -> str:
+        artifact = by_name[name]
+        values = {key: v for key, v in {**artifact.values, **changes}.items() if v is not None}
+        other = Artifact(name, artifact.size, values)
+        assert other.digest != artifact.digest
+        return first_difference(artifact, other) or "none"
 
     name, weight = next((n, t) for n, t in by_name["weights"].values.items() if t.ndim == 2)
     flipped = weight.clone()
     flipped.view(torch.int32)[1, 2] ^= 1
     place = f"1 of {weight.numel():,} values differ; the first, at {weight.shape[1] + 2:,}, is "
-    assert told("weights", **{name: flipped}).startswith(f"{name}: {place}")
-    zero = Part("weights", "", {"bias": torch.tensor([1.0, 0.0])})
-    assert first_difference(zero, Part("weights", "", {"bias": torch.tensor([1.0, -0.0])})) == (
+    assert difference("weights", **{name: flipped}).startswith(f"{name}: {place}")
+    zero = Artifact("weights", "", {"bias": torch.tensor([1.0, 0.0])})
+    assert first_difference(zero, Artifact("weights", "", {"bias": torch.tensor([1.0, -0.0])})) == (
         "bias: 1 of 2 values differ; the first, at 1, is 0.0 and -0.0"
     )
 
     record = by_name["learning curve"].values["step 3"]
-    assert told("learning curve", **{"step 3": {**record, "loss": 0.5}}) == f"step 3: loss is {record['loss']} and 0.5"
-    assert told("learning curve", **{"step 3, again": record}) == "step 3, again is only in the run that was killed"
-    assert told("learning curve", **{"step 3": None}) == "step 3 is only in the run that was left alone"
+    assert (
+        difference("learning curve", **{"step 3": {**record, "loss": 0.5}})
+        == f"step 3: loss is {record['loss']} and 0.5"
+    )
+    assert difference("learning curve", **{"step 3, again": record}) == "step 3, again is only in the killed run"
+    assert difference("learning curve", **{"step 3": None}) == "step 3 is only in the undisturbed run"
     used = by_name["sample ids"].values["step 2, micro-batch 5"]
-    assert told("sample ids", **{"step 2, micro-batch 5": {**used, "samples": used["samples"][::-1]}}).startswith(
+    assert difference("sample ids", **{"step 2, micro-batch 5": {**used, "samples": used["samples"][::-1]}}).startswith(
         "step 2, micro-batch 5: samples is "
     )
 
 
-def test_a_sample_that_is_lost_or_used_twice_is_found(killed: Any, tmp_path: Path) -> None:
-    """Each whole epoch must be each image once, whatever the other run says."""
-    there = RunFolder(killed[1] / "straight")
-    lines = read_lines(there.samples)
+def test_a_sample_that_is_missing_or_used_twice_is_detected(killed: Any, tmp_path: Path) -> None:
+    """Each completed epoch must have each image exactly once, independently of the other run."""
+    undisturbed = RunFolder(killed[1] / "straight")
+    lines = read_lines(undisturbed.samples)
     samples = 1 + max(i for line in lines for i in line["samples"])
-    assert samples_are_whole(there, samples)
+    assert epochs_are_complete(undisturbed, samples)
     lines[3]["samples"][0] = lines[3]["samples"][1]
     run = RunFolder(tmp_path)
     run.samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert not samples_are_whole(run, samples)
+    assert not epochs_are_complete(run, samples)
 
 
-def test_without_exact_bits_it_says_what_differs(betons: Path, tmp_path: Path) -> None:
-    """DDP's own sum keeps the samples on another number of ranks, but not the weights: exit code 1."""
+def test_without_exact_bits_the_differences_are_reported(betons: Path, tmp_path: Path) -> None:
+    """With DDP's own gradient sum, another number of ranks gives the same samples but other weights: exit code 1."""
     done = verify(betons, tmp_path / "runs", "--kills", "2", "--ranks", "4,2", "--exact", "samples")
     assert done.returncode == 1, done.stdout + done.stderr
     verdicts = dict(re.findall(r"^(\S.*?)  +\S.*  (same|differ)$", done.stdout, re.M))
@@ -119,46 +123,46 @@ def test_without_exact_bits_it_says_what_differs(betons: Path, tmp_path: Path) -
     assert "NOT identical" in done.stderr
 
 
-def test_the_cost_of_exact_bits_is_a_ratio_of_medians(tmp_path: Path) -> None:
-    """The first steps, in which all is built, and single slow ones do not count."""
-    for name, paces in (("bits", [1.0] * 5 + [90.0] * 9 + [1.0]), ("samples", [500.0] * 5 + [99.0] * 9 + [3.0])):
+def test_the_slowdown_by_exact_bits_is_a_ratio_of_medians(tmp_path: Path) -> None:
+    """The first steps, which initialize everything, and single slow steps do not count."""
+    for name, throughputs in (("bits", [1.0] * 5 + [90.0] * 9 + [1.0]), ("samples", [500.0] * 5 + [99.0] * 9 + [3.0])):
         (tmp_path / name).mkdir()
-        lines = [json.dumps({"step": i, "loss": 1, "images_per_second": pace}) for i, pace in enumerate(paces)]
+        lines = [json.dumps({"step": i, "loss": 1, "images_per_second": value}) for i, value in enumerate(throughputs)]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
-    assert cost(RunFolder(tmp_path / "bits"), RunFolder(tmp_path / "samples")) == pytest.approx(0.1)
+    assert slowdown(RunFolder(tmp_path / "bits"), RunFolder(tmp_path / "samples")) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
-        (["--ranks", "4;2"], "--ranks '4;2': numbers with commas between them are wanted, as 4,2,1"),
+        (["--ranks", "4;2"], "--ranks '4;2' must be numbers separated by commas, e.g. 4,2,1"),
         (["--ranks", "4,3"], "3 ranks do not divide the 8 micro-batches of a batch"),
-        (["--data.train", "none.beton"], "none.beton does not exist; python -m data_prep.write_beton makes it"),
+        (["--data.train", "none.beton"], "none.beton does not exist; python -m data_prep.write_beton creates it"),
     ],
 )
-def test_wrong_input_is_told_in_one_line(
-    options: list[str], complaint: str, betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_is_reported_in_one_line(
+    options: list[str], message: str, betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is started: exit code 2."""
+    """Before training starts, with exit code 2."""
     (tmp_path / "small.yaml").write_text(to_yaml(small_config(betons)))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exited:
         main(["--config", str(tmp_path / "small.yaml"), *options])
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert complaint in told
-    assert told.count("\n") == 1
+    assert exited.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
-def test_ranks_that_fail_by_themselves_are_not_taken_for_killed(betons: Path, tmp_path: Path) -> None:
-    """The command ends with their last words."""
+def test_ranks_that_fail_without_a_kill_end_the_command(betons: Path, tmp_path: Path) -> None:
+    """The command prints the end of their log."""
     done = verify(betons, tmp_path / "runs", "--kills", "1", "--ranks", "1", "--optim.lr", "1e30")
     assert done.returncode == 1
-    assert "1 ranks ended with exit code 2, though nobody killed them" in done.stderr
+    assert "1 ranks exited with code 2 without having been killed" in done.stderr
     assert "optim.max_skipped allows 10; a lower optim.lr may help" in done.stderr
 
 
-def test_an_attempt_is_not_over_before_the_last_thread_of_the_last_process() -> None:
-    """A process whose first thread has ended looks dead, yet others of it still hold its files and locks."""
+def test_an_attempt_lasts_until_the_last_thread_of_its_last_process_ends() -> None:
+    """A process whose main thread has ended is a zombie, but its other threads still hold its files and locks."""
     program = """
 import ctypes, os, signal, threading
 from vit.kill_attempts import _descendants

@@ -1,10 +1,10 @@
-"""Augmentation of a micro-batch on its device: flip, RandAugment, 3-Augment, erasing, mixup or cutmix, normalization.
+"""Augmentation of a micro-batch on its device: flip, RandAugment, 3-Augment, erasing, mixup or CutMix, normalization.
 
     (B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32, (B, C) float32
 
-All of it is a pure function of the images and a key, which `vit.random_keys` makes of (seed, step, micro-batch):
-nothing to save, nothing to replay.  What is drawn is drawn on the host, so that any device gets the same draws and the
-host never waits for it; only erasing's noise comes from a generator on the device.
+The result is a pure function of the images and a key, which `vit.random_keys` derives from (seed, step, micro-batch),
+so there is no generator state to save.  Random numbers are drawn on the host, so that all devices get the same ones and
+the host never waits for the device.  Only the noise of random erasing is generated on the device.
 
 Shapes: B images, H, W pixels, C classes.
 """
@@ -17,17 +17,20 @@ from torch import Tensor
 
 from vit.augment import pixel_ops
 from vit.augment.mixup import draw_erasing, draw_mix, erase, smooth_targets
-from vit.augment.pixel_ops import planes
+from vit.augment.pixel_ops import to_planes
 from vit.augment.randaugment import rand_augment
 from vit.augment.three_augment import color_jitter, three_augment
 from vit.config.schema import AugmentConfig
 
 
 def augment(images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int, key: int) -> tuple[Tensor, Tensor]:
-    """(B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32 normalized, (B, C) float32 soft targets that sum to 1."""
+    """Augments a micro-batch: (B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32, (B, C) float32.
+
+    The images are normalized; the targets are soft and sum to 1 for each image.
+    """
     B, H, W, _ = images.shape
     random = np.random.Generator(np.random.Philox(key=key))
-    images = planes(images, random.random(B) < cfg.flip)  # (B, 3, H, W)
+    images = to_planes(images, random.random(B) < cfg.flip)  # (B, 3, H, W)
     images = rand_augment(images, cfg, random)
     if cfg.three_augment:
         images = three_augment(images, random)
@@ -44,8 +47,8 @@ def augment(images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int
 
 
 def normalize(images: Tensor, cfg: AugmentConfig) -> Tensor:
-    """What evaluation does instead: (B, H, W, 3) uint8 -> (B, 3, H, W) float32."""
-    return _normalize(planes(images, np.zeros(len(images), np.bool_)), cfg)
+    """Normalizes without augmentation, for evaluation: (B, H, W, 3) uint8 -> (B, 3, H, W) float32."""
+    return _normalize(to_planes(images, np.zeros(len(images), np.bool_)), cfg)
 
 
 def _normalize(images: Tensor, cfg: AugmentConfig) -> Tensor:
@@ -53,7 +56,7 @@ def _normalize(images: Tensor, cfg: AugmentConfig) -> Tensor:
     return pixel_ops.normalize(images, channel_levels(cfg.mean, images.device), channel_levels(cfg.std, images.device))
 
 
-@functools.cache  # once for each device: a copy from the host would wait for all that the device has yet to do
+@functools.cache  # copied once per device: a copy from pageable host memory waits for the device's queued work
 def channel_levels(fractions: tuple[float, float, float], device: torch.device) -> Tensor:
-    """A value for each channel, as a gray level: (1, 3, 1, 1) float32."""
+    """Per-channel values in [0, 1], e.g. a mean, scaled to levels 0 to 255: (1, 3, 1, 1) float32."""
     return 255 * torch.tensor(fractions, device=device).view(1, 3, 1, 1)

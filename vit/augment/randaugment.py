@@ -1,13 +1,14 @@
 """RandAugment on whole batches of uint8 images.  Cubuk et al. 2019, https://arxiv.org/abs/1909.13719
 
-As torchvision has it (its RandAugment on tensors, bilinear, filled with black; magnitudes 0 to 30):
+Two variants.  torchvision's, as its RandAugment on tensors: magnitudes 0 to 30, bilinear, filled with black,
 https://github.com/pytorch/vision/blob/main/torchvision/transforms/autoaugment.py
-and as timm has it for DeiT (`rand-m9-mstd0.5-inc1`: each operation done half of the time, at a magnitude of its own, 0
-to 10, and filled with the mean): https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py
-Each image of a batch has its own operation and its own amount of it, drawn on the host: images of one operation are run
-together, and the host knows their number without asking the device.
+timm's for DeiT (`rand-m9-mstd0.5-inc1`): each operation is applied with probability 1/2, at a random magnitude of 0 to
+10, filled with the mean, https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py
 
-Shapes: B images of a batch, n images of one operation, H, W pixels.
+Each image of a batch has its own operation and amount.  They are drawn on the host, which groups the images by
+operation without synchronizing with the device.
+
+Shapes: B images of a batch, n images with the same operation, H, W pixels.
 """
 
 import functools
@@ -19,31 +20,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit.augment.pixel_ops import Color, Floats, Ints, Part, by_choice
+from vit.augment.pixel_ops import Color, Floats, Ints, Selection, apply_by_choice
 from vit.config.schema import AugmentConfig
 
-Operation = Callable[
-    [Part, Floats, Color], None
-]  # changes n images by the amounts (n,), filled from outside with a color
+# Changes n images in place, by an amount for each (n,); the color fills the area outside of the image.
+Operation = Callable[[Selection, Floats, Color], None]
 
 BINS = 31  # torchvision's magnitudes are 0 to 30
-TIMMS_GREATEST = 10  # timm's go up to 10
+TIMM_MAX_MAGNITUDE = 10
 BLACK = (0, 0, 0)
 
-# Float32 ramps of torchvision's: a magnitude that differs in its last bit truncates some gray levels to others.
-_SHEAR = torch.linspace(0.0, 0.3, BINS).tolist()  # pixels along one axis for each pixel along the other
+# torchvision's float32 tables.  In float64 the last bits would differ, and some levels would be truncated differently.
+_SHEAR = torch.linspace(0.0, 0.3, BINS).tolist()  # pixels along one axis per pixel along the other
 _DEGREES = torch.linspace(0.0, 30.0, BINS).tolist()
-_ENHANCE = torch.linspace(0.0, 0.9, BINS).tolist()  # the factor's distance from 1
-_TRANSLATE = 150.0 / 331.0  # of the image's side, at the greatest magnitude
+_ENHANCE = torch.linspace(0.0, 0.9, BINS).tolist()  # |factor - 1|
+_TRANSLATE = 150.0 / 331.0  # share of the image's side at the largest magnitude
 
 
-def draw(batch: int, random: np.random.Generator) -> tuple[Ints, Ints]:
-    """torchvision's operation for each image, uniformly, and the sign: (B,) of 0 to 13, (B,) of -1 and 1."""
-    return random.integers(len(TORCHVISIONS), size=batch), 2 * random.integers(2, size=batch) - 1
+def draw_torchvision(batch: int, random: np.random.Generator) -> tuple[Ints, Ints]:
+    """Draws torchvision's operation, uniformly, and sign for each image: (B,) of 0 to 13, (B,) of -1 and 1."""
+    return random.integers(len(TORCHVISION_OPERATIONS), size=batch), 2 * random.integers(2, size=batch) - 1
 
 
-def amounts(op: Ints, magnitude: int, sign: Ints, H: int, W: int) -> Floats:
-    """How much of its operation torchvision does to each image of H x W at a magnitude of 0 to 30: 2 x (B,) -> (B,)."""
+def torchvision_amounts(op: Ints, magnitude: int, sign: Ints, H: int, W: int) -> Floats:
+    """torchvision's amount of each image's operation at a magnitude of 0 to 30: 2 x (B,) -> (B,)."""
     signed = {
         "ShearX": _SHEAR[magnitude],
         "ShearY": _SHEAR[magnitude],
@@ -51,24 +51,24 @@ def amounts(op: Ints, magnitude: int, sign: Ints, H: int, W: int) -> Floats:
         "TranslateY": math.floor(_TRANSLATE * H * magnitude / (BINS - 1)),
         "Rotate": _DEGREES[magnitude],
     } | dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), _ENHANCE[magnitude])
-    same = {"Posterize": round(magnitude / ((BINS - 1) / 4)), "Solarize": 255 - 255 * magnitude / (BINS - 1)}
-    table = [[-signed[n], signed[n]] if n in signed else [same.get(n, 0)] * 2 for n in TORCHVISIONS]
+    unsigned = {"Posterize": round(magnitude / ((BINS - 1) / 4)), "Solarize": 255 - 255 * magnitude / (BINS - 1)}
+    table = [[-signed[n], signed[n]] if n in signed else [unsigned.get(n, 0)] * 2 for n in TORCHVISION_OPERATIONS]
     return np.array(table, np.float64)[op, (sign > 0).astype(int)]
 
 
-def draw_timms(batch: int, magnitude: int, deviation: float, random: np.random.Generator) -> tuple[Ints, Floats, Ints]:
-    """timm's operation for each image, nothing half of the time; its magnitude, and the sign: 3 x (B,)."""
-    op = np.array([_PLACE[name] for name in TIMMS])[random.integers(len(TIMMS), size=batch)]
-    op[random.random(batch) >= 0.5] = _PLACE["Identity"]
-    strength = (magnitude + deviation * random.standard_normal(batch)).clip(0, TIMMS_GREATEST)
-    return op, strength, 2 * random.integers(2, size=batch) - 1
+def draw_timm(batch: int, magnitude: int, deviation: float, random: np.random.Generator) -> tuple[Ints, Floats, Ints]:
+    """Draws timm's operation, "Identity" with probability 1/2, magnitude and sign for each image: 3 x (B,)."""
+    op = np.array([_INDEX[name] for name in TIMM_OPERATIONS])[random.integers(len(TIMM_OPERATIONS), size=batch)]
+    op[random.random(batch) >= 0.5] = _INDEX["Identity"]
+    magnitudes = (magnitude + deviation * random.standard_normal(batch)).clip(0, TIMM_MAX_MAGNITUDE)
+    return op, magnitudes, 2 * random.integers(2, size=batch) - 1
 
 
-def timms_amounts(op: Ints, magnitude: Floats, sign: Ints, H: int, W: int) -> Floats:
-    """How much of its operation timm does to each image of H x W at magnitudes of 0 to 10: 3 x (B,) -> (B,)."""
-    share = magnitude / TIMMS_GREATEST
+def timm_amounts(op: Ints, magnitude: Floats, sign: Ints, H: int, W: int) -> Floats:
+    """timm's amount of each image's operation at magnitudes of 0 to 10: 3 x (B,) -> (B,)."""
+    share = magnitude / TIMM_MAX_MAGNITUDE
     signed = share * sign
-    of = {
+    amount = {
         "ShearX": 0.3 * signed,
         "ShearY": 0.3 * signed,
         "TranslateX": 0.45 * signed * W,
@@ -78,71 +78,72 @@ def timms_amounts(op: Ints, magnitude: Floats, sign: Ints, H: int, W: int) -> Fl
         "Solarize": 256 - np.floor(256 * share),
         "SolarizeAdd": np.floor(110 * share),
     } | dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9 * signed)
-    return np.select([op == _PLACE[name] for name in of], list(of.values()), 0.0)
+    return np.select([op == _INDEX[name] for name in amount], list(amount.values()), 0.0)
 
 
 def apply(images: Tensor, op: Ints, amount: Floats, fill: Color = BLACK) -> Tensor:
-    """Image i after amount[i] of operation op[i]: (B, 3, H, W) uint8 -> the same.  `images` may be overwritten."""
-    run = list(OPERATIONS.values())
-    return by_choice(images, op, lambda part, which, at: run[which](part, amount[at], fill))
+    """Applies operation op[i] with amount[i] to image i: (B, 3, H, W) uint8 -> the same.  May overwrite `images`."""
+    operations = list(OPERATIONS.values())
+    return apply_by_choice(images, op, lambda selection, i, indices: operations[i](selection, amount[indices], fill))
 
 
 def rand_augment(images: Tensor, cfg: AugmentConfig, random: np.random.Generator) -> Tensor:
-    """The operations of a config, one after the other: (B, 3, H, W) uint8 -> the same.  `images` may be overwritten."""
+    """Applies `randaugment_ops` operations: (B, 3, H, W) uint8 -> the same.  May overwrite `images`."""
     B, _, H, W = images.shape
     for _ in range(cfg.randaugment_ops):
         if cfg.randaugment == "timm":
-            op, strength, sign = draw_timms(B, cfg.randaugment_magnitude, cfg.randaugment_deviation, random)
+            op, magnitude, sign = draw_timm(B, cfg.randaugment_magnitude, cfg.randaugment_deviation, random)
             red, green, blue = (round(255 * mean) for mean in cfg.mean)
-            images = apply(images, op, timms_amounts(op, strength, sign, H, W), (red, green, blue))
+            images = apply(images, op, timm_amounts(op, magnitude, sign, H, W), (red, green, blue))
         else:
-            op, sign = draw(B, random)
-            images = apply(images, op, amounts(op, cfg.randaugment_magnitude, sign, H, W))
+            op, sign = draw_torchvision(B, random)
+            images = apply(images, op, torchvision_amounts(op, cfg.randaugment_magnitude, sign, H, W))
     return images
 
 
-# ------------------------------------------------------------------------------------------------- moved pixels
+# ------------------------------------------------------------------------------------------ geometric operations
 
 
-def _identity(part: Part, amount: Floats, fill: Color) -> None:
+def _identity(selection: Selection, amount: Floats, fill: Color) -> None:
     pass
 
 
-def _shear_x(part: Part, amount: Floats, fill: Color) -> None:
-    """Pixels to the left for each pixel down, about the top left corner."""
-    _warp(part, fill, shear_x=amount)
+def _shear_x(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Amounts in pixels to the left per pixel down; the top left corner stays."""
+    _warp(selection, fill, shear_x=amount)
 
 
-def _shear_y(part: Part, amount: Floats, fill: Color) -> None:
-    _warp(part, fill, shear_y=amount)
+def _shear_y(selection: Selection, amount: Floats, fill: Color) -> None:
+    _warp(selection, fill, shear_y=amount)
 
 
-def _translate_x(part: Part, amount: Floats, fill: Color) -> None:
-    """Pixels to the right."""
-    if _whole(amount):
-        part.shift(np.stack((amount, 0 * amount), axis=1).astype(np.int64), fill)
+def _translate_x(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Amounts in pixels to the right."""
+    if _all_integers(amount):
+        selection.shift(np.stack((amount, 0 * amount), axis=1).astype(np.int64), fill)
     else:
-        _warp(part, fill, shift_x=amount)
+        _warp(selection, fill, shift_x=amount)
 
 
-def _translate_y(part: Part, amount: Floats, fill: Color) -> None:
-    if _whole(amount):
-        part.shift(np.stack((0 * amount, amount), axis=1).astype(np.int64), fill)
+def _translate_y(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Amounts in pixels down."""
+    if _all_integers(amount):
+        selection.shift(np.stack((0 * amount, amount), axis=1).astype(np.int64), fill)
     else:
-        _warp(part, fill, shift_y=amount)
+        _warp(selection, fill, shift_y=amount)
 
 
-def _whole(amount: Floats) -> bool:
+def _all_integers(amount: Floats) -> bool:
     return bool((amount == np.rint(amount)).all())
 
 
-def _rotate(part: Part, amount: Floats, fill: Color) -> None:
-    """Degrees anticlockwise about the center."""
-    _warp(part, fill, degrees=amount)
+def _rotate(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Amounts in degrees counterclockwise about the center."""
+    _warp(selection, fill, degrees=amount)
 
 
 def _warp(
-    part: Part,
+    selection: Selection,
     fill: Color,
     *,
     shear_x: Floats | float = 0.0,
@@ -151,98 +152,98 @@ def _warp(
     shift_y: Floats | float = 0.0,
     degrees: Floats | float = 0.0,
 ) -> None:
-    H, W = part.images.shape[2:]
-    turns = np.broadcast_to(degrees, len(part)).tolist()
-    cos, sin = (np.array([function(math.radians(turn)) for turn in turns]) for function in (math.cos, math.sin))
+    H, W = selection.images.shape[2:]
+    angles = [math.radians(angle) for angle in np.broadcast_to(degrees, len(selection)).tolist()]
+    cos, sin = (np.array([function(angle) for angle in angles]) for function in (math.cos, math.sin))
     rows = (
         *(cos, shear_x - sin, shear_x * (H / 2) - shift_x),
         *(cos, shear_y + sin, shear_y * (W / 2) - shift_y),
     )
-    part.warp(np.stack([np.broadcast_to(row, len(part)) for row in rows], axis=1).astype(np.float64), fill)
+    selection.warp(np.stack([np.broadcast_to(row, len(selection)) for row in rows], axis=1).astype(np.float64), fill)
 
 
-# ----------------------------------------------------------------------------------- a blend with another picture
+# ------------------------------------------------------------------------------------------ blends with another image
 
 
-def _color(part: Part, amount: Floats, fill: Color) -> None:
-    """Away from, or toward, its gray."""
-    part.color(_from_one(amount))
+def _color(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Blends with the grayscale image; amounts are the factor minus 1."""
+    selection.color(_rounded(amount))
 
 
-def _sharpness(part: Part, amount: Floats, fill: Color) -> None:
-    """Away from, or toward, its smoothed version."""
-    part.sharpness(_from_one(amount))
+def _sharpness(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Blends with the smoothed image; amounts are the factor minus 1."""
+    selection.sharpness(_rounded(amount))
 
 
-def _from_one(amount: Floats) -> NDArray[np.float32]:
-    """A factor's distance from 1 as it is once the factor has been rounded, as torchvision has it."""
+def _rounded(amount: Floats) -> NDArray[np.float32]:
+    """The amount after rounding the factor 1 + amount, as torchvision does."""
     return ((1 + amount) - 1).astype(np.float32)
 
 
-# --------------------------------------------------------------------------------- one table for each channel
+# ------------------------------------------------------------------------------------------ lookup tables
 
 
-def _brightness(part: Part, amount: Floats, fill: Color) -> None:
-    """Away from, or toward, black."""
-    _tables(part, _LEVELS * (1 + amount).astype(np.float32)[:, None])
+def _brightness(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Blends with black; amounts are the factor minus 1."""
+    _lookup(selection, _LEVELS * (1 + amount).astype(np.float32)[:, None])
 
 
-def _contrast(part: Part, amount: Floats, fill: Color) -> None:
-    """Away from, or toward, its mean gray."""
-    mean = part.gray_sums().float() / part.images[0, 0].numel()  # of integers: exact in any order
-    factor, away = (part.there(values)[..., 0, 0] for values in (1 + amount, amount))  # (n, 1)
-    levels = _levels(part.images.device) * factor - mean[:, None] * away
-    part.lookup(levels.clamp_(0, 255).to(torch.uint8)[:, None])
+def _contrast(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Blends with the mean gray level; amounts are the factor minus 1."""
+    mean = selection.gray_sums().float() / selection.images[0, 0].numel()  # a sum of integers: exact in any order
+    factor, minus_one = (selection.to_device(values)[..., 0, 0] for values in (1 + amount, amount))  # (n, 1)
+    levels = _levels(selection.images.device) * factor - mean[:, None] * minus_one
+    selection.lookup(levels.clamp_(0, 255).to(torch.uint8)[:, None])
 
 
-def _posterize(part: Part, amount: Floats, fill: Color) -> None:
-    """Clears bits, the lowest ones."""
+def _posterize(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Clears the `amount` lowest bits."""
     mask = 256 - 2 ** amount.astype(np.int64)
-    _tables(part, _LEVELS.astype(np.int64) & mask[:, None])
+    _lookup(selection, _LEVELS.astype(np.int64) & mask[:, None])
 
 
-def _solarize(part: Part, amount: Floats, fill: Color) -> None:
-    """Inverts what is as bright as a gray level, or brighter."""
-    _tables(part, np.where(amount[:, None] <= _LEVELS, 255 - _LEVELS, _LEVELS))
+def _solarize(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Inverts levels at or above the amount."""
+    _lookup(selection, np.where(amount[:, None] <= _LEVELS, 255 - _LEVELS, _LEVELS))
 
 
-def invert_from(part: Part, threshold: float) -> None:
-    """Inverts what is as bright as the threshold, a gray level, or brighter."""
-    _solarize(part, np.full(len(part), threshold), BLACK)
+def invert_from(selection: Selection, threshold: float) -> None:
+    """Inverts levels at or above the threshold."""
+    _solarize(selection, np.full(len(selection), threshold), BLACK)
 
 
-def _invert(part: Part, amount: Floats, fill: Color) -> None:
-    invert_from(part, 0)
+def _invert(selection: Selection, amount: Floats, fill: Color) -> None:
+    invert_from(selection, 0)
 
 
-def _solarize_add(part: Part, amount: Floats, fill: Color) -> None:
-    """Brightens what is in the darker half."""
-    _tables(part, np.where(_LEVELS < 128, _LEVELS + amount[:, None], _LEVELS))
+def _solarize_add(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Adds the amount to levels below 128."""
+    _lookup(selection, np.where(_LEVELS < 128, _LEVELS + amount[:, None], _LEVELS))
 
 
-def _tables(part: Part, tables: NDArray[np.generic]) -> None:
-    """Looks up tables that the host makes: (n, 256)."""
+def _lookup(selection: Selection, tables: NDArray[np.generic]) -> None:
+    """Applies lookup tables computed on the host: (n, 256)."""
     levels = torch.from_numpy(tables.clip(0, 255).astype(np.uint8)[:, None])
-    part.lookup(levels.to(part.images.device, non_blocking=True))
+    selection.lookup(levels.to(selection.images.device, non_blocking=True))
 
 
-def _auto_contrast(part: Part, amount: Floats, fill: Color) -> None:
-    """The darkest level to black and the brightest to white, in each channel."""
-    low, high = (found[..., None].float() for found in part.extremes())  # (n, 3, 1)
-    level = _levels(part.images.device)
+def _auto_contrast(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Stretches the levels of each channel to 0 to 255."""
+    low, high = (found[..., None].float() for found in selection.extremes())  # (n, 3, 1)
+    level = _levels(selection.images.device)
     levels = torch.where(high > low, (level - low) * (255 / (high - low)), level)
-    part.lookup(levels.clamp_(0, 255).to(torch.uint8))
+    selection.lookup(levels.clamp_(0, 255).to(torch.uint8))
 
 
-def _equalize(part: Part, amount: Floats, fill: Color) -> None:
-    """Pillow's table, in which each output level holds about as many pixels."""
-    counts = part.histogram()  # (n, 3, 256)
-    level = _levels(part.images.device)
-    brightest = torch.where(counts > 0, level, 0).argmax(2, keepdim=True)  # the brightest level that occurs
-    step = (part.images[0, 0].numel() - counts.gather(2, brightest)) // 255
+def _equalize(selection: Selection, amount: Floats, fill: Color) -> None:
+    """Histogram equalization of each channel, as in Pillow."""
+    counts = selection.histogram()  # (n, 3, 256)
+    level = _levels(selection.images.device)
+    brightest = torch.where(counts > 0, level, 0).argmax(2, keepdim=True)  # highest level that occurs
+    step = (selection.images[0, 0].numel() - counts.gather(2, brightest)) // 255
     below = counts.cumsum(2, dtype=torch.int32) - counts
     levels = torch.where(step > 0, (below + step // 2) // step.clamp(min=1), level)
-    part.lookup(levels.clamp_(0, 255).to(torch.uint8))
+    selection.lookup(levels.clamp_(0, 255).to(torch.uint8))
 
 
 _LEVELS = np.arange(256, dtype=np.float32)
@@ -271,6 +272,6 @@ OPERATIONS: dict[str, Operation] = {
     "Invert": _invert,
     "SolarizeAdd": _solarize_add,
 }
-_PLACE = {name: place for place, name in enumerate(OPERATIONS)}
-TORCHVISIONS = list(OPERATIONS)[:14]  # in torchvision's order
-TIMMS = [name for name in OPERATIONS if name != "Identity"]  # its _RAND_INCREASING_TRANSFORMS
+_INDEX = {name: index for index, name in enumerate(OPERATIONS)}
+TORCHVISION_OPERATIONS = list(OPERATIONS)[:14]  # in torchvision's order
+TIMM_OPERATIONS = [name for name in OPERATIONS if name != "Identity"]  # timm's _RAND_INCREASING_TRANSFORMS

@@ -1,13 +1,14 @@
-"""Checkpoints on disk: a folder with its final name is whole, and what is loaded is what was saved, to the last bit.
+"""The on-disk format of checkpoints: atomic to write, checked with checksums when read.
 
     checkpoints/step-00012345/
-      manifest.json   what is where, with a digest of each tensor; its first line is the digest of the rest
+      manifest.json   the layout and a CRC-32 checksum of each tensor; its first line is the checksum of the rest
       part-000.bin    the bytes of the tensors that rank 0 wrote, one after the other
       part-001.bin    those that rank 1 wrote, ...
 
-The parts are written beside the final name, in `step-00012345.tmp`, and synced to the disk; then comes the manifest,
-then the rename.  `torch.load` and `torch.distributed.checkpoint` load flipped bytes without a word; here every digest
-is checked.  No torch at import: the process that writes must start at once.
+A save writes the parts to `step-00012345.tmp` and syncs them to disk, then writes the manifest, then renames the folder
+to its final name, so that a folder with a final name is always complete.  `torch.load` and
+`torch.distributed.checkpoint` load flipped bytes without an error; here every checksum is verified.  This module does
+not import torch, so that the writer process starts quickly.
 """
 
 import json
@@ -22,140 +23,142 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from vit.run.disk_errors import DAMAGE
+from vit.run.disk_errors import DAMAGED_FILE_ERRORS
 from vit.run.fsync import fsync
 
-Layout = Mapping[str, dict[str, Any]]  # of each tensor its dtype, shape, part, offset in the part, and bytes
+Layout = Mapping[str, dict[str, Any]]  # for each tensor: dtype, shape, part, offset in the part, and bytes
 FORMAT = "vit-checkpoint-2"
 
 
 class DamagedCheckpointError(RuntimeError):
-    """A checkpoint whose bytes are not those that were written.  The message names the file and the place."""
+    """A checkpoint does not hold the bytes that were written.  The message names the file and the tensor."""
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of a step's checkpoint."""
+    """The folder name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def write_part(folder: Path, step: int, part: int, data: memoryview, sizes: Sequence[int]) -> list[int]:
-    """Writes one rank's part, durably, and returns the digests of its tensors, which are `sizes` bytes each.
+    """Writes and syncs one rank's part; returns the checksums of its tensors, which have `sizes` bytes each.
 
     Raises OSError if the disk is full or cannot be written.
     """
-    aside = folder / f"{checkpoint_name(step)}.tmp"
-    aside.mkdir(parents=True, exist_ok=True)
-    with (aside / _part(part)).open("wb", buffering=0) as file, ThreadPoolExecutor(1) as disk:
-        _write(file.fileno(), data)
-        synced = disk.submit(os.fsync, file.fileno())
-        digests = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
-        synced.result()
-    return digests
+    temporary = folder / f"{checkpoint_name(step)}.tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    with (temporary / _part_name(part)).open("wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        _write_all(file.fileno(), data)
+        sync = thread.submit(os.fsync, file.fileno())
+        checksums = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        sync.result()
+    return checksums
 
 
 def commit(
     folder: Path,
     step: int,
     layout: Layout,
-    digests: Sequence[Sequence[int]],
-    about: Mapping[str, Any],
+    checksums: Sequence[Sequence[int]],
+    metadata: Mapping[str, Any],
     logs: Sequence[Path] = (),
 ) -> Path:
-    """Gives a checkpoint whose parts are all written its manifest and its final name, and returns it.
+    """Writes the manifest of a checkpoint whose parts are all written, renames the folder, and returns its final path.
 
-    `digests` are those of each part's tensors, in the layout's order; `about` is kept as it is; `logs`, which tell of
-    the steps up to here, are synced before: they are never behind, even if the machine crashes.  Raises OSError.  A
-    checkpoint that is there already is never touched.
+    `checksums` are those of each part's tensors, in the layout's order.  `metadata` is stored as it is.  `logs` are
+    synced before the rename, so that they cover all steps up to this one even if the machine crashes.  Raises OSError.
+    An existing checkpoint of the same step is left untouched.
     """
-    aside, final = folder / f"{checkpoint_name(step)}.tmp", folder / checkpoint_name(step)
+    temporary, final = folder / f"{checkpoint_name(step)}.tmp", folder / checkpoint_name(step)
     if final.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         return final
-    left = [iter(part) for part in digests]
+    remaining = [iter(part) for part in checksums]
     manifest = {
         "format": FORMAT,
         "step": step,
-        "about": dict(about),
+        "about": dict(metadata),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "tensors": {tensor: entry | {"crc32": next(left[entry["part"]])} for tensor, entry in layout.items()},
+        "tensors": {tensor: entry | {"crc32": next(remaining[entry["part"]])} for tensor, entry in layout.items()},
     }
     text = json.dumps(manifest, indent=1).encode()
-    with (aside / "manifest.json").open("wb", buffering=0) as file:
-        _write(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
+    with (temporary / "manifest.json").open("wb", buffering=0) as file:
+        _write_all(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
         os.fsync(file.fileno())
-    fsync(aside)
+    fsync(temporary)
     for log in logs:
         if log.exists():
             fsync(log)
-    aside.rename(final)
+    temporary.rename(final)
     fsync(folder)
-    fsync(folder.parent)  # where the folder's own name may be new
+    fsync(folder.parent)  # the entry of `folder` itself may be new
     return final
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.  Raises DamagedCheckpointError, and ValueError for another format."""
-    with _readable(checkpoint / "manifest.json"):
-        digest, _, text = (checkpoint / "manifest.json").read_bytes().partition(b"\n")
-    if b"%08x" % zlib.crc32(text) != digest:
-        raise DamagedCheckpointError(f"{checkpoint}/manifest.json is not what was written")
+    """Reads the manifest of a checkpoint.  Raises DamagedCheckpointError, or ValueError for another format."""
+    path = checkpoint / "manifest.json"
+    with _io_errors_as_damage(path):
+        checksum, _, text = path.read_bytes().partition(b"\n")
+    if b"%08x" % zlib.crc32(text) != checksum:
+        raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match")
     manifest: dict[str, Any] = json.loads(text)
     if manifest["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {manifest['format']!r}; {FORMAT} is known")
+        raise ValueError(f"{checkpoint} has format {manifest['format']!r}, but this version reads only {FORMAT}")
     return manifest
 
 
 def read_tensors(
     checkpoint: Path, manifest: Mapping[str, Any], from_disk: bool = False
 ) -> Iterator[tuple[str, bytearray]]:
-    """The bytes of each tensor, all digests checked.  Raises DamagedCheckpointError.
+    """Yields the name and the bytes of each tensor after verifying its checksum.  Raises DamagedCheckpointError.
 
-    `from_disk` has the kernel forget what it remembers of the files, as far as it can.
+    `from_disk` asks the kernel to drop its page cache of the files first, so that the disk itself is read.
     """
     parts: dict[int, dict[str, Any]] = {}
     for tensor, entry in manifest["tensors"].items():
         parts.setdefault(entry["part"], {})[tensor] = entry
     for part, tensors in parts.items():
-        path, size = checkpoint / _part(part), sum(entry["bytes"] for entry in tensors.values())
-        with _readable(path), path.open("rb", buffering=0) as file:
+        path, expected_size = checkpoint / _part_name(part), sum(entry["bytes"] for entry in tensors.values())
+        with _io_errors_as_damage(path), path.open("rb", buffering=0) as file:
             if from_disk:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise DamagedCheckpointError(f"{path} has {found:,} bytes, not {size:,}")
+            size = os.fstat(file.fileno()).st_size
+            if size != expected_size:
+                raise DamagedCheckpointError(f"{path} has {size:,} bytes instead of {expected_size:,}")
             for tensor, entry in tensors.items():
                 data = bytearray(entry["bytes"])
-                _read(file.fileno(), memoryview(data), entry["offset"])
+                _read_all(file.fileno(), memoryview(data), entry["offset"])
                 if zlib.crc32(data) != entry["crc32"]:
-                    place = f"{tensor}, {entry['bytes']:,} bytes at {entry['offset']:,}"
-                    raise DamagedCheckpointError(f"{path}: {place}, is damaged")
+                    place = f"{tensor}, {entry['bytes']:,} bytes at offset {entry['offset']:,}"
+                    raise DamagedCheckpointError(f"{path}: {place}, is damaged: its checksum does not match")
                 yield tensor, data
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first; half-made and damaged ones have other names."""
+    """The checkpoints of a run, newest first; without partial and quarantined ones, which have other names."""
     return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint is of."""
+    """The step number of a checkpoint."""
     return int(checkpoint.name[5:])
 
 
 def quarantine(checkpoint: Path, error: DamagedCheckpointError) -> str:
-    """Renames a damaged checkpoint, so that it never comes back, and returns a message for the log."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged-{time.time_ns() // 1_000_000}")
+    """Renames a damaged checkpoint so that it is not loaded again; returns a message for the log."""
+    quarantined = checkpoint.with_name(f"{checkpoint.name}.damaged-{time.time_ns() // 1_000_000}")
     try:
-        checkpoint.rename(aside)
+        checkpoint.rename(quarantined)
     except OSError as problem:
-        return f"{error}; it cannot be set aside: {problem.strerror}"
-    return f"{error}; set aside as {aside.name}"
+        return f"{error}; it cannot be quarantined: {problem.strerror}"
+    return f"{error}; quarantined as {quarantined.name}"
 
 
 def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> str | None:
-    """Removes all but the `keep` newest checkpoints and those of `protected` steps, if the newest is whole on the disk.
+    """Removes all but the `keep` newest checkpoints and those of `protected` steps.
 
-    If it is damaged it is set aside, nothing is removed, and a message says so.
+    The newest one is first read back from disk.  If it is damaged, it is quarantined, nothing is removed, and a message
+    is returned.
     """
     found = find_checkpoints(folder)
     for newest in found[:1]:
@@ -166,53 +169,53 @@ def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> str | Non
             return quarantine(newest, error)
     for old in found[keep:]:
         if step_of(old) not in protected:
-            # Renamed first: a kill in the middle of the removal leaves no checkpoint that looks whole.
+            # Renamed first: if the removal is interrupted, what is left does not look like a complete checkpoint.
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
     return None
 
 
 def discard(folder: Path, step: int) -> None:
-    """Removes what a save of this step that failed left behind."""
+    """Removes the partial files of a failed save."""
     shutil.rmtree(folder / f"{checkpoint_name(step)}.tmp", ignore_errors=True)
 
 
-def clean(folder: Path) -> None:
-    """Removes what saves and removals left behind that were killed or failed."""
-    for left in folder.glob("step-*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+def remove_partial_saves(folder: Path) -> None:
+    """Removes what interrupted or failed saves and removals left behind."""
+    for partial in folder.glob("step-*.tmp"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any], accepted: list[str]) -> list[str]:
-    """What a resumed run would change of the recipe or the data, a line each; names in `accepted` may change."""
-    nothing = object()
+def recipe_differences(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: list[str]) -> list[str]:
+    """The settings that a resumed run would change, one line each, without those named in `allowed`."""
+    absent = object()
     return [
         f"{name}: {saved.get(name, '(absent)')} in the checkpoint, {current.get(name, '(absent)')} now"
         for name in sorted({*saved, *current})
-        if saved.get(name, nothing) != current.get(name, nothing) and name not in accepted
+        if saved.get(name, absent) != current.get(name, absent) and name not in allowed
     ]
 
 
-def _part(number: int) -> str:
-    return f"part-{number:03d}.bin"
+def _part_name(part: int) -> str:
+    return f"part-{part:03d}.bin"
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Tells damage from a file system that is only out of order: that one may be well again at the next attempt."""
+def _io_errors_as_damage(path: Path) -> Iterator[None]:
+    """Raises DamagedCheckpointError for I/O errors that mean damage; others may go away, and are raised unchanged."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DAMAGE:
+        if error.errno not in DAMAGED_FILE_ERRORS:
             raise
         raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read(file: int, data: memoryview, offset: int) -> None:
+def _read_all(file: int, data: memoryview, offset: int) -> None:
     while data and (count := os.preadv(file, [data], offset)):
         data, offset = data[count:], offset + count
 
 
-def _write(file: int, data: memoryview) -> None:
-    """All of it: a signal or a disk that is nearly full may take a part."""
+def _write_all(file: int, data: memoryview) -> None:
+    """Repeats short writes, which a signal or a nearly full disk can cause."""
     while data:
         data = data[os.write(file, data) :]

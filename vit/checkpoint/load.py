@@ -12,13 +12,13 @@ from vit.checkpoint.format import read_manifest, read_tensors
 
 
 def as_tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
-    """The tensor that the bytes of an entry are: (bytes,) -> entry's shape and dtype.  A view, no copy."""
+    """Views bytes as the tensor that a layout entry describes, without a copy: (bytes,) -> entry's shape and dtype."""
     count, dtype = math.prod(entry["shape"]), getattr(torch, entry["dtype"])
     return data[: count * dtype.itemsize].view(dtype).view(entry["shape"])
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint, in main memory, and its manifest.  Raises DamagedCheckpointError."""
+    """Reads the tensors of a checkpoint, on the CPU, and its manifest.  Raises DamagedCheckpointError."""
     manifest = read_manifest(checkpoint)
     tensors = {}
     for tensor, data in read_tensors(checkpoint, manifest):

@@ -1,4 +1,4 @@
-"""Reads weights from run folders, checkpoints, and the files of torchvision, timm and DeiT."""
+"""Reads weights from run folders, checkpoints, and files of torchvision, timm and DeiT."""
 
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,23 @@ from vit.run.folder import RunFolder
 
 
 def read_weights(path: Path) -> Tensors:
-    """Weights under our names, from a run folder, a checkpoint, a .safetensors file or one that `torch.save` wrote.
+    """Weights under this project's names, from a run folder, a checkpoint, a .safetensors or a `torch.save` file.
 
-    Of a run, the newest whole checkpoint; of a checkpoint, the averaged weights if it has any.  Raises ValueError that
-    names the file and what is wrong with it.
+    Reads the newest intact checkpoint of a run, and the EMA of the weights if a checkpoint has one.  Raises ValueError
+    that names the file and the problem.
     """
     path = path.expanduser()
     if path.is_dir():
         tensors, _, _ = read_checkpoint(path)
-        room = "average." if any(name.startswith("average.") for name in tensors) else "model."
-        return {name.removeprefix(room): tensor for name, tensor in tensors.items() if name.startswith(room)}
+        prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
-        loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # unpicklers fail in many ways on what was never pickled
+    except Exception as error:  # unpickling a file that is no pickle can raise almost anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} holds no weights ({reason})") from None
+        raise ValueError(f"{path} contains no weights ({reason})") from None
     if "patches.proj.weight" in loaded:
         return loaded
     if "conv_proj.weight" in loaded:
@@ -38,13 +38,15 @@ def read_weights(path: Path) -> Tensors:
     if "patch_embed.proj.weight" in loaded:
         return from_timm(loaded)
     names = ", ".join(list(loaded)[:3]) or "nothing"
-    raise ValueError(f"{path} is no Vision Transformer of torchvision, timm, DeiT or this project: it holds {names} …")
+    raise ValueError(
+        f"{path} is not a Vision Transformer of torchvision, timm, DeiT or this project: it contains {names} …"
+    )
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
-    """Tensors, what was saved beside them, and where: of a checkpoint, or of a run's newest whole one.
+    """Reads a checkpoint, or the newest intact one of a run: its tensors, its metadata with the step, and its path.
 
-    Nothing in the folder is touched, so that it may belong to a run that goes on.  Raises ValueError.
+    Does not modify the folder, which may belong to a run in progress.  Raises ValueError.
     """
     run = RunFolder(path).checkpoints
     candidates = find_checkpoints(run) if run.is_dir() else [path]
@@ -56,14 +58,14 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
             problems.append(str(error))
         else:
             return tensors, manifest["about"] | {"step": manifest["step"]}, candidate
-    raise ValueError(f"{path} has no whole checkpoint" + (f": {problems[0]}" if problems else ""))
+    raise ValueError(f"{path} has no intact checkpoint" + (f": {problems[0]}" if problems else ""))
 
 
-def _unpickled(path: Path) -> Tensors:
+def _load_pickle(path: Path) -> Tensors:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for room in ("model", "state_dict"):  # DeiT and others keep their optimizer beside them
-        if isinstance(loaded, dict) and isinstance(loaded.get(room), dict):
-            loaded = loaded[room]
+    for key in ("model", "state_dict"):  # DeiT and others store the optimizer next to the weights
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise TypeError("no state dict")
+        raise TypeError("not a state dict")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

@@ -1,4 +1,4 @@
-"""Takes over a run where its newest whole checkpoint left it, on any number of ranks."""
+"""Restores a run from its newest intact checkpoint, on any number of ranks."""
 
 import platform
 from collections.abc import Mapping
@@ -10,57 +10,62 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vit.checkpoint.format import DamagedCheckpointError, clean, differences, find_checkpoints, quarantine
+from vit.checkpoint.format import (
+    DamagedCheckpointError,
+    find_checkpoints,
+    quarantine,
+    recipe_differences,
+    remove_partial_saves,
+)
 from vit.checkpoint.load import load_checkpoint
-from vit.checkpoint.skipped_steps import recipe_digest
+from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
-Loaded = tuple[Path, dict[str, Tensor], dict[str, Any]]  # a checkpoint, its tensors and its manifest
+LoadedCheckpoint = tuple[Path, dict[str, Tensor], dict[str, Any]]  # its path, tensors and manifest
 
 
 def resume(
-    run: RunFolder, world: World, state: TrainState, recipe: Mapping[str, Any], accepted: list[str]
+    run: RunFolder, world: World, state: TrainState, recipe: Mapping[str, Any], allowed_changes: list[str]
 ) -> int | None:
-    """Restores the newest whole checkpoint and returns its step; None if there is none.
+    """Restores the newest intact checkpoint and returns its step; None if there is none.
 
-    The state also knows from here on which steps this recipe is to skip.  Raises ValueError for another recipe, unless
-    all that differs is `accepted`.
+    Also adds to the state the steps that the ledger says to skip under this recipe.  Raises ValueError if the recipe
+    differs from the checkpoint's in more than `allowed_changes`.
     """
-    written: list[set[int]] = [set()]
+    skipped: list[set[int]] = [set()]
     if world.rank == 0:
-        written = [
-            {e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == recipe_digest(recipe)}
-        ]
-    dist.broadcast_object_list(written)
-    state.skipped |= written[0]
-    found = newest_whole_checkpoint(run, world)
+        checksum = recipe_checksum(recipe)
+        skipped = [{e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == checksum}]
+    dist.broadcast_object_list(skipped)
+    state.skipped |= skipped[0]
+    found = newest_intact_checkpoint(run, world)
     if found is None:
         return None
     path, tensors, manifest = found
-    # A setting that is younger than the checkpoint has, as its default, what was done before there was a choice.
+    # A setting that was added after the checkpoint was written has its default, which is what was done before.
     saved = schema.recipe(schema.Config()) | manifest["about"]["recipe"]
-    changed = differences(saved, recipe, accepted)
-    if changed:
+    changes = recipe_differences(saved, recipe, allowed_changes)
+    if changes:
         raise ValueError(
-            f"{path} is of another run:\n  " + "\n  ".join(changed) + "\nStart in a new folder, or "
-            "accept the change with --override-resume " + " ".join(c.split(":")[0] for c in changed)
+            f"{path} was written with other settings:\n  " + "\n  ".join(changes) + "\nUse a new run folder, or "
+            "accept the changes with --override-resume " + " ".join(change.split(":")[0] for change in changes)
         )
     state.restore(manifest["step"], tensors, manifest["about"])
     return state.step
 
 
-def newest_whole_checkpoint(run: RunFolder, world: World) -> Loaded | None:
-    """The newest checkpoint that every rank has read and found whole; damaged ones are set aside and named."""
-    found: list[list[Path]] = [[]]
+def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint | None:
+    """The newest checkpoint that every rank could read without errors; damaged ones are quarantined and reported."""
+    candidates: list[list[Path]] = [[]]
     if world.rank == 0:
-        clean(run.checkpoints)
-        found = [find_checkpoints(run.checkpoints)]
-    dist.broadcast_object_list(found)
-    for path in found[0]:
+        remove_partial_saves(run.checkpoints)
+        candidates = [find_checkpoints(run.checkpoints)]
+    dist.broadcast_object_list(candidates)
+    for path in candidates[0]:
         problems: list[str | None] = [None] * world.size
         problem, loaded = None, None
         try:
@@ -79,13 +84,13 @@ def newest_whole_checkpoint(run: RunFolder, world: World) -> Loaded | None:
 
 
 def initialize_weights(run: RunFolder, world: World, state: TrainState, source: str) -> None:
-    """Starts from weights of elsewhere.  Once there is a checkpoint, a resumed run needs them no more."""
-    said = state.start_from(Path(source))
+    """Loads pretrained weights (`init_from`) and records it; not needed once the run has a checkpoint."""
+    report = state.load_initial_weights(Path(source))
     if world.rank == 0:
-        run.record("initialized", source=source, weights=said)
-        show(f"{source}: {'; '.join(said)}", lasting=True)
+        run.record("initialized", source=source, weights=report)
+        show(f"{source}: {'; '.join(report)}", lasting=True)
 
 
 def versions() -> dict[str, str]:
-    """What this process computes with, which a checkpoint remembers."""
+    """The versions of Python and of the libraries in use, for a checkpoint's metadata."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}

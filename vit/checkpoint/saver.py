@@ -1,8 +1,8 @@
-"""Saves a run while it goes on: when, what is kept, and what happens if the disk does not want it.
+"""Saves checkpoints while training continues: when to save, what to keep, and what to do if the disk fails.
 
-At a step boundary each rank copies its share of the state aside, and trains on while its writer writes it.  Once all
-ranks know that all parts are on the disk, rank 0's writer gives the checkpoint its manifest and its name, reads it
-back, and only then removes old ones.
+At a step boundary each rank copies its part of the state to memory, and trains on while its writer process writes the
+copy.  Once all ranks know that all parts are on disk, rank 0's writer commits the checkpoint (manifest, rename), reads
+it back, and only then removes old checkpoints.
 """
 
 import math
@@ -14,43 +14,45 @@ from typing import Any
 
 import torch.distributed as dist
 
-from vit.checkpoint.snapshot import Snapshot, lay_out
+from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
-from vit.checkpoint.writer import Answer, Writer
+from vit.checkpoint.writer import TaskResult, Writer
 from vit.config.schema import CheckpointConfig
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
-SHORTEST, LONGEST = 60.0, 1800.0  # seconds between two checkpoints, where they are chosen
+MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 60.0, 1800.0  # bounds of the automatic checkpoint interval
 
 
-def interval(cost: float, between_failures: float) -> float:
-    """Seconds between two checkpoints that waste the least time, if each costs `cost` seconds of training.
+def optimal_interval(cost: float, mean_time_between_failures: float) -> float:
+    """The checkpoint interval (seconds) that wastes the least time, if a checkpoint costs `cost` seconds of training.
 
     Daly 2006, https://doi.org/10.1016/j.future.2004.11.016; its first term is the formula of Young 1974,
-    https://doi.org/10.1145/361147.361115.  Within bounds, as both seconds are estimates.
+    https://doi.org/10.1145/361147.361115.  Clamped to bounds, as both arguments are estimates.
     """
-    x = cost / (2 * between_failures)
-    best = math.sqrt(2 * cost * between_failures) * (1 + math.sqrt(x) / 3 + x / 9) - cost if x < 1 else LONGEST
-    return min(max(best, SHORTEST), LONGEST)
+    x = cost / (2 * mean_time_between_failures)
+    young = math.sqrt(2 * cost * mean_time_between_failures)
+    best = young * (1 + math.sqrt(x) / 3 + x / 9) - cost if x < 1 else MAX_INTERVAL_SECONDS
+    return min(max(best, MIN_INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
 
 
 @dataclass
 class _Save:
     step: int | None
-    about: Mapping[str, Any] = field(default_factory=dict)
-    before: int | None = None  # the step that was safe before this one was
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    previous_step: int | None = None  # the newest saved step before this one was committed
     started: float = field(default_factory=time.monotonic)
-    stall: float = 0.0  # seconds that training stood still
-    cpu_seconds: float = 0.0  # that the writer took
+    stall: float = 0.0  # seconds that training waited
+    cpu_seconds: float = 0.0  # CPU time of the writer
 
 
 class Saver:
-    """One rank's part in saving a run.  Every rank calls `save`, `advance`, `finish` and `secure` at the same steps.
+    """One rank's part in saving a run.
 
-    One save is under way at a time.  Rank 0 decides and tells: `about` is what a checkpoint holds beside the tensors,
-    `protected` the steps that are never pruned, and `safe` the newest step that can be resumed.
+    Collective: all ranks must call `save`, `advance`, `finish` and `save_before_exit` at the same steps.  One save is
+    in progress at a time.  Rank 0 decides when to save and what to keep: `metadata` returns what a checkpoint stores
+    in addition to the tensors, `protected` the steps that are never pruned.  `saved_step` is the newest committed step.
     """
 
     def __init__(
@@ -59,187 +61,191 @@ class Saver:
         world: World,
         cfg: CheckpointConfig,
         state: TrainState,
-        about: Callable[[], Mapping[str, Any]],
+        metadata: Callable[[], Mapping[str, Any]],
         protected: Callable[[], set[int]],
-        safe: int | None = None,
+        saved_step: int | None = None,
     ) -> None:
-        self.run, self.world, self.cfg, self.state, self.safe = run, world, cfg, state, safe
-        self.about, self.protected = about, protected
-        self.layout = lay_out(state.tensors(), world.size)
+        self.run, self.world, self.cfg, self.state, self.saved_step = run, world, cfg, state, saved_step
+        self.metadata, self.protected = metadata, protected
+        self.layout = make_layout(state.tensors(), world.size)
         self.snapshot = Snapshot(self.layout, world.rank, world.device)
-        self.writer = Writer(self.snapshot.memory, self.snapshot.size)
+        self.writer = Writer(self.snapshot.fd, self.snapshot.num_bytes)
         self.writer.start()
-        self.begun = 0  # saves begun, by all ranks
-        self.written = 0  # those whose part this rank has written, or failed to
-        self._collected = 0  # those of which all ranks know what came of their parts
-        self.undecided = 0  # rank 0: those of which all parts are there, but which have neither a name nor failed
-        self._save = _Save(safe)  # the newest one
+        self.saves_started = 0  # the same on all ranks
+        self.parts_written = 0  # by this rank, including those that failed
+        self._parts_gathered = 0  # saves of which all ranks know the results of all parts
+        self.pending_commits = 0  # rank 0: saves whose parts are gathered, but that are neither committed nor failed
+        self._save = _Save(saved_step)  # the newest save
         self._copying = False
-        self._part = Answer()  # what came of this rank's part of it
-        self._failure: Answer | None = None  # of the newest save, unless that is safe
-        self._failures = 0
-        self._unpruned = False
-        self._late = False
-        self.every = 60 * cfg.every_minutes or SHORTEST  # seconds
+        self._part_result = TaskResult()  # of this rank's part of the newest save
+        self._last_failure: TaskResult | None = None  # cleared by the next successful save
+        self._failure_count = 0
+        self._pruning_error_shown = False
+        self._delay_noted = False
+        self.interval = 60 * cfg.every_minutes or MIN_INTERVAL_SECONDS  # seconds
 
     @property
     def due(self) -> bool:
-        """Whether rank 0's clock asks for a save; the others follow it.  One that is still being written delays it."""
-        past = time.monotonic() - self._save.started
-        if self.world.rank != 0 or past < self.every:
+        """Whether rank 0 asks for a save now; False on other ranks.  A save that is still being written delays it."""
+        elapsed = time.monotonic() - self._save.started
+        if self.world.rank != 0 or elapsed < self.interval:
             return False
-        busy = self.begun > self._collected or self.writer.busy
-        if busy and not self._late:
-            self.run.note("checkpoint delayed", behind=self._save.step, seconds=round(past, 3))
-        self._late = busy
+        busy = self.saves_started > self._parts_gathered or self.writer.busy
+        if busy and not self._delay_noted:
+            self.run.note("checkpoint delayed", behind=self._save.step, seconds=round(elapsed, 3))
+        self._delay_noted = busy
         return not busy
 
     def save(self) -> None:
-        """Copies this step aside, to be written while training goes on; not twice.
+        """Starts to save the current step, unless that is done already; training may continue.
 
-        A part that is still being written is waited for.
+        Waits for a part that is still being written.
         """
         if self._save.step != self.state.step:
-            self._collect()
-            self._begin()
+            self._gather_parts()
+            self._start_save()
 
-    def advance(self, written: int) -> None:
-        """Goes on with what is under way, without waiting.  `written` is the least of all ranks' `written`, agreed."""
+    def advance(self, parts_written: int) -> None:
+        """Continues the save in progress without waiting.  `parts_written` is the minimum over all ranks."""
         self._poll()
-        if written > self._collected:
-            self._collect()
+        if parts_written > self._parts_gathered:
+            self._gather_parts()
 
     def finish(self) -> int | None:
-        """Waits until the save under way is safe, or has failed; returns the newest safe step, on all ranks."""
-        self._collect()
-        while self.undecided:
+        """Waits until the save in progress is committed or has failed; returns the newest saved step, on all ranks."""
+        self._gather_parts()
+        while self.pending_commits:
             self._poll(wait=True)
-        told = [(self.safe, self._failure)]
-        dist.broadcast_object_list(told)
-        self.safe, self._failure = told[0]
-        return self.safe
+        shared = [(self.saved_step, self._last_failure)]
+        dist.broadcast_object_list(shared)
+        self.saved_step, self._last_failure = shared[0]
+        return self.saved_step
 
-    def secure(self) -> str | None:
-        """Saves this step before the run leaves; a message if that failed, which names the newest safe step.
+    def save_before_exit(self) -> str | None:
+        """Saves the current step and waits for it.  Returns None, or a message with the newest saved step if it failed.
 
-        Where there is no room, checkpoints that would be pruned next go first.
+        If the disk is full, removes the checkpoints that would be pruned next, and tries once more.
         """
         if self.finish() != self.state.step:
-            self._begin()
-        if self.finish() != self.state.step and self._failure is not None and self._failure.no_room:
+            self._start_save()
+        if self.finish() != self.state.step and self._last_failure is not None and self._last_failure.disk_full:
             if self.world.rank == 0:
-                self.writer.ask(partial(self._tidied, self._save), "prune", self.run.checkpoints, 1, self.protected())
-                self.settle()
+                on_pruned = partial(self._on_pruned, self._save)
+                self.writer.submit(on_pruned, "prune", self.run.checkpoints, 1, self.protected())
+                self.wait_until_pruned()
             dist.barrier()
-            self._begin()
+            self._start_save()
             self.finish()
-        if self.safe == self.state.step:
+        if self.saved_step == self.state.step:
             return None
-        assert self._failure is not None
-        return f"step {self.state.step:,} is not saved: {self._failure.error}; {self._safe_step()}"
+        assert self._last_failure is not None
+        return f"step {self.state.step:,} is not saved: {self._last_failure.error}; {self._newest_saved()}"
 
-    def rolled_back(self, safe: int | None) -> None:
-        """The state is that of the newest safe step again, or of the beginning.  After `finish` and `settle`."""
-        self.safe, self._save = safe, _Save(safe)
+    def reset_to(self, saved_step: int | None) -> None:
+        """Must be called after a rollback to a saved step (None: step 0), after `finish` and `wait_until_pruned`."""
+        self.saved_step, self._save = saved_step, _Save(saved_step)
 
-    def protect(self) -> None:
-        """Must be called before the state changes: what is still being copied of it is waited for."""
-        self.snapshot.protect()
+    def wait_for_copy(self) -> None:
+        """Must be called before the state changes: waits for the copy of the state in progress."""
+        self.snapshot.wait_for_copy()
 
-    def settle(self) -> None:
-        """Waits until the newest checkpoint is read back and old ones are removed."""
+    def wait_until_pruned(self) -> None:
+        """Waits until the newest checkpoint is verified and old ones are removed."""
         while self.writer.busy:
             self.writer.poll(wait=True)
 
     def close(self) -> None:
-        """Ends the writer, at once."""
-        if self._failures and self.world.rank == 0:
-            show(f"{self._failures:,} saves failed on the way, see {self.run.ledger}", lasting=True)
+        """Kills the writer and releases the snapshot."""
+        if self._failure_count and self.world.rank == 0:
+            show(f"{self._failure_count:,} saves failed during this run; see {self.run.ledger}", lasting=True)
         self.writer.close()
         self.snapshot.close()
 
-    def _begin(self) -> None:
+    def _start_save(self) -> None:
         start = time.perf_counter()
-        self.begun, self._late = self.begun + 1, False
-        self._save = _Save(self.state.step, self.about() if self.world.rank == 0 else {})
-        self.snapshot.take(self.state.tensors())
+        self.saves_started, self._delay_noted = self.saves_started + 1, False
+        self._save = _Save(self.state.step, self.metadata() if self.world.rank == 0 else {})
+        self.snapshot.start_copy(self.state.tensors())
         self._copying = True
         self._poll()
         self._save.stall += time.perf_counter() - start
 
     def _poll(self, wait: bool = False) -> None:
-        if self._copying and self.snapshot.taken(wait):
+        """Submits the part to the writer once it is copied, and handles results of the writer."""
+        if self._copying and self.snapshot.is_copied(wait):
             self._copying = False
-            place = self.run.checkpoints, self._save.step, self.world.rank, self.snapshot.sizes
-            self.writer.ask(self._wrote, "write", *place)
+            args = self.run.checkpoints, self._save.step, self.world.rank, self.snapshot.sizes
+            self.writer.submit(self._on_part_written, "write", *args)
         self.writer.poll(wait)
 
-    def _wrote(self, answer: Answer) -> None:
-        self._part = answer
-        self._save.cpu_seconds += answer.cpu_seconds
-        self.written += 1
+    def _on_part_written(self, result: TaskResult) -> None:
+        self._part_result = result
+        self._save.cpu_seconds += result.cpu_seconds
+        self.parts_written += 1
 
-    def _collect(self) -> None:
-        """Tells all ranks what came of all parts; rank 0 has the checkpoint named, if they are all there."""
-        if self.begun == self._collected:
+    def _gather_parts(self) -> None:
+        """Gathers the results of all parts on all ranks; rank 0 then has the checkpoint committed, or discarded."""
+        if self.saves_started == self._parts_gathered:
             return
-        while self.written < self.begun:
+        while self.parts_written < self.saves_started:
             self._poll(wait=True)
         start, save = time.perf_counter(), self._save
-        parts: list[Answer] = [Answer()] * self.world.size
-        dist.all_gather_object(parts, self._part)
-        self._collected += 1
+        parts: list[TaskResult] = [TaskResult()] * self.world.size
+        dist.all_gather_object(parts, self._part_result)
+        self._parts_gathered += 1
         if self.world.rank == 0:
-            self.undecided += 1
+            self.pending_commits += 1
             failed = next((part for part in parts if part.error), None)
             if failed is not None:
-                self._failed(save, failed)
+                self._on_save_failed(save, failed)
             else:
                 logs = self.run.metrics, self.run.samples
-                what = self.layout, [part.result for part in parts], save.about, logs
-                self.writer.ask(partial(self._named, save), "commit", self.run.checkpoints, save.step, *what)
+                args = save.step, self.layout, [part.value for part in parts], save.metadata, logs
+                self.writer.submit(partial(self._on_committed, save), "commit", self.run.checkpoints, *args)
         save.stall += time.perf_counter() - start
 
-    def _named(self, save: _Save, answer: Answer) -> None:
-        if answer.error:
-            self._failed(save, answer)
+    def _on_committed(self, save: _Save, result: TaskResult) -> None:
+        if result.error:
+            self._on_save_failed(save, result)
             return
-        save.before, self.safe = self.safe, save.step
-        self.undecided -= 1
+        save.previous_step, self.saved_step = self.saved_step, save.step
+        self.pending_commits -= 1
         seconds = round(time.monotonic() - save.started, 3)
         self.run.note("checkpoint", step=save.step, seconds=seconds, stall=round(save.stall, 4))
-        if self._failure is not None:
-            show(f"step {save.step:,} is saved, after all", lasting=True)
-            self._failure = None
-        self.writer.ask(partial(self._tidied, save), "prune", self.run.checkpoints, self.cfg.keep, self.protected())
+        if self._last_failure is not None:
+            show(f"saving works again: step {save.step:,} is saved", lasting=True)
+            self._last_failure = None
+        args = self.run.checkpoints, self.cfg.keep, self.protected()
+        self.writer.submit(partial(self._on_pruned, save), "prune", *args)
 
-    def _tidied(self, save: _Save, answer: Answer) -> None:
-        save.cpu_seconds += answer.cpu_seconds
+    def _on_pruned(self, save: _Save, result: TaskResult) -> None:
+        save.cpu_seconds += result.cpu_seconds
         if not self.cfg.every_minutes:
-            # What the writer's core could have done instead is lost to training at most.
-            self.every = interval(save.stall + save.cpu_seconds, 3600 * self.cfg.expected_failure_hours)
-        if answer.error:
-            self.run.note("pruning failed", error=answer.error)
-            if not self._unpruned:
-                show(f"old checkpoints cannot be removed: {answer.error}", lasting=True)
-            self._unpruned = True
-        elif answer.result:
-            self.safe = save.before
-            show(answer.result, lasting=True)
-            self.run.record("damaged checkpoint", problem=answer.result)
+            # An upper bound of the cost: training could have used the writer's core.
+            cost = save.stall + save.cpu_seconds
+            self.interval = optimal_interval(cost, 3600 * self.cfg.expected_failure_hours)
+        if result.error:
+            self.run.note("pruning failed", error=result.error)
+            if not self._pruning_error_shown:
+                show(f"old checkpoints cannot be removed: {result.error}", lasting=True)
+            self._pruning_error_shown = True
+        elif result.value:  # the new checkpoint was damaged, and is quarantined
+            self.saved_step = save.previous_step
+            show(result.value, lasting=True)
+            self.run.record("damaged checkpoint", problem=result.value)
 
-    def _failed(self, save: _Save, answer: Answer) -> None:
-        """Training goes on; the user is told once, and the ledger each time."""
-        self._failures += 1
-        self.run.note("checkpoint failed", step=save.step, error=answer.error, safe=self.safe)
-        if self._failure is None:
-            told = "training goes on and tries again"
-            show(f"step {save.step:,} cannot be saved: {answer.error}; {told}; {self._safe_step()}", lasting=True)
-        self._failure = answer
-        self.writer.ask(self._discarded, "discard", self.run.checkpoints, save.step)
+    def _on_save_failed(self, save: _Save, result: TaskResult) -> None:
+        """Lets training continue; prints the first of consecutive failures, and records each in the ledger."""
+        self._failure_count += 1
+        self.run.note("checkpoint failed", step=save.step, error=result.error, safe=self.saved_step)
+        if self._last_failure is None:
+            plan = "training continues and retries at the next save"
+            show(f"step {save.step:,} cannot be saved: {result.error}; {plan}; {self._newest_saved()}", lasting=True)
+        self._last_failure = result
+        self.writer.submit(self._on_discarded, "discard", self.run.checkpoints, save.step)
 
-    def _discarded(self, _: Answer) -> None:
-        self.undecided -= 1
+    def _on_discarded(self, _: TaskResult) -> None:
+        self.pending_commits -= 1
 
-    def _safe_step(self) -> str:
-        return "no step is safe yet" if self.safe is None else f"step {self.safe:,} is the newest safe one"
+    def _newest_saved(self) -> str:
+        return "no step is saved yet" if self.saved_step is None else f"the newest saved step is {self.saved_step:,}"

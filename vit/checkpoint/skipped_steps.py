@@ -1,4 +1,4 @@
-"""Steps whose loss, gradient or weights were not finite: recorded, and skipped from then on."""
+"""Steps whose loss, gradient or weights were not finite: recorded in the ledger, and skipped from then on."""
 
 import json
 import zlib
@@ -11,29 +11,29 @@ from vit.run.folder import RunFolder
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss, a gradient or weights that are no numbers, or infinite; all ranks raise it for the same step."""
+    """A loss, gradient or weight is NaN or infinite; all ranks raise it for the same step."""
 
     def __init__(self, what: str, step: int) -> None:
         super().__init__(f"the {what} of step {step:,} is not finite")
-        self.what, self.step = what, step  # the first such step, as the learning curve counts: from 1
+        self.what, self.step = what, step  # the first such step, counted from 1 as in the learning curve
 
 
 def record_skip(
-    run: RunFolder, world: World, state: TrainState, recipe: Mapping[str, Any], bad: NotFiniteError, at_most: int
+    run: RunFolder, world: World, state: TrainState, recipe: Mapping[str, Any], error: NotFiniteError, max_skipped: int
 ) -> None:
-    """Writes down that a step is to be skipped: from here on the run is a function of its config and of that.
+    """Records that a step is to be skipped.  From then on, the run is a function of its config and the skipped steps.
 
-    Raises FloatingPointError if as many as may be are skipped already.
+    Raises FloatingPointError if `max_skipped` steps are skipped already.
     """
-    if len(state.skipped) >= at_most:
+    if len(state.skipped) >= max_skipped:
         before = ", ".join(f"{step:,}" for step in sorted(state.skipped))
-        after = f", after steps {before} were skipped for that; optim.max_skipped allows {at_most}" if before else ""
-        raise FloatingPointError(f"{bad}{after}; a lower optim.lr may help")
-    state.skipped.add(bad.step)  # a full disk may not take it yet
+        history = f", after steps {before} were skipped; optim.max_skipped allows {max_skipped}" if before else ""
+        raise FloatingPointError(f"{error}{history}; a lower optim.lr may help")
+    state.skipped.add(error.step)  # also kept in memory: the ledger line may be delayed while the disk is full
     if world.rank == 0:
-        run.record("skipped", step=bad.step, why=str(bad), recipe=recipe_digest(recipe))
+        run.record("skipped", step=error.step, why=str(error), recipe=recipe_checksum(recipe))
 
 
-def recipe_digest(recipe: Mapping[str, Any]) -> str:
-    """What a step failed under: another recipe, as a lower learning rate, may do without skipping it."""
+def recipe_checksum(recipe: Mapping[str, Any]) -> str:
+    """CRC-32 of a recipe.  A step that failed under one recipe is tried again under another, as a lower rate."""
     return f"{zlib.crc32(json.dumps(recipe, sort_keys=True).encode()):08x}"

@@ -1,4 +1,4 @@
-"""What a run remembers: weights, optimizer, averaged weights, step.  All the rest is a function of the step."""
+"""The state of a run: weights, optimizer, EMA of the weights, step.  Everything else is a function of the step."""
 
 import copy
 from dataclasses import dataclass, field
@@ -11,81 +11,81 @@ from torch import Tensor
 from vit.checkpoint.read_weights import read_weights
 from vit.config.schema import Config
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import fit_weights
+from vit.model.weight_names import load_pretrained
 from vit.optim.optimizer import build_optimizer
 from vit.random_keys import Stream, key
 
 
 @dataclass
 class TrainState:
-    """Holds the unwrapped model, so no name in a checkpoint ever carries `module.` or `_orig_mod.`."""
+    """Holds the unwrapped model, so that names in a checkpoint never start with `module.` or `_orig_mod.`."""
 
     model: VisionTransformer
     optimizer: torch.optim.Optimizer
-    ema: VisionTransformer | None  # of the weights; `average.*` in checkpoints
-    scaler: torch.amp.GradScaler  # counts for fp16 alone
+    ema: VisionTransformer | None  # EMA of the weights; `average.*` in checkpoints
+    scaler: torch.amp.GradScaler  # enabled for fp16 only
     step: int = 0  # steps done
-    skipped: set[int] = field(default_factory=set)  # of all steps, from 1: those that change nothing, as they failed
+    skipped: set[int] = field(default_factory=set)  # steps that are skipped because they failed, counted from 1
+
+    def __post_init__(self) -> None:
+        """Creates Adam's moments as the first update would, so that the set of a run's tensors never changes."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
 
     @classmethod
     def fresh(cls, cfg: Config, device: torch.device) -> "TrainState":
-        """Step 0: the same weights on every rank, from the seed."""
+        """The state at step 0: weights drawn from the seed, the same on every rank."""
         torch.manual_seed(key(Stream.INIT, cfg.seed))
         model = VisionTransformer(cfg.model).to(device)
-        average = copy.deepcopy(model).requires_grad_(False) if cfg.optim.ema_decay else None
+        ema = copy.deepcopy(model).requires_grad_(False) if cfg.optim.ema_decay else None
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-        return cls(model, build_optimizer(model, cfg.optim), average, scaler)
+        return cls(model, build_optimizer(model, cfg.optim), ema, scaler)
 
-    def begin_again(self, cfg: Config) -> None:
-        """Step 0, in the same tensors."""
+    def reset(self, cfg: Config) -> None:
+        """Returns to step 0, in the same tensors."""
         fresh = TrainState.fresh(cfg, torch.device("cpu"))
-        self.restore(0, fresh.tensors(), fresh.about())
+        self.restore(0, fresh.tensors(), fresh.metadata())
 
-    def start_from(self, path: Path) -> list[str]:
-        """Takes over weights from elsewhere, at step 0; what became of them, for a person.  Raises ValueError."""
-        said = fit_weights(read_weights(path), self.model)
+    def load_initial_weights(self, path: Path) -> list[str]:
+        """Loads pretrained weights at step 0; returns messages that say what was loaded.  Raises ValueError."""
+        report = load_pretrained(read_weights(path), self.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.model.state_dict())
-        return said
-
-    def __post_init__(self) -> None:
-        """Adam's moments are there from the beginning, as it would make them: a run's tensors are always the same."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                moments = {what: torch.zeros_like(parameter) for what in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
+        return report
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is saved as bytes: `model.*`, `average.*`, `optimizer.*`."""
+        """All tensors of a checkpoint: `model.*`, `average.*` (the EMA), `optimizer.*`."""
         out = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.ema is not None:
             out |= {f"average.{name}": tensor for name, tensor in self.ema.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            for what, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"optimizer.{name}.{what}"] = value
+            for state_key, value in self.optimizer.state.get(parameter, {}).items():
+                out[f"optimizer.{name}.{state_key}"] = value
         return out
 
-    def about(self) -> dict[str, Any]:
-        """What is saved beside the tensors."""
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint stores of the state in addition to the tensors."""
         skipped = sorted(step for step in self.skipped if step <= self.step)
         return {"scaler": self.scaler.state_dict(), "skipped": skipped}
 
-    def restore(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Takes over what a checkpoint of the same model holds."""
+    def restore(self, step: int, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Loads the contents of a checkpoint of the same model."""
         parameters = dict(self.model.named_parameters())
-        rooms: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        weights: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
         for full_name, tensor in tensors.items():
-            room, name = full_name.split(".", 1)
-            if room in rooms:
-                rooms[room][name] = tensor
+            prefix, name = full_name.split(".", 1)
+            if prefix in weights:
+                weights[prefix][name] = tensor
                 continue
-            name, what = name.rsplit(".", 1)
+            name, state_key = name.rsplit(".", 1)
             parameter = parameters[name]
-            self.optimizer.state[parameter][what] = tensor.to(parameter.device, copy=True)
-        self.model.load_state_dict(rooms["model"])
+            self.optimizer.state[parameter][state_key] = tensor.to(parameter.device, copy=True)
+        self.model.load_state_dict(weights["model"])
         if self.ema is not None:
-            self.ema.load_state_dict(rooms["average"] or rooms["model"])
-        if self.scaler.is_enabled() and about["scaler"]:  # a run may have begun in another precision
-            self.scaler.load_state_dict(about["scaler"])
+            self.ema.load_state_dict(weights["average"] or weights["model"])
+        if self.scaler.is_enabled() and metadata["scaler"]:  # empty if the run started in another precision
+            self.scaler.load_state_dict(metadata["scaler"])
         self.step = step
-        self.skipped.update(about.get("skipped", ()))
+        self.skipped.update(metadata.get("skipped", ()))

@@ -1,4 +1,4 @@
-"""What a run has learned, ready to be used: its newest whole checkpoint, as models."""
+"""Loads the models of a run for inference, from one of its checkpoints."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,64 +14,66 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import Tensors
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
-from vit.run.metrics import best
+from vit.run.metrics import best_evaluation
 
-Which = Literal["ema", "last"]
+WeightsKind = Literal["ema", "last"]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Models in evaluation mode on the CPU, and what they were trained for."""
+    """Models in evaluation mode on the CPU, with the config that they were trained with."""
 
     checkpoint: Path
     step: int
     cfg: Config
-    classes: list[str]  # their names, in the order of the logits
+    classes: list[str]  # class names, in the order of the logits
     model: VisionTransformer  # the weights of the last step
     ema: VisionTransformer | None  # the EMA of the weights, if the run keeps one
 
-    def pick(self, which: Which | None) -> VisionTransformer:
-        """The average or the last weights; None: the average if there is one.  Raises ValueError if there is none."""
-        if which == "ema" and self.ema is None:
-            raise ValueError(f"{self.checkpoint} keeps no EMA of the weights (optim.ema_decay 0); use --weights last")
-        return self.model if self.ema is None or which == "last" else self.ema
+    def select_model(self, weights: WeightsKind | None) -> VisionTransformer:
+        """The EMA or the last weights; None selects the EMA if there is one.  Raises ValueError if there is no EMA."""
+        if weights == "ema" and self.ema is None:
+            raise ValueError(f"{self.checkpoint} has no EMA of the weights (optim.ema_decay is 0); use --weights last")
+        return self.model if self.ema is None or weights == "last" else self.ema
 
 
-def choose(run: RunFolder, which: str) -> Path:
-    """The checkpoint that `which` means: best (by validation) or a step.  Raises ValueError."""
-    there = {step_of(path): path for path in find_checkpoints(run.checkpoints)}
-    evaluation = best([r for r in read_lines(run.metrics) if r["step"] in there])
+def choose_checkpoint(run: RunFolder, which: str) -> Path:
+    """The checkpoint with the best validation score (`best`), or the one of a step.  Raises ValueError."""
+    available = {step_of(path): path for path in find_checkpoints(run.checkpoints)}
+    evaluation = best_evaluation([r for r in read_lines(run.metrics) if r["step"] in available])
     step = evaluation["step"] if which == "best" and evaluation is not None else which
-    if not str(step).isdigit() or int(step) not in there:
-        steps = ", ".join(map(str, sorted(there))) or "none"
-        raise ValueError(f"{run.path} has no checkpoint {which!r}; there are steps {steps}")
-    return there[int(step)]
+    if not str(step).isdigit() or int(step) not in available:
+        steps = ", ".join(map(str, sorted(available))) or "none"
+        raise ValueError(f"{run.path} has no checkpoint {which!r}; available steps: {steps}")
+    return available[int(step)]
 
 
 def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
-    """Reads a run folder, or one of its checkpoints.  Raises ValueError that names it and what is wrong with it.
+    """Loads the models of a run folder or of one checkpoint.  Raises ValueError that names the path and the problem.
 
-    `which` is newest (the newest whole one), best (by validation) or a step.
+    `which` is newest (the newest intact checkpoint), best (by validation) or a step.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is no run folder" + ("" if path.exists() else ": it does not exist"))
-    tensors, about, found = read_checkpoint(path if which == "newest" else choose(RunFolder(path), which))
-    cfg = parse_config(config_parser(str(found)), ["--config", str(about["config"])])[0]
-    models = [_model(cfg, tensors, f"{room}.") for room in ("model", "average")]
-    assert models[0] is not None
+        raise ValueError(f"{path} is not a run folder" + ("" if path.exists() else ": it does not exist"))
+    tensors, metadata, checkpoint = read_checkpoint(
+        path if which == "newest" else choose_checkpoint(RunFolder(path), which)
+    )
+    cfg = parse_config(config_parser(str(checkpoint)), ["--config", str(metadata["config"])])[0]
+    model, ema = (_build_model(cfg, tensors, prefix) for prefix in ("model.", "average."))
+    assert model is not None
     numbers = [f"class {i}" for i in range(cfg.model.num_classes)]
     return TrainedModel(
-        checkpoint=found,
-        step=int(about["step"]),
+        checkpoint=checkpoint,
+        step=int(metadata["step"]),
         cfg=cfg,
-        classes=list(about.get("classes", numbers)),
-        model=models[0],
-        ema=models[1],
+        classes=list(metadata.get("classes", numbers)),
+        model=model,
+        ema=ema,
     )
 
 
-def _model(cfg: Config, tensors: Tensors, room: str) -> VisionTransformer | None:
-    weights = {name.removeprefix(room): tensor for name, tensor in tensors.items() if name.startswith(room)}
+def _build_model(cfg: Config, tensors: Tensors, prefix: str) -> VisionTransformer | None:
+    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not weights:
         return None
     with torch.device("cpu"):

@@ -1,8 +1,8 @@
-"""The process that writes checkpoints, and how a rank asks it to.
+"""The process that writes checkpoints, and the rank's interface to it.
 
-A rank trains on while its writer writes.  The writer is started once, imports only a little of the standard library,
-and shares the rank's snapshot as memory.  It ends with its rank, at once; signals that tell a job to stop do not reach
-it, so that the save that answers them is not killed by them.
+The rank continues to train while its writer writes.  The writer starts once, imports only a part of the standard
+library, and reads the rank's snapshot from shared memory.  It is killed when its rank ends.  Signals that ask a job to
+stop are blocked in it, so that they do not kill the save that the rank makes in response.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from vit.checkpoint.format import commit, discard, prune, write_part
-from vit.run.disk_errors import NO_ROOM
+from vit.run.disk_errors import DISK_FULL
 
-STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 TASKS: dict[str, Callable[..., Any]] = {
     "commit": commit,
     "prune": prune,
@@ -32,85 +32,80 @@ TASKS: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of a task: its result, or why it failed."""
+class TaskResult:
+    """The return value of a task, or why it failed."""
 
-    result: Any = None
+    value: Any = None
     error: str | None = None
-    no_room: bool = False  # the disk is full, or the quota is spent
-    cpu_seconds: float = 0.0  # that the task took from whatever else could have run
+    disk_full: bool = False  # the disk is full, or the quota is used up
+    cpu_seconds: float = 0.0  # CPU time that the task took
 
 
 class Writer:
-    """A rank's writer.  It is started when it is first needed, and again if it was killed."""
+    """A rank's writer process.  It starts on first use, and again after it was killed."""
 
-    def __init__(self, memory: int, size: int) -> None:
-        self.memory, self.size = memory, size  # the snapshot: a file descriptor, and its bytes
+    def __init__(self, snapshot_fd: int, snapshot_bytes: int) -> None:
+        self.snapshot_fd, self.snapshot_bytes = snapshot_fd, snapshot_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._waiting: deque[Callable[[Answer], None]] = deque()
+        self._callbacks: deque[Callable[[TaskResult], None]] = deque()  # one for each task without a result, in order
 
     def start(self) -> None:
-        """Starts the process, if it does not run."""
+        """Starts the process, unless it runs."""
         if self._process is not None:
             return
-        self._pipe, theirs = Pipe()
-        # Blocked signals are inherited: none of these ever reaches the writer, from its first instruction on.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        self._pipe, child_pipe = Pipe()
+        # Blocked signals are inherited: they never reach the writer, not even while it starts.
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            place = [str(number) for number in (os.getpid(), theirs.fileno(), self.memory, self.size)]
+            numbers = (os.getpid(), child_pipe.fileno(), self.snapshot_fd, self.snapshot_bytes)
             root = str(Path(__file__).resolve().parents[2])
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-S",
-                    "-m",
-                    "vit.checkpoint.writer",
-                    *place,
-                ],  # -S: the standard library is all it needs
+                # -S: the standard library is enough
+                [sys.executable, "-S", "-m", "vit.checkpoint.writer", *map(str, numbers)],
                 env=os.environ | {"PYTHONPATH": root},
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self.memory),
+                pass_fds=(child_pipe.fileno(), self.snapshot_fd),
             )
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+            child_pipe.close()
 
     @property
     def pid(self) -> int | None:
-        """The running process."""
+        """Process id, if the process runs."""
         return self._process.pid if self._process is not None else None
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is still to come."""
-        return bool(self._waiting)
+        """Whether a task has no result yet."""
+        return bool(self._callbacks)
 
-    def ask(self, then: Callable[[Answer], None], task: str, *args: Any) -> None:
-        """Has a task done after those that were asked for before; `poll` passes the answer on."""
-        self._waiting.append(then)
+    def submit(self, callback: Callable[[TaskResult], None], task: str, *args: Any) -> None:
+        """Queues a task after those submitted before; `poll` calls `callback` with its result."""
+        self._callbacks.append(callback)
         try:
             self.start()
             assert self._pipe is not None
             self._pipe.send((task, args))
         except OSError as error:
-            self._died(f"the writing process cannot be reached: {error.strerror}")
+            self._fail_all(f"the checkpoint writer cannot be reached: {error.strerror}")
 
     def poll(self, wait: bool = False) -> None:
-        """Passes on the answers that are there; with `wait`, one at least if any is to come."""
-        while self._waiting and self._pipe is not None:
+        """Calls the callbacks of results that have arrived; with `wait`, waits for one if a task is queued."""
+        while self._callbacks and self._pipe is not None:
             try:
                 if not wait and not self._pipe.poll():
                     return
-                answer = self._pipe.recv()
+                result = self._pipe.recv()
             except (EOFError, ConnectionError):
-                self._died("the writing process died")
+                self._fail_all("the checkpoint writer died")
                 return
-            self._waiting.popleft()(answer)
+            self._callbacks.popleft()(result)
             wait = False
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process, even if it is busy."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -118,40 +113,41 @@ class Writer:
             self._pipe.close()
             self._process = self._pipe = None
 
-    def _died(self, why: str) -> None:
+    def _fail_all(self, reason: str) -> None:
+        """Fails all queued tasks after the process died."""
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(timeout=5)
-                why = f"the writing process was killed by {signal.Signals(-code).name}" if code < 0 else why
+                reason = f"the checkpoint writer was killed by {signal.Signals(-code).name}" if code < 0 else reason
             self.close()
-        lost, self._waiting = self._waiting, deque()
-        for then in lost:
-            then(Answer(error=why))
+        failed, self._callbacks = self._callbacks, deque()
+        for callback in failed:
+            callback(TaskResult(error=reason))
 
 
-def main(parent: int, pipe: int, memory: int, size: int) -> None:
-    """Does what the rank asks for, task by task, until the rank is gone."""
+def main(parent: int, pipe: int, snapshot_fd: int, snapshot_bytes: int) -> None:
+    """Runs the rank's tasks one after the other until the rank is gone."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: an orphan could write into the next attempt's files
-    os.nice(5)  # where cores are short, training goes first
-    connection, snapshot = Connection(pipe), memoryview(mmap(memory, size, MAP_SHARED, PROT_READ))
+    os.nice(5)  # training goes first where cores are scarce
+    connection, snapshot = Connection(pipe), memoryview(mmap(snapshot_fd, snapshot_bytes, MAP_SHARED, PROT_READ))
     with contextlib.suppress(EOFError, ConnectionError):
         while os.getppid() == parent:
             task, args = connection.recv()
-            begun = time.process_time()
+            start = time.process_time()
             try:
-                result = write(snapshot, *args) if task == "write" else TASKS[task](*args)
-                answer = Answer(result, cpu_seconds=time.process_time() - begun)
+                value = write(snapshot, *args) if task == "write" else TASKS[task](*args)
+                result = TaskResult(value, cpu_seconds=time.process_time() - start)
             except OSError as error:
-                answer = Answer(error=error.strerror or str(error), no_room=error.errno in NO_ROOM)
-            connection.send(answer)
+                result = TaskResult(error=error.strerror or str(error), disk_full=error.errno in DISK_FULL)
+            connection.send(result)
 
 
 def write(snapshot: memoryview, folder: Path, step: int, part: int, sizes: Sequence[int]) -> list[int]:
-    """Writes the rank's part, which is what its snapshot begins with."""
+    """Writes the rank's part, which is at the start of its snapshot; returns the checksums of its tensors."""
     return write_part(folder, step, part, snapshot[: sum(sizes)], sizes)
 
 
 if __name__ == "__main__":
-    from vit.checkpoint.writer import main as run  # under its own name, so that both sides pickle the same `Answer`
+    from vit.checkpoint.writer import main as run  # not __main__.TaskResult: both sides must pickle the same class
 
     run(*map(int, sys.argv[1:]))

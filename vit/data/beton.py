@@ -1,4 +1,4 @@
-"""An open `.beton`: what its records say of each sample, checked against its manifest, and how its bytes are read."""
+"""An open `.beton` file: its records of samples, validated, and access to the bytes of the images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit.data.dataset_manifest import read_dataset_manifest
-from vit.data.ffcv_format import FIELD, FIELDS, HEADER, JPEG, PLACE, RAW, SAMPLE, VERSION, field_names
-from vit.data.storage import Cache, Storage, store
-from vit.distributed.world import ALONE, World
+from vit.data.ffcv_format import ALLOCATION, FIELD, FIELDS, HEADER, JPEG, RAW, SAMPLE, VERSION, field_names
+from vit.data.storage import Cache, Storage, open_storage
+from vit.distributed.world import SINGLE_RANK, World
+
+_ADVICE = "write or copy the data set again"
 
 
 @dataclass(frozen=True)
 class Beton:
-    """An open data set.  Arrays hold one entry a sample."""
+    """An open data set of S samples; arrays are (S,)."""
 
     path: Path
     classes: list[str]
-    sha256: str  # of the whole file, from the manifest
+    sha256: str  # digest of the whole file, from the manifest
     page_size: int  # bytes
-    pages: list[str]  # SHA-256 of each piece of page_size bytes, from the manifest
-    bytes: int  # of the whole file
-    storage: Storage  # gives its bytes
+    pages: list[str]  # SHA-256 of each page of page_size bytes, from the manifest
+    bytes: int  # size of the file
+    storage: Storage  # reads the file
     labels: NDArray[np.int64]
     mode: NDArray[np.uint8]  # JPEG or RAW
     height: NDArray[np.int64]  # pixels
@@ -36,41 +38,42 @@ class Beton:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the data it was trained on."""
+        """Identifies the data in a checkpoint."""
         return {"sha256": self.sha256, "samples": len(self), "classes": len(self.classes)}
 
 
-def open_beton(path: Path, cache: Cache = "os", world: World = ALONE) -> Beton:
-    """Opens a `.beton` and checks that it is whole.  Raises ValueError that names the file and what is wrong with it.
+def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> Beton:
+    """Opens a `.beton` file and validates its records: every image lies within the file, every label is a class.
 
-    FFCV itself loads a file that is cut short without a word, and then reads out of bounds.
+    Raises ValueError that names the file and the problem, OSError if it cannot be read.  FFCV's own reader checks
+    nothing: it opens a truncated file and then reads out of bounds.
     """
     manifest = read_dataset_manifest(path)
-    if not path.exists() or path.stat().st_size != manifest.bytes:
-        found = f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
-        raise ValueError(f"{path} is {found}; its manifest says {manifest.bytes:,} bytes. Write it again")
+    if not path.exists():
+        raise ValueError(f"{path} is missing, but its manifest exists; {_ADVICE}")
+    if (found := path.stat().st_size) != manifest.bytes:
+        raise ValueError(f"{path} has {found:,} bytes, but its manifest says {manifest.bytes:,}; {_ADVICE}")
     memory = np.memmap(path, np.uint8, "r")
-    header = _records(path, memory, 0, 1, HEADER)[0]
-    fields = _records(path, memory, HEADER.itemsize, int(header["fields"]), FIELD)
-    named = field_names(fields)
-    if header["version"] != VERSION or named != FIELDS:
-        raise ValueError(f"{path}: expected an FFCV file of version 2 with an image and an integer label, not {named}")
-    samples = _records(path, memory, HEADER.itemsize + fields.nbytes, int(header["samples"]), SAMPLE)
-    table = _records(path, memory, int(header["table"]), len(samples), PLACE)
+    images_end, samples, table = _read_records(path, memory)
     image = samples["image"]
 
+    # The allocation of each sample is found by its offset, as in FFCV.
     by_offset = np.argsort(table["offset"], kind="stable")
     nearest = np.searchsorted(table["offset"][by_offset], image["offset"]).clip(max=len(table) - 1)
-    place = table[by_offset[nearest]] if len(table) else np.zeros(len(samples), PLACE)
+    allocation = table[by_offset[nearest]] if len(table) else np.zeros(len(samples), ALLOCATION)
     height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
-    whole = (place["offset"] == image["offset"]) & (place["offset"] <= header["table"])
-    whole &= place["size"] <= header["table"] - place["offset"]  # their sum might wrap around
-    whole &= (height > 0) & (width > 0) & (image["mode"] <= RAW)
-    whole &= (image["mode"] == JPEG) | (place["size"] == 3 * height * width)
-    whole &= (samples["label"] >= 0) & (samples["label"] < len(manifest.classes))
-    if len(samples) != manifest.samples or not whole.all():
-        first = int(np.argmin(whole)) if len(samples) == manifest.samples else len(samples)
-        raise ValueError(f"{path} is damaged: sample {first} of {manifest.samples} is out of bounds. Write it again")
+    valid = (allocation["offset"] == image["offset"]) & (allocation["offset"] <= images_end)
+    valid &= allocation["size"] <= images_end - allocation["offset"]  # a sum could overflow
+    valid &= (height > 0) & (width > 0) & (image["mode"] <= RAW)
+    valid &= (image["mode"] == JPEG) | (allocation["size"] == 3 * height * width)
+    valid &= (samples["label"] >= 0) & (samples["label"] < len(manifest.classes))
+    if len(samples) != manifest.samples:
+        raise ValueError(
+            f"{path} is damaged: it has {len(samples)} samples, but its manifest says {manifest.samples}; {_ADVICE}"
+        )
+    if not valid.all():
+        first = int(np.argmin(valid))
+        raise ValueError(f"{path} is damaged: the record of sample {first} of {len(samples)} is invalid; {_ADVICE}")
     return Beton(
         path=path,
         classes=manifest.classes,
@@ -78,19 +81,35 @@ def open_beton(path: Path, cache: Cache = "os", world: World = ALONE) -> Beton:
         page_size=manifest.page_size,
         pages=manifest.pages,
         bytes=len(memory),
-        storage=store(path, cache, world),
+        storage=open_storage(path, cache, world),
         labels=samples["label"].copy(),
         mode=image["mode"].copy(),
         height=height,
         width=width,
         offset=image["offset"].astype(np.int64),
-        size=place["size"].astype(np.int64),
+        size=allocation["size"].astype(np.int64),
     )
 
 
-def _records(path: Path, memory: NDArray[np.uint8], start: int, count: int, kind: np.dtype[Any]) -> NDArray[Any]:
-    """`count` records that begin at byte `start`.  Raises ValueError if the file ends before they do."""
-    stop = start + count * kind.itemsize
+def _read_records(path: Path, memory: NDArray[np.uint8]) -> tuple[np.uint64, NDArray[Any], NDArray[Any]]:
+    """The offset of the allocation table, where the images end; the samples (S,); the allocation table (S,)."""
+    header = _records(path, memory, 0, 1, HEADER)[0]
+    fields = _records(path, memory, HEADER.itemsize, int(header["fields"]), FIELD)
+    found = field_names(fields)
+    if header["version"] != VERSION or found != FIELDS:
+        raise ValueError(
+            f"{path} has version {header['version']} and the fields {found}; "
+            f"expected FFCV's version {VERSION} and the fields {FIELDS}"
+        )
+    samples = _records(path, memory, HEADER.itemsize + fields.nbytes, int(header["samples"]), SAMPLE)
+    return header["table"], samples, _records(path, memory, int(header["table"]), len(samples), ALLOCATION)
+
+
+def _records(path: Path, memory: NDArray[np.uint8], start: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`count` records from byte `start` on: (count,).  Raises ValueError if they do not lie within the file."""
+    stop = start + count * dtype.itemsize
     if stop > len(memory):
-        raise ValueError(f"{path} is damaged: of {len(memory):,} bytes, it refers to byte {stop:,}. Write it again")
-    return memory[start:stop].view(kind)
+        raise ValueError(
+            f"{path} is damaged: it has {len(memory):,} bytes, but its records extend to byte {stop:,}; {_ADVICE}"
+        )
+    return memory[start:stop].view(dtype)

@@ -1,7 +1,8 @@
-"""Pixels of samples: crops by counter, decoded and resized in C.
+"""Decodes samples: counter-based random crops, decoded and resized in C.
 
-FFCV draws its crops from numba's thread-local generator, which no seed makes reproducible; ours are a pure function of
-(seed, view, sample).  Only + - * / and square roots are used on the way, which IEEE 754 rounds the same everywhere.
+FFCV draws its crops from numba's thread-local generator, which no seed makes reproducible.  These crops are a pure
+function of (seed, view, sample), computed only with + - * / and square roots, which IEEE 754 rounds the same way on
+every machine.
 
 Shapes: B samples, S side of the output in pixels.
 """
@@ -25,26 +26,26 @@ from vit.random_keys import U64, Stream, keys, uniform
 
 Ints = NDArray[np.int64]
 
-_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and FFCV's
-_NATIVE = ("native", "scaled")  # decoders of `native.cpp`
-_RATIOS = 4096  # steps of the aspect ratio, evenly spaced in its logarithm
+_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop and in FFCV
+_NATIVE = ("native", "scaled")  # backends implemented in `native.cpp`
+_RATIOS = 4096  # number of aspect ratios to choose from, evenly spaced on a logarithmic scale
 
 
 class DamagedDataError(RuntimeError):
-    """Bytes of a data set that are not what was written.  The message names the file and the place."""
+    """A data set's bytes are damaged.  The message names the file and the position."""
 
 
 class DecodeError(DamagedDataError):
-    """A sample whose bytes are no image."""
+    """A sample cannot be decoded."""
 
     def __init__(self, beton: Beton, sample: int) -> None:
-        place = f"{beton.size[sample]} bytes at offset {beton.offset[sample]}"
-        super().__init__(f"{beton.path}: sample {sample}, {place}, is no whole JPEG")
+        position = f"{beton.size[sample]} bytes at offset {beton.offset[sample]}"
+        super().__init__(f"{beton.path}: sample {sample} ({position}) is not a complete, valid JPEG")
         self.sample = sample
 
 
 class Boxes(NamedTuple):
-    """Crops, in pixels of their images: 4 x (B,)."""
+    """Crop boxes, in pixels of each image: 4 x (B,)."""
 
     top: Ints
     left: Ints
@@ -53,28 +54,28 @@ class Boxes(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """What is wanted of images, in pixels: a box, resized to `rows` x `columns`, and S x S out of these: 8 x (B,)."""
+    """Resized crops: a box of each image is resized, and S x S pixels of the result are the output: 8 x (B,)."""
 
     top: Ints
     left: Ints
     height: Ints
     width: Ints
-    rows: Ints
-    columns: Ints
-    down: Ints  # corner of the S x S
-    right: Ints
+    resized_height: Ints  # of the whole box
+    resized_width: Ints
+    out_top: Ints  # top left corner of the S x S pixels in the resized box
+    out_left: Ints
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A box of random area and aspect ratio: torchvision's RandomResizedCrop, drawn by counter."""
+    """torchvision's RandomResizedCrop as a function of (seed, view, sample): a box of random area and aspect ratio."""
 
     seed: int
-    scale: tuple[float, float]  # area over the image's
-    ratio: tuple[float, float]  # width over height
+    scale: tuple[float, float]  # area of the box / area of the image, [min, max]
+    ratio: tuple[float, float]  # width / height of the box, [min, max]
 
     def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
-        """The first of ten draws that fits; else the largest centered box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
+        """The first of ten draws that fits, else the largest centered box of an allowed ratio: 4 x (B,) -> 4 x (B,)."""
         key = keys(Stream.CROP, self.seed, views, samples)
         top, left, h, w = _draw(key, height, width, self.scale, _ratio_table(*self.ratio))
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
@@ -89,33 +90,33 @@ class RandomCrop:
         return Boxes(*(np.where(fits.any(axis=0), r, f) for r, f in zip(random, fallback, strict=True)))
 
     def windows(self, views: Ints, samples: Ints, height: Ints, width: Ints, side: int) -> Windows:
-        """The boxes, each resized to `side` x `side`: 4 x (B,) -> 8 x (B,)."""
+        """The boxes, each resized to `side` x `side` pixels: 4 x (B,) -> 8 x (B,)."""
         size, corner = np.full_like(samples, side), np.zeros_like(samples)
         return Windows(*self.boxes(views, samples, height, width), size, size, corner, corner)
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """A centered square: `Resize(256)` and `CenterCrop(224)` when `share` is 224 / 256."""
+    """A centered square: torchvision's `Resize(256)` and `CenterCrop(224)` if `share` is 224 / 256."""
 
-    share: float  # side over the image's shorter side
+    share: float  # side of the square / shorter side of the image
 
     def boxes(self, views: Ints, samples: Ints, height: Ints, width: Ints) -> Boxes:
-        """One box for each image, whatever the view, as FFCV's center crop: 4 x (B,) -> 4 x (B,)."""
+        """The same box for every view, as in FFCV's center crop: 4 x (B,) -> 4 x (B,)."""
         side = np.maximum(1, (self.share * np.minimum(height, width)).astype(np.int64))
         return _centered(height, width, side, side)
 
     def windows(self, views: Ints, samples: Ints, height: Ints, width: Ints, side: int) -> Windows:
-        """The center of the whole image once it is resized, both rounded as torchvision does: 4 x (B,) -> 8 x (B,)."""
+        """The center of the whole image after resizing it, both rounded as in torchvision: 4 x (B,) -> 8 x (B,)."""
         shorter, resized = np.minimum(height, width), round(side / self.share)
-        rows, columns = ((resized * n / shorter).astype(np.int64) for n in (height, width))
-        down, right = (np.rint((n - side) / 2).astype(np.int64) for n in (rows, columns))
+        resized_height, resized_width = ((resized * n / shorter).astype(np.int64) for n in (height, width))
+        out_top, out_left = (np.rint((n - side) / 2).astype(np.int64) for n in (resized_height, resized_width))
         corner = np.zeros_like(samples)
-        return Windows(corner, corner, height, width, rows, columns, down, right)
+        return Windows(corner, corner, height, width, resized_height, resized_width, out_top, out_left)
 
 
 def _draw(key: U64, height: Ints, width: Ints, scale: tuple[float, float], ratios: NDArray[np.float64]) -> Boxes:
-    """All attempts at once, whether they fit or not: 3 x (B,) -> 4 x (attempts, B)."""
+    """Draws all attempts, whether or not the boxes fit into their images: 3 x (B,) -> 4 x (attempts, B)."""
     attempt = np.arange(_ATTEMPTS)[:, None]
     area = (height * width) * (scale[0] + (scale[1] - scale[0]) * uniform(key, 4 * attempt))
     ratio = ratios[(uniform(key, 4 * attempt + 1) * len(ratios)).astype(np.int64)]
@@ -132,17 +133,24 @@ def _centered(height: Ints, width: Ints, h: Ints, w: Ints) -> Boxes:
 
 @functools.cache
 def _ratio_table(low: float, high: float) -> NDArray[np.float64]:
-    """Ratios evenly spaced in their logarithm, rounded to 16 bits: exp may differ between machines, these do not."""
+    """Aspect ratios, evenly spaced on a logarithmic scale: (_RATIOS,).
+
+    Rounded to 16 fractional bits, because exp and log may differ in their last bits between machines.
+    """
     steps = (np.arange(_RATIOS) + 0.5) / _RATIOS
     return np.round(np.exp(np.log(low) + (np.log(high) - np.log(low)) * steps) * 65536) / 65536
 
 
 class Decoder:
-    """Decodes samples of one file to S x S pixels; may be called by many threads at once.
+    """Decodes samples of one file to S x S pixels.  Thread-safe.
 
-    `native` (`native.cpp`) decodes only where the crop lies, and resizes as Pillow does, to the bit.  `scaled` does so
-    too, but decodes crops of twice the size, or more, with fewer pixels: for large images.  `ffcv` decodes all of the
-    image with the fast, less exact transform and averages areas, as FFCV does, whatever the interpolation.
+    Backends: `native` (`native.cpp`) decodes only the crop and resizes it like Pillow, bit for bit.  `scaled` is the
+    same, but decodes crops at least twice as large as the output at a lower resolution; it is faster for large images.
+    `ffcv` decodes the whole image with libjpeg's fast, less exact DCT and averages areas, as FFCV does; it ignores
+    `interpolation`.
+
+    `on_damage` is called for a sample that cannot be decoded.  It returns the sample to decode instead, returns -1 to
+    skip it, or raises the error, which is the default.
     """
 
     def __init__(
@@ -150,64 +158,65 @@ class Decoder:
         beton: Beton,
         crop: RandomCrop | CenterCrop,
         size: int,
-        kind: str = "ffcv",
-        instead: Callable[[DecodeError], int] | None = None,
+        backend: str = "ffcv",
+        on_damage: Callable[[DecodeError], int] | None = None,
         interpolation: str = "bilinear",
     ) -> None:
         self.beton = beton
-        self.instead = instead or _nothing
+        self.on_damage = on_damage or _raise
         self.crop = crop
         self.size = size
-        self._kind = kind
+        self._backend = backend
         self._interpolation = interpolation
-        self._library = native_library() if kind in _NATIVE else ffcv_library()
+        self._library = native_library() if backend in _NATIVE else ffcv_library()
         jpegs = beton.mode == JPEG
         self._scratch_bytes = int((3 * beton.height * beton.width)[jpegs].max(initial=0))
         self._local = threading.local()
 
     def decode(self, views: Ints, samples: Ints, out: NDArray[np.uint8]) -> Ints:
-        """Fills `out` (B, S, S, 3) with the samples (B,), cropped for their views (B,); returns the samples it shows.
+        """Decodes the samples (B,), cropped for their views (B,), into `out` (B, S, S, 3).
 
-        `instead` names another sample for a damaged one, or -1 for none.  Without it raises DecodeError.
+        Returns the sample decoded into each place, which differs from `samples` where `on_damage` was called: (B,).
         """
         assert out.shape == (len(samples), self.size, self.size, 3) and out.flags.c_contiguous
-        shown = samples.copy()
+        decoded = samples.copy()
         start = 0
-        while (damaged := self._damaged(views[start:], shown[start:], out[start:])) >= 0:
+        while (damaged := self._decode_until_damage(views[start:], decoded[start:], out[start:])) >= 0:
             start += damaged
-            shown[start] = self.instead(DecodeError(self.beton, int(shown[start])))
-            start += shown[start] < 0
-        return shown
+            decoded[start] = self.on_damage(DecodeError(self.beton, int(decoded[start])))
+            start += decoded[start] < 0
+        return decoded
 
-    def _damaged(self, views: Ints, samples: Ints, out: NDArray[np.uint8]) -> int:
-        """Decodes up to the first damaged sample; its place, or -1."""
+    def _decode_until_damage(self, views: Ints, samples: Ints, out: NDArray[np.uint8]) -> int:
+        """Decodes up to the first damaged sample; returns its index in the batch, or -1."""
         data = self.beton
         height, width, size = data.height[samples], data.width[samples], data.size[samples]
-        wanted: Boxes | Windows
-        if self._kind in _NATIVE:
-            decode, wanted = self._native, self.crop.windows(views, samples, height, width, self.size)
+        crops: Boxes | Windows
+        if self._backend in _NATIVE:
+            decode, crops = self._native, self.crop.windows(views, samples, height, width, self.size)
         else:
-            decode, wanted = self._ffcv, self.crop.boxes(views, samples, height, width)
+            decode, crops = self._ffcv, self.crop.boxes(views, samples, height, width)
         content, offset = data.storage.fetch(data.offset[samples], size)
-        images = np.stack((data.mode[samples], height, width, offset, size, *wanted), axis=1, dtype=np.int64)
+        images = np.stack((data.mode[samples], height, width, offset, size, *crops), axis=1, dtype=np.int64)
         return decode(content.ctypes.data, images, out)
 
     def _native(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
-        """All images in one call, without Python's lock; the place of the first damaged one, or -1."""
+        """Decodes all images in one call, without Python's global lock; index of the first damaged one, or -1."""
         assert self._library is not None
-        how = self._kind == "scaled", self._interpolation == "bicubic"
+        scaled, cubic = self._backend == "scaled", self._interpolation == "bicubic"
+        images_pointer, out_pointer = images.ctypes.data, out.ctypes.data
         return int(
-            self._library.vit_decode_windows(base, len(images), images.ctypes.data, self.size, *how, out.ctypes.data)
+            self._library.vit_decode_windows(base, len(images), images_pointer, self.size, scaled, cubic, out_pointer)
         )
 
     def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
-        """Image by image: decode all of it into this thread's scratch memory, then resize the crop."""
+        """Decodes each image into this thread's scratch memory, then resizes its crop; returns as `_native`."""
         assert self._library is not None
         S, target = self.size, out.ctypes.data
         if not hasattr(self._local, "scratch"):
             self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
         scratch = self._local.scratch.ctypes.data
-        # Plain Python numbers: ctypes takes them five times faster than numpy's.
+        # Python integers: ctypes converts them five times faster than numpy's.
         for i, (mode, h, w, offset, size, top, left, crop_h, crop_w) in enumerate(images.tolist()):
             pixels = base + offset
             if mode == JPEG:
@@ -219,24 +228,27 @@ class Decoder:
         return -1
 
 
-def _nothing(error: DecodeError) -> int:
+def _raise(error: DecodeError) -> int:
     raise error
 
 
-def resolve(choice: str, interpolation: str = "bilinear") -> str:
-    """`native`, `scaled` or `ffcv`.  Raises ValueError if one of the first two is needed and was not built."""
+def resolve_decoder(choice: str, interpolation: str = "bilinear") -> str:
+    """The backend for a value of `data.decoder`: `native`, `scaled` or `ffcv`.
+
+    Raises ValueError if it needs the C++ decoder and that was not built.
+    """
     if choice == "auto":
         choice = "native" if native_library() or interpolation == "bicubic" else "ffcv"
     if choice in _NATIVE and native_library() is None:
         raise ValueError(
-            f"data.decoder: {choice} was not built here (it needs libjpeg-turbo's headers); use ffcv or auto, "
-            "and data.interpolation bilinear"
+            f"data.decoder {choice} was not built, because libjpeg-turbo's headers were missing; install them and run "
+            "make setup again, or use data.decoder auto or ffcv with data.interpolation bilinear"
         )
     return choice
 
 
 def native_library() -> ctypes.CDLL | None:
-    """Our C++ decoder, if it was built when the project was installed."""
+    """The C++ decoder (`native.cpp`), or None if it was not built when the project was installed."""
     spec = importlib.machinery.PathFinder.find_spec("_native", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
         return None

@@ -1,8 +1,15 @@
-"""FFCV's file format and its C library, without FFCV's Python package.  No torch: `data_prep` uses it too.
+"""FFCV's file format and C library, without FFCV's Python package.  Imports no torch: `data_prep` uses this module too.
 
-The format is FFCV's (https://github.com/libffcv/ffcv, `ffcv/types.py`): a header, a description of each field, one
-record a sample, pages of encoded images, then a table of where each image lies.  `ffcv` itself compiles numba code for
-4 to 5 seconds at import, in every process and at every restart, so these few records are read with numpy.
+A `.beton` file (https://github.com/libffcv/ffcv, `ffcv/types.py`) consists of, in this order and little-endian:
+
+    HEADER        1 record
+    FIELD         1 record per field of a sample
+    SAMPLE        1 record per sample
+    pages         encoded images, padded to whole pages of header["page_size"] bytes; no image crosses a page boundary
+    ALLOCATION    1 record per sample, from byte header["table"] on
+
+`import ffcv` compiles numba code for 4 to 5 seconds, in every process and at every restart, so these records are read
+with numpy instead.
 """
 
 import ctypes
@@ -17,13 +24,13 @@ HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
 )
 FIELD = np.dtype([("type", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])  # pixels; bytes in the file
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
-PLACE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
+ALLOCATION = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])  # where an encoded image lies, in bytes
 
-TYPES = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "json", 6: "tensor"}  # FFCV's numbers of fields
-FIELDS = [("image", "image"), ("label", "int")]  # name and type of our fields
-JPEG, RAW = 0, 1  # FFCV's image modes
+TYPES = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "json", 6: "tensor"}  # FFCV's field types
+FIELDS = [("image", "image"), ("label", "int")]  # name and type of each field that this project uses
+JPEG, RAW = 0, 1  # values of IMAGE's mode: a JPEG file, or height x width x 3 bytes
 
 
 def field_names(fields: np.ndarray) -> list[tuple[str, str]]:
@@ -36,12 +43,12 @@ def field_names(fields: np.ndarray) -> list[tuple[str, str]]:
 
 @cache
 def ffcv_library() -> ctypes.CDLL:
-    """FFCV's C library, without importing FFCV.  Raises ImportError if it is not installed."""
-    package = importlib.util.find_spec("ffcv")  # finds the folder, runs nothing
-    places = package.submodule_search_locations if package else None
-    spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(places or []))
+    """FFCV's C library, loaded without importing FFCV.  Raises ImportError if it is not installed."""
+    package = importlib.util.find_spec("ffcv")  # locates the package without running it
+    folders = package.submodule_search_locations if package else None
+    spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(folders or []))
     if spec is None or spec.origin is None:
-        raise ImportError("ffcv's C library is not installed here; `make setup` builds it")
+        raise ImportError("FFCV's C library is not installed; `make setup` builds it")
     library = ctypes.CDLL(spec.origin)
     library.resize.argtypes = 11 * [ctypes.c_int64]
     library.resize.restype = None

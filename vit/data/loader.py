@@ -1,9 +1,9 @@
-"""Batches from any step: threads decode ahead into pinned memory, in the order of the stream.
+"""The data loader: batches from any step on, decoded ahead by threads into pinned memory.
 
-FFCV's own `Loader` cannot hold what this project promises: its crops cannot be reproduced, an epoch cannot be entered
-in the middle or shared out evenly, an exception in its thread hangs the consumer, and leaving it early leaks a thread
-and its buffers (https://github.com/libffcv/ffcv/issues/393).  So FFCV's format and its C decoder are used
-(`beton.py`, `decode.py`), and the loop around them is ours: a pool of threads, a few batches ahead.
+FFCV's own `Loader` does not meet this project's requirements: its crops are not reproducible, it cannot start in the
+middle of an epoch or distribute an epoch evenly over ranks, an exception in its thread hangs the consumer, and leaving
+it early leaks a thread and its buffers (https://github.com/libffcv/ffcv/issues/393).  This loader uses FFCV's format
+(`beton.py`), a decoder in C (`decode.py`) and a thread pool that works a few batches ahead.
 """
 
 import functools
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from vit.config.schema import Config, DataConfig
 from vit.data.beton import open_beton
-from vit.data.damage import Damage, check_pages
+from vit.data.damage import DamagedSamples, check_pages
 from vit.data.dataset_manifest import check_classes
-from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve
+from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.data.order import BLOCK, Order, Views
 from vit.data.storage import free_memory
 from vit.distributed.world import World
@@ -33,32 +33,32 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples on the device.  The images of a batch are overwritten once the next one has been asked for."""
+    """Samples on the device.  The images are overwritten when the next batch is requested."""
 
     images: Tensor  # (B, S, S, 3) uint8
-    labels: Tensor  # (B,) int64; -1: padding or damaged, to be left out
-    samples: Ints  # (B,), each sample's index in the file; -1: damaged, and left out
+    labels: Tensor  # (B,) int64; -1: padding or a skipped damaged sample, to be ignored
+    samples: Ints  # index of each sample in the file, without padding; -1: a skipped damaged sample
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What worker threads are to do for a batch."""
+class BatchPlan:
+    """The work of the decoding threads for one batch."""
 
-    views: Callable[[], Views]  # what it holds; sorting an epoch takes a while
-    beside: Callable[[], None] | None = None  # what else is due then
+    views: Callable[[], Views]  # the samples of the batch; a function, because sorting a new pass takes a while
+    file_task: Callable[[], None] | None = None  # read-ahead and digest checks of the file that are due with this batch
 
 
 class _Buffer:
-    """Memory for one batch, pinned if it goes to a GPU."""
+    """Memory for one batch, pinned if the device is a GPU."""
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
         self.images = torch.empty((batch, size, size, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.labels = torch.empty(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.copied = torch.cuda.Event() if device.type == "cuda" else None  # the GPU has read it
+        self.copied = torch.cuda.Event() if device.type == "cuda" else None  # the copy to the GPU is done
 
 
-class Reader:
-    """Decodes batch after batch with `workers` threads, `prefetch` batches ahead."""
+class BatchReader:
+    """Decodes batches with `workers` threads, up to `prefetch` batches ahead."""
 
     def __init__(self, decoder: Decoder, batch: int, workers: int, prefetch: int, device: torch.device) -> None:
         self.decoder = decoder
@@ -67,65 +67,65 @@ class Reader:
         self.prefetch = prefetch
         self.device = device
 
-    def read(self, plans: Iterable[Plan]) -> Iterator[Batch]:
-        """A batch for each plan.  Its threads end with the iterator, however it is left.
+    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+        """Yields one batch per plan.  The threads end when the iterator is exhausted, closed or garbage-collected.
 
-        Raises what a thread raised: DecodeError names a sample that is no image.
+        Raises what a thread raised, e.g. DecodeError for a damaged sample, DamagedDataError for a damaged page.
         """
         free = [_Buffer(self.batch, self.decoder.size, self.device) for _ in range(self.prefetch + 1)]
-        ahead: deque[_Started] = deque()
+        pending: deque[_PendingBatch] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
             for plan in plans:
-                ahead.append(self._start(pool, plan, free.pop()))
-                if len(ahead) > self.prefetch:
-                    yield from self._finish(ahead.popleft(), free)
-            while ahead:
-                yield from self._finish(ahead.popleft(), free)
+                pending.append(self._start(pool, plan, free.pop()))
+                if len(pending) > self.prefetch:
+                    yield from self._finish(pending.popleft(), free)
+            while pending:
+                yield from self._finish(pending.popleft(), free)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, pool: ThreadPoolExecutor, plan: Plan, buffer: _Buffer) -> "_Started":
+    def _start(self, pool: ThreadPoolExecutor, plan: BatchPlan, buffer: _Buffer) -> "_PendingBatch":
         views = pool.submit(plan.views)
         edges = np.linspace(0, self.batch, self.workers + 1).astype(int).tolist()
-        # Threads take tasks in the order of submission, so the views are found before or while a part waits for them.
+        # Tasks start in the order of submission, so `views` starts before the parts that wait for it.
         parts = [pool.submit(self._decode, views, buffer, a, b) for a, b in pairwise(edges)]
-        return _Started(buffer, parts, pool.submit(plan.beside) if plan.beside else None)
+        return _PendingBatch(buffer, parts, pool.submit(plan.file_task) if plan.file_task else None)
 
-    def _decode(self, found: Future[Views], buffer: _Buffer, start: int, stop: int) -> Ints:
+    def _decode(self, future: Future[Views], buffer: _Buffer, start: int, stop: int) -> Ints:
         if buffer.copied is not None:
-            buffer.copied.synchronize()  # here, where it holds up no step
-        views, samples = found.result()
+            buffer.copied.synchronize()  # in this thread, so that no training step waits for it
+        views, samples = future.result()
         part = slice(start, min(stop, len(samples)))
-        shown = self.decoder.decode(views[part], samples[part], buffer.images.numpy()[part])
-        buffer.labels.numpy()[part] = np.where(shown < 0, -1, self.decoder.beton.labels[shown])
+        decoded = self.decoder.decode(views[part], samples[part], buffer.images.numpy()[part])
+        buffer.labels.numpy()[part] = np.where(decoded < 0, -1, self.decoder.beton.labels[decoded])
         buffer.labels.numpy()[max(start, len(samples)) : stop] = -1
-        return shown
+        return decoded
 
-    def _finish(self, batch: "_Started", free: list[_Buffer]) -> Iterator[Batch]:
-        shown = np.concatenate([part.result() for part in batch.parts])
-        if batch.beside is not None:
-            batch.beside.result()
+    def _finish(self, batch: "_PendingBatch", free: list[_Buffer]) -> Iterator[Batch]:
+        decoded = np.concatenate([part.result() for part in batch.parts])
+        if batch.file_task is not None:
+            batch.file_task.result()
         buffer = batch.buffer
         images = buffer.images.to(self.device, non_blocking=True)
         labels = buffer.labels.to(self.device, non_blocking=True)
         if buffer.copied is not None:
             buffer.copied.record()
-        yield Batch(images, labels, shown)
+        yield Batch(images, labels, decoded)
         free.append(buffer)
 
 
 @dataclass(frozen=True)
-class _Started:
-    """A batch on its way."""
+class _PendingBatch:
+    """A batch that is being decoded."""
 
     buffer: _Buffer
-    parts: list[Future[Ints]]
-    beside: Future[None] | None
+    parts: list[Future[Ints]]  # the samples decoded by each thread
+    file_task: Future[None] | None
 
 
 class TrainData:
-    """The training set as batches of this rank's micro-batches."""
+    """The training set, as batches of this rank's micro-batches."""
 
     def __init__(self, cfg: Config, world: World) -> None:
         self.cfg = cfg
@@ -134,33 +134,34 @@ class TrainData:
         self.beton = open_beton(cfg.data.train, cfg.data.cache, world)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.order = Order(cfg.seed, self.samples, cfg.data.shuffle_window, cfg.data.repeats)
-        self.damage = Damage(self.beton)
-        self.decoder = resolve(cfg.data.decoder, cfg.data.interpolation)
+        self.damaged = DamagedSamples(self.beton)
+        self.decoder = resolve_decoder(cfg.data.decoder, cfg.data.interpolation)
         crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
-        instead = self.damage.next_of_class if cfg.data.on_bad == "skip" else None
-        size, how = cfg.model.image_size, cfg.data.interpolation
-        decoder = Decoder(self.beton, crop, size, self.decoder, instead, how)
+        on_damage = self.damaged.replace if cfg.data.on_bad == "skip" else None
+        decoder = Decoder(
+            self.beton, crop, cfg.model.image_size, self.decoder, on_damage, interpolation=cfg.data.interpolation
+        )
         batch = cfg.global_batch // world.size
-        self.reader = Reader(decoder, batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
+        self.reader = BatchReader(decoder, batch, decoding_threads(cfg.data, world), cfg.data.prefetch, world.device)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """This rank's part of the batches of steps `start` to `stop`, micro-batch after micro-batch."""
+        """This rank's micro-batches of each step from `start` to `stop` - 1, concatenated to one batch per step."""
         return self.reader.read(self._plan(step, step == start) for step in range(start, stop))
 
-    def _plan(self, step: int, first: bool) -> Plan:
+    def _plan(self, step: int, first: bool) -> BatchPlan:
         cfg, world = self.cfg, self.world
         index = np.array(world.my_micro_batches(cfg.micro_batches))[:, None]
-        place = np.arange(cfg.micro_batch)
-        # Repeats are dealt out like cards: within a micro-batch, mixup would mix an image with itself.
-        dealt, in_a_row = index + cfg.micro_batches * place, index * cfg.micro_batch + place  # (micro-batches, m)
-        places = dealt if cfg.data.repeats > 1 else in_a_row
-        views = functools.partial(self.order.at, step * cfg.global_batch + places.ravel())
-        return Plan(views, functools.partial(self._beside, step, first))
+        offset = np.arange(cfg.micro_batch)  # positions are (micro-batches, m)
+        # Repeats of a sample go to different micro-batches: within one, mixup would mix an image with itself.
+        strided = cfg.data.repeats > 1
+        positions = index + cfg.micro_batches * offset if strided else index * cfg.micro_batch + offset
+        views = functools.partial(self.order.at, step * cfg.global_batch + positions.ravel())
+        return BatchPlan(views, functools.partial(self._read_ahead_and_check, step, first))
 
-    def _beside(self, step: int, first: bool) -> None:
-        """This rank's part of what the file as a whole wants: to be read ahead, and once to be checked."""
+    def _read_ahead_and_check(self, step: int, first: bool) -> None:
+        """This rank's share of the step's read-ahead hints and, in the first epoch, of the pages to check."""
         cfg, beton, world = self.cfg, self.beton, self.world
-        blocks = self.order.coming(step * cfg.global_batch, (step + 1) * cfg.global_batch, first)
+        blocks = self.order.blocks_ahead(step * cfg.global_batch, (step + 1) * cfg.global_batch, first)
         for block in blocks[world.local_rank :: world.local_size]:
             inside = slice(block * BLOCK, (block + 1) * BLOCK)
             start, stop = beton.offset[inside].min(), (beton.offset[inside] + beton.size[inside]).max()
@@ -171,7 +172,7 @@ class TrainData:
 
 
 class ValData:
-    """The validation set, each image exactly once over all ranks."""
+    """The validation set, each image exactly once across all ranks."""
 
     def __init__(self, cfg: Config, world: World) -> None:
         self.cfg = cfg.data
@@ -180,51 +181,57 @@ class ValData:
         self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.batch = cfg.micro_batch
-        self._to_be_checked = cfg.data.verify == "first-epoch"
-        self.damage = Damage(self.beton)
-        instead = self.damage.left_out if cfg.data.on_bad == "skip" else None
-        crop = CenterCrop(cfg.data.val_crop)
-        size, how = cfg.model.image_size, cfg.data.interpolation
-        decoder = Decoder(self.beton, crop, size, resolve(cfg.data.decoder, how), instead, how)
-        self.reader = Reader(decoder, self.batch, threads(cfg.data, world), cfg.data.prefetch, world.device)
+        self._check_pages_next = cfg.data.verify == "first-epoch"
+        self.damaged = DamagedSamples(self.beton)
+        on_damage = self.damaged.skip if cfg.data.on_bad == "skip" else None
+        crop, interpolation = CenterCrop(cfg.data.val_crop), cfg.data.interpolation
+        backend = resolve_decoder(cfg.data.decoder, interpolation)
+        decoder = Decoder(self.beton, crop, cfg.model.image_size, backend, on_damage, interpolation)
+        workers = decoding_threads(cfg.data, world)
+        self.reader = BatchReader(decoder, self.batch, workers, cfg.data.prefetch, world.device)
 
     @property
-    def count(self) -> int:
+    def total_batches(self) -> int:
         """Batches of the whole set; the last one may be padded."""
         return -(-self.samples // self.batch)
 
     @property
-    def rounds(self) -> int:
-        """Batches that each rank gets; those after the set's end are padding alone."""
-        return -(-self.count // self.world.size)
+    def batches_per_rank(self) -> int:
+        """Batches of each rank; those after the end of the set contain only padding."""
+        return -(-self.total_batches // self.world.size)
 
     def batches(self) -> Iterator[Batch]:
-        """Batch b goes to rank b mod W.  What a batch holds does not depend on the number of ranks."""
-        mine = range(self.world.rank, self.rounds * self.world.size, self.world.size)
-        check, self._to_be_checked = self._to_be_checked, False
+        """This rank's batches: of W ranks, rank r gets the batches b with b mod W = r.
+
+        The contents of a batch do not depend on the number of ranks.
+        """
+        mine = range(self.world.rank, self.batches_per_rank * self.world.size, self.world.size)
+        check, self._check_pages_next = self._check_pages_next, False
         return self.reader.read(self._plan(b, check) for b in mine)
 
-    def _plan(self, b: int, check: bool) -> Plan:
+    def _plan(self, b: int, check: bool) -> BatchPlan:
         samples = np.arange(b * self.batch, max(b * self.batch, min((b + 1) * self.batch, self.samples)))
-        pages = range(b * len(self.beton.pages) // self.count, (b + 1) * len(self.beton.pages) // self.count)
-        beside = functools.partial(check_pages, self.beton, pages) if check and b < self.count else None
-        return Plan(lambda: Views(np.zeros_like(samples), samples), beside)
+        pages, batches = len(self.beton.pages), self.total_batches
+        mine = range(b * pages // batches, (b + 1) * pages // batches)
+        file_task = functools.partial(check_pages, self.beton, mine) if check and b < batches else None
+        return BatchPlan(lambda: Views(np.zeros_like(samples), samples), file_task)
 
 
-def storage_line(cfg: DataConfig, *data: TrainData | ValData) -> str:
-    """For a person: how the files are read, and whether memory holds them."""
+def storage_summary(cfg: DataConfig, *data: TrainData | ValData) -> str:
+    """One line for the user: how the files are read, and whether they fit into memory."""
     size, free = sum(each.beton.bytes for each in data), free_memory()
     files = " and ".join(each.beton.path.name for each in data)
     if cfg.cache == "memory":
-        return f"data: {files}, {size / 1e9:.1f} GB, are in memory"
-    how = "through the page cache" if cfg.cache == "os" else "read piece by piece"
-    fits = f"fits into {free / 1e9:.0f} GB of free memory"
-    if size > free:
+        return f"data: {files} ({size / 1e9:.1f} GB), held in memory"
+    access = "read through the page cache" if cfg.cache == "os" else "read by each rank"
+    if size <= free:
+        fits = f"fits into {free / 1e9:.0f} GB of free memory"
+    else:
         fits = f"does not fit into {free / 1e9:.0f} GB of free memory"
-        fits += "" if cfg.shuffle_window else "; --data.shuffle_window 32768 reads the disk in long pieces"
-    return f"data: {files}, {size / 1e9:.1f} GB {how}, {fits}"
+        fits += "" if cfg.shuffle_window else "; use --data.shuffle_window 32768 for mostly sequential reads"
+    return f"data: {files} ({size / 1e9:.1f} GB), {access}, {fits}"
 
 
-def threads(cfg: DataConfig, world: World) -> int:
-    """Decoding threads of a rank: as configured, or its share of the cores that Slurm gives, not of all there are."""
+def decoding_threads(cfg: DataConfig, world: World) -> int:
+    """Decoding threads per rank: `data.workers`, or this rank's share of the cores that the job may use on the node."""
     return cfg.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size)

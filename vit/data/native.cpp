@@ -1,12 +1,12 @@
-// Crops of images, decoded and resized: the pixels of Pillow at a third of its cost.
+// Decodes, crops and resizes images: the pixels of Pillow at a third of its cost.
 //
-// A JPEG is decoded only where the crop lies: libjpeg-turbo skips the rows above and below it and the columns beside it.
-// All bytes up to the crop's end have to be read nevertheless, which is most of the cost; `huffman.h` does that.  The
-// resize is Pillow's (`resize.h`).  Hence `Image.crop(box).resize(size, filter)`, and torchvision's RandomResizedCrop,
-// Resize and CenterCrop on PIL images, give these pixels exactly, up to Pillow 12.  Pillow 13 takes the columns of some
-// tall crops first, and then differs by one level at most.
+// A JPEG is decoded only inside of the crop: libjpeg-turbo skips the rows above and below it and the columns to its left
+// and right.  The entropy-coded data must still be decoded up to the end of the crop, which is most of the cost;
+// `huffman.h` does that.  The resize is Pillow's (`resize.h`).  The pixels are therefore exactly those of
+// `Image.crop(box).resize(size, filter)`, and of torchvision's RandomResizedCrop, Resize and CenterCrop on PIL images, up to
+// Pillow 12.  Pillow 13 resizes the columns of some tall crops first, which changes pixels by at most one level.
 //
-// Called through ctypes, without Python's lock, by several threads at once.
+// Called through ctypes, without Python's global lock, from several threads at once.
 
 #include <csetjmp>
 #include <cstddef>
@@ -27,39 +27,40 @@ using resize::ROWS;
 
 constexpr int JPEG = 0;  // FFCV's image modes; 1 is raw
 
-// What is wanted of one image: a box of it is resized to `rows` x `columns`, of which S x S from (down, right) on are taken.
+// One image and its crop, as in `decode.py`: a box is resized to resized_height x resized_width pixels, of which the
+// S x S pixels at (out_top, out_left) are the output.
 struct Image {
     int64_t mode, height, width, offset, size;
     int64_t top, left, box_height, box_width;
-    int64_t rows, columns, down, right;
+    int64_t resized_height, resized_width, out_top, out_left;
 };
 
 struct Failure {
-    jpeg_error_mgr manager;  // first, so that libjpeg's pointer is a pointer to this
-    std::jmp_buf back;
+    jpeg_error_mgr manager;  // the first member, so that libjpeg's pointer to it also points to this struct
+    std::jmp_buf return_point;
 };
 
-void fail(j_common_ptr info) { std::longjmp(reinterpret_cast<Failure*>(info->err)->back, 1); }
-void be_quiet(j_common_ptr) {}
+void fail(j_common_ptr info) { std::longjmp(reinterpret_cast<Failure*>(info->err)->return_point, 1); }
+void ignore_message(j_common_ptr) {}
 
-// What one thread works with; it is freed when the thread ends.
+// The buffers and the decoder of one thread; freed when the thread ends.
 struct Worker {
     resize::Weights across, down;
     std::vector<uint8_t> lines;    // ROWS decoded rows
-    std::vector<uint8_t> resized;  // all rows of the crop, S wide
-    int top = 0, left = 0, h = 0, w = 0;  // the pixels that are needed, scaled
-    int scale = 1;                        // pixels of the image on a side of a decoded one
+    std::vector<uint8_t> resized;  // all rows of the crop, each resized to S pixels
+    int top = 0, left = 0, h = 0, w = 0;  // region of the decoded image that is needed
+    int scale = 1;                        // side of a decoded pixel, in pixels of the image
     const resize::Filter* filter = &resize::BILINEAR;
     int S = 0;
-    size_t pitch = 0;  // bytes from a resized row to the next
+    size_t pitch = 0;  // bytes from one row of `resized` to the next
     jpeg_decompress_struct info;
     Failure failure;
-    huffman::Scan scan;
+    huffman::ScanDecoder scan;
 
     Worker() {
         info.err = jpeg_std_error(&failure.manager);
         failure.manager.error_exit = fail;
-        failure.manager.output_message = be_quiet;
+        failure.manager.output_message = ignore_message;
         jpeg_create_decompress(&info);
     }
     ~Worker() { jpeg_destroy_decompress(&info); }
@@ -69,10 +70,12 @@ struct Worker {
         S = side;
         scale = 1;
         if (scaled && image.mode == JPEG)
-            while (scale < DCTSIZE && image.box_height >= 2 * scale * image.rows && image.box_width >= 2 * scale * image.columns) scale *= 2;
-        top = locate(down, image.top, image.box_height, image.rows, image.down);
-        left = locate(across, image.left, image.box_width, image.columns, image.right);
-        across.halve();
+            while (scale < DCTSIZE && image.box_height >= 2 * scale * image.resized_height &&
+                   image.box_width >= 2 * scale * image.resized_width)
+                scale *= 2;
+        top = locate(down, image.top, image.box_height, image.resized_height, image.out_top);
+        left = locate(across, image.left, image.box_width, image.resized_width, image.out_left);
+        across.split();
         h = down.size;
         w = across.size;
         pitch = static_cast<size_t>(S) * CHANNELS + 1;
@@ -87,7 +90,8 @@ struct Worker {
         return true;
     }
 
-    // Weights along one axis; returns the first pixel that they need.  A box may begin and end within a scaled pixel.
+    // Sets the weights along one axis; returns the first pixel that they need.  A box may begin and end inside of a decoded
+    // pixel when the image is scaled.
     int locate(resize::Weights& weights, int64_t start, int64_t length, int64_t resized_to, int64_t skip) const {
         const int64_t low = start / scale, high = (start + length + scale - 1) / scale;
         weights.set(*filter, static_cast<double>(start) / scale - static_cast<double>(low), static_cast<double>(length) / scale,
@@ -95,23 +99,23 @@ struct Worker {
         return static_cast<int>(low) + weights.from;
     }
 
-    // Rows of the crop, `stride` bytes apart; the y-th is the first of them.
-    void take(const uint8_t* rows, size_t stride, int y) { resize::rows(rows, stride, across, S, &resized[y * pitch], pitch); }
+    // Resizes ROWS rows of the crop, `stride` bytes apart, into `resized`; the first one is row y.
+    void resize_rows(const uint8_t* rows, size_t stride, int y) { resize::rows(rows, stride, across, S, &resized[y * pitch], pitch); }
 
     void raw(const uint8_t* pixels, int width) {
         const size_t stride = static_cast<size_t>(w) * CHANNELS;
-        lines.resize(stride * ROWS + across.spare());
+        lines.resize(stride * ROWS + across.padding());
         for (int y = 0; y < h; y += ROWS) {
-            // Copied, because behind the last row of the last image the file may end.
+            // Copied, because the file may end right after the last row of the last image.
             for (int row = 0; row < ROWS && y + row < h; row++)
                 std::memcpy(&lines[row * stride], pixels + (static_cast<size_t>(top + y + row) * width + left) * CHANNELS, stride);
-            take(lines.data(), stride, y);
+            resize_rows(lines.data(), stride, y);
         }
     }
 
-    // False if the bytes are no JPEG of this size, or end before the crop does.
+    // False if the bytes are not a JPEG of this size, are damaged, or end before the crop does.
     bool jpeg(const uint8_t* bytes, size_t size, int height, int width) {
-        if (setjmp(failure.back)) {
+        if (setjmp(failure.return_point)) {
             jpeg_abort_decompress(&info);
             return false;
         }
@@ -126,33 +130,34 @@ struct Worker {
         info.scale_denom = static_cast<unsigned>(scale);
         jpeg_start_decompress(&info);
         width = static_cast<int>(info.output_width);
-        // libjpeg-turbo widens the columns to whole blocks.  A block more on either side, because smooth upsampling of
-        // the colors looks at the neighbors, and the edge of what is decoded has none.
+        // libjpeg-turbo widens the range of columns to whole blocks.  One more block is decoded on each side, because smooth
+        // chroma upsampling reads neighboring pixels, which are missing at the edge of the decoded region.
         const int block = info.max_h_samp_factor * DCTSIZE / scale;
         const int from = left - block > 0 ? left - block : 0, to = left + w + block < width ? left + w + block : width;
         JDIMENSION start = from, columns = to - from;
         if (columns < static_cast<JDIMENSION>(width)) jpeg_crop_scanline(&info, &start, &columns);
-        scan.take_over(&info, static_cast<int>(start) / block, static_cast<int>(start + columns - 1) / block);
+        scan.install(&info, static_cast<int>(start) / block, static_cast<int>(start + columns - 1) / block);
         const size_t stride = static_cast<size_t>(columns) * CHANNELS;
-        lines.resize(stride * ROWS + across.spare());
+        lines.resize(stride * ROWS + across.padding());
         if (top > 0) jpeg_skip_scanlines(&info, top);
         for (int y = 0; y < h; y += ROWS) {
             for (int row = 0; row < ROWS && y + row < h; row++) {
                 JSAMPROW line = &lines[row * stride];
                 jpeg_read_scanlines(&info, &line, 1);
             }
-            take(&lines[static_cast<size_t>(left - static_cast<int>(start)) * CHANNELS], stride, y);
+            resize_rows(&lines[static_cast<size_t>(left - static_cast<int>(start)) * CHANNELS], stride, y);
         }
-        const bool whole = failure.manager.num_warnings == 0;  // libjpeg fills what is missing with gray, and warns
+        const bool complete = failure.manager.num_warnings == 0;  // libjpeg fills missing data with gray and only warns
         jpeg_abort_decompress(&info);
-        return whole;
+        return complete;
     }
 };
 
 }  // namespace
 
-// Fills `out` (count, S, S, 3) from a mapped file.  Returns -1, or the place in the batch of the first image that is damaged.
-// `cubic`: by the bicubic filter, not the bilinear one.  `scaled`: where a box is twice as large as wanted, or more, the inverse DCT yields fewer pixels; faster and less exact.
+// Decodes `count` images of the file at `file` into `out` (count, S, S, 3).  Returns -1, or the index in the batch of the
+// first damaged image.  `cubic` selects the bicubic filter, else bilinear.  `scaled`: boxes at least twice as large as the
+// output are decoded at 1/2, 1/4 or 1/8 of their size by the inverse DCT, which is faster and less exact.
 extern "C" int64_t vit_decode_windows(const uint8_t* file, int64_t count, const Image* images, int64_t S, int64_t scaled, int64_t cubic,
                                       uint8_t* out) {
     thread_local Worker worker;

@@ -1,4 +1,5 @@
-// Pillow's antialiased bilinear and bicubic resize, to the bit: weights in 22 bits, rows first, each pass rounded to 8 bits.
+// Pillow's antialiased bilinear and bicubic resize, bit for bit: fixed-point weights with 22 fractional bits, first along
+// the rows, then along the columns, each pass rounded to 8 bits.
 // https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 #pragma once
@@ -9,24 +10,18 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
-#define X86
-#include <immintrin.h>
-#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))  // chosen when the library is loaded
-#else
-#define FOR_EACH_CPU
-#endif
+#include "cpu_dispatch.h"
 
 namespace resize {
 
-constexpr int BITS = 32 - 8 - 2;  // of a weight after the point, as Pillow's
-constexpr int HALF = BITS / 2;    // of them in the lower part of a weight that is cut in two
+constexpr int BITS = 32 - 8 - 2;  // fractional bits of a weight, as in Pillow
+constexpr int HALF = BITS / 2;    // bits in the lower half of a weight that is split in two
 constexpr int CHANNELS = 3;
-constexpr int ROWS = 4;           // that are resized side by side
+constexpr int ROWS = 4;           // rows that are resized together
 
-// How much a pixel counts at a distance, and up to which: a triangle, or Keys's cubic with a = -1/2.
+// A filter: the weight of a pixel as a function of its distance, and its support.  A triangle, or Keys's cubic with a = -1/2.
 struct Filter {
-    double reach;
+    double support;
     double (*weight)(double);
 };
 
@@ -44,23 +39,23 @@ inline double cubic(double x) {
 
 constexpr Filter BILINEAR = {1.0, triangle}, BICUBIC = {2.0, cubic};
 
-inline uint8_t level(int32_t sum) {  // a cubic's weights may be negative, and then sums too
+inline uint8_t to_level(int32_t sum) {  // clamped: cubic weights may be negative, so a sum may be below 0 or above 255
     sum >>= BITS;
     return static_cast<uint8_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
-// Where the output pixels come from along one axis: `length` of the `in` pixels, from `start` on, become `out` pixels, of
-// which `outputs` are wanted from `skip` on.
+// Weights along one axis.  `length` of the `in` input pixels, from `start` on, are resized to `out` pixels; only `outputs`
+// of these, from `skip` on, are computed.
 struct Weights {
-    int from = 0, size = 0;              // the inputs that they need
-    int taps = 0, pairs = 0;             // weights of an output at most, and two by two
-    std::vector<int> first, count;       // inputs of each output, from `from` on
+    int from = 0, size = 0;              // range of input pixels that are needed: first and number
+    int taps = 0, pairs = 0;             // largest number of weights per output, and of pairs of weights
+    std::vector<int> first, count;       // range of input pixels of each output; `first` is relative to `from`
     std::vector<int32_t> weight;         // (outputs, taps)
-    std::vector<uint32_t> upper, lower;  // (outputs, pairs): the halves of two weights each
-    std::vector<double> exact;           // of one output
+    std::vector<uint32_t> upper, lower;  // (outputs, pairs): upper and lower halves of two weights each
+    std::vector<double> exact;           // weights of one output before rounding
 
     void set(const Filter& filter, double start, double length, int in, int out, int skip, int outputs) {
-        const double scale = length / out, wide = scale < 1.0 ? 1.0 : scale, support = filter.reach * wide, inverse = 1.0 / wide;
+        const double scale = length / out, wide = scale < 1.0 ? 1.0 : scale, support = filter.support * wide, inverse = 1.0 / wide;
         taps = static_cast<int>(std::ceil(support)) * 2 + 1;
         first.resize(outputs);
         count.resize(outputs);
@@ -90,24 +85,25 @@ struct Weights {
         pairs = (most + 1) / 2;
     }
 
-    // Bytes behind a row that the pass over rows may read; they have no weight.
-    size_t spare() const { return static_cast<size_t>(pairs) * 2 * CHANNELS + 16; }
+    // Bytes after the end of a row that `rows` may read.  Their weight is 0.
+    size_t padding() const { return static_cast<size_t>(pairs) * 2 * CHANNELS + 16; }
 
-    // For the pass over rows: 16 bits are multiplied twice as fast as 32.
-    void halve() {
+    // Splits the weights into 16-bit halves for `rows_avx2`: 16-bit multiplications are twice as fast as 32-bit ones.
+    void split() {
         upper.assign(first.size() * pairs, 0);
         lower.assign(first.size() * pairs, 0);
         for (size_t i = 0; i < first.size(); i++)
             for (int k = 0; k < count[i]; k++) {
-                const int32_t whole = weight[i * taps + k], place = 16 * (k % 2);
-                upper[i * pairs + k / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(whole >> HALF)) << place;  // with its sign
-                lower[i * pairs + k / 2] |= static_cast<uint32_t>(whole & ((1 << HALF) - 1)) << place;
+                const int32_t whole = weight[i * taps + k], bit = 16 * (k % 2);
+                upper[i * pairs + k / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(whole >> HALF)) << bit;  // with its sign
+                lower[i * pairs + k / 2] |= static_cast<uint32_t>(whole & ((1 << HALF) - 1)) << bit;
             }
     }
 };
 
-// ROWS rows of pixels, `stride` bytes apart, to S pixels each, `pitch` bytes apart: a byte more than they take, at least.
-inline void rows_anywhere(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
+// Resizes ROWS rows of pixels, `stride` bytes apart, to S pixels each, `pitch` bytes apart.  `pitch` must be at least one
+// byte longer than S pixels.
+inline void rows_portable(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
     for (int row = 0; row < ROWS; row++, in += stride, out += pitch)
         for (int x = 0; x < S; x++) {
             const int32_t* weight = &across.weight[static_cast<size_t>(x) * across.taps];
@@ -115,22 +111,23 @@ inline void rows_anywhere(const uint8_t* in, size_t stride, const Weights& acros
             int32_t sum[CHANNELS] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
             for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS)
                 for (int c = 0; c < CHANNELS; c++) sum[c] += weight[k] * pixel[c];
-            for (int c = 0; c < CHANNELS; c++) out[CHANNELS * x + c] = level(sum[c]);
+            for (int c = 0; c < CHANNELS; c++) out[CHANNELS * x + c] = to_level(sum[c]);
         }
 }
 
 #ifdef X86
-// The same sums.  A lane for each channel of each row holds two neighbors, which one instruction weighs and adds up; the
-// upper and the lower halves of the weights apart, so that nothing is lost.  PAIRS is `across.pairs` if it is not 0.
+// The same sums.  One 32-bit lane per channel and row holds two neighboring pixels, which one instruction multiplies by
+// their weights and adds.  Upper and lower halves of the weights are summed separately, so that the result is exact.
+// PAIRS is `across.pairs` if that is known at compile time, else 0.
 template <int PAIRS>
 __attribute__((target("avx2"))) void rows_avx2(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
     const int pairs = PAIRS ? PAIRS : across.pairs;
     const uint32_t *upper = across.upper.data(), *lower = across.lower.data();
-    const __m256i one = _mm256_set1_epi32(1 << (BITS - 1));  // half of a level
+    const __m256i half_level = _mm256_set1_epi32(1 << (BITS - 1));  // for rounding
     const __m256i spread = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
     for (int x = 0; x < S; x++, upper += pairs, lower += pairs, out += CHANNELS) {
         const uint8_t* pixel = in + CHANNELS * across.first[x];
-        __m256i upper01 = _mm256_setzero_si256(), upper23 = upper01, lower01 = one, lower23 = one;
+        __m256i upper01 = _mm256_setzero_si256(), upper23 = upper01, lower01 = half_level, lower23 = half_level;
         for (int k = 0; k < pairs; k++, pixel += 2 * CHANNELS) {
             const auto* row = reinterpret_cast<const __m128i*>(pixel);
             const auto* row1 = reinterpret_cast<const __m128i*>(pixel + stride);
@@ -152,7 +149,8 @@ __attribute__((target("avx2"))) void rows_avx2(const uint8_t* in, size_t stride,
         const __m256i levels = _mm256_packus_epi16(words, words);  // rows 0 and 2, then rows 1 and 3
         const int32_t rows[ROWS] = {_mm256_extract_epi32(levels, 0), _mm256_extract_epi32(levels, 4),
                                     _mm256_extract_epi32(levels, 1), _mm256_extract_epi32(levels, 5)};
-        for (int row = 0; row < ROWS; row++) std::memcpy(out + row * pitch, &rows[row], 4);  // the next pixel mends the fourth
+        // Four bytes are stored per pixel of three; the next pixel overwrites the fourth.
+        for (int row = 0; row < ROWS; row++) std::memcpy(out + row * pitch, &rows[row], 4);
     }
 }
 #endif
@@ -167,28 +165,29 @@ inline void rows(const uint8_t* in, size_t stride, const Weights& across, int S,
             default: return rows_avx2<0>(in, stride, across, S, out, pitch);
         }
 #endif
-    rows_anywhere(in, stride, across, S, out, pitch);
+    rows_portable(in, stride, across, S, out, pitch);
 }
 
 template <int COUNT>
-inline __attribute__((always_inline)) void add(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
+inline __attribute__((always_inline)) void weighted_sum(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width,
+                                                        uint8_t* out) {
     const int taps = COUNT ? COUNT : count;
     for (int i = 0; i < width; i++) {
         int32_t sum = 1 << (BITS - 1);
         for (int k = 0; k < taps; k++) sum += weight[k] * rows[k * pitch + i];
-        out[i] = level(sum);
+        out[i] = to_level(sum);
     }
 }
 
-// The pass down the columns: `count` rows of `width` bytes, `pitch` apart, weighted and added up.
-FOR_EACH_CPU inline void columns(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
-    switch (count) {  // with few and known taps the compiler keeps the sums in registers
-        case 1: return add<1>(rows, pitch, weight, count, width, out);
-        case 2: return add<2>(rows, pitch, weight, count, width, out);
-        case 3: return add<3>(rows, pitch, weight, count, width, out);
-        case 4: return add<4>(rows, pitch, weight, count, width, out);
-        case 5: return add<5>(rows, pitch, weight, count, width, out);
-        default: return add<0>(rows, pitch, weight, count, width, out);
+// The pass along the columns: the weighted sum of `count` rows of `width` bytes, `pitch` bytes apart.
+CPU_DISPATCH inline void columns(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
+    switch (count) {  // with a small number of taps known at compile time, the sums stay in registers
+        case 1: return weighted_sum<1>(rows, pitch, weight, count, width, out);
+        case 2: return weighted_sum<2>(rows, pitch, weight, count, width, out);
+        case 3: return weighted_sum<3>(rows, pitch, weight, count, width, out);
+        case 4: return weighted_sum<4>(rows, pitch, weight, count, width, out);
+        case 5: return weighted_sum<5>(rows, pitch, weight, count, width, out);
+        default: return weighted_sum<0>(rows, pitch, weight, count, width, out);
     }
 }
 

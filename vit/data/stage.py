@@ -1,7 +1,7 @@
-"""Copies the data sets to a node's own disk, once for all its ranks and for all attempts that come there.
+"""Stages the data sets: copies them to a node's local disk, once for all ranks and all later attempts on that node.
 
-FOLDER/vit-data-USER/DIGEST/train.beton        whole, under its final name; DIGEST is that of its bytes
-FOLDER/vit-data-USER/DIGEST/train.beton.tmp    on its way: the pages that are there already are not copied again
+FOLDER/vit-data-UID/DIGEST/train.beton        a complete copy; DIGEST is the start of the file's SHA-256
+FOLDER/vit-data-UID/DIGEST/train.beton.tmp    an incomplete copy; pages that are already in it are not copied again
 """
 
 import fcntl
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from vit.config.schema import Config
+from vit.data.damage import damaged_page
 from vit.data.dataset_manifest import DatasetManifest, manifest_path, read_dataset_manifest
 from vit.data.decode import DamagedDataError
 from vit.data.storage import Bytes, read_into
@@ -29,91 +30,97 @@ from vit.run.clock import Clock
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
-LOOK_SECONDS = 0.5
-TELL_SECONDS = 10  # between two lines about a copy that is under way
-STREAMS = 8  # pages that are copied at a time: one stream does not fill a Lustre
-SPARE = 1 << 30  # bytes that are left free for others
+POLL_SECONDS = 0.5  # interval of checks for a signal or for another process's copy
+PROGRESS_SECONDS = 10  # interval of progress lines
+STREAMS = 8  # pages copied in parallel: a single stream does not saturate a Lustre file system
+SPARE_BYTES = 1 << 30  # left free on the disk for others
 
 
 class StoppedError(Exception):
-    """A signal came while data were copied."""
+    """A signal arrived while data sets were being copied."""
 
 
-def staged(cfg: Config, run: RunFolder, world: World, clock: Clock, told: Callable[[], bool]) -> Config:
-    """The config with the data sets where this node has them: copied if there is room, else where they were.
+def stage_data_sets(
+    cfg: Config, run: RunFolder, world: World, clock: Clock, stop_requested: Callable[[], bool]
+) -> Config:
+    """Copies the data sets to `data.stage`; returns the config with the paths of the copies.
 
-    Every rank must call this.  Raises StoppedError on all of them once any was `told` to stop, ValueError if the folder
-    has no name on this node or a data set is not there, DamagedError if one is not what was written.
+    A data set that cannot be copied, e.g. because the disk is full, keeps its path.  Every rank must call this.
+    Raises StoppedError on all ranks once `stop_requested` is true on any, ValueError if `data.stage` contains a
+    variable that is not set on this node or a data set does not exist, DamagedDataError if a page is damaged.
     """
     if not cfg.data.stage:
         return cfg
-    folder = expand(cfg.data.stage) / f"vit-data-{os.getuid()}"
+    folder = expand_folder(cfg.data.stage) / f"vit-data-{os.getuid()}"
     sources = (cfg.data.train, cfg.data.val)
     for source in sources:
-        read_dataset_manifest(source)  # a set that is not there is not the thread's to find out
+        read_dataset_manifest(source)  # raises here, not in the copying thread, if the data set does not exist
     copier = None
     if world.local_rank == 0:
         copier = Copier(sources, folder, verify=cfg.data.verify != "never")
         copier.start()
-    with clock.spend("stage"):
-        _wait(copier, world, clock, told)
+    with clock.phase("stage"):
+        _wait(copier, world, clock, stop_requested)
     if copier is not None:
-        copier.tell(run)
-    train, val = (_whole(path, folder, cfg.data.verify != "never") or path for path in sources)
+        copier.report(run)
+    train, val = (_find_copy(path, folder, cfg.data.verify != "never") or path for path in sources)
     return replace(cfg, data=replace(cfg.data, train=train, val=val))
 
 
-def expand(folder: str) -> Path:
-    """`$TMPDIR` -> what it is on this node.  Raises ValueError if it is nothing here."""
+def expand_folder(folder: str) -> Path:
+    """Expands `~` and variables, e.g. `$TMPDIR`, on this node.  Raises ValueError if a variable is not set."""
     path = os.path.expanduser(os.path.expandvars(folder))
     if "$" in path:
-        raise ValueError(f"data.stage {folder}: {socket.gethostname()} has no such variable; name a folder, as /tmp")
+        raise ValueError(
+            f"data.stage {folder}: the variable is not set on {socket.gethostname()}; set it or use a folder like /tmp"
+        )
     return Path(path)
 
 
-def _wait(copier: "Copier | None", world: World, clock: Clock, told: Callable[[], bool]) -> None:
-    """Until all nodes are done.  Signs of life are given as long as bytes arrive anywhere."""
-    before, last_told = -1, time.monotonic()
+def _wait(copier: "Copier | None", world: World, clock: Clock, stop_requested: Callable[[], bool]) -> None:
+    """Waits until all nodes are done.  Writes a heartbeat whenever any node has made progress."""
+    previous, last_line = -1, time.monotonic()
     while True:
         if copier is not None:
-            copier.join(LOOK_SECONDS)
+            copier.join(POLL_SECONDS)
         busy = copier is not None and copier.is_alive()
-        flags = torch.tensor([told(), busy, copier.there if copier is not None else 0], dtype=torch.int64)
+        present = copier.bytes_present if copier is not None else 0
+        flags = torch.tensor([stop_requested(), busy, present], dtype=torch.int64)
         if world.size > 1:
             dist.all_reduce(flags)
-        stop, unfinished, there = flags.tolist()
+        stop, unfinished, total = flags.tolist()
         if stop and copier is not None:
             copier.cancel()
         if stop:
             raise StoppedError
         if not unfinished:
             return
-        if there != before:
-            before = there
-            clock.sign("stage")
-        if copier is not None and world.rank == 0 and time.monotonic() - last_told > TELL_SECONDS:
-            last_told = time.monotonic()
+        if total != previous:
+            previous = total
+            clock.beat("stage")
+        if copier is not None and world.rank == 0 and time.monotonic() - last_line > PROGRESS_SECONDS:
+            last_line = time.monotonic()
             show(copier.progress())
 
 
 class Copier(threading.Thread):
-    """Copies the data sets of one node, one after the other."""
+    """A thread that copies the data sets to one node, one after the other."""
 
     def __init__(self, sources: tuple[Path, ...], folder: Path, verify: bool) -> None:
         super().__init__(daemon=True, name="stage")
         self.sources, self.folder, self.verify = sources, folder, verify
-        self.there = 0  # bytes that are copied, as far as one can see
-        self.copied = 0  # bytes that this process copied
-        self.problem = ""  # why a data set is read where it is
+        self.bytes_present = 0  # bytes on this node's disk so far, whoever copied them
+        self.bytes_copied = 0  # bytes that this process copied
+        self.problem = ""  # why a data set could not be copied
         self._damage: DamagedDataError | None = None
         self._canceled = threading.Event()
-        self._begun = time.monotonic()
-        self._counting = threading.Lock()
+        self._start_time = time.monotonic()
+        self._counter_lock = threading.Lock()
 
     def run(self) -> None:
-        """Copies what is not there already."""
+        """Copies the data sets that are not on this node yet."""
         for source in self.sources:
-            if self._canceled.is_set() or _whole(source, self.folder, self.verify):
+            if self._canceled.is_set() or _find_copy(source, self.folder, self.verify):
                 continue
             try:
                 self._copy(source, read_dataset_manifest(source))
@@ -121,109 +128,110 @@ class Copier(threading.Thread):
                 self._damage = error
                 return
             except OSError as error:
-                self.problem = f"{source} is read where it is, not from {self.folder}: {error}"
+                self.problem = f"{source} could not be copied to {self.folder} and is read in place: {error}"
                 return
 
     def cancel(self) -> None:
-        """Ends it at the next page; what is copied is of use to the next attempt."""
+        """Stops after the pages in progress; the next attempt reuses what has been copied."""
         self._canceled.set()
         self.join()
 
     def progress(self) -> str:
-        """For a person."""
+        """A progress line for the user."""
         total = sum(read_dataset_manifest(source).bytes for source in self.sources)
-        rate = self.copied / max(1e-3, time.monotonic() - self._begun)
-        return f"copying to {self.folder}: {self.there / 1e9:.1f} of {total / 1e9:.1f} GB, {rate / 1e6:,.0f} MB/s"
+        rate = self.bytes_copied / max(1e-3, time.monotonic() - self._start_time)
+        done = f"{self.bytes_present / 1e9:.1f} of {total / 1e9:.1f} GB"
+        return f"copying data sets to {self.folder}: {done}, {rate / 1e6:,.0f} MB/s"
 
-    def tell(self, run: RunFolder) -> None:
-        """Says and writes down what came of it.  Raises DamagedError."""
+    def report(self, run: RunFolder) -> None:
+        """Prints the result and records it in the ledger.  Raises DamagedDataError if a page was damaged."""
         if self._damage is not None:
             raise self._damage
-        seconds, node = round(time.monotonic() - self._begun, 3), socket.gethostname()
+        seconds, node = round(time.monotonic() - self._start_time, 3), socket.gethostname()
         if self.problem:
             show(self.problem, lasting=True)
             run.record("not staged", node=node, why=self.problem)
             return
-        run.note("staged", node=node, folder=str(self.folder), copied=self.copied, seconds=seconds)
-        what = f"copied {self.copied / 1e9:.1f} GB in {seconds:.0f} s" if self.copied else "were there already"
-        show(f"data sets in {self.folder} on {node}: {what}", lasting=True)
+        run.note("staged", node=node, folder=str(self.folder), copied=self.bytes_copied, seconds=seconds)
+        copied = (
+            f"copied {self.bytes_copied / 1e9:.1f} GB in {seconds:.0f} s" if self.bytes_copied else "already present"
+        )
+        show(f"data sets in {self.folder} on {node}: {copied}", lasting=True)
 
     def _copy(self, source: Path, manifest: DatasetManifest) -> None:
-        """Raises OSError if there is no room or a disk fails, DamagedError if a page is not what was written."""
-        final = _place(source, self.folder, manifest)
+        """Copies one data set.  Raises OSError if there is not enough space or a disk fails, DamagedDataError."""
+        final = _copy_path(source, self.folder, manifest)
         final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = final.with_name(final.name + ".tmp")
-        file = os.open(aside, os.O_RDWR | os.O_CREAT, 0o600)
-        before = self.there
+        temporary = final.with_name(final.name + ".tmp")
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
+        previous_sets = self.bytes_present
         try:
-            self._lock(file, before)
-            if self._canceled.is_set() or _whole(source, self.folder, self.verify):
+            self._lock(file, previous_sets)
+            if self._canceled.is_set() or _find_copy(source, self.folder, self.verify):
                 return
-            have, size = os.fstat(file).st_blocks * 512, manifest.bytes
+            allocated, size = os.fstat(file).st_blocks * 512, manifest.bytes
             free = shutil.disk_usage(final.parent).free
-            if free < (needed := size - have + SPARE):
+            if free < (needed := size - allocated + SPARE_BYTES):
                 raise OSError(
-                    f"{needed / 1e9:.1f} GB are needed there, 1 GB of it to spare, {free / 1e9:.1f} GB are free"
+                    f"{needed / 1e9:.1f} GB of disk space are needed, including a reserve of 1 GB, "
+                    f"but {free / 1e9:.1f} GB are free"
                 )
             with source.open("rb", buffering=0) as shared, ThreadPoolExecutor(STREAMS) as pool:
                 pages = range(len(manifest.pages))
-                list(pool.map(lambda page: self._page(source, shared.fileno(), file, manifest, page), pages))
+                list(pool.map(lambda page: self._copy_page(source, shared.fileno(), file, manifest, page), pages))
             if self._canceled.is_set():
                 return
             os.ftruncate(file, size)
             os.fsync(file)
             shutil.copyfile(manifest_path(source), manifest_path(final))
-            aside.rename(final)
+            temporary.rename(final)
         except OSError:
-            aside.unlink(missing_ok=True)  # what cannot be finished takes room from others
+            temporary.unlink(missing_ok=True)  # frees the space of a copy that cannot be completed
             raise
         finally:
             os.close(file)
-            self.there = before + manifest.bytes
+            self.bytes_present = previous_sets + manifest.bytes
 
-    def _lock(self, file: int, before: int) -> None:
-        """Waits for another process of this node that copies the same file."""
+    def _lock(self, file: int, previous_sets: int) -> None:
+        """Waits while another process on this node copies the same file."""
         while not self._canceled.is_set():
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self.there = before + os.fstat(file).st_blocks * 512
-                time.sleep(LOOK_SECONDS)
+                self.bytes_present = previous_sets + os.fstat(file).st_blocks * 512
+                time.sleep(POLL_SECONDS)
             else:
                 return
 
-    def _page(self, source: Path, shared: int, file: int, manifest: DatasetManifest, page: int) -> None:
+    def _copy_page(self, source: Path, shared: int, file: int, manifest: DatasetManifest, page: int) -> None:
         if self._canceled.is_set():
             return
-        memory, start = _room(manifest, page)
-        if os.preadv(file, [memory.data], start) == len(memory) and _is(memory, manifest, page):
-            self._count(len(memory), copied=0)  # an attempt that was killed had copied it
+        memory, start = _page_buffer(manifest, page)
+        if os.preadv(file, [memory.data], start) == len(memory) and _matches_digest(memory, manifest, page):
+            self._count(len(memory), copied=0)  # an earlier attempt copied it
             return
         read_into(source, shared, start, memory)
-        if self.verify and not _is(memory, manifest, page):
-            raise DamagedDataError(
-                f"{source}: page {page}, {len(memory):,} bytes at {start:,}, is not what was written. "
-                "Write or copy the file again; --data.verify never goes on with it"
-            )
+        if self.verify and not _matches_digest(memory, manifest, page):
+            raise damaged_page(source, page, start, len(memory))
         done = 0
         while done < len(memory):
             done += os.pwrite(file, memory[done:].data, start + done)
         self._count(len(memory), copied=len(memory))
 
-    def _count(self, there: int, copied: int) -> None:
-        with self._counting:
-            self.there += there
-            self.copied += copied
+    def _count(self, present: int, copied: int) -> None:
+        with self._counter_lock:
+            self.bytes_present += present
+            self.bytes_copied += copied
 
 
-def _place(source: Path, folder: Path, manifest: DatasetManifest) -> Path:
+def _copy_path(source: Path, folder: Path, manifest: DatasetManifest) -> Path:
     return folder / str(manifest.sha256)[:16] / source.name
 
 
-def _whole(source: Path, folder: Path, verify: bool) -> Path | None:
-    """The copy of a file on this node, if it is there; a look at its size and its ends, not at every byte."""
+def _find_copy(source: Path, folder: Path, verify: bool) -> Path | None:
+    """The complete copy of a file on this node, or None.  Checks its size and its first and last page only."""
     manifest = read_dataset_manifest(source)
-    final = _place(source, folder, manifest)
+    final = _copy_path(source, folder, manifest)
     try:
         if final.stat().st_uid != os.getuid() or final.stat().st_size != manifest.bytes:
             return None
@@ -231,21 +239,21 @@ def _whole(source: Path, folder: Path, verify: bool) -> Path | None:
             return None
         with final.open("rb", buffering=0) as file:
             for page in {0, len(manifest.pages) - 1} if verify else ():
-                memory, start = _room(manifest, page)
+                memory, start = _page_buffer(manifest, page)
                 read_into(final, file.fileno(), start, memory)
-                if not _is(memory, manifest, page):
+                if not _matches_digest(memory, manifest, page):
                     return None
     except OSError:
         return None
     return final
 
 
-def _room(manifest: DatasetManifest, page: int) -> tuple[Bytes, int]:
-    """Memory for a page, and where in the file that is."""
+def _page_buffer(manifest: DatasetManifest, page: int) -> tuple[Bytes, int]:
+    """An uninitialized buffer for a page, and the page's offset in the file."""
     start = page * manifest.page_size
     return np.empty(min(manifest.page_size, manifest.bytes - start), np.uint8), start
 
 
-def _is(memory: Bytes, manifest: DatasetManifest, page: int) -> bool:
-    """Whether the bytes are those of a page, by its digest."""
+def _matches_digest(memory: Bytes, manifest: DatasetManifest, page: int) -> bool:
+    """Whether the bytes have the digest of the page."""
     return bool(hashlib.sha256(memory.data).hexdigest() == manifest.pages[page])

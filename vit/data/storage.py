@@ -1,4 +1,4 @@
-"""Where the bytes of a `.beton` come from: the page cache, reads of one's own, or memory that a node's ranks share."""
+"""Read access to a `.beton` file: through the page cache, by explicit reads, or from memory shared by ranks."""
 
 import mmap
 import os
@@ -20,48 +20,48 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Cache = Literal["os", "process", "memory"]
 
-_CHUNK = 64 << 20  # bytes of one read into shared memory
-_HINT = 128 << 10  # bytes of one hint: Linux obeys no longer one than the disk's read-ahead, which is this by default
+_CHUNK = 64 << 20  # bytes per read into shared memory
+_HINT = 128 << 10  # bytes per read-ahead hint: Linux truncates hints to the disk's read-ahead size, 128 kB by default
 
 
 class Storage(Protocol):
-    """Gives pieces of a file; may be asked by many threads at once."""
+    """Reads ranges of a file.  Thread-safe."""
 
     def fetch(self, offsets: Ints, sizes: Ints) -> tuple[Bytes, Ints]:
-        """Memory that holds the pieces, and where in it they begin: 2 x (B,) -> (bytes,) and (B,)."""
+        """A buffer that contains the ranges, and the start of each range in it: 2 x (B,) -> (bytes,) and (B,)."""
 
     def will_need(self, offset: int, size: int) -> None:
-        """A piece that will be asked for soon: a hint, which costs the caller no waiting."""
+        """Hints that a range will be fetched soon, without blocking."""
 
 
-class Mapped:
-    """A file mapped into memory: what is asked for is read by page faults and stays in the page cache.
+class MappedStorage:
+    """`data.cache: os`.  A memory-mapped file: page faults read it, and the page cache keeps it.
 
-    No copies; but a disk that fails, or a file that is cut short meanwhile, kills the process with SIGBUS.
+    Makes no copies, but an I/O error, or truncating the file while it is in use, kills the process with SIGBUS.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = _opened(self, path)
+        self._file = _open(self, path)
         self._memory = np.memmap(path, np.uint8, "r")
 
     def fetch(self, offsets: Ints, sizes: Ints) -> tuple[Bytes, Ints]:
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            self.will_need(offset, size)  # all at once, where page faults would read 4 kB after 4 kB
+            self.will_need(offset, size)  # reads the whole range at once; page faults would read 4 kB at a time
         return self._memory, offsets
 
     def will_need(self, offset: int, size: int) -> None:
         _will_need(self._file, offset, size)
 
 
-class Read:
-    """A file read piece by piece: for network file systems, whose failures then are errors with a name."""
+class ReadStorage:
+    """`data.cache: process`.  Explicit reads: for network file systems, whose failures then raise OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = _opened(self, path)
+        self._file = _open(self, path)
 
     def fetch(self, offsets: Ints, sizes: Ints) -> tuple[Bytes, Ints]:
-        """Raises OSError that names the file and the place."""
+        """Raises OSError that names the file and the position."""
         memory = np.empty(int(sizes.sum()), np.uint8)
         starts = np.cumsum(sizes) - sizes
         for start, offset, size in zip(starts.tolist(), offsets.tolist(), sizes.tolist(), strict=True):
@@ -72,8 +72,11 @@ class Read:
         _will_need(self._file, offset, size)
 
 
-class Shared:
-    """A file held in memory, once for all ranks of a node; it goes when the last of them goes, however they end."""
+class MemoryStorage:
+    """`data.cache: memory`.  A file held in memory once for all ranks of a node.
+
+    The memory is freed when the last rank ends, however it ends.
+    """
 
     def __init__(self, memory: Bytes) -> None:
         self._memory = memory
@@ -85,8 +88,8 @@ class Shared:
         pass
 
 
-def _opened(owner: object, path: Path) -> int:
-    """A descriptor that is closed when its owner goes."""
+def _open(owner: object, path: Path) -> int:
+    """A file descriptor that is closed when its owner is garbage-collected."""
     descriptor = os.open(path, os.O_RDONLY)
     weakref.finalize(owner, os.close, descriptor)
     return descriptor
@@ -97,23 +100,23 @@ def _will_need(file: int, offset: int, size: int) -> None:
         os.posix_fadvise(file, start, min(_HINT, offset + size - start), os.POSIX_FADV_WILLNEED)
 
 
-def store(path: Path, cache: Cache, world: World) -> Storage:
-    """The storage of a file.  For `memory`, every rank must call this: the first one of each node reads the file.
+def open_storage(path: Path, cache: Cache, world: World) -> Storage:
+    """Opens a file.  For `memory`, every rank must call this; the first rank of each node reads the file.
 
-    Raises ValueError if memory does not suffice, OSError that names the file and the place.
+    Raises ValueError if there is not enough memory, OSError that names the file and the position.
     """
     if cache == "memory":
-        return Shared(_shared(path, world))
-    return Mapped(path) if cache == "os" else Read(path)
+        return MemoryStorage(_load_shared(path, world))
+    return MappedStorage(path) if cache == "os" else ReadStorage(path)
 
 
 def free_memory() -> int:
-    """Bytes that this process may still use, its page cache included: the machine's, or what Slurm's limit leaves."""
+    """Bytes available to this process, including reclaimable page cache; respects cgroup limits, e.g. Slurm's."""
     return min([psutil.virtual_memory().available, *_cgroup_limits()])
 
 
 def _cgroup_limits() -> Iterator[int]:
-    """What each control group above this process leaves of its limit."""
+    """Bytes left under the memory limit of each control group that contains this process."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -124,53 +127,54 @@ def _cgroup_limits() -> Iterator[int]:
             try:
                 limit, used = ((folder / name).read_text().strip() for name in names)
                 cache = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
-            except OSError:  # the root has no limit, and a container may not see its own group
+            except OSError:  # the root group has no limit, and a container may not see its own group
                 continue
             if limit != "max":
                 kind = "total_" if controllers else ""
                 yield int(limit) - int(used) + sum(int(cache[f"{kind}{age}_file"]) for age in ("active", "inactive"))
 
 
-def _shared(path: Path, world: World) -> Bytes:
-    """The whole file in memory, read by the node's first rank; the others map what it has read."""
+def _load_shared(path: Path, world: World) -> Bytes:
+    """The whole file in memory.  The first rank of each node reads it; the others map the same memory."""
     size = path.stat().st_size
     problem, descriptor = "", -1
     if world.local_rank == 0:
         if (free := free_memory()) < size:
-            problem = f"data.cache: memory needs {size / 1e9:.1f} GB for {path}, and {free / 1e9:.1f} GB are free"
+            problem = f"data.cache memory needs {size / 1e9:.1f} GB for {path}, but {free / 1e9:.1f} GB are free"
         else:
-            descriptor = _filled(path, size)
+            descriptor = _read_into_memfd(path, size)
     mine = (socket.gethostname(), world.local_rank, os.getpid(), descriptor, problem)
     everyone = [mine] * world.size
     if world.size > 1:
         dist.all_gather_object(everyone, mine)
     if problem := next((problem for *_, problem in everyone if problem), ""):
-        raise ValueError(f"{problem}; data.cache: os needs none of its own")
+        raise ValueError(f"{problem}; use data.cache os")
     host = socket.gethostname()
-    _, _, owner, there, _ = next(each for each in everyone if each[:2] == (host, 0))
-    # Opened anew, the memory outlives the rank that filled it; no name in a file system is left behind.
-    with open(f"/proc/{owner}/fd/{there}", "rb", buffering=0) as file:
+    _, _, owner, owner_descriptor, _ = next(each for each in everyone if each[:2] == (host, 0))
+    # Each rank opens the memory itself, so that it outlives the rank that filled it.  It has no name in a file system
+    # that could be left behind.
+    with open(f"/proc/{owner}/fd/{owner_descriptor}", "rb", buffering=0) as file:
         memory = np.frombuffer(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ), np.uint8)
     if world.size > 1:
-        dist.barrier()  # before the first one closes it
+        dist.barrier()  # the first rank may close its descriptor only after all have opened it
     if descriptor >= 0:
         os.close(descriptor)
     return memory
 
 
-def _filled(path: Path, size: int) -> int:
-    """A descriptor of anonymous memory that holds the file."""
+def _read_into_memfd(path: Path, size: int) -> int:
+    """Reads the file into anonymous memory; returns the memory's descriptor."""
     descriptor = os.memfd_create(path.name)
     os.ftruncate(descriptor, size)
     memory = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(4) as pool:  # one stream does not fill a Lustre
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(4) as pool:  # one stream does not saturate Lustre
         starts = range(0, size, _CHUNK)
         list(pool.map(lambda start: read_into(path, file.fileno(), start, memory[start : start + _CHUNK]), starts))
     return descriptor
 
 
 def read_into(path: Path, file: int, offset: int, out: Bytes) -> None:
-    """Fills `out` from the file's byte `offset` on.  Raises OSError that names the file and the place."""
+    """Fills `out` from byte `offset` of the file on.  Raises OSError that names the file and the position."""
     done = 0
     while done < len(out):
         try:
@@ -178,5 +182,5 @@ def read_into(path: Path, file: int, offset: int, out: Bytes) -> None:
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} at byte {offset + done:,}", str(path)) from None
         if count == 0:
-            raise OSError(0, f"the file ends at byte {offset + done:,}, and has been cut short", str(path))
+            raise OSError(0, f"the file ends at byte {offset + done:,}: it has been truncated", str(path))
         done += count

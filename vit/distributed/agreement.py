@@ -1,4 +1,4 @@
-"""What all ranks agree on at the same step: to stop, to save, and which parts of a checkpoint are written."""
+"""Decisions that all ranks take at the same step: to stop, to save, and which parts of a checkpoint are written."""
 
 import os
 import signal
@@ -12,33 +12,34 @@ import torch.distributed as dist
 from vit.distributed.world import World
 
 
-class Agreed(NamedTuple):
-    """What all ranks know at the same step."""
+class Decision(NamedTuple):
+    """The same on all ranks."""
 
-    stop: bool  # a rank got a signal
-    save: bool  # rank 0's clock asked for a checkpoint
-    written: int  # the least of the ranks' counts of parts that they have written
+    stop: bool  # a rank received a signal
+    save: bool  # rank 0 asked for a checkpoint
+    parts_written: int  # the minimum over ranks of the checkpoint parts that they have written
 
 
 class Agreement:
-    """Turns what single ranks know, a signal or the time, into what all ranks do at the same step.
+    """Turns what one rank knows (a signal, the time) into a decision of all ranks at the same step.
 
-    SIGTERM, SIGINT, SIGUSR1, SIGUSR2 (and SIGHUP, unless nohup is there) set a flag and nothing else; a second SIGINT,
-    a while after the first, leaves at once.  Each look starts a reduction of the flags and returns the result of the
-    one before, which is there by then: an agreement costs a step no waiting, and takes effect one step later.
+    SIGTERM, SIGINT, SIGUSR1, SIGUSR2 (and SIGHUP, unless nohup ignores it) only set a flag; a second SIGINT, more than
+    two seconds after the first, exits at once.  Each call of `exchange` starts an all-reduce of the flags and returns
+    the result of the previous one, which is complete by then: a step never waits for it, and a decision takes effect
+    one step later.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.received: str | None = None  # the first signal's name
-        self._interrupted = 0.0
+        self.received_signal: str | None = None  # name of the first one
+        self._first_interrupt = 0.0  # time.monotonic() of the first SIGINT
         self._saving = False
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
-    def install(self) -> None:
-        """Takes over the signals of this process, for the rest of its life."""
+    def install_signal_handlers(self) -> None:
+        """Handles the signals of this process from now on."""
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -46,30 +47,30 @@ class Agreement:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        # One Ctrl-C can arrive twice: from the terminal and from the process that started us.
-        if number == signal.SIGINT and self._interrupted and now - self._interrupted > 2:
+        # One Ctrl-C can arrive twice: from the terminal and from the parent process.
+        if number == signal.SIGINT and self._first_interrupt and now - self._first_interrupt > 2:
             os._exit(130)
-        if number == signal.SIGINT and not self._interrupted:
-            self._interrupted = now
-        self.received = self.received or signal.Signals(number).name
+        if number == signal.SIGINT and not self._first_interrupt:
+            self._first_interrupt = now
+        self.received_signal = self.received_signal or signal.Signals(number).name
 
-    def look(self, save: bool = False, written: int = 0) -> Agreed:
-        """What all ranks should do now, where `save` asks for it.  Every rank must call this equally often."""
+    def exchange(self, save: bool = False, parts_written: int = 0) -> Decision:
+        """Shares this rank's flags and returns the decision of the previous call's.  All ranks must call it in step."""
         if self.world.size == 1:
-            return Agreed(self.received is not None, save, written)
-        stop, saving, unwritten = 0, 0, 0
+            return Decision(self.received_signal is not None, save, parts_written)
+        stop, saving, negative_parts = 0, 0, 0
         if self._pending is not None:
             work, flags = self._pending
             work.wait()
-            stop, saving, unwritten = flags.tolist()
-        flags = torch.tensor([self.received is not None, save, -written], dtype=torch.int64)
+            stop, saving, negative_parts = flags.tolist()
+        flags = torch.tensor([self.received_signal is not None, save, -parts_written], dtype=torch.int64)
         self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags)
-        # What was asked for while the result was on its way is the same save, not another one.
+        # A rank asks until it sees the decision, one call later: the second request is for the same save.
         self._saving = bool(saving) and not self._saving
-        return Agreed(bool(stop), self._saving, -unwritten)
+        return Decision(bool(stop), self._saving, -negative_parts)
 
     def close(self) -> None:
-        """Waits for the last reduction, so that no rank leaves while another still needs it."""
+        """Waits for the last all-reduce, so that no rank exits while another still needs it."""
         if self._pending is not None:
             self._pending[0].wait()
             self._pending = None

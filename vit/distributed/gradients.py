@@ -1,14 +1,14 @@
-"""The sum of gradients in one fixed order: a binary tree over the micro-batches of a batch.
+"""Gradient sums in a fixed order: a binary tree over the micro-batches of a global batch.
 
-Floating-point addition is not associative, and stock DDP adds in an order that depends on the number of ranks and on
-how it lays out its buckets, which differs between the first backward pass of a process and the later ones: on three
-ranks or more, a resumed run does not end with the bits of the run that was left alone.  Here the micro-batches of one
-rank are added pairwise, then the ranks pairwise, whatever the buckets.  Prior art: EasyScale,
+Floating-point addition is not associative.  Stock DDP adds in an order that depends on the number of ranks and on its
+bucket layout, which differs between the first backward pass of a process and the later ones; on three or more ranks, a
+resumed run therefore does not end with the same bits as an uninterrupted one.  Here the micro-batches of one rank are
+added pairwise, then the ranks pairwise, whatever the buckets.  Prior art: EasyScale,
 https://doi.org/10.1145/3581784.3607054.
 
-Of V micro-batches on W ranks, the tree is the same one wherever V / W is a power of two, and on one rank: 8
-micro-batches have the same bits on 1, 2, 4 and 8 ranks, 6 micro-batches on 1, 3 and 6.  On 2 ranks, 6 micro-batches are
-added in another order, which is as fixed: the bits stay the same as long as the number of ranks does.
+For V micro-batches on W ranks, the tree is the same for one rank and for every W where V / W is a power of two: 8
+micro-batches give the same bits on 1, 2, 4 and 8 ranks, 6 micro-batches on 1, 3 and 6.  On 2 ranks, 6 micro-batches are
+added in another, equally fixed order: the bits are reproducible as long as the number of ranks does not change.
 """
 
 from collections.abc import Iterator
@@ -26,99 +26,98 @@ from vit.distributed.world import World
 
 
 class MicroBatchGradients:
-    """Runs a model micro-batch by micro-batch under DDP; leaves the sum over all of them, of all ranks, in `.grad`.
+    """Runs a model under DDP by micro-batches, and leaves the sum over all micro-batches of all ranks in `.grad`.
 
     for j in range(n):  # this rank's micro-batches, in order
-        with gradients.micro-batch(j, n):
+        with gradients.micro_batch(j, n):
             loss(gradients.model(images[j])).backward()
 
-    `bits` sums in the fixed order, `samples` by DDP's own means: added up in `.grad`, then an all-reduce.
+    `bits` sums in the fixed order; `samples` uses DDP's own method: accumulation in `.grad`, then an all-reduce.
     """
 
     def __init__(self, model: nn.Module, world: World, exact: Literal["bits", "samples"] = "bits") -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        constants = [name for name, _ in model.named_buffers()]  # the same everywhere: DDP need not send them
+        constants = [name for name, _ in model.named_buffers()]  # the same on all ranks: DDP need not broadcast them
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        # The hook must not know the model: DDP keeps the hook, and a circle through C++ is never collected.
-        self._sum = _BucketSum(world) if exact == "bits" else None
-        self.model.register_comm_hook(None, self._sum.hook if self._sum else _all_reduce)
+        # The hook must not refer to the model: DDP keeps it, and a reference cycle through C++ is never collected.
+        self._tree_sum = _TreeSum(world) if exact == "bits" else None
+        self.model.register_comm_hook(None, self._tree_sum.hook if self._tree_sum else _all_reduce)
 
     @contextmanager
     def micro_batch(self, j: int, count: int) -> Iterator[None]:
-        """Forward and backward of the j-th of this rank's `count` micro-batches; the last one sums over the ranks."""
+        """Context for forward and backward of the j-th of `count` micro-batches; the last one sums over all ranks."""
         if j == 0:
-            self._clear()
+            self._clear_gradients()
+            if self._tree_sum is not None:
+                self._tree_sum.partial_sums.clear()
         last = j == count - 1
         with nullcontext() if last else self.model.no_sync():
             yield
-        if self._sum is not None and not last:
-            self._sum.keep({p: p.grad for p in self.parameters if p.grad is not None}, j)
-            self._clear(waiting=False)
+        if self._tree_sum is not None and not last:
+            self._tree_sum.add({p: p.grad for p in self.parameters if p.grad is not None}, j)
+            self._clear_gradients()
 
-    def _clear(self, waiting: bool = True) -> None:
+    def _clear_gradients(self) -> None:
         for p in self.parameters:
             p.grad = None
-        if waiting and self._sum is not None:
-            self._sum.waiting.clear()
 
 
-class _BucketSum:
-    """DDP's communication hook: the last micro-batch's gradients lie in the bucket, those of the others wait here."""
+class _TreeSum:
+    """DDP's communication hook: adds earlier micro-batches, stored here, to the last one, which is in the bucket."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        # Sums of 1, 2, 4, … consecutive micro-batches that wait for a right neighbor, like the digits of a binary
-        # counter.
-        self.waiting: list[dict[Tensor, Tensor]] = []
+        # Sums of 1, 2, 4, … consecutive micro-batches that have no right neighbor yet, like digits of a binary counter.
+        self.partial_sums: list[dict[Tensor, Tensor]] = []
         self._scratch = torch.empty(0)
-        # Buckets are summed one after the other, in the same order on all ranks, while backward goes on: on a stream
-        # of their own, or where there are no streams in a thread.
+        # Buckets are summed one after the other, in the same order on all ranks, while the backward pass continues: on
+        # a separate stream, or in a thread on CPUs.
         self._stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "gradients") if self._stream is None and world.size > 1 else None
 
     @torch.no_grad()
-    def keep(self, gradients: dict[Tensor, Tensor], j: int) -> None:
-        """Takes over the gradients of this rank's j-th micro-batch, and adds what has its neighbor."""
+    def add(self, gradients: dict[Tensor, Tensor], j: int) -> None:
+        """Takes ownership of the gradients of this rank's j-th micro-batch, and adds neighbors of the same size."""
         pairs = j + 1
-        while pairs % 2 == 0:  # a carry: the left neighbor of the same size is there
-            left = self.waiting.pop()
+        while pairs % 2 == 0:  # a carry: the left neighbor of the same size exists
+            left = self.partial_sums.pop()
             torch._foreach_add_(list(left.values()), list(gradients.values()))
             gradients, pairs = left, pairs // 2
-        self.waiting.append(gradients)
+        self.partial_sums.append(gradients)
 
     def hook(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """The future of the bucket, summed over all micro-batches of all ranks."""
+        """Returns a future of the bucket, summed over all micro-batches of all ranks."""
         buffer, gradients, parameters = bucket.buffer(), bucket.gradients(), bucket.parameters()
         if self._stream is None:
-            done: torch.futures.Future[Tensor] = torch.futures.Future()
+            future: torch.futures.Future[Tensor] = torch.futures.Future()
             if self._thread is None:
-                self._complete(done, buffer, gradients, parameters)
+                self._reduce_into(future, buffer, gradients, parameters)
             else:
-                self._thread.submit(self._complete, done, buffer, gradients, parameters)
-            return done
+                self._thread.submit(self._reduce_into, future, buffer, gradients, parameters)
+            return future
         device = self.world.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             self._reduce(buffer, gradients, parameters)
             buffer.record_stream(self._stream)
-            done = torch.futures.Future(devices=[device])  # it carries the stream's event to DDP
-            done.set_result(buffer)
-        return done
+            future = torch.futures.Future(devices=[device])  # carries the stream's event to DDP
+            future.set_result(buffer)
+        return future
 
-    def _complete(
-        self, done: torch.futures.Future[Tensor], buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]
+    def _reduce_into(
+        self, future: torch.futures.Future[Tensor], buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]
     ) -> None:
         try:
             self._reduce(buffer, gradients, parameters)
-        except Exception as error:  # a lost rank: DDP raises it where it waits for the bucket
-            done.set_exception(error)  # type: ignore[arg-type]  # torch's annotation is wrong
+        except Exception as error:  # a lost rank: DDP raises it when it waits for the bucket
+            future.set_exception(error)  # type: ignore[arg-type]  # torch's annotation is wrong
         else:
-            done.set_result(buffer)
+            future.set_result(buffer)
 
     @torch.no_grad()
     def _reduce(self, buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> None:
-        for left in reversed(self.waiting):
+        for left in reversed(self.partial_sums):
             torch._foreach_add_(gradients, [left[p] for p in parameters])
         if self.world.size > 1:
             if self._scratch.numel() < scratch_size(buffer, self.world.size):
@@ -127,7 +126,7 @@ class _BucketSum:
 
 
 def _all_reduce(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """What DDP does by itself, without its division by the number of ranks."""
+    """DDP's default hook, without the division by the number of ranks."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])
@@ -136,17 +135,17 @@ def _all_reduce(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
 def sum_over_ranks(values: Tensor, rank: int, ranks: int, scratch: Tensor) -> None:
     """Replaces a flat tensor by its sum over all ranks, added pairwise in the order of ranks.
 
-    Each rank receives one part of everybody's tensor, sums it and sends the sum to all: the bytes of a ring all-reduce.
-    `scratch` has at least `scratch_size(values, ranks)` elements.
+    Each rank receives one part of every rank's tensor, sums it and sends the sum to all ranks: the traffic of a ring
+    all-reduce.  `scratch` has at least `scratch_size(values, ranks)` elements.
     """
     if values.device.type == "cpu":
-        _sum_from_rank_to_rank(values, rank, ranks, scratch)
+        _sum_point_to_point(values, rank, ranks, scratch)
     else:
-        _sum_by_collectives(values, ranks, scratch)
+        _sum_with_collectives(values, ranks, scratch)
 
 
-def _sum_from_rank_to_rank(values: Tensor, rank: int, ranks: int, scratch: Tensor) -> None:
-    """By single messages: gloo's collectives copy more, and took a quarter more of the processors."""
+def _sum_point_to_point(values: Tensor, rank: int, ranks: int, scratch: Tensor) -> None:
+    """Uses send and receive: gloo's collectives copy more, and took 25 % more CPU time."""
     part = -(-len(values) // ranks)
     parts = [values[r * part : (r + 1) * part] for r in range(ranks)]  # the last ones may be shorter, or empty
     mine, others = parts[rank], [r for r in range(ranks) if r != rank]
@@ -159,7 +158,7 @@ def _sum_from_rank_to_rank(values: Tensor, rank: int, ranks: int, scratch: Tenso
 
 
 def _exchange(incoming: list[tuple[Tensor, int]], outgoing: list[tuple[Tensor, int]]) -> None:
-    """Receives and sends what is not empty, from and to ranks, all at once."""
+    """Receives from and sends to the given ranks, all at once; skips empty tensors."""
     works = [dist.irecv(tensor, rank) for tensor, rank in incoming if len(tensor)]
     works += [dist.isend(tensor, rank) for tensor, rank in outgoing if len(tensor)]
     for work in works:
@@ -167,7 +166,7 @@ def _exchange(incoming: list[tuple[Tensor, int]], outgoing: list[tuple[Tensor, i
         work.wait()
 
 
-def _sum_by_collectives(values: Tensor, ranks: int, scratch: Tensor) -> None:
+def _sum_with_collectives(values: Tensor, ranks: int, scratch: Tensor) -> None:
     part = -(-len(values) // ranks)
     received, padded = scratch[: part * ranks], values
     if part * ranks > len(values):
@@ -180,20 +179,20 @@ def _sum_by_collectives(values: Tensor, ranks: int, scratch: Tensor) -> None:
         values.copy_(padded[: len(values)])
 
 
-def same_tree(micro_batches: int, ranks: int) -> bool:
-    """Whether this many ranks add the micro-batches in the one order that most numbers of ranks share."""
-    mine = micro_batches // ranks
-    return ranks == 1 or mine & (mine - 1) == 0
+def has_canonical_order(micro_batches: int, ranks: int) -> bool:
+    """Whether this number of ranks adds micro-batches in the same order as a single rank."""
+    per_rank = micro_batches // ranks
+    return ranks == 1 or per_rank & (per_rank - 1) == 0
 
 
 def scratch_size(values: Tensor, ranks: int) -> int:
-    """Elements that `sum_over_ranks` needs: as many as the tensor has, or twice that if `ranks` does not divide it."""
-    whole = -(-len(values) // ranks) * ranks
-    return whole if whole == len(values) else 2 * whole
+    """Elements that `sum_over_ranks` needs: as many as the tensor has, or about twice that if padding is needed."""
+    padded = -(-len(values) // ranks) * ranks
+    return padded if padded == len(values) else 2 * padded
 
 
 def pairwise_sum_(values: list[Tensor]) -> Tensor:
-    """((v0 + v1) + (v2 + v3)) + … in place of v0; an odd one out waits for the next round."""
+    """((v0 + v1) + (v2 + v3)) + …, in place of v0; an odd last term is carried to the next round."""
     while len(values) > 1:
         for left, right in zip(values[::2], values[1::2], strict=False):
             left.add_(right)

@@ -1,4 +1,4 @@
-"""Ranks and devices: this process's place among all, and the process group."""
+"""Ranks, devices and the process group."""
 
 import ctypes
 import datetime
@@ -23,56 +23,56 @@ class World:
     size: int
     local_size: int  # ranks on this node
     device: torch.device
-    local_rank: int = 0  # rank among those of this node
+    local_rank: int = 0  # rank among those on this node
 
     def my_micro_batches(self, micro_batches: int) -> range:
-        """The micro-batches of a batch that this rank runs: of W ranks, rank r has r·V/W to (r+1)·V/W - 1."""
-        mine = micro_batches // self.size
-        return range(self.rank * mine, (self.rank + 1) * mine)
+        """The indices of the micro-batches that this rank runs: of V on W ranks, rank r runs r·V/W to (r+1)·V/W - 1."""
+        count = micro_batches // self.size
+        return range(self.rank * count, (self.rank + 1) * count)
 
 
-ALONE = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+SINGLE_RANK = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
 
 
 def pick_device(choice: str, local_rank: int) -> torch.device:
-    """The device of a rank.  Raises ValueError if `cuda` is asked for and there is no GPU for this rank."""
+    """The device of a rank.  Raises ValueError if `cuda` is requested and this rank has no GPU."""
     gpus = torch.cuda.device_count()
     if choice == "cpu" or (choice == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
         raise ValueError(
-            "device: cuda, but no GPU is visible here (nvidia-smi lists those that exist, CUDA_VISIBLE_DEVICES may "
-            "hide them); use device: cpu to train without one"
+            "device: cuda, but no GPU is visible (nvidia-smi lists the GPUs of this machine, CUDA_VISIBLE_DEVICES may "
+            "hide them); use device: cpu to train without a GPU"
         )
     if local_rank >= gpus:
-        raise ValueError(f"{local_rank + 1} ranks on this node but only {gpus} visible GPUs; start one rank for each")
+        raise ValueError(f"{local_rank + 1} ranks on this node but only {gpus} visible GPUs; start one rank per GPU")
     return torch.device("cuda", local_rank)
 
 
-# Read when CUDA and NCCL start.
-BITS_ENVIRONMENT = {
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS takes another algorithm where streams share its workspace
+# Read when CUDA and NCCL are initialized.
+DETERMINISM_ENVIRONMENT = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may choose another algorithm if streams share its workspace
     "NCCL_NVLS_ENABLE": "0",  # sums inside of NVSwitch differ from call to call
 }
 
 
-def keep_bits() -> None:
-    """Has GPUs compute the same bits each time, in this process, before it uses one.
+def enable_determinism() -> None:
+    """Makes GPU computations of this process deterministic; must be called before it uses a GPU.
 
     https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
-    os.environ.update(BITS_ENVIRONMENT)
-    torch.use_deterministic_algorithms(True)  # the compiler too, which else takes what was fastest this time
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only costs time
+    os.environ.update(DETERMINISM_ENVIRONMENT)
+    torch.use_deterministic_algorithms(True)  # also keeps the compiler from choosing kernels by their measured speed
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, and not needed
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.enable_cudnn_sdp(False)  # attention whose backward has no fixed order
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass is not deterministic
 
 
 @contextmanager
-def join(cfg: Config) -> Iterator[World]:
-    """Joins the process group that torchrun's environment names (or a group of one), and leaves it at the end.
+def join_process_group(cfg: Config) -> Iterator[World]:
+    """Joins the process group of torchrun's environment (or creates a group of one), and destroys it at the end.
 
-    Small tensors on the CPU travel by gloo also where gradients travel by NCCL: an agreement never waits for the GPU.
+    CPU tensors use gloo even if gradients use NCCL, so that exchanging flags never waits for the GPU.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -80,11 +80,11 @@ def join(cfg: Config) -> Iterator[World]:
     device = pick_device(cfg.device, local_rank)
     if device.type == "cuda":
         if cfg.exact == "bits":
-            keep_bits()
+            enable_determinism()
         torch.cuda.set_device(device)
     else:
-        # The order in which a matrix product sums depends on the number of threads; one thread a rank is the same sum
-        # on every machine and for every number of ranks.
+        # The summation order of a matrix product depends on the number of threads.  With one thread per rank it is the
+        # same on every machine and for every number of ranks.
         torch.set_num_threads(1)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -97,13 +97,13 @@ def join(cfg: Config) -> Iterator[World]:
     try:
         yield World(rank=rank, size=size, local_size=local_size, device=device, local_rank=local_rank)
     finally:
-        # What still uses the group goes first: a reducer that the interpreter takes down at its end, when the group's
-        # threads may no longer run Python, aborts the process (seen in 2 of 10 runs on four ranks).
+        # Collect what still uses the group first: a DDP reducer that is destroyed at interpreter exit, when the group's
+        # threads can no longer run Python code, aborts the process (seen in 2 of 10 runs on four ranks).
         gc.collect()
         dist.destroy_process_group()
 
 
-def end_with_parent() -> None:
-    """Has the kernel send SIGTERM when the process that started this rank dies, so that no rank outlives its job."""
+def terminate_with_parent() -> None:
+    """Makes the kernel send SIGTERM to this rank when its parent process dies, so that no rank outlives its job."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux alone has it, and Slurm
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only, as Slurm is

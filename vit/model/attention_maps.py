@@ -1,6 +1,6 @@
-"""Where a model looks: the attention of each head of each block, and its rollout through all of them.
+"""Attention maps: the attention weights of each head of each block, and attention rollout.
 
-Shapes: B images, L blocks, H heads, N tokens, G patches along a side.
+Shapes: B images, L blocks, H heads, N tokens, G patches along a side, S pixels along a side.
 """
 
 from typing import Any
@@ -12,54 +12,54 @@ from vit.model.vision_transformer import MultiHeadAttention, VisionTransformer
 
 
 @torch.inference_mode()
-def look(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits, and who attends to whom: (B, 3, S, S) -> (B, C), (B, L, H, N, N), whose rows sum to 1.
+def forward_with_attention(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and attention weights: (B, 3, S, S) -> (B, C), (B, L, H, N, N).  Rows of the weights sum to 1.
 
-    The fused kernel keeps no shares, so they are computed beside it from what each block's attention is given.
+    The fused kernel does not return attention weights, so a forward hook recomputes them from each block's input.
     """
-    shares: list[Tensor] = []
+    weights: list[Tensor] = []
 
-    def watch(module: MultiHeadAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
-        shares.append(attention_shares(module, inputs[0]))
+    def hook(module: MultiHeadAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
+        weights.append(attention_weights(module, inputs[0]))
 
     modules = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    hooks = [module.register_forward_hook(watch) for module in modules]
+    hooks = [module.register_forward_hook(hook) for module in modules]
     try:
         logits = model(images)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return logits, torch.stack(shares, dim=1)
+        for handle in hooks:
+            handle.remove()
+    return logits, torch.stack(weights, dim=1)
 
 
-def attention_shares(module: MultiHeadAttention, x: Tensor) -> Tensor:
+def attention_weights(module: MultiHeadAttention, x: Tensor) -> Tensor:
     """softmax(QKᵀ / √K) of each head: (B, N, D) -> (B, H, N, N)."""
     B, N, D = x.shape
     q, k, _ = module.qkv(x).view(B, N, 3, module.heads, D // module.heads).permute(2, 0, 3, 1, 4)
     return (q @ k.transpose(-2, -1) / (D // module.heads) ** 0.5).softmax(dim=-1)
 
 
-def rollout(shares: Tensor) -> Tensor:
-    """How much of each token reaches each token of the last block: (B, L, H, N, N) -> (B, N, N), rows sum to 1.
+def rollout(weights: Tensor) -> Tensor:
+    """Attention rollout, from input tokens to tokens of the last block: (B, L, H, N, N) -> (B, N, N).  Rows sum to 1.
 
-    Heads are averaged, and half of each token comes by the residual path.  Abnar and Zuidema 2020,
-    https://arxiv.org/abs/2005.00928.
+    Averages the heads, adds the residual connection as half of each token's input, and multiplies the blocks' matrices.
+    Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928.
     """
-    mixed = shares.mean(dim=2)  # (B, L, N, N)
-    mixed = (mixed + torch.eye(mixed.shape[-1], device=mixed.device)) / 2
-    reached = mixed[:, 0]
-    for block in mixed.unbind(dim=1)[1:]:
-        reached = block @ reached
-    return reached
+    blocks = weights.mean(dim=2)  # (B, L, N, N)
+    blocks = (blocks + torch.eye(blocks.shape[-1], device=blocks.device)) / 2
+    product = blocks[:, 0]
+    for block in blocks.unbind(dim=1)[1:]:
+        product = block @ product
+    return product
 
 
-def maps(model: VisionTransformer, shares: Tensor) -> Tensor:
-    """What the head's input looked at, patch by patch: (B, L, H, N, N) -> (B, 1 + H, G, G).
+def patch_maps(model: VisionTransformer, weights: Tensor) -> Tensor:
+    """The attention of the classification head's input to each patch: (B, L, H, N, N) -> (B, 1 + H, G, G).
 
-    First the rollout, then each head of the last block.  The class token's row or, where the head reads the mean of all
-    patches, the mean of theirs.
+    The first map is the rollout, the others are the heads of the last block.  Takes the class token's row or, with
+    `pool: mean`, the mean over the rows of all patches.
     """
-    rows = torch.cat([rollout(shares)[:, None], shares[:, -1]], dim=1)  # (B, 1 + H, N, N)
-    seen = rows[:, :, 0, 1:] if model.cls_token is not None else rows.mean(dim=2)
+    rows = torch.cat([rollout(weights)[:, None], weights[:, -1]], dim=1)  # (B, 1 + H, N, N)
+    patches = rows[:, :, 0, 1:] if model.cls_token is not None else rows.mean(dim=2)
     side = model.cfg.image_size // model.cfg.patch_size
-    return seen.unflatten(2, (side, side))
+    return patches.unflatten(2, (side, side))

@@ -1,16 +1,16 @@
-"""The Vision Transformer, from scratch: read it from top to bottom to learn how attention sees a picture.
+"""The Vision Transformer, from scratch: read it from top to bottom to learn how attention works on images.
 
 Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929; attention and the
-transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The pre-norm encoder, weights and numbers are
-torchvision's `vit_b_16`, whose published weights load into it (`vit.model.weight_names`).
+transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The architecture (a pre-norm encoder) is that of
+torchvision's `vit_b_16`, whose published weights can be loaded (see `vit.model.weight_names`).
 
-Shapes: B images, N tokens, D width, H heads, K = D / H features of a head, P patch side in pixels, C classes.
+Shapes: B images, N tokens, D width, H heads, K = D / H features per head, P patch side in pixels, C classes.
 
-    pictures (B, 3, 224, 224)
-      -> patches (B, 196, 768)          cut into 14 x 14 squares of 16 x 16 pixels, each one a vector: a "word"
-      -> tokens (B, 197, 768)           a class token in front, a position added to each
-      -> 12 x block                     attention: tokens look at each other; MLP: each token thinks alone
-      -> logits (B, 1000)               read off the class token
+    images (B, 3, 224, 224)
+      -> patches (B, 196, 768)          cut into 14 x 14 squares of 16 x 16 pixels; each becomes a vector, a "word"
+      -> tokens (B, 197, 768)           class token prepended, position embedding added to each token
+      -> 12 x block                     attention mixes information across tokens; the MLP acts on each token alone
+      -> logits (B, 1000)               computed from the class token
 """
 
 import math
@@ -23,11 +23,11 @@ from vit.config.schema import ModelConfig
 
 
 class PatchEmbedding(nn.Module):
-    """A linear map of each square patch to a token: (B, 3, S, S) -> (B, (S / P)², D).
+    """Maps each square patch linearly to a token: (B, 3, S, S) -> (B, (S / P)², D).
 
-    Why patches: attention compares every token with every other, which costs N².  A picture of 224 x 224 pixels has
-    50,176 of them, but only 196 patches of 16 x 16.  The map is the same for all patches; it is what a convolution with
-    stride P does, written as the one matrix product that it is.
+    Why patches: attention compares every token with every other, so its cost grows as N².  An image of 224 x 224 pixels
+    has 50,176 pixels, but only 196 patches of 16 x 16.  All patches share the same map.  It is equivalent to a
+    convolution with kernel size and stride P, written here as a single matrix product.
     """
 
     def __init__(self, patch_size: int, width: int) -> None:
@@ -45,28 +45,30 @@ class PatchEmbedding(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(QKᵀ / √K) V, for all images and heads at once: 3 x (B, H, N, K) -> (B, H, N, K).
 
-    Each token asks a question (a row of Q), offers a label (a row of K) and carries a content (a row of V).  Question
-    times label says how much one token wants of another; softmax turns that into shares that sum to 1; what a token
-    gets is the contents mixed by its shares.  Without the √K the products grow with K, softmax saturates and its
-    gradient vanishes.  Vaswani et al. 2017, section 3.2.1.
+    Each token has a query (a row of Q: what it looks for), a key (a row of K: what it offers) and a value (a row of V:
+    the content it passes on).  The dot product of a query and a key is a score: how relevant one token is to another.
+    Softmax turns the scores of each query into attention weights that sum to 1; the output for a token is the average
+    of all values, weighted by them.  Without the division by √K the scores would grow with K, softmax would saturate
+    and its gradient would vanish.  Vaswani et al. 2017, section 3.2.1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, N, N)
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention in H subspaces at once, then mixed: (B, N, D) -> (B, N, D).
+    """Attention in H subspaces in parallel, followed by a linear map: (B, N, D) -> (B, N, D).
 
-    One head has one set of shares for each token; many heads let a token look at several places for several reasons.
-    Each head works on K = D / H features, so all together cost what one head of D features would.
+    A single head has one set of attention weights per token; several heads let a token attend to several places for
+    different reasons.  Each head works on K = D / H features, so that all heads together cost as much as one head with
+    D features.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, fused: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.fused = fused  # False: the formula above, in the open; for reading, and for tests of the fused kernel
-        self.qkv = nn.Linear(width, 3 * width)  # the three projections of all heads, as one product
+        self.fused = fused  # False: use `attention` above; for reading, and for testing the fused kernel
+        self.qkv = nn.Linear(width, 3 * width)  # Q, K and V of all heads in one matrix product
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,16 +76,16 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, K)
         dropout = self.dropout if self.training else 0.0
         if self.fused:
-            # The same formula in one kernel, which never writes the N x N scores to memory: FlashAttention, Dao et al.
-            # 2022, https://arxiv.org/abs/2205.14135.
+            # The same formula in one kernel, which does not write the N x N scores to memory: FlashAttention, Dao et
+            # al. 2022, https://arxiv.org/abs/2205.14135.
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         else:
             y = attention(q, k, v, dropout)
-        return self.out(y.transpose(1, 2).reshape(B, N, D))  # heads side by side again: (B, N, D)
+        return self.out(y.transpose(1, 2).reshape(B, N, D))  # heads concatenated: (B, N, D)
 
 
 class MLP(nn.Module):
-    """Two layers with a GELU between, on each token alone: (B, N, D) -> (B, N, D)."""
+    """Two linear layers with a GELU in between, applied to each token separately: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -96,9 +98,9 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Skips a branch for whole images at random while training; the rest is scaled up to keep the mean.
+    """Randomly skips a residual branch for whole images during training, and scales up the others to keep the mean.
 
-    Stochastic depth: Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+    Also known as stochastic depth: Huang et al. 2016, https://arxiv.org/abs/1603.09382.
     """
 
     keep: Tensor
@@ -106,36 +108,36 @@ class DropPath(nn.Module):
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.drops = probability > 0
-        # A tensor, not a number: blocks that differ only in this rate then share one compiled graph.
+        # A tensor, not a Python number, so that blocks with different rates share one compiled graph.
         self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.drops):
             return x
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < self.keep  # (B, 1, 1): one draw for each image
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < self.keep  # (B, 1, 1): one draw per image
         return x * (kept / self.keep).to(x.dtype)
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each feature, small at first: (B, N, D) -> (B, N, D).
+    """A learned factor per feature with a small initial value: (B, N, D) -> (B, N, D).
 
-    A deep model then starts out close to the identity: Touvron et al. 2021, https://arxiv.org/abs/2103.17239.
+    With it a deep model starts close to the identity function: Touvron et al. 2021, https://arxiv.org/abs/2103.17239.
     """
 
-    def __init__(self, width: int, first: float) -> None:
+    def __init__(self, width: int, initial: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), first))
+        self.gamma = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to its own input: (B, N, D) -> (B, N, D).
+    """Attention, then MLP, each with a residual connection: (B, N, D) -> (B, N, D).
 
-    LayerNorm stands before each branch ("pre-norm"), not after the sum as in Vaswani et al.: the sum of all branches
-    then runs from the first layer to the last untouched, gradients with it, and deep models train without tricks
-    (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+    LayerNorm is applied to the input of each branch ("pre-norm"), not after the sum as in Vaswani et al.  The residual
+    stream then passes from the first layer to the last unchanged, and so do its gradients, so that deep models train
+    stably (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
     """
 
     def __init__(self, cfg: ModelConfig, drop_path: float) -> None:
@@ -156,12 +158,13 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pictures to class scores: (B, 3, image_size, image_size) -> (B, C).
+    """Maps images to class scores (logits): (B, 3, image_size, image_size) -> (B, C).
 
-    The class token is a learned vector that stands for no patch: it gathers through attention what the head needs
-    (from BERT, Devlin et al. 2018).  With `pool: mean` there is none, and the head reads the mean of the patches
-    (Beyer et al. 2022, https://arxiv.org/abs/2205.01580).  Attention itself does not see order: shuffled tokens give
-    shuffled results.  So where a patch comes from is added to it, as a learned vector or as fixed sines.
+    The class token is a learned vector that belongs to no patch: through attention it collects the information that the
+    head needs (from BERT, Devlin et al. 2018).  With `pool: mean` there is no class token, and the head gets the mean
+    over all patches (Beyer et al. 2022, https://arxiv.org/abs/2205.01580).  Attention by itself ignores the order of
+    tokens: permuting its input permutes its output.  So a position embedding, learned or of fixed sines and cosines, is
+    added to each token.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -183,9 +186,9 @@ class VisionTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normals of deviation 0.02 for every matrix; zeros for biases and for the head.
+        """Truncated normal with standard deviation 0.02 for all matrices and positions; zero for biases and the head.
 
-        A head of zeros starts every class at the same score, so the first loss is exactly log C.
+        A head of zeros gives every class the same score, so the first loss is exactly log C.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -209,9 +212,10 @@ class VisionTransformer(nn.Module):
 
 
 def drop_path_rates(cfg: ModelConfig) -> list[float]:
-    """Each block's, by Huang et al.'s linear rule: early blocks, on which all others build, are dropped least.
+    """The drop-path probability of each block: a linear ramp from 0 to `drop_path`, or constant.
 
-    Or all the same, as in DeiT-III: https://arxiv.org/abs/2204.07118.
+    Linear: Huang et al. drop early blocks least, because all later blocks build on them.  Constant ("uniform"): as in
+    DeiT-III, https://arxiv.org/abs/2204.07118.
     """
     if cfg.drop_path_rule == "uniform":
         return [cfg.drop_path] * cfg.depth
@@ -219,9 +223,9 @@ def drop_path_rates(cfg: ModelConfig) -> list[float]:
 
 
 def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
-    """Fixed positions, a quarter of the features each for sin x, cos x, sin y, cos y: -> (1, side², D).
+    """Fixed 2-D sine-cosine position embedding: -> (1, side², D).
 
-    As in big_vision's ViT-S/16, https://arxiv.org/abs/2205.01580.
+    A quarter of the features each is sin x, cos x, sin y and cos y, as in big_vision's ViT-S/16, https://arxiv.org/abs/2205.01580.
     """
     omega = temperature ** -(torch.arange(width // 4) / (width // 4 - 1))  # (D / 4,)
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")

@@ -7,10 +7,10 @@ from vit.config.schema import Config
 
 
 def ema_decay(step: int, cfg: Config, samples: int) -> float:
-    """The decay of the averaged weights at one step.
+    """The decay of the EMA at one step, by `optim.ema_warmup`.
 
-    `copy` keeps the average equal to the weights while the learning rate warms up, as torchvision's references do;
-    `ramp` forgets the first steps soon, as TensorFlow's ExponentialMovingAverage does with `num_updates`.
+    `copy` keeps the EMA equal to the weights during the learning-rate warmup, as torchvision's references do.
+    `ramp` starts with a small decay, as TensorFlow's ExponentialMovingAverage does with `num_updates`.
     """
     if cfg.optim.ema_warmup == "copy" and step < cfg.steps(cfg.optim.warmup_epochs, samples):
         return 0.0
@@ -20,5 +20,5 @@ def ema_decay(step: int, cfg: Config, samples: int) -> float:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay · ema + (1 - decay) · model, for all weights at once."""
+    """ema <- decay · ema + (1 - decay) · model, for all weights in one fused operation."""
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1.0 - decay)

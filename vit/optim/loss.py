@@ -1,4 +1,4 @@
-"""What training minimizes: cross-entropy with soft targets, or each class decided by itself."""
+"""Training losses: cross-entropy with soft targets, and binary cross-entropy."""
 
 from typing import Literal
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def training_loss(logits: Tensor, targets: Tensor, kind: Literal["cross-entropy", "bce"]) -> Tensor:
-    """The mean over a micro-batch: (B, C), (B, C) soft targets -> () float32.
+    """Mean loss over a micro-batch: (B, C) logits, (B, C) soft targets -> () float32.
 
-    `bce` is the binary cross-entropy of every class, its mean over the classes too, with each class that an image holds
-    any share of as a right one: so DeiT-III (https://arxiv.org/abs/2204.07118, `engine.py`) trains on mixed images.
+    `bce` is the mean binary cross-entropy over images and classes.  Every class with a target above 0 counts as fully
+    present (target 1), as in DeiT-III's training on mixed images (https://arxiv.org/abs/2204.07118, `engine.py`).
     """
     if kind == "bce":
-        right = (targets > 0).float()
-        return F.binary_cross_entropy_with_logits(logits.float(), right)
+        present = (targets > 0).float()
+        return F.binary_cross_entropy_with_logits(logits.float(), present)
     return F.cross_entropy(logits, targets)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""The learning-rate schedule, a pure function of the step."""
 
 import math
 
@@ -6,9 +6,9 @@ from vit.config.schema import Config
 
 
 def learning_rate(step: int, cfg: Config, samples: int) -> float:
-    """The rate of one step: linear from `warmup_lr` to the peak, then half a cosine to `final_lr` at the last step.
+    """The learning rate of one step: linear warmup from `warmup_lr` to `lr`, then cosine decay to `final_lr`.
 
-    https://arxiv.org/abs/1608.03983, without restarts.
+    The last step has `final_lr`.  The cosine is SGDR's, https://arxiv.org/abs/1608.03983, without restarts.
     """
     total, warmup = cfg.steps(cfg.epochs, samples), cfg.steps(cfg.optim.warmup_epochs, samples)
     if step < warmup:

@@ -1,4 +1,4 @@
-"""Accounts for each second of an attempt.  No torch."""
+"""Measures how an attempt spends its time, phase by phase.  Imports no torch."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,47 +11,50 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Accounts for each second of an attempt, and gives a sign of life at each turn; what is not booked is `other`."""
+    """Adds up the seconds of each phase of an attempt and writes a heartbeat whenever the phase changes.
 
-    def __init__(self, started: float, heart: Heartbeat | None = None) -> None:
+    Time that belongs to no phase is `other`.
+    """
+
+    def __init__(self, started: float, heartbeat: Heartbeat | None = None) -> None:
         self.started = started  # time.time() at which the process began
-        self.heart = heart
+        self.heartbeat = heartbeat
         self.seconds: dict[str, float] = {}
-        self._phase, self._inner = "other", 0.0  # what goes on, and the seconds of it that are booked elsewhere
+        self._phase, self._nested = "other", 0.0  # the current phase, and seconds of it that nested phases took
 
     @contextmanager
-    def spend(self, on: str) -> Iterator[None]:
-        """Books the time of a block, but for that of blocks inside of it."""
-        start, outer, aside = time.perf_counter(), self._phase, self._inner
-        self._phase, self._inner = on, 0.0
-        self.sign(on)
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the duration of a block to a phase, without that of the phases nested in it."""
+        start, outer, outer_nested = time.perf_counter(), self._phase, self._nested
+        self._phase, self._nested = name, 0.0
+        self.beat(name)
         try:
             yield
         finally:
-            whole = time.perf_counter() - start
-            self.add(on, whole - self._inner)
-            self._phase, self._inner = outer, aside + whole
-            self.sign(outer)
+            duration = time.perf_counter() - start
+            self.add(name, duration - self._nested)
+            self._phase, self._nested = outer, outer_nested + duration
+            self.beat(outer)
 
-    def sign(self, phase: str) -> None:
-        """Tells the process above, if one listens, what begins now."""
-        if self.heart is not None:
-            self.heart.sign(phase)
+    def beat(self, phase: str) -> None:
+        """Reports the phase that begins now to the supervisor, if there is one."""
+        if self.heartbeat is not None:
+            self.heartbeat.beat(phase)
 
-    def take_back(self, steps: int) -> None:
-        """Tells it that so many steps are to be done again."""
-        if self.heart is not None:
-            self.heart.take_back(steps)
+    def rewind(self, steps: int) -> None:
+        """Reports that this many steps will be repeated."""
+        if self.heartbeat is not None:
+            self.heartbeat.rewind(steps)
 
-    def add(self, on: str, seconds: float) -> None:
-        """Books seconds that were measured elsewhere."""
-        self.seconds[on] = self.seconds.get(on, 0.0) + seconds
+    def add(self, phase: str, seconds: float) -> None:
+        """Adds seconds that were measured elsewhere to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
-    def waiting(self, on: str, items: Iterable[T]) -> Iterator[T]:
-        """Passes items through and books the time that each one is waited for."""
+    def timed_iterator(self, phase: str, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items and adds the time spent waiting for each of them to a phase."""
         source = iter(items)
         while True:
-            with self.spend(on):
+            with self.phase(phase):
                 try:
                     item = next(source)
                 except StopIteration:
@@ -59,6 +62,6 @@ class Clock:
             yield item
 
     def summary(self) -> dict[str, float]:
-        """Seconds for each thing, which add up to the attempt's whole time so far."""
-        booked = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
-        return booked | {"other": round(time.time() - self.started - sum(self.seconds.values()), 3)}
+        """Seconds of each phase, including `other`; they add up to the duration of the attempt so far."""
+        phases = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
+        return phases | {"other": round(time.time() - self.started - sum(self.seconds.values()), 3)}

@@ -1,7 +1,14 @@
-"""What the error numbers of file systems mean here."""
+"""Groups of errno values that the run treats alike."""
 
 import errno
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a spent quota say
-UNWILLING = (*NO_ROOM, errno.EROFS, errno.EIO)  # what a disk says that may take more later
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # of a file or its disk
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the quota is exceeded
+TOLERATED_WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EIO)  # logging continues; a later write may succeed
+DAMAGED_FILE_ERRORS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.EUCLEAN,
+    errno.EBADMSG,
+)  # the file is missing or damaged

@@ -1,11 +1,11 @@
-"""flock, on file systems that have it: some mounts of Lustre and NFS do not."""
+"""File locks that are skipped where the file system has none, as on some mounts of Lustre and NFS."""
 
 import errno
 import fcntl
 
 
 def try_lock(fd: int) -> bool:
-    """Whether a lock could be had at once."""
+    """Tries to lock a file without waiting.  Returns False if another process holds the lock."""
     try:
         lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -13,10 +13,10 @@ def try_lock(fd: int) -> bool:
     return True
 
 
-def lock(fd: int, how: int) -> None:
-    """Locks a file, on file systems that know locks: some mounts of Lustre and NFS do not."""
+def lock(fd: int, operation: int) -> None:
+    """`fcntl.flock`, but does nothing where the file system has no locks."""
     try:
-        fcntl.flock(fd, how)
+        fcntl.flock(fd, operation)
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}:
             raise

@@ -1,4 +1,4 @@
-"""The run folder: the names of its files, its ledger of events, and who owns it.  No torch: `jobs` reads it too."""
+"""The run folder: its file names, its ledger of events, and the lock of its owner.  Imports no torch."""
 
 import os
 import socket
@@ -12,96 +12,97 @@ from typing import Any
 from vit.run.file_lock import try_lock
 from vit.run.jsonl import append, read_lines
 
-Event = dict[str, Any]  # of the ledger
+Event = dict[str, Any]  # one line of the ledger
 
-JOB_VARIABLE = "VIT_JOB"  # in the environment of ranks that a job started: what the job is called
+JOB_VARIABLE = "VIT_JOB"  # environment variable that a job sets for its ranks: the name of the job
 
 
 class InUseError(RuntimeError):
-    """Another process owns the run folder."""
+    """Another process has locked the run folder."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The names of a run's files: known here and nowhere else."""
+    """The paths of a run's files.  No other module spells these names."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config that the run is started with."""
+        """The resolved config of the run."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """Whole checkpoints, one folder each."""
+        """Complete checkpoints, one folder each."""
         return self.path / "checkpoints"
 
     @property
     def compiled(self) -> Path:
-        """What torch.compile made, a folder for each kind of device and rank of a node."""
+        """The torch.compile cache: a folder for each kind of device and local rank."""
         return self.path / "compiled"
 
     @property
     def metrics(self) -> Path:
-        """The learning curve, one JSON object a line."""
+        """The learning curve, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Which samples each step used, one JSON object a step and micro-batch; written if `log.samples`."""
+        """The samples of each step, one JSON object per step and micro-batch; written if `log.samples` is set."""
         return self.path / "samples.jsonl"
 
     @property
     def ledger(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The events of the run, one JSON object per line."""
         return self.path / "ledger.jsonl"
 
     @property
     def logs(self) -> Path:
-        """What the ranks print, a file each."""
+        """The output of the ranks, one file each."""
         return self.path / "logs"
 
     @property
     def jobs(self) -> Path:
-        """What submitit keeps: scripts, pickles, what the supervisors print."""
+        """submitit's files: batch scripts, pickles, the output of the supervisors."""
         return self.path / "slurm"
 
     @property
     def source(self) -> Path:
-        """The packages as they were when the run was submitted."""
+        """A copy of the packages, made when the run was submitted."""
         return self.path / "source"
 
     def record(self, event: str, **what: Any) -> None:
-        """Appends an event to the ledger, durably."""
+        """Appends an event to the ledger and waits until it is on the disk."""
         self.note(event, durable=True, **what)
 
     def note(self, event: str, durable: bool = False, **what: Any) -> None:
-        """Appends an event without waiting for the disk; a crash of the machine may lose it."""
+        """Appends an event; without `durable`, a crash of the machine may lose it."""
         append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, durable)
 
     def events(self) -> list[Event]:
-        """Everything that happened, oldest first."""
+        """All events, oldest first."""
         return read_lines(self.ledger)
 
     def last(self, *names: str) -> Event | None:
-        """The newest event of one of these names."""
+        """The newest event that has one of these names."""
         return next((e for e in reversed(self.events()) if e["event"] in names), None)
 
     def finished(self) -> Event | None:
-        """The event that ended the run, if it is complete and was not given more to do since."""
+        """The event that completed the run, or None if the run is unfinished or was extended since."""
         event = self.last("finished", "reopened")
         return event if event and event["event"] == "finished" else None
 
     @contextmanager
-    def owned(self, patience_seconds: float = 0) -> Iterator[None]:
-        """Keeps every other process out.  Raises InUseError that names the owner.  A dead owner owns nothing.
+    def owned(self, wait_seconds: float = 0) -> Iterator[None]:
+        """Holds the lock of the run folder, which is released when the process ends, however it ends.
 
-        Patience is for the ranks of a killed supervisor, which are saving.
+        Waits up to `wait_seconds` for it: the ranks of a killed supervisor may still be saving.  Raises InUseError,
+        which names the owner.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "owner").open("a+") as file:
-            deadline = time.monotonic() + patience_seconds
+            deadline = time.monotonic() + wait_seconds
             while not try_lock(file.fileno()):
                 if time.monotonic() > deadline:
                     file.seek(0)

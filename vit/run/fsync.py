@@ -1,11 +1,11 @@
-"""Makes files and their names survive a power cut.  Imports nothing: the checkpoint writer must start at once."""
+"""Writes that survive a power cut.  Imports only the standard library: the checkpoint writer must start quickly."""
 
 import os
 from pathlib import Path
 
 
 def fsync(path: Path) -> None:
-    """Waits until a file's bytes, or the names in a folder, are on the disk.  Raises OSError."""
+    """Waits until the contents of a file, or the names in a folder, are on the disk.  Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -14,15 +14,15 @@ def fsync(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file that is whole once it has its name, whatever it had before.  Raises OSError."""
-    aside = path.with_suffix(".tmp")
+    """Writes a file atomically: `path` has either its previous contents or all of `data`.  Raises OSError."""
+    temporary = path.with_suffix(".tmp")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        aside.unlink(missing_ok=True)  # half of it only takes room
+        temporary.unlink(missing_ok=True)  # a partial file only takes up space
         raise
-    aside.rename(path)
+    temporary.rename(path)
     fsync(path.parent)

@@ -1,6 +1,7 @@
-"""Signs of life: what each rank of a node does and since when, in memory that the process above them reads.  No torch.
+"""Heartbeats: the phase of each rank of a node and when it began, in memory shared with the supervisor.
 
-The memory is an anonymous file of the reader's, so that nothing is left when it dies; a sign costs a microsecond.
+The memory is an anonymous file of the supervisor, so nothing is left behind when it dies.  Writing a heartbeat takes a
+microsecond.  Imports no torch.
 """
 
 import faulthandler
@@ -13,64 +14,64 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-VARIABLE = "VIT_HEARTBEAT"  # in the environment of ranks: the file that holds a slot for each of them
-STACKS_SIGNAL = signal.SIGQUIT  # makes a rank write down what its threads do, as it does to a Java program
-LEAVING = "leave"  # the last phase of a rank that has nothing left to lose
+HEARTBEAT_VARIABLE = "VIT_HEARTBEAT"  # in the environment of ranks: path of the shared memory
+STACKS_SIGNAL = signal.SIGQUIT  # makes a rank write the stacks of its threads, as it does for a Java program
+LEAVING = "leave"  # last phase: everything is saved, and the end of the process is no failure
 PHASES = ("start", "data", "step", "compile", "checkpoint", "evaluate", "rollback", "stage", "other", LEAVING)
-STEPS = ("step", "compile")  # the phases that are a training step each
-SLOT = struct.Struct("=iiiiqd")  # global rank, process id, phase, steps, signs, time of the last sign
-DIGEST = struct.Struct("=I")  # after it: a slot may be half written, for long if its rank is stopped just there
-SLOT_BYTES = 64  # a line of the processor's cache, so that ranks do not disturb each other
+STEP_PHASES = ("step", "compile")  # each of these is one training step
+SLOT = struct.Struct("=iiiiqd")  # global rank, process id, phase, steps, count, time
+CHECKSUM = struct.Struct("=I")  # CRC-32 after the slot: a rank may be stopped while it writes
+SLOT_BYTES = 64  # one cache line of the CPU, so that ranks do not share one
 
 
 @dataclass(frozen=True)
-class Sign:
-    """What a rank was last known to do."""
+class Beat:
+    """The last heartbeat of a rank."""
 
     rank: int
     pid: int
     phase: str
-    steps: int  # training steps of this attempt that were begun
-    signs: int  # given so far
-    since: float  # time.monotonic() of the phase's beginning
+    steps: int  # training steps begun in this attempt
+    count: int  # heartbeats so far
+    since: float  # time.monotonic() at which the phase began
 
 
-class Slots:
-    """The reader's side: memory for the signs of `ranks` processes of this node."""
+class HeartbeatSlots:
+    """The supervisor's side: shared memory with one slot for each of the `ranks` processes of this node."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
         self._fd = os.memfd_create("heartbeat")
         os.ftruncate(self._fd, ranks * SLOT_BYTES)
         self._memory = mmap.mmap(self._fd, ranks * SLOT_BYTES)
-        self._whole: dict[int, Sign] = {}  # the last that was whole, of each slot
-        self.name = f"/proc/{os.getpid()}/fd/{self._fd}"  # for VARIABLE
+        self._last: dict[int, Beat] = {}  # last valid heartbeat of each slot
+        self.name = f"/proc/{os.getpid()}/fd/{self._fd}"  # for HEARTBEAT_VARIABLE
 
     def clear(self) -> None:
-        """Forgets the ranks of the attempt before."""
+        """Removes the heartbeats of the previous attempt."""
         self._memory[:] = bytes(len(self._memory))
-        self._whole.clear()
+        self._last.clear()
 
-    def read(self) -> list[Sign]:
-        """What the ranks do, as far as they have begun to tell."""
+    def read(self) -> list[Beat]:
+        """The last valid heartbeat of each rank that has written one."""
         for i in range(self.ranks):
             start = i * SLOT_BYTES
             slot = self._memory[start : start + SLOT.size]
-            if DIGEST.unpack_from(self._memory, start + SLOT.size) == (zlib.crc32(slot),):
-                rank, pid, phase, steps, signs, since = SLOT.unpack(slot)
-                self._whole[i] = Sign(rank, pid, PHASES[phase], steps, signs, since)
-        return [self._whole[i] for i in sorted(self._whole)]
+            if CHECKSUM.unpack_from(self._memory, start + SLOT.size) == (zlib.crc32(slot),):
+                rank, pid, phase, steps, count, since = SLOT.unpack(slot)
+                self._last[i] = Beat(rank, pid, PHASES[phase], steps, count, since)
+        return [self._last[i] for i in sorted(self._last)]
 
 
 class Heartbeat:
-    """A rank's side.  Where nobody listens, as under torchrun, a sign does nothing."""
+    """A rank's side.  Without a supervisor, as under torchrun, `beat` does nothing."""
 
     def __init__(self, logs: Path) -> None:
-        """Stacks are written to `logs/rank-N.stacks` on STACKS_SIGNAL; those of a crash in native code to stderr."""
+        """On STACKS_SIGNAL, stacks are written to `logs/rank-N.stacks`; after a crash in native code, to stderr."""
         self._memory: mmap.mmap | None = None
         self._rank, self._offset = int(os.environ.get("RANK", "0")), 0
-        self._steps = self._signs = 0
-        if name := os.environ.get(VARIABLE):
+        self._steps = self._count = 0
+        if name := os.environ.get(HEARTBEAT_VARIABLE):
             fd = os.open(name, os.O_RDWR)
             self._memory = mmap.mmap(fd, 0)
             os.close(fd)
@@ -78,19 +79,19 @@ class Heartbeat:
             self._stacks = (logs / f"rank-{self._rank}.stacks").open("a")
             faulthandler.enable()
             faulthandler.register(STACKS_SIGNAL, self._stacks)
-        self.sign("start")
+        self.beat("start")
 
-    def take_back(self, steps: int) -> None:
-        """The next step is one that was done before: so many are to be done again."""
+    def rewind(self, steps: int) -> None:
+        """Subtracts steps that will be repeated."""
         self._steps -= steps
 
-    def sign(self, phase: str) -> None:
-        """Tells that this rank lives and what it begins now."""
+    def beat(self, phase: str) -> None:
+        """Writes a heartbeat: this rank is alive and begins this phase now."""
         if self._memory is None:
             return
-        self._signs += 1
-        self._steps += phase in STEPS
+        self._count += 1
+        self._steps += phase in STEP_PHASES
         number = PHASES.index(phase) if phase in PHASES else PHASES.index("other")
-        slot = SLOT.pack(self._rank, os.getpid(), number, self._steps, self._signs, time.monotonic())
-        end = self._offset + SLOT.size + DIGEST.size
-        self._memory[self._offset : end] = slot + DIGEST.pack(zlib.crc32(slot))
+        slot = SLOT.pack(self._rank, os.getpid(), number, self._steps, self._count, time.monotonic())
+        end = self._offset + SLOT.size + CHECKSUM.size
+        self._memory[self._offset : end] = slot + CHECKSUM.pack(zlib.crc32(slot))

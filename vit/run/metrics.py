@@ -1,4 +1,4 @@
-"""The learning curve in metrics.jsonl, in Weights & Biases, and which samples each step used.  No torch."""
+"""Logs of training: metrics.jsonl, Weights & Biases, and the samples of each step.  Imports no torch."""
 
 import json
 import uuid
@@ -12,74 +12,74 @@ from vit.run.fsync import fsync, replace_file
 from vit.run.jsonl import Record, append, read_lines
 from vit.run.progress import progress_line, show
 
-TIMED = ("images_per_second", "seconds_left")  # the values of a record that are never the same twice
+TIMING_KEYS = ("images_per_second", "seconds_left")  # the values that differ between two otherwise identical runs
 
 
 class MetricsLog:
-    """Rank 0's log of a run that goes on at `step`: what an interrupted attempt wrote after it is taken back.
+    """Rank 0's log of a run that resumes at `step`.
 
-    The learning curve then has each step once, whatever happened in between.
+    Records that an interrupted attempt wrote after that step are removed, so the learning curve has each step once.
     """
 
     def __init__(self, run: RunFolder, cfg: Config, step: int) -> None:
         self.run = run
-        self.take_back(step)
+        self.truncate(step)
         self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
 
-    def take_back(self, step: int) -> None:
-        """Forgets what was written after a step, and its evaluation, which comes again."""
-        _keep(self.run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
-        self.best = best(read_lines(self.run.metrics))
+    def truncate(self, step: int) -> None:
+        """Removes the records after a step, and the evaluation at it, which is repeated."""
+        _filter(self.run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
+        self.best = best_evaluation(read_lines(self.run.metrics))
 
     def write(self, record: Record) -> None:
-        """Appends one record and shows it."""
+        """Appends one record and prints it."""
         evaluation = "val_top1" in record
-        append(self.run.metrics, record, durable=evaluation)  # which checkpoint is the best must not be forgotten
-        self.best = best([*filter(None, [self.best]), record])
+        append(self.run.metrics, record, durable=evaluation)  # it decides which checkpoint is kept as the best
+        self.best = best_evaluation([*filter(None, [self.best]), record])
         if self._wandb is not None:
             self._wandb.log(record)
         show(progress_line(record))
 
     def close(self) -> None:
-        """Flushes what is still on its way."""
+        """Finishes the upload to Weights & Biases."""
         if self._wandb is not None:
             self._wandb.finish()
 
 
 class SampleLog:
-    """The samples of each step and micro-batch (`shard`), once each, whatever happened in between.
+    """The samples of each step and micro-batch (key `shard`), each recorded once even after interruptions.
 
-    All ranks write to one file.  Rank 0 takes back what an interrupted attempt wrote after `step`, before any of them
-    has done a step.
+    All ranks write to one file.  Before any of them trains, rank 0 removes what an interrupted attempt wrote after
+    `step`.
     """
 
     def __init__(self, run: RunFolder, cfg: Config, step: int, rank: int) -> None:
         self.path, self.micro_batch, self.rank = run.samples, cfg.micro_batch, rank
-        self.take_back(step)
+        self.truncate(step)
 
-    def take_back(self, step: int) -> None:
-        """Forgets what was written after a step."""
+    def truncate(self, step: int) -> None:
+        """Removes the records after a step."""
         if self.rank == 0:
-            _keep(self.path, lambda r: r["step"] <= step)
+            _filter(self.path, lambda r: r["step"] <= step)
 
     def write(self, step: int, micro_batches: range, samples: list[int]) -> None:
-        """Appends what one rank used of the batch that led to `step`, micro-batch after micro-batch."""
+        """Appends the samples that one rank used in the batch that led to `step`, one record per micro-batch."""
         for j, index in enumerate(micro_batches):
             ids = samples[j * self.micro_batch : (j + 1) * self.micro_batch]
             append(self.path, {"step": step, "shard": index, "samples": ids})
 
 
-def _keep(path: Path, wanted: Callable[[Record], bool]) -> None:
-    """Leaves in a file of JSON lines those that are wanted, and no half of one.  Its name then survives a power cut."""
+def _filter(path: Path, wanted: Callable[[Record], bool]) -> None:
+    """Keeps only the wanted records of a JSON Lines file, and no truncated lines.  The result survives a power cut."""
     kept = "".join(json.dumps(record) + "\n" for record in read_lines(path) if wanted(record))
-    if not path.exists() or path.read_bytes() != kept.encode():  # a full disk is no matter where nothing changes
+    if not path.exists() or path.read_bytes() != kept.encode():  # else no write, which could fail on a full disk
         replace_file(path, kept.encode())
     else:
         fsync(path.parent)
 
 
-def best(records: list[Record]) -> Record | None:
-    """The evaluation with the best top-1, of the averaged weights where there are any; the first of equals."""
+def best_evaluation(records: list[Record]) -> Record | None:
+    """The evaluation with the best top-1 accuracy, of the EMA if there is one; the first among equals."""
     scored = [r for r in records if "val_top1" in r]
     return max(
         scored, key=lambda r: float(r["val_top1_average" if "val_top1_average" in r else "val_top1"]), default=None
@@ -87,7 +87,7 @@ def best(records: list[Record]) -> Record | None:
 
 
 def _start_wandb(run: RunFolder, cfg: Config) -> Any:
-    """One run of Weights & Biases for the whole life of a run folder, across restarts."""
+    """Starts or continues the one Weights & Biases run that belongs to this run folder."""
     import wandb
 
     id_file = run.path / "wandb_id"
@@ -102,6 +102,6 @@ def _start_wandb(run: RunFolder, cfg: Config) -> Any:
         mode="offline" if cfg.log.wandb == "offline" else "online",
         config=flatten(cfg),
     )
-    # Not W&B's own step, which may not go back: after a crash some steps are run, and logged, once more.
+    # Not W&B's own step, which must not decrease: after a crash some steps are repeated and logged again.
     session.define_metric("*", step_metric="step")
     return session

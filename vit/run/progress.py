@@ -1,31 +1,31 @@
-"""The progress that a person sees.  No torch: `jobs` prints the same line."""
+"""The progress line of a run.  Imports no torch: `jobs` prints the same line."""
 
 import os
 import sys
 import time
 
-from vit.run.disk_errors import UNWILLING
+from vit.run.disk_errors import TOLERATED_WRITE_ERRORS
 from vit.run.jsonl import Record
 
 
 def progress_line(record: Record) -> str:
-    """One line for a person: where the run is, how it does and how long it still takes."""
-    where = f"epoch {record['epoch']:.2f}/{record['epochs']}  step {record['step']:,}/{record['steps']:,}"
+    """Formats a record of the learning curve: progress, loss or accuracy, throughput and time left."""
+    position = f"epoch {record['epoch']:.2f}/{record['epochs']}  step {record['step']:,}/{record['steps']:,}"
     if "val_top1" in record:
         ema = f"  EMA {record['val_top1_average']:.2%}" if "val_top1_average" in record else ""
-        return f"{where}  test top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}{ema}"
+        return f"{position}  test top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}{ema}"
     minutes, seconds = divmod(round(record["seconds_left"]), 60)
     left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
     return (
-        f"{where}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+        f"{position}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
         f"{record['images_per_second']:,.0f} images/s  {left} left"
     )
 
 
 def show(line: str, lasting: bool = False) -> None:
-    """Prints a line; on a terminal each one overwrites the one before, unless that one was to last.
+    """Prints a line.  On a terminal it overwrites the previous one, unless that one was `lasting`.
 
-    A job's output is a file in the run folder: one that a full disk does not take is lost, and the run goes on.
+    A job's output is a file in the run folder: if the disk is full, the line is lost and the run continues.
     """
     try:
         if not sys.stdout.isatty():
@@ -34,23 +34,23 @@ def show(line: str, lasting: bool = False) -> None:
             width = os.get_terminal_size().columns
             print(f"\r\x1b[K{line[: width - 1]}", end="\n" if lasting else "", flush=True)
     except OSError as error:
-        if error.errno not in UNWILLING:
+        if error.errno not in TOLERATED_WRITE_ERRORS:
             raise
 
 
-class Pace:
-    """Images per second and the time that is left, from the steps since the last look."""
+class Throughput:
+    """Images per second and the time left, measured over the steps since the last call of `measure`."""
 
     def __init__(self, step: int, global_batch: int) -> None:
         self.global_batch = global_batch
         self._step, self._time = step, time.perf_counter()
 
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was not spent on steps."""
+    def exclude(self, seconds: float) -> None:
+        """Excludes time that was not spent on steps, e.g. on an evaluation."""
         self._time += seconds
 
     def measure(self, step: int, steps: int) -> Record:
-        """The pace since the last call."""
+        """`images_per_second` and `seconds_left` at `step` of `steps`."""
         now = time.perf_counter()
         per_step = (now - self._time) / max(1, step - self._step)
         self._step, self._time = step, now

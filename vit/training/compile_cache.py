@@ -1,6 +1,6 @@
-"""What torch.compile made, kept in the run folder: a run that goes on on another node takes it over.
+"""Keeps the artifacts of torch.compile in the run folder, so that a run that resumes on another node can reuse them.
 
-torch's own cache is on the disk of one node.  https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_tutorial.html
+torch's own cache is on the local disk of one node.  https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_tutorial.html
 """
 
 import hashlib
@@ -10,74 +10,77 @@ from typing import Any
 import torch
 
 from vit.distributed.world import World
-from vit.run.disk_errors import UNWILLING
+from vit.run.disk_errors import TOLERATED_WRITE_ERRORS
 from vit.run.folder import RunFolder
 from vit.run.fsync import replace_file
 from vit.run.progress import show
 
 
-class Compiled:
-    """The graphs of this rank, which name its device; those of the first node are for all others.
+class CompileCache:
+    """The compiled graphs of one local rank, as they depend on its device; the first node's ranks write them.
 
-    On GPUs that is all that compiling makes.  On CPUs torch leaves the kernels in C++, for each node to build.
+    On GPUs these are all artifacts.  On CPUs torch stores the kernels as C++ source, which each node compiles.
     """
 
     def __init__(self, run: RunFolder, world: World) -> None:
-        """Takes over what earlier attempts made.  torch leaves alone what is of another version."""
-        self._folder = run.compiled / _kind(world.device) / f"rank-{world.local_rank}"
-        self._keeps = world.rank == world.local_rank
-        self._known: set[tuple[str, str]] = set()  # the kind and the key of each graph that a file has, or will have
+        self._folder = run.compiled / _device_kind(world.device) / f"rank-{world.local_rank}"
+        self._is_writer = world.rank == world.local_rank
+        self._known: set[tuple[str, str]] = set()  # kind and key of each artifact that is in a file or in _unwritten
         self._unwritten: list[bytes] = []
-        self._told = False
+        self._write_error_shown = False
+        self.load()
+
+    def load(self) -> None:
+        """Loads what earlier attempts compiled.  torch ignores artifacts of another version."""
         for file in sorted(self._folder.glob("*.bin")):
             try:
-                self._take_over(file)
+                self._load_file(file)
             except OSError as error:
-                show(f"{file} cannot be read ({error.strerror}): what is in it is compiled again", lasting=True)
+                show(f"{file} cannot be read ({error.strerror}); its graphs are compiled again", lasting=True)
 
-    def keep(self) -> None:
-        """Writes down what was compiled since, if anything was.  A full disk is no reason not to train.
+    def save(self) -> None:
+        """Writes what was compiled since the last call, if anything.  Continues if the disk is full.
 
-        Each time into a file of its own, named by its digest: torch writes all that this process has compiled so far,
-        but of a file it reads only what was compiled since the last time (seen in 2.15).
+        Each call writes its own file, named by its digest: torch serializes everything that this process has compiled
+        so far, but loads from a file only what was compiled since the previous serialization (seen in 2.15).
         """
-        made = torch.compiler.save_cache_artifacts() if self._keeps else None
-        if made is not None and not (names := _names(made[1])) <= self._known:
+        artifacts = torch.compiler.save_cache_artifacts() if self._is_writer else None
+        if artifacts is not None and not (names := _artifact_names(artifacts[1])) <= self._known:
             self._known |= names
-            self._unwritten.append(made[0])
+            self._unwritten.append(artifacts[0])
         try:
             while self._unwritten:
                 self._write(self._unwritten[0])
                 del self._unwritten[0]
         except OSError as error:
-            if error.errno not in UNWILLING:
+            if error.errno not in TOLERATED_WRITE_ERRORS:
                 raise
-            if not self._told:
-                show(f"{self._folder} cannot be written ({error.strerror}): other nodes compile again", lasting=True)
-            self._told = True
+            if not self._write_error_shown:
+                show(f"{self._folder} cannot be written ({error.strerror}); other nodes compile again", lasting=True)
+            self._write_error_shown = True
 
-    def _take_over(self, file: Path) -> None:
-        made = file.read_bytes()
-        if hashlib.sha256(made).hexdigest() == file.stem:
-            found = torch.compiler.load_cache_artifacts(made)
-            self._known |= _names(found)
+    def _load_file(self, file: Path) -> None:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() == file.stem:
+            info = torch.compiler.load_cache_artifacts(data)
+            self._known |= _artifact_names(info)
             return
-        show(f"{file} is damaged: what was in it is compiled again", lasting=True)
-        if self._keeps:
+        show(f"{file} is damaged; its graphs are compiled again", lasting=True)
+        if self._is_writer:
             file.unlink()
 
-    def _write(self, made: bytes) -> None:
+    def _write(self, data: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._folder / f"{hashlib.sha256(made).hexdigest()}.bin", made)
+        replace_file(self._folder / f"{hashlib.sha256(data).hexdigest()}.bin", data)
 
 
-def _kind(device: torch.device) -> str:
-    """What a graph may be run on.  torch compares GPUs by itself; a CPU's width it writes into the C++ unasked."""
+def _device_kind(device: torch.device) -> str:
+    """The kind of device that a graph may run on.  torch checks GPUs itself, but not the vector width of CPU code."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device).replace(" ", "-")
     return f"cpu-{torch.backends.cpu.get_cpu_capability()}"
 
 
-def _names(info: Any) -> set[tuple[str, str]]:
-    """The kind and the key of each artifact; of none where torch could not read them."""
+def _artifact_names(info: Any) -> set[tuple[str, str]]:
+    """Kind and key of each artifact; empty if torch could not read them."""
     return {(kind, key) for kind, keys in info.artifacts.items() for key in keys} if info is not None else set()

@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5: every image counted once, on any number of ranks."""
+"""Exact top-1 and top-5 accuracy: every image counts once, on any number of ranks."""
 
 import functools
 import math
@@ -19,17 +19,17 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def autocast(cfg: Config, device: torch.device) -> Callable[[], torch.autocast]:
-    """A context for forward passes in the config's precision."""
-    on = cfg.precision != "float32"
-    return functools.partial(torch.autocast, device.type, _DTYPES[cfg.precision], enabled=on)
+    """Returns a factory of autocast contexts in the config's precision."""
+    enabled = cfg.precision != "float32"
+    return functools.partial(torch.autocast, device.type, _DTYPES[cfg.precision], enabled=enabled)
 
 
 @dataclass(frozen=True)
 class Score:
     """Means over the whole validation set."""
 
-    top1: float  # share of images whose label is the highest logit
-    top5: float  # share of images whose label is among the five highest
+    top1: float  # share of images whose label has the highest logit
+    top5: float  # share of images whose label is among the five highest logits
     loss: float  # cross-entropy, without label smoothing
 
 
@@ -42,12 +42,12 @@ def evaluate(
     autocast: Callable[[], torch.autocast],
     stop: Callable[[], bool],
 ) -> Score | None:
-    """The score of a model, or None if `stop` said on all ranks that it should leave.
+    """Evaluates a model; returns None if `stop` returned True, which it must do on all ranks in the same round.
 
-    The torchvision references pad the last batch with images that then count twice; here padding counts nothing, and
-    the loss is added up batch by batch, so that no figure depends on the number of ranks.
+    Padding is not counted (the torchvision references count it twice), and losses are summed batch by batch, so that no
+    figure depends on the number of ranks.
     """
-    losses = torch.zeros(data.rounds * world.size, dtype=torch.float64, device=world.device)
+    losses = torch.zeros(data.batches_per_rank * world.size, dtype=torch.float64, device=world.device)
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images
     model.eval()
     for i, batch in enumerate(data.batches()):
@@ -56,10 +56,10 @@ def evaluate(
         with autocast():
             logits = model(normalize(batch.images, cfg.augment))
         logits = logits.float()
-        hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5); padding hits nothing
+        hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5); never true for padding
         counts += torch.stack([hits[:, 0].sum(), hits.any(dim=1).sum(), (batch.labels >= 0).sum()])
         losses[i * world.size + world.rank] = F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum")
-    dist.all_reduce(losses)  # each entry is one rank's alone, so the sum is exact
+    dist.all_reduce(losses)  # exact: only one rank has a nonzero value for each entry
     dist.all_reduce(counts)
     top1, top5, images = counts.tolist()
     assert images == data.samples or data.cfg.on_bad == "skip", f"{images} images evaluated of {data.samples}"

@@ -1,4 +1,4 @@
-"""One optimizer step of a rank: augmentation, forward and backward of its micro-batches, the sum over ranks, update."""
+"""One optimizer step of a rank: augmentation, forward and backward of its micro-batches, all-reduce, update."""
 
 import itertools
 import math
@@ -25,30 +25,32 @@ from vit.training.scoring import autocast
 
 
 @dataclass(frozen=True)
-class Augmented:
-    """What a rank runs in one step."""
+class AugmentedBatch:
+    """The inputs of one step on one rank."""
 
-    micro_batches: list[tuple[Tensor, Tensor]]  # (m, 3, S, S) float32 and (m, C) float32 of each
-    samples: Ints  # (B,), each sample's index in the file
-    ready: torch.cuda.Event | None  # on a GPU: when all of it is there
+    micro_batches: list[tuple[Tensor, Tensor]]  # images (m, 3, S, S) float32 and targets (m, C) float32 of each
+    samples: Ints  # (B,), index of each sample in the file
+    ready: torch.cuda.Event | None  # on a GPU: recorded after the last kernel that produces the batch
 
 
-def augmented(cfg: Config, world: World, batches: Iterator[Batch], start: int) -> Iterator[Augmented]:
-    """The batches from step `start` on; on a GPU made a step ahead, on a stream of their own."""
+def augmented_batches(cfg: Config, world: World, batches: Iterator[Batch], start: int) -> Iterator[AugmentedBatch]:
+    """Augments the batches from step `start` on; on a GPU one step ahead, on a separate stream."""
     stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
-    ahead: deque[Augmented] = deque()
+    ahead: deque[AugmentedBatch] = deque()
     for step in itertools.count(start):
-        with torch.cuda.stream(stream):  # the loader copies to the GPU on it too
+        with torch.cuda.stream(stream):  # the loader's copies to the GPU use this stream too
             batch = next(batches, None)
             if batch is not None:
-                ahead.append(_augmented(cfg, world, step, batch, stream))
+                ahead.append(_augment_batch(cfg, world, step, batch, stream))
         if batch is None and not ahead:
             return
         if batch is None or stream is None or len(ahead) > 1:
             yield ahead.popleft()
 
 
-def _augmented(cfg: Config, world: World, step: int, batch: Batch, stream: torch.cuda.Stream | None) -> Augmented:
+def _augment_batch(
+    cfg: Config, world: World, step: int, batch: Batch, stream: torch.cuda.Stream | None
+) -> AugmentedBatch:
     m = cfg.micro_batch
     micro_batches = [
         augment(
@@ -60,36 +62,38 @@ def _augmented(cfg: Config, world: World, step: int, batch: Batch, stream: torch
         )
         for j, index in enumerate(world.my_micro_batches(cfg.micro_batches))
     ]
-    return Augmented(micro_batches, batch.samples, stream.record_event() if stream else None)
+    return AugmentedBatch(micro_batches, batch.samples, stream.record_event() if stream else None)
 
 
-class Step:
-    """Runs steps of one state.  `gradient` and then `update`, or `skip`; `check` before the result is trusted."""
+class StepRunner:
+    """Runs training steps on a state: `forward_backward` and `update`, or `skip`.
+
+    `check_finite` must be called before the result is saved or logged: it reads values back from the device.
+    """
 
     def __init__(self, cfg: Config, world: World, state: TrainState, samples: int) -> None:
         self.cfg, self.world, self.state, self.samples = cfg, world, state, samples
         if cfg.compile:
-            # Block by block: one graph serves them all, and their gradients still leave while backward goes on.
+            # Block by block: all blocks share one graph, and the all-reduce of gradients still overlaps with backward.
             for model in filter(None, (state.model, state.ema)):
                 for block in model.blocks:
                     block.compile()
         self.gradients = MicroBatchGradients(state.model, world, cfg.exact)
         self.autocast = autocast(cfg, world.device)
         self._losses = torch.zeros(())  # of this rank's micro-batches in the last step, on the device: (micro-batches,)
-        self._unchecked: list[
-            tuple[int, Tensor]
-        ] = []  # steps, and the losses and the gradient's norm: (micro-batches + 1,)
-        self._updated: int | None = None  # the step of the last update, if its weights were not looked at
+        # Steps that `check_finite` has not seen, each with its losses and gradient norm: (micro-batches + 1,).
+        self._unchecked: list[tuple[int, Tensor]] = []
+        self._unchecked_update: int | None = None  # the step of the last update, if its weights are not checked
 
-    def gradient(self, step: int, batch: Augmented) -> None:
-        """Leaves the gradient of the mean loss over all micro-batches of all ranks in the parameters."""
+    def forward_backward(self, step: int, batch: AugmentedBatch) -> None:
+        """Computes the gradient of the mean loss over all micro-batches of all ranks, and leaves it in `.grad`."""
         cfg, state, micro_batches = self.cfg, self.state, self.world.my_micro_batches(self.cfg.micro_batches)
         losses = []
         state.model.train()
         if batch.ready is not None:
             torch.cuda.current_stream().wait_event(batch.ready)
         for j, (index, (images, targets)) in enumerate(zip(micro_batches, batch.micro_batches, strict=True)):
-            if batch.ready is not None:  # made on another stream: their memory is not to be used again too soon
+            if batch.ready is not None:  # allocated on another stream: keep the memory until this stream has used it
                 images.record_stream(torch.cuda.current_stream())
                 targets.record_stream(torch.cuda.current_stream())
             torch.manual_seed(key(Stream.MODEL, cfg.seed, step, index))  # dropout and drop path
@@ -101,7 +105,7 @@ class Step:
         self._losses = torch.stack(losses).float()
 
     def update(self, step: int) -> None:
-        """Clips, steps the optimizer at this step's learning rate, and averages the weights."""
+        """Clips the gradient, steps the optimizer at this step's learning rate, and updates the EMA."""
         state, cfg = self.state, self.cfg.optim
         for group in state.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(step, self.cfg, self.samples)
@@ -112,47 +116,47 @@ class Step:
         if state.ema is not None:
             update_ema(state.ema, state.model, ema_decay(step, self.cfg, self.samples))
         state.step = step + 1
-        self._updated = state.step
+        self._unchecked_update = state.step
         self._unchecked.append((state.step, torch.cat([self._losses, norm.reshape(1)])))
 
     def skip(self, step: int) -> None:
-        """Leaves everything as it is, apart from the step, which all that is to come is a function of."""
+        """Counts the step without an update."""
         self.state.step = step + 1
 
-    def check(self, weights: bool = False) -> tuple[float, float | None] | None:
-        """Loss and norm of the gradient of the last step; None if it was skipped, or looked at before.
+    def check_finite(self, weights: bool = False) -> tuple[float, float | None] | None:
+        """Returns loss and gradient norm of the last step; None if it was skipped or is checked already.
 
-        Raises NotFiniteError for the first step since the last look whose loss or gradient is not finite, with
-        `weights` also for an update that only left weights that are not.  The loss is the mean over all micro-batches
-        in their order, whatever rank ran them.
+        The loss is the mean over all micro-batches in their order, whichever ranks ran them.  Raises NotFiniteError for
+        the first unchecked step whose loss or gradient is not finite; with `weights` also if only the updated weights
+        are not.
         """
-        last = self._check_steps() if self._unchecked else None
-        if weights and self._updated is not None:
+        last = self._check_losses_and_norms() if self._unchecked else None
+        if weights and self._unchecked_update is not None:
             norms = torch._foreach_norm(list(self.state.model.parameters()))
             if not torch.stack(norms).isfinite().all():
-                raise NotFiniteError("norm of the weights", self._updated)
-            self._updated = None
+                raise NotFiniteError("norm of the weights", self._unchecked_update)
+            self._unchecked_update = None
         return last
 
-    def _check_steps(self) -> tuple[float, float | None] | None:
-        steps, mine = zip(*self._unchecked, strict=True)
+    def _check_losses_and_norms(self) -> tuple[float, float | None] | None:
+        steps, values = zip(*self._unchecked, strict=True)
         self._unchecked = []
-        here = torch.stack(mine)  # (steps, micro-batches of this rank + 1)
-        gathered = here.new_empty(self.world.size * len(here), here.shape[1])
-        dist.all_gather_into_tensor(gathered, here)
-        everyone = gathered.view(self.world.size, *here.shape)
-        losses = everyone[:, :, :-1].transpose(0, 1).flatten(1).tolist()  # of each step, over all micro-batches
-        norms = everyone[0, :, -1].tolist()
-        skips = self.state.scaler.is_enabled()  # fp16 tries greater scales now and then, and skips what overflows
-        for step, of_step, norm in zip(steps, losses, norms, strict=True):
-            if not all(map(math.isfinite, of_step)):
+        mine = torch.stack(values)  # (steps, micro-batches of this rank + 1)
+        gathered = mine.new_empty(self.world.size * len(mine), mine.shape[1])
+        dist.all_gather_into_tensor(gathered, mine)
+        all_ranks = gathered.view(self.world.size, *mine.shape)
+        losses = all_ranks[:, :, :-1].transpose(0, 1).flatten(1).tolist()  # (steps, micro-batches)
+        norms = all_ranks[0, :, -1].tolist()
+        overflow_allowed = self.state.scaler.is_enabled()  # fp16: GradScaler skips updates that overflow
+        for step, step_losses, norm in zip(steps, losses, norms, strict=True):
+            if not all(map(math.isfinite, step_losses)):
                 raise NotFiniteError("loss", step)
-            if not (math.isfinite(norm) or skips):
+            if not (math.isfinite(norm) or overflow_allowed):
                 raise NotFiniteError("gradient", step)
         if steps[-1] != self.state.step:
             return None
         return math.fsum(losses[-1]) / self.cfg.micro_batches, norms[-1] if math.isfinite(norms[-1]) else None
 
-    def forget(self) -> None:
-        """After a return to a checkpoint: what came after it is not to be looked at."""
-        self._unchecked, self._updated = [], None
+    def discard_unchecked(self) -> None:
+        """Forgets unchecked steps; called after a rollback, which undoes them."""
+        self._unchecked, self._unchecked_update = [], None

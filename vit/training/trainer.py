@@ -1,6 +1,12 @@
-"""The training loop: `Trainer.steps` is the whole story, the methods below it tell the parts.
+"""The training loop.  Start with `Trainer.train` and `Trainer.run_steps`: the other methods are the parts they use.
 
-The trainer returns an `Outcome`.  It never exits the process, requeues a job or reads a variable of Slurm's.
+    decide what to do   agree, protected_steps
+    train               batches, train_step
+    log and evaluate    log_step, log_damaged_samples, evaluate
+    checkpoints         save, restore, roll_back, metadata, recipe
+    leave               save_and_stop, save_and_finish
+
+The trainer returns an `Outcome`.  It never exits the process, requeues a job or reads Slurm's environment variables.
 """
 
 import enum
@@ -13,222 +19,233 @@ from vit.checkpoint.skipped_steps import NotFiniteError, record_skip
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.config.schema import Config
-from vit.data.loader import TrainData, ValData, storage_line
-from vit.data.stage import staged
-from vit.distributed.agreement import Agreed, Agreement
+from vit.data.loader import TrainData, ValData, storage_summary
+from vit.data.stage import stage_data_sets
+from vit.distributed.agreement import Agreement, Decision
 from vit.distributed.world import World
 from vit.run.clock import Clock
 from vit.run.folder import RunFolder
 from vit.run.metrics import MetricsLog, SampleLog
-from vit.run.progress import Pace, show
-from vit.training.compile_cache import Compiled
+from vit.run.progress import Throughput, show
+from vit.training.compile_cache import CompileCache
 from vit.training.milestones import Milestones
 from vit.training.scoring import evaluate
-from vit.training.step import Augmented, Step, augmented
+from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
 
 
 class Outcome(enum.StrEnum):
     """How an attempt ended."""
 
     FINISHED = "finished"
-    STOPPED = "stopped"  # by a signal; saved, and to be resumed
+    STOPPED = "stopped"  # by a signal; saved, and can be resumed
 
 
 class Trainer:
-    """One attempt at a run: the data, the state, the step, the saver and the logs, put together."""
+    """One attempt at a run: puts together the data, the state, the step, the saver and the logs."""
 
-    def __init__(self, cfg: Config, run: RunFolder, world: World, clock: Clock, accepted: list[str]) -> None:
-        """Raises StoppedError if a signal comes while data are copied, ValueError for what the user got wrong."""
-        self.cfg, self.run, self.world, self.clock, self.accepted = cfg, run, world, clock, accepted
+    def __init__(self, cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_changes: list[str]) -> None:
+        """Raises StoppedError if a signal arrives while data are staged, ValueError for errors of the user."""
+        self.cfg, self.run, self.world, self.clock, self.allowed_changes = cfg, run, world, clock, allowed_changes
         self.agreement = Agreement(world)
-        self.agreement.install()
+        self.agreement.install_signal_handlers()
 
-        here = staged(cfg, run, world, clock, lambda: self.agreement.received is not None)
-        self.train_data, self.val_data = TrainData(here, world), ValData(here, world)
+        staged_cfg = stage_data_sets(cfg, run, world, clock, lambda: self.agreement.received_signal is not None)
+        self.train_data, self.val_data = TrainData(staged_cfg, world), ValData(staged_cfg, world)
         self.milestones = Milestones(cfg, self.train_data.samples)
         if world.rank == 0:
-            show(storage_line(cfg.data, self.train_data, self.val_data), lasting=True)
+            show(storage_summary(cfg.data, self.train_data, self.val_data), lasting=True)
 
         self.state = TrainState.fresh(cfg, world.device)
-        resumed = self.restore()
-        self.compiled = Compiled(run, world) if cfg.compile else None
-        self.step = Step(cfg, world, self.state, self.train_data.samples)
-        identity = self.identity()
-        about = lambda: identity | self.state.about()  # noqa: E731
-        self.saver = Saver(run, world, cfg.checkpoint, self.state, about, self.protected, resumed)
-        self.unsaved: str | None = None  # why a stop could not save its step
+        saved_step = self.restore()
+        self.compile_cache = CompileCache(run, world) if cfg.compile else None
+        self.runner = StepRunner(cfg, world, self.state, self.train_data.samples)
+        constant = self.metadata()
+        metadata = lambda: constant | self.state.metadata()  # noqa: E731
+        self.saver = Saver(run, world, cfg.checkpoint, self.state, metadata, self.protected_steps, saved_step)
+        self.save_error: str | None = None  # why the last step could not be saved before a stop
 
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
-        self.pace = Pace(self.state.step, cfg.global_batch)
+        self.throughput = Throughput(self.state.step, cfg.global_batch)
+        self.scores: dict[str, float] = {}  # of the last evaluation
 
     def train(self) -> Outcome:
-        """Runs to the last step, or to a signal; where a step fails, once more without it."""
+        """Trains to the last step or until a signal; after a step that is not finite, rolls back and skips it."""
         while True:
             try:
-                return self.steps()
-            except NotFiniteError as bad:
-                self.roll_back(bad)
+                return self.run_steps()
+            except NotFiniteError as error:
+                self.roll_back(error)
 
-    def steps(self) -> Outcome:
-        """Runs from the step of the state to the last one, or to a signal.  Raises NotFiniteError."""
+    def run_steps(self) -> Outcome:
+        """Trains from the state's step to the last one, or until a signal.  Raises NotFiniteError."""
         state, milestones = self.state, self.milestones
         for step, batch in zip(range(state.step, milestones.total_steps), self.batches(), strict=True):
-            agreed = self.agree(save=self.saver.due)
-            if agreed.stop:
-                return self.stopped()
+            decision = self.agree(save=self.saver.due)
+            if decision.stop:
+                return self.save_and_stop()
             skipped = step + 1 in state.skipped
             evaluation_due = milestones.evaluation_due(step)
-            if agreed.save or skipped or evaluation_due or step in milestones.kept:
-                self.save()  # before a step that failed too: so that little is done again if the next one does
+            if decision.save or skipped or evaluation_due or step in milestones.kept:
+                self.save()  # before a skipped step too: a rollback from the steps after it then loses little
             if evaluation_due and not self.evaluate():
-                return self.stopped()
+                return self.save_and_stop()
             self.train_step(step, batch)
             if self.sample_log is not None and not skipped:
                 mine = self.world.my_micro_batches(self.cfg.micro_batches)
                 self.sample_log.write(state.step, mine, batch.samples.tolist())
             if milestones.log_due(state.step):
-                self.report()
+                self.log_step()
         self.save()
-        return self.finished() if self.evaluate() else self.stopped()
+        return self.save_and_finish() if self.evaluate() else self.save_and_stop()
 
-    def agree(self, save: bool = False) -> Agreed:
-        """What all ranks do now: stop, save.  A checkpoint that is being written goes on."""
-        agreed = self.agreement.look(save, self.saver.written)
-        with self.clock.spend("checkpoint"):
-            self.saver.advance(agreed.written)
-        return agreed
+    # Decide what to do.
 
-    def batches(self) -> Iterator[Augmented]:
-        """What is left of the training stream, its waiting time booked."""
+    def agree(self, save: bool = False) -> Decision:
+        """What all ranks do now (stop, save); also advances a checkpoint that is being written."""
+        decision = self.agreement.exchange(save, self.saver.parts_written)
+        with self.clock.phase("checkpoint"):
+            self.saver.advance(decision.parts_written)
+        return decision
+
+    def protected_steps(self) -> set[int]:
+        """The steps whose checkpoints are never pruned: those of `keep_every_epochs`, and the best one so far."""
+        best = self.log.best if self.log is not None else None
+        return self.milestones.kept | ({int(best["step"])} if best is not None else set())
+
+    # Train.
+
+    def batches(self) -> Iterator[AugmentedBatch]:
+        """The remaining batches of the run; the time that they are waited for counts as "data"."""
         start = self.state.step
         batches = self.train_data.batches(start, self.milestones.total_steps)
-        return self.clock.waiting("data", augmented(self.cfg, self.world, batches, start))
+        return self.clock.timed_iterator("data", augmented_batches(self.cfg, self.world, batches, start))
 
-    def train_step(self, step: int, batch: Augmented) -> None:
-        """One optimizer step, its time booked."""
+    def train_step(self, step: int, batch: AugmentedBatch) -> None:
+        """Runs one optimizer step, or skips it."""
         skipped = step + 1 in self.state.skipped
         compiling = self.cfg.compile and not skipped and not self.clock.seconds.get("compile")
-        with self.clock.spend("compile" if compiling else "step"):
+        with self.clock.phase("compile" if compiling else "step"):
             if skipped:
-                self.step.skip(step)
+                self.runner.skip(step)
                 return
-            self.step.gradient(step, batch)
-            self.saver.protect()  # the update overwrites what may still be on its way into a checkpoint
-            self.step.update(step)
-            if compiling and self.compiled is not None:
-                self.compiled.keep()
+            self.runner.forward_backward(step, batch)
+            self.saver.wait_for_copy()  # the update overwrites tensors that a save may still be copying
+            self.runner.update(step)
+            if compiling and self.compile_cache is not None:
+                self.compile_cache.save()
 
-    def report(self) -> None:
+    # Log and evaluate.
+
+    def log_step(self) -> None:
         """Logs the last step, unless it was skipped."""
-        self.report_damage()
-        checked = self.step.check()
+        self.log_damaged_samples()
+        checked = self.runner.check_finite()
         if self.log is not None and checked is not None:
             state, (loss, norm) = self.state, checked
             self.log.write(
                 self.milestones.position(state.step)
                 | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
-                | self.pace.measure(state.step, self.milestones.total_steps)
+                | self.throughput.measure(state.step, self.milestones.total_steps)
             )
 
-    def report_damage(self) -> None:
-        """Says and records which samples this rank could not decode."""
-        for problem in self.train_data.damage.news() + self.val_data.damage.news():
+    def log_damaged_samples(self) -> None:
+        """Prints and records the samples that this rank could not decode."""
+        for problem in self.train_data.damaged.take_messages() + self.val_data.damaged.take_messages():
             show(problem, lasting=True)
             self.run.record("damaged sample", rank=self.world.rank, problem=problem)
 
     def evaluate(self) -> bool:
-        """Scores the weights and their EMA; False if a signal came instead."""
+        """Evaluates the weights and their EMA; returns False if a signal interrupted it."""
         started = time.perf_counter()
         scores: dict[str, float] = {}
-        with self.clock.spend("evaluate"):
+        with self.clock.phase("evaluate"):
             for suffix, model in (("", self.state.model), ("_average", self.state.ema)):
                 if model is None:
                     continue
                 stop = lambda: self.agree().stop  # noqa: E731
-                score = evaluate(model, self.val_data, self.cfg, self.world, self.step.autocast, stop)
+                score = evaluate(model, self.val_data, self.cfg, self.world, self.runner.autocast, stop)
                 if score is None:
                     return False
                 scores |= {f"val_top1{suffix}": score.top1, f"val_top5{suffix}": score.top5}
                 scores |= {f"val_loss{suffix}": score.loss}
-            if self.compiled is not None:
-                self.compiled.keep()
-        self.report_damage()
+            if self.compile_cache is not None:
+                self.compile_cache.save()
+        self.log_damaged_samples()
         if self.log is not None:
             self.log.write(self.milestones.position(self.state.step) | scores)
         self.scores = scores
-        self.pace.pause(time.perf_counter() - started)
+        self.throughput.exclude(time.perf_counter() - started)
         return True
 
+    # Checkpoints.
+
     def save(self) -> None:
-        """Has this step saved while training goes on."""
-        self.step.check(weights=True)
+        """Starts to save the current step; training continues meanwhile.  Raises NotFiniteError."""
+        self.runner.check_finite(weights=True)
         started = time.perf_counter()
-        with self.clock.spend("checkpoint"):
+        with self.clock.phase("checkpoint"):
             self.saver.save()
-        self.pace.pause(time.perf_counter() - started)
+        self.throughput.exclude(time.perf_counter() - started)
 
     def restore(self) -> int | None:
-        """Restores the newest whole checkpoint; else the weights of `init_from`; else the state stays as it is.
+        """Restores the newest intact checkpoint, or else loads the weights of `init_from`, if any.
 
         Returns the step of that checkpoint, None if there is none.
         """
-        resumed = resume(self.run, self.world, self.state, self.recipe(), self.accepted)
-        if resumed is None and self.cfg.init_from:
+        saved_step = resume(self.run, self.world, self.state, self.recipe(), self.allowed_changes)
+        if saved_step is None and self.cfg.init_from:
             initialize_weights(self.run, self.world, self.state, self.cfg.init_from)
-        return resumed
+        return saved_step
 
-    def roll_back(self, bad: NotFiniteError) -> None:
-        """Returns to the newest checkpoint, which is good, to go on without the step that failed.
+    def roll_back(self, error: NotFiniteError) -> None:
+        """Returns to the newest checkpoint, all of whose values are finite, to continue without the step that failed.
 
-        In this order: the step is recorded, what is being written is waited for, the state is that of step 0 and then
-        of the checkpoint, and the logs forget what came after it.  Raises FloatingPointError if too many steps failed.
+        In this order: record the step, wait for the save in progress, reset the state to step 0 and then to the
+        checkpoint, truncate the logs.  Raises FloatingPointError if too many steps failed.
         """
         state, reached = self.state, self.state.step
-        with self.clock.spend("rollback"):
-            record_skip(self.run, self.world, state, self.recipe(), bad, self.cfg.optim.max_skipped)
+        with self.clock.phase("rollback"):
+            record_skip(self.run, self.world, state, self.recipe(), error, self.cfg.optim.max_skipped)
             self.saver.finish()
-            self.saver.settle()
-            state.begin_again(self.cfg)
-            self.saver.rolled_back(self.restore())
-            self.step.forget()
-        self.clock.take_back(reached - state.step)
-        self.pace = Pace(state.step, self.cfg.global_batch)
+            self.saver.wait_until_pruned()
+            state.reset(self.cfg)
+            self.saver.reset_to(self.restore())
+            self.runner.discard_unchecked()
+        self.clock.rewind(reached - state.step)
+        self.throughput = Throughput(state.step, self.cfg.global_batch)
         if self.sample_log is not None:
-            self.sample_log.take_back(state.step)
+            self.sample_log.truncate(state.step)
         if self.log is not None:
-            self.log.take_back(state.step)
+            self.log.truncate(state.step)
             self.run.note("rolled back", step=state.step, reached=reached)
-            show(f"{bad}; back to step {state.step:,}, to go on without step {bad.step:,}", lasting=True)
+            show(f"{error}; rolled back to step {state.step:,}, step {error.step:,} is skipped", lasting=True)
 
-    def identity(self) -> dict[str, object]:
-        """What every checkpoint of this run holds beside its state."""
-        about: dict[str, object] = {"recipe": self.recipe(), "config": schema.to_yaml(self.cfg), "versions": versions()}
-        return about | {"classes": self.train_data.beton.classes}
+    def metadata(self) -> dict[str, object]:
+        """What every checkpoint of this run stores in addition to the state."""
+        out: dict[str, object] = {"recipe": self.recipe(), "config": schema.to_yaml(self.cfg), "versions": versions()}
+        return out | {"classes": self.train_data.beton.classes}
 
     def recipe(self) -> dict[str, object]:
-        """What a resumed run must share: every value that decides what is computed, and the data's fingerprint."""
+        """What must not change on resuming: all settings that affect the result, and the fingerprint of the data."""
         fingerprint = self.train_data.beton.fingerprint
         data = {f"data.{name}": value for name, value in fingerprint.items()}
         return schema.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder}
 
-    def protected(self) -> set[int]:
-        """The steps whose checkpoints are never pruned: those of `keep_every_epochs`, and the best one so far."""
-        best = self.log.best if self.log is not None else None
-        return self.milestones.kept | ({int(best["step"])} if best is not None else set())
+    # Leave.
 
-    def stopped(self) -> Outcome:
-        """Saves this step, as far as it is not safe already, and leaves."""
-        self.step.check(weights=True)
-        with self.clock.spend("checkpoint"):
-            self.unsaved = self.saver.secure()
+    def save_and_stop(self) -> Outcome:
+        """Saves the current step, unless it is saved already; `save_error` says why if that fails."""
+        self.runner.check_finite(weights=True)
+        with self.clock.phase("checkpoint"):
+            self.save_error = self.saver.save_before_exit()
         return Outcome.STOPPED
 
-    def finished(self) -> Outcome:
-        """Waits until the last step is safe and old checkpoints are removed.  Raises OSError if it cannot be saved."""
-        with self.clock.spend("checkpoint"):
-            unsaved = self.saver.secure()
-            if unsaved:
-                raise OSError(unsaved)
-            self.saver.settle()
+    def save_and_finish(self) -> Outcome:
+        """Waits until the last step is saved and old checkpoints are removed.  Raises OSError if it cannot be saved."""
+        with self.clock.phase("checkpoint"):
+            error = self.saver.save_before_exit()
+            if error:
+                raise OSError(error)
+            self.saver.wait_until_pruned()
         return Outcome.FINISHED

@@ -1,4 +1,4 @@
-"""The two forms of what augmentation does to pixels, in torch and in C++: the same bytes."""
+"""The implementations of the pixel operations in torch and in C++ give the same bytes."""
 
 import ctypes
 import itertools
@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.images import micro_batch, noise, one_color, photographs
 from tests.helpers.paths import ROOT
-from tests.vit.augment.test_augment import micro_batch, noise, one_color, photographs
 from vit.augment import pixel_ops, randaugment
 from vit.augment.pipeline import augment, normalize
-from vit.augment.randaugment import OPERATIONS, TORCHVISIONS
+from vit.augment.randaugment import OPERATIONS, TORCHVISION_OPERATIONS
 from vit.config.schema import AugmentConfig
 
-pytestmark = pytest.mark.skipif(pixel_ops.native(torch.zeros(1)) is None, reason="the C++ form was not built")
+pytestmark = pytest.mark.skipif(
+    pixel_ops.native_library(torch.zeros(1)) is None, reason="the C++ library was not built"
+)
 
 SIZES = ((64, 64), (33, 47), (1, 9), (7, 2), (2, 1))
 RECIPES = (
@@ -30,47 +32,47 @@ RECIPES = (
 
 
 @contextmanager
-def library(instead: ctypes.CDLL | None) -> Iterator[None]:
-    """Another build of the C++ form, or none."""
+def using_library(library: ctypes.CDLL | None) -> Iterator[None]:
+    """Uses another build of the C++ library; None: the implementation in torch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixel_ops, "_library", lambda: instead)
+        patch.setattr(pixel_ops, "_library", lambda: library)
         yield
 
 
 @pytest.fixture(scope="session")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """As on a processor that is not known."""
+    """A build without AVX2, as for another processor."""
     if not shutil.which("g++"):
         pytest.skip("needs a C++ compiler")
-    built = tmp_path_factory.mktemp("portable") / "pixels.so"
+    built = tmp_path_factory.mktemp("portable") / "pixel_ops.so"
     flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-DPORTABLE"]
     source = ROOT / "vit" / "augment" / "pixel_ops.cpp"
     subprocess.run(["g++", *flags, str(source), "-o", str(built)], check=True)
-    return pixel_ops.declare(ctypes.CDLL(str(built)))
+    return pixel_ops.declare_signatures(ctypes.CDLL(str(built)))
 
 
 def every_magnitude(name: str, images: Tensor) -> Tensor:
-    """At each of torchvision's magnitudes and both signs: (62 n, 3, H, W)."""
+    """One operation at each of torchvision's magnitudes and both signs: (62 n, 3, H, W)."""
     op = np.full(len(images), list(OPERATIONS).index(name))
     cases = itertools.product(range(randaugment.BINS), (-1, 1))
-    amount = [randaugment.amounts(op, m, np.full(len(op), sign), *images.shape[2:]) for m, sign in cases]
+    amount = [randaugment.torchvision_amounts(op, m, np.full(len(op), sign), *images.shape[2:]) for m, sign in cases]
     return randaugment.apply(images.repeat(62, 1, 1, 1), np.tile(op, 62), np.concatenate(amount))
 
 
-@pytest.mark.parametrize("name", TORCHVISIONS)
-def test_both_forms_give_the_same_bytes_at_every_magnitude_and_sign(name: str, portable: ctypes.CDLL) -> None:
-    """And so does a build without the instructions of a newer processor; of images a pixel wide, too."""
+@pytest.mark.parametrize("name", TORCHVISION_OPERATIONS)
+def test_cpp_and_torch_give_the_same_bytes_at_every_magnitude_and_sign(name: str, portable: ctypes.CDLL) -> None:
+    """With and without AVX2, also for images one pixel wide."""
     for (H, W), make in itertools.product(SIZES, (photographs, noise, one_color)):
         images = make(2, H, W)
         native = every_magnitude(name, images)
         for other in (portable, None):
-            with library(other):
+            with using_library(other):
                 assert torch.equal(every_magnitude(name, images), native), f"{make.__name__} {H} x {W}"
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_both_forms_give_the_same_bytes_for_amounts_of_each_images_own(name: str, portable: ctypes.CDLL) -> None:
-    """Any amounts, and a color around the image."""
+def test_cpp_and_torch_give_the_same_bytes_for_different_amounts_per_image(name: str, portable: ctypes.CDLL) -> None:
+    """Arbitrary amounts and a fill color."""
     random = np.random.default_rng(3)
     greatest = {
         "Rotate": 180.0,
@@ -86,16 +88,16 @@ def test_both_forms_give_the_same_bytes_for_amounts_of_each_images_own(name: str
     images, op = photographs(64, 40, 33), np.full(64, list(OPERATIONS).index(name))
     native = randaugment.apply(images.clone(), op, amount, (124, 116, 104))
     for other in (portable, None):
-        with library(other):
+        with using_library(other):
             assert torch.equal(randaugment.apply(images.clone(), op, amount, (124, 116, 104)), native)
 
 
 @pytest.mark.parametrize("cfg", RECIPES)
-def test_both_forms_make_the_same_batch_of_a_whole_recipe(cfg: AugmentConfig, portable: ctypes.CDLL) -> None:
-    """Flips, colors, erasing and mixing too, to the bits of the floats."""
+def test_cpp_and_torch_give_the_same_batches(cfg: AugmentConfig, portable: ctypes.CDLL) -> None:
+    """Equal floats after the whole pipeline, including flips, color jitter, erasing and mixing."""
     images, labels = micro_batch(side=37)
     native = [augment(images, labels, cfg, 10, key)[0] for key in range(4)] + [normalize(images, cfg)]
     for other in (portable, None):
-        with library(other):
+        with using_library(other):
             again = [augment(images, labels, cfg, 10, key)[0] for key in range(4)] + [normalize(images, cfg)]
         assert all(torch.equal(a, b) for a, b in zip(native, again, strict=True))

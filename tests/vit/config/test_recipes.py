@@ -1,4 +1,4 @@
-"""Each recipe in `configs/` is the published one: every value of it, in a table beside where it was published."""
+"""Each recipe in `configs/` has the published values, which are listed here with their sources."""
 
 import math
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ ALL = {"precision": "bf16", "compile": True}
 TINY = {"model.width": 192, "model.heads": 3, "model.mlp_dim": 768}
 SMALL = {"model.width": 384, "model.heads": 6, "model.mlp_dim": 1536}
 
-# 4 GPUs of 384 images; the values that this project reproduces first.
-FIRST = ALL | {
+# 4 GPUs with 384 images each; the first recipe that this project reproduces.
+VIT_B16 = ALL | {
     "epochs": 300, "global_batch": 4 * 384, "micro_batch": 384, "optim.lr": 0.01, "optim.weight_decay": 0.1,
     "optim.warmup_epochs": 30, "optim.clip_norm": 1.0, "augment.label_smoothing": 0.1,
 }  # fmt: skip
@@ -39,20 +39,20 @@ TORCHVISION = ALL | AUGMENTED | {
     "epochs": 300, "global_batch": 8 * 512, "micro_batch": 512, "data.repeats": 3, "augment.label_smoothing": 0.11,
     "optim.lr": 0.003, "optim.weight_decay": 0.3, "optim.decayed": "all", "optim.warmup_epochs": 30,
     "optim.warmup_lr": 0.033 * 0.003, "optim.clip_norm": 1.0, "optim.ema_warmup": "copy",
-    # train.py scales the decay by the updates of a run, and updates every 32 steps.
+    # train.py scales the decay with the number of updates, and updates every 32 steps.
     "optim.ema_decay": (1 - (1 - 0.99998) * 8 * 512 * 32 / 300) ** (1 / 32),
 }  # fmt: skip
 
-TIMMS = {  # rand-m9-mstd0.5-inc1, of two operations if nothing else is said
+TIMM_RANDAUGMENT = {  # rand-m9-mstd0.5-inc1, which has two operations by default
     "augment.randaugment": "timm", "augment.randaugment_ops": 2, "augment.randaugment_magnitude": 9,
     "augment.randaugment_deviation": 0.5,
 }  # fmt: skip
 
 # main.py's defaults: --lr 5e-4 (times batch / 512) --weight-decay 0.05 --warmup-epochs 5 --warmup-lr 1e-6 --min-lr 1e-5
 #   --drop-path 0.1 --aa rand-m9-mstd0.5-inc1 --smoothing 0.1 --reprob 0.25 --mixup 0.8 --cutmix 1.0 --repeated-aug;
-#   --train-interpolation bicubic;  datasets.py: Resize(interpolation=3), which is bicubic;  no clipping; color jitter
-#   gives way to --aa; 4 GPUs of 256 (Ti, S), 16 of 64 (B); samplers.py repeats 3 times
-DEIT = ALL | TIMMS | {
+#   --train-interpolation bicubic;  datasets.py: Resize(interpolation=3), which is bicubic;  no clipping; --aa replaces
+#   color jitter; 4 GPUs of 256 (Ti, S), 16 of 64 (B); samplers.py repeats 3 times
+DEIT = ALL | TIMM_RANDAUGMENT | {
     "epochs": 300, "global_batch": 1024, "micro_batch": 256, "data.repeats": 3, "model.drop_path": 0.1,
     "data.interpolation": "bicubic", "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1,
     "augment.erasing": 0.25, "optim.lr": 5e-4 * 1024 / 512, "optim.weight_decay": 0.05,
@@ -73,7 +73,7 @@ DEIT3 = ALL | {
 
 # The second stage: --batch 64 (8 GPUs) --lr 1e-5 --epochs 20 --weight-decay 0.1 --smoothing 0.1 --opt adamw --mixup .8
 #   --drop-path 0.2 --cutmix 1.0 --unscale-lr --aa rand-m9-mstd0.5-inc1 --no-repeated-aug;  --min-lr 1e-5
-DEIT3_224 = ALL | TIMMS | {
+DEIT3_224 = ALL | TIMM_RANDAUGMENT | {
     "init_from": str(Path("runs/vit_b16_deit3_192").absolute()), "epochs": 20, "global_batch": 8 * 64,
     "micro_batch": 64, "model.drop_path": 0.2, "model.drop_path_rule": "uniform", "model.layer_scale": 1e-4,
     "data.interpolation": "bicubic", "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1,
@@ -85,7 +85,7 @@ DEIT3_224 = ALL | TIMMS | {
 #   decode_jpeg_and_inception_crop(224) (areas from 5 %, TensorFlow's ratios), randaug(2,10) (its 10 is torchvision's
 #   30), value_range(-1, 1), pool_type 'gap', posemb 'sincos2d';  optax.py decays by wd alone, where AdamW decays by lr
 #   times weight_decay
-NINETY = ALL | SMALL | {
+S16_90_EPOCHS = ALL | SMALL | {
     "epochs": 90, "global_batch": 1024, "micro_batch": 256, "model.pool": "mean", "model.positions": "sincos2d",
     "data.crop_scale": [0.05, 1.0], "data.crop_ratio": [0.75, 1.33], "augment.randaugment_ops": 2,
     "augment.randaugment_magnitude": 30, "augment.mixup": 0.2, "augment.mean": [0.5] * 3,
@@ -96,16 +96,16 @@ NINETY = ALL | SMALL | {
 
 @dataclass(frozen=True)
 class Published:
-    """A recipe as its source has it."""
+    """A recipe according to its source."""
 
-    values: dict[str, Any]  # all that are not this project's defaults
-    top1: str | None  # as the config's head says it; None: there is no such figure
-    source: str  # which the config's head names
+    values: dict[str, Any]  # all that differ from the defaults of this project
+    top1: str | None  # as in the config's header; None: not published
+    source: str  # as in the config's header
 
 
 RECIPES = {
-    "vit_b16": Published(FIRST | AUGMENTED, "about 80 %", "2010.11929"),
-    "vit_b16_noaug": Published(FIRST, "68 %", "2010.11929"),
+    "vit_b16": Published(VIT_B16 | AUGMENTED, "about 80 %", "2010.11929"),
+    "vit_b16_noaug": Published(VIT_B16, "68 %", "2010.11929"),
     "vit_b16_torchvision": Published(TORCHVISION, "81.07 %", "pytorch/vision/tree/main/references/classification"),
     "vit_ti16_deit": Published(DEIT | TINY, "72.2 %", "2012.12877"),
     "vit_s16_deit": Published(DEIT | SMALL, "79.9 %", "2012.12877"),
@@ -118,27 +118,27 @@ RECIPES = {
         DEIT3 | {"optim.lr": 3e-3, "model.drop_path": 0.2, "model.image_size": 192}, "83.8 %", "2204.07118"
     ),
     "vit_b16_deit3_224": Published(DEIT3_224, "83.8 %", "2204.07118"),
-    "vit_s16_90ep": Published(NINETY, "76.5 %", "2205.01580"),
+    "vit_s16_90ep": Published(S16_90_EPOCHS, "76.5 %", "2205.01580"),
 }
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    """So that a new one is checked against its source, too."""
-    others = {"demo", "demo_overfits", "demo_augmented", "finetune", "imagenet"}  # ours, and a file of another kind
+    """So that a new one has to be compared with its source."""
+    others = {"demo", "demo_overfits", "demo_augmented", "finetune", "imagenet"}  # without a published source
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - others == RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_is_the_published_one(name: str) -> None:
-    """Every setting that decides what is computed is the table's, or a default of this project."""
+def test_each_recipe_has_the_published_values(name: str) -> None:
+    """Every setting that affects the result has the value in the table, or else the default of this project."""
     found, expected = recipe(load_config(CONFIGS / f"{name}.yaml")), recipe(Config()) | RECIPES[name].values
     assert expected.keys() == found.keys(), "the table names a setting that does not exist"
     assert found == {n: pytest.approx(v, rel=1e-7) if isinstance(v, float) else v for n, v in expected.items()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_says_what_it_reaches_where_it_is_from_and_what_it_costs(name: str) -> None:
-    """Its GPU-hours are those of its epochs over ImageNet at the throughput that stands beside them."""
+def test_the_header_of_each_recipe_states_its_accuracy_source_and_cost(name: str) -> None:
+    """The GPU-hours follow from the epochs over ImageNet and the throughput that is stated with them."""
     cfg = load_config(CONFIGS / f"{name}.yaml")
     _, cost, source = (CONFIGS / f"{name}.yaml").read_text().splitlines()[:3]
     top1 = RECIPES[name].top1
@@ -161,8 +161,8 @@ def test_each_recipe_says_what_it_reaches_where_it_is_from_and_what_it_costs(nam
         ("vit_s16_deit3_224", "timm deit3_small_patch16_224"),
     ],
 )
-def test_each_recipes_model_has_the_published_number_of_weights(name: str, published: str) -> None:
-    """Built on the meta device; DeiT-III's class token has no position, ours has one."""
+def test_the_model_of_each_recipe_has_the_published_number_of_parameters(name: str, published: str) -> None:
+    """Built on the meta device.  DeiT-III's class token has no position embedding, ours has one."""
     library, model = published.split()
     cfg = load_config(CONFIGS / f"{name}.yaml").model
     with torch.device("meta"):
@@ -172,8 +172,8 @@ def test_each_recipes_model_has_the_published_number_of_weights(name: str, publi
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) + extra
 
 
-def test_ten_thousand_steps_of_warm_up_are_ten_thousand() -> None:
-    """Though warm-up is given in epochs; and DeiT's begins and ends at the source's rates."""
+def test_warmup_has_the_published_length_and_learning_rates() -> None:
+    """10,000 steps of warmup, though configs give epochs; DeiT starts and ends at the learning rates of its source."""
     cfg = load_config(CONFIGS / "vit_s16_90ep.yaml")
     assert cfg.steps(cfg.optim.warmup_epochs, IMAGENET) == 10_000
     cfg = load_config(CONFIGS / "vit_b16_deit.yaml")

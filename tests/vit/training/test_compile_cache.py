@@ -1,4 +1,4 @@
-"""What was compiled is kept in the run folder: the run goes on on another node without compiling its graphs again."""
+"""The compile cache in the run folder: a run resumes on another node without compiling its graphs again."""
 
 import os
 import shutil
@@ -16,14 +16,14 @@ from tests.helpers.ranks import run_ranks
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
 from vit.config.schema import Config
-from vit.distributed.world import ALONE, join
+from vit.distributed.world import SINGLE_RANK, join_process_group
 from vit.run.clock import Clock
 from vit.run.folder import RunFolder
 from vit.train import Trainer
-from vit.training.compile_cache import Compiled
-from vit.training.step import Augmented
+from vit.training.compile_cache import CompileCache
+from vit.training.step import AugmentedBatch
 
-LAST = 5  # step of the attempt that is killed: it has evaluated by then
+KILL_STEP = 5  # after the first evaluation
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
@@ -31,124 +31,123 @@ needs_compiler = pytest.mark.skipif(
 
 
 class KilledTrainer(Trainer):
-    """Ends itself by SIGKILL in the middle of a step, once its last checkpoint is there."""
+    """Sends itself SIGKILL in the middle of a step, after its last checkpoint is committed."""
 
-    def train_step(self, step: int, batch: Augmented) -> None:
-        if step == LAST:
+    def train_step(self, step: int, batch: AugmentedBatch) -> None:
+        if step == KILL_STEP:
             self.saver.finish()
             os.kill(os.getpid(), signal.SIGKILL)
         super().train_step(step, batch)
 
 
-def attempt(cfg: Config, run: Path, node: Path, trainer: type[Trainer] = Trainer) -> tuple[int, int]:
-    """One attempt on a node whose disk is that folder; how many graphs it found in a cache, and how many it made."""
+def run_on_node(cfg: Config, run: Path, node: Path, trainer_class: type[Trainer] = Trainer) -> tuple[int, int]:
+    """Runs an attempt with `node` as the node's local cache; returns the numbers of graphs found and compiled."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(node)
-    from torch._dynamo.utils import counters  # after the folder was named
+    from torch._dynamo.utils import counters  # reads the variable when imported
 
-    with join(cfg) as world:
-        training = trainer(cfg, RunFolder(run), world, Clock(time.time()), [])
-        training.train()
-        training.agreement.close()
-        training.saver.close()
-        found = counters["aot_autograd"]
-        return found["autograd_cache_hit"], found["autograd_cache_miss"]
+    with join_process_group(cfg) as world:
+        trainer = trainer_class(cfg, RunFolder(run), world, Clock(time.time()), [])
+        trainer.train()
+        trainer.agreement.close()
+        trainer.saver.close()
+        graphs = counters["aot_autograd"]
+        return graphs["autograd_cache_hit"], graphs["autograd_cache_miss"]
 
 
-def kept(run: Path) -> list[Path]:
-    """The files of what was compiled."""
+def cache_files(run: Path) -> list[Path]:
     return [path for path in sorted(RunFolder(run).compiled.rglob("*")) if path.suffix]
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(find_checkpoints(RunFolder(run).checkpoints)[0])[0]
 
 
 @needs_compiler
-def test_a_killed_run_takes_its_graphs_over_on_another_node(betons: Path, tmp_path: Path) -> None:
-    """Of training and of evaluation, from its folder alone, to the bits of the run left alone; and adds no file."""
+def test_a_killed_run_reuses_its_graphs_on_another_node(betons: Path, tmp_path: Path) -> None:
+    """Those of training and of evaluation; it writes no new file and ends with the bits of an uninterrupted run."""
     cfg = small_config(betons)
     cfg = replace(cfg, epochs=1, compile=True, log=replace(cfg.log, eval_every_epochs=0.5))
-    for name in ("alone", "killed"):
+    for name in ("uninterrupted", "killed"):
         (tmp_path / name).mkdir()
-    n1, n2 = tmp_path / "n1", tmp_path / "n2"
-    assert run_ranks(1, attempt, cfg, tmp_path / "killed", n1, KilledTrainer, timeout=300) == [-9]
-    files = kept(tmp_path / "killed")
+    node_1, node_2 = tmp_path / "node-1", tmp_path / "node-2"
+    assert run_ranks(1, run_on_node, cfg, tmp_path / "killed", node_1, KilledTrainer, timeout=300) == [-9]
+    files = cache_files(tmp_path / "killed")
     assert len(files) == 2
-    ((found, made),) = run_ranks(1, attempt, cfg, tmp_path / "killed", n2, timeout=300)
-    assert (found >= 2, made) == (True, 0)
-    assert kept(tmp_path / "killed") == files
-    assert run_ranks(1, attempt, cfg, tmp_path / "alone", n1, timeout=300) == [(found, 0)]
-    alone, killed = weights(tmp_path / "alone"), weights(tmp_path / "killed")
-    assert alone.keys() == killed.keys()
-    assert [name for name in alone if not torch.equal(alone[name], killed[name])] == []
+    ((found, compiled),) = run_ranks(1, run_on_node, cfg, tmp_path / "killed", node_2, timeout=300)
+    assert (found >= 2, compiled) == (True, 0)
+    assert cache_files(tmp_path / "killed") == files
+    assert run_ranks(1, run_on_node, cfg, tmp_path / "uninterrupted", node_1, timeout=300) == [(found, 0)]
+    expected, tensors = final_tensors(tmp_path / "uninterrupted"), final_tensors(tmp_path / "killed")
+    assert expected.keys() == tensors.keys()
+    assert [name for name in expected if not torch.equal(expected[name], tensors[name])] == []
 
 
-class Torch:
-    """Stands for torch's own: what it made, which a test says, and what it was given to load."""
+class FakeCompiler:
+    """Replaces torch's serialization of artifacts: saves `artifacts` under `keys`, and records what is loaded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.made, self.keys, self.loaded = b"", ["a"], list[bytes]()
-        monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (self.made, self._info()))
+        self.artifacts, self.keys, self.loaded = b"", ["a"], list[bytes]()
+        monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (self.artifacts, self._info()))
         monkeypatch.setattr(torch.compiler, "load_cache_artifacts", self._load)
 
     def _info(self) -> SimpleNamespace:
         return SimpleNamespace(artifacts={"inductor": list(self.keys)})
 
-    def _load(self, made: bytes) -> SimpleNamespace:
-        self.loaded.append(made)
+    def _load(self, artifacts: bytes) -> SimpleNamespace:
+        self.loaded.append(artifacts)
         return self._info()
 
 
-def test_what_is_damaged_is_told_and_made_again(
+def test_a_damaged_file_is_reported_and_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One byte of it: a kernel that computes something else would do so without a word."""
-    fake, run = Torch(monkeypatch), RunFolder(tmp_path)
-    fake.made = bytes(100)
-    Compiled(run, ALONE).keep()
-    (file,) = kept(tmp_path)
+    """After one changed byte, which torch might load as a kernel that computes something else; it is written again."""
+    compiler, run = FakeCompiler(monkeypatch), RunFolder(tmp_path)
+    compiler.artifacts = bytes(100)
+    CompileCache(run, SINGLE_RANK).save()
+    (file,) = cache_files(tmp_path)
     file.write_bytes(bytes(99) + b"1")
-    compiled = Compiled(run, ALONE)
-    assert capsys.readouterr().out == f"{file} is damaged: what was in it is compiled again\n"
-    assert fake.loaded == []
-    fake.made = bytes(101)  # no two are the same: they hold how long it took
-    compiled.keep()
-    Compiled(run, ALONE)
-    assert fake.loaded == [bytes(101)]
+    cache = CompileCache(run, SINGLE_RANK)
+    assert capsys.readouterr().out == f"{file} is damaged; its graphs are compiled again\n"
+    assert compiler.loaded == []
+    compiler.artifacts = bytes(101)  # never the same bytes twice: artifacts contain the time that compiling took
+    cache.save()
+    CompileCache(run, SINGLE_RANK)
+    assert compiler.loaded == [bytes(101)]
     assert capsys.readouterr().out == ""
 
 
-def test_what_cannot_be_read_does_not_end_the_run(
+def test_an_unreadable_file_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It only costs time."""
-    fake, run = Torch(monkeypatch), RunFolder(tmp_path)
-    Compiled(run, ALONE).keep()
-    (file,) = kept(tmp_path)
+    """It is reported, and its graphs are compiled again."""
+    compiler, run = FakeCompiler(monkeypatch), RunFolder(tmp_path)
+    CompileCache(run, SINGLE_RANK).save()
+    (file,) = cache_files(tmp_path)
     file.unlink()
     file.mkdir()
-    Compiled(run, ALONE)
+    CompileCache(run, SINGLE_RANK)
     assert "cannot be read (Is a directory)" in capsys.readouterr().out
-    assert fake.loaded == []
+    assert compiler.loaded == []
 
 
-def test_a_full_disk_is_told_once_and_all_is_written_when_it_has_room(
+def test_artifacts_are_written_once_a_full_disk_has_space_again(
     tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training goes on meanwhile, no half of a file takes the last of the room, and what was made first is not lost."""
-    fake = Torch(monkeypatch)
+    """Training continues, the error is printed once, no partial file remains, and earlier artifacts are not lost."""
+    compiler = FakeCompiler(monkeypatch)
     (tiny_disk / "ballast").write_bytes(bytes(900_000))
-    compiled = Compiled(RunFolder(tiny_disk), ALONE)
-    fake.made = bytes(range(256)) * 1000
-    compiled.keep()
-    compiled.keep()
-    said = capsys.readouterr().out
-    assert said.count("cannot be written (No space left on device): other nodes compile again\n") == 1
-    assert kept(tiny_disk) == []
-    first, fake.made, fake.keys = fake.made, fake.made + b"more", ["a", "b"]
+    cache = CompileCache(RunFolder(tiny_disk), SINGLE_RANK)
+    compiler.artifacts = bytes(range(256)) * 1000
+    cache.save()
+    cache.save()
+    output = capsys.readouterr().out
+    assert output.count("cannot be written (No space left on device); other nodes compile again\n") == 1
+    assert cache_files(tiny_disk) == []
+    first, compiler.artifacts, compiler.keys = compiler.artifacts, compiler.artifacts + b"more", ["a", "b"]
     (tiny_disk / "ballast").unlink()
-    compiled.keep()
-    assert {file.read_bytes() for file in kept(tiny_disk)} == {first, fake.made}
-    fake.made = b"in another order"
-    compiled.keep()
-    assert len(kept(tiny_disk)) == 2
+    cache.save()
+    assert {file.read_bytes() for file in cache_files(tiny_disk)} == {first, compiler.artifacts}
+    compiler.artifacts = b"the same graphs in another order"
+    cache.save()
+    assert len(cache_files(tiny_disk)) == 2

@@ -1,0 +1,31 @@
+"""Fixtures for tests on a real Slurm cluster."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.cluster_case import Case, settings
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.waiting import wait_for
+from vit.run.folder import RunFolder
+
+
+@pytest.fixture
+def case(slurm: Cluster, betons: Path, tmp_path: Path) -> Iterator[Case]:
+    """A new run on a cluster whose nodes are idle; jobs that a failed test left are canceled."""
+    case = Case(slurm, RunFolder(tmp_path / "runs" / "run"), settings(betons))
+    yield case
+    slurm.call("scancel", "--user", "root", check=False)
+    wait_for(slurm.nodes_idle, "all nodes to be idle", 120)
+
+
+@pytest.fixture(scope="session")
+def reference_weights(slurm: Cluster, betons: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run without faults, with two ranks on one node."""
+    case = Case(slurm, RunFolder(tmp_path_factory.mktemp("reference") / "runs" / "run"), settings(betons))
+    done = case.submit("--gpus", "2")
+    assert done.returncode == 0, done.stderr
+    case.finish()
+    assert case.start_steps() == [0]
+    return case.weights()

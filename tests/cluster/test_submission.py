@@ -1,0 +1,79 @@
+"""What a job runs and where: the submitted source, one job per run, the GPUs it gets, data copied to its nodes."""
+
+import re
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tests.helpers.cluster_case import SUBMIT, Case, campaign
+from tests.helpers.paths import ROOT
+
+
+@campaign
+def test_changes_in_the_checkout_do_not_change_a_submitted_run(
+    case: Case, reference_weights: bytes, tmp_path: Path
+) -> None:
+    """Neither while it is pending nor when it is requeued: it runs the source in its run folder."""
+    checkout = tmp_path / "checkout"
+    for package in ("vit", "jobs", "data_prep", "configs"):
+        shutil.copytree(ROOT / package, checkout / package)
+    command = tuple(word.replace(str(ROOT / "jobs"), str(checkout / "jobs")) for word in SUBMIT)
+    assert replace(case, command=command).submit("--gpus", "2", "--sbatch", "begin=now+5").returncode == 0
+    for source in (*(checkout / "vit").rglob("*.py"), *(checkout / "jobs").rglob("*.py")):
+        source.write_text("raise AssertionError('this is not what was submitted')\n")
+    case.wait_until(lambda: case.steps_done() > 2, "some steps")
+    case.requeue_and_finish()
+    assert case.weights() == reference_weights
+
+
+@campaign
+def test_of_several_commands_at_the_same_time_only_one_submits(case: Case, reference_weights: bytes) -> None:
+    """The others say that the run is in use, and the run runs once."""
+    commands = [case.popen("--gpus", "2") for _ in range(4)]
+    outcomes = [(*command.communicate(timeout=60), command.returncode) for command in commands]
+    assert sum("submitted;" in out for out, _, _ in outcomes) == 1, outcomes
+    refused = [err for _, err, code in outcomes if code == 1]
+    assert len(refused) == 3, outcomes
+    assert all(re.search("already in the queue|already running on n|is in use by", err) for err in refused), outcomes
+    case.finish()
+    assert len(case.events("submitted")) == 1
+    assert case.start_steps() == [0]
+    assert case.weights() == reference_weights
+
+
+@campaign
+def test_a_requeued_job_that_gets_fewer_gpus_resumes_with_fewer_ranks(case: Case, reference_weights: bytes) -> None:
+    """Four at first, then two on the same node: the same samples, the same bits."""
+    # The cluster's GPUs are fake: the health check would find each node unhealthy.
+    job = case.start("--gpus", "4", "--device", "auto", "--no-health-check")
+    with case.slowed():
+        case.slurm.call("scontrol", "requeue", job)
+        case.wait_until(lambda: case.events("stopped"), "the save")
+        case.slurm.call("scontrol", "update", f"JobId={job}", "TresPerNode=gres:gpu:3")
+    case.finish()
+    assert [e["ranks"] for e in case.events("started")] == [4, 2]
+    assert case.start_steps() == [0, case.stop_step()]
+    assert case.weights() == reference_weights
+
+
+@campaign
+def test_data_is_copied_to_the_nodes_once(case: Case, reference_weights: bytes, tmp_path: Path) -> None:
+    """A copy that is interrupted continues after the requeue; a complete copy is used again by the next start."""
+    slow = "        read_into(source, shared, start, memory)\n", "        page or self._canceled.wait()\n"
+    case.submit_patched("vit/data/stage.py", *slow, "--nodes", "2", "--data.stage", str(tmp_path / "local"))
+    case.wait_until(lambda: list((tmp_path / "local").rglob("*.tmp")), "the copy")
+    time.sleep(1)
+    case.slurm.call("scontrol", "requeue", case.job)
+    case.wait_until(lambda: case.events("stopped"), "the end of the copying")
+    assert not case.start_steps()
+    source = case.run.source / "vit/data/stage.py"
+    source.write_text(source.read_text().replace(slow[1], ""))
+    case.wait_until(lambda: case.steps_done() > 2, "some steps")
+    with case.slowed():
+        case.slurm.call("scontrol", "requeue", case.job)
+        case.wait_until(lambda: len(case.events("stopped")) == 2, "the save")
+    case.finish()
+    assert [e["copied"] for e in case.events("staged")][2:] == [0, 0], "on each of two nodes, at the second start"
+    assert case.start_steps() == [0, case.stop_step()]
+    assert case.weights() == reference_weights

@@ -1,0 +1,119 @@
+"""Configuration files of the test cluster: two nodes with four fake GPUs each, and accounting."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from tests.helpers.ports import free_ports
+
+NODES, GPUS, CPUS = ("n1", "n2"), 4, 16
+CREDENTIAL_SECONDS = 5  # a requeued job cannot start before its old credential has expired; Slurm's default is 120
+KILL_WAIT_SECONDS = 10  # between SIGTERM and SIGKILL
+SEARCH_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+SLURM_CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/run/munge.sock,cred_expire={expire}
+CredType=cred/munge
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool/%n
+SlurmctldPidFile={dir}/run/slurmctld.pid
+SlurmdPidFile={dir}/run/slurmd-%n.pid
+SlurmctldLogFile={dir}/log/slurmctld.log
+SlurmdLogFile={dir}/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,default_queue_depth=100,\
+max_rpc_cnt=0,requeue_delay=1
+CommunicationParameters=NoInAddrAny
+{extra}
+SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait={kill_wait}
+UnkillableStepTimeout=300
+MinJobAge=300
+InactiveLimit=0
+SlurmctldTimeout=30
+SlurmdTimeout=15
+ReturnToService=2
+GresTypes=gpu
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={ports[1]}
+AccountingStoragePass={dir}/run/munge.sock
+AccountingStorageTRES=gres/gpu
+AccountingStorageUser=root
+MpiDefault=none
+SwitchType=switch/none
+{nodes}
+PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE State=UP
+PartitionName=hasty Nodes=n[1-2] PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=INFINITE State=UP
+PartitionName=short Nodes=n[1-2] PriorityTier=1 MaxTime=30 State=UP
+PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
+"""
+NODE_LINE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Sockets=1 \
+CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=20000 Gres=gpu:{gpus} State=UNKNOWN"
+SLURMDBD_CONF = """\
+DbdHost=localhost
+DbdPort={ports[1]}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/run/munge.sock,cred_expire={expire}
+PidFile={dir}/run/slurmdbd.pid
+LogFile={dir}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct
+"""
+
+
+def client_environment(folder: Path) -> dict[str, str]:
+    """The environment variables with which Slurm's commands reach the cluster."""
+    return {
+        "SLURM_CONF": str(folder / "etc/slurm.conf"),
+        "MYSQL_UNIX_PORT": str(folder / "run/mysql.sock"),
+        "PATH": SEARCH_PATH,
+    }
+
+
+def write_config(folder: Path) -> None:
+    """Creates the cluster's folders and writes all configuration files, with free ports."""
+    for name in ("etc", "log", "run", "state", "db", "tmp", *(f"spool/{node}" for node in NODES)):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    ports = free_ports(2 + len(NODES))
+    host = socket.gethostname().partition(".")[0]
+    nodes = [
+        NODE_LINE.format(name=name, host=host, port=port, cpus=CPUS, gpus=GPUS)
+        for name, port in zip(NODES, ports[2:], strict=True)
+    ]
+    values = {
+        "dir": folder, "host": host, "ports": ports, "nodes": "\n".join(nodes), "expire": CREDENTIAL_SECONDS,
+        "kill_wait": KILL_WAIT_SECONDS, "extra": "SlurmctldParameters=preempt_send_user_signal",
+    }  # fmt: skip
+    etc = folder / "etc"
+    (etc / "slurm.conf").write_text(SLURM_CONF.format(**values))
+    (etc / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**values))
+    (etc / "slurmdbd.conf").chmod(0o600)
+    (etc / "gres.conf").write_text("".join(_gres_line(folder, node) for node in NODES))
+    (etc / "munge.key").write_bytes(os.urandom(1024))
+    (etc / "munge.key").chmod(0o400)
+
+
+def _gres_line(folder: Path, node: str) -> str:
+    """A line of gres.conf.  Slurm sets CUDA_VISIBLE_DEVICES only for device files; these are copies of /dev/null."""
+    for i in range(GPUS):
+        os.mknod(folder / "run" / f"{node}-gpu{i}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    return f"NodeName={node} Name=gpu File={folder}/run/{node}-gpu[0-{GPUS - 1}]\n"

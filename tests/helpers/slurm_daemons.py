@@ -1,0 +1,150 @@
+"""The process above all daemons of the test cluster: starts, restarts and ends them.
+
+python -m tests.helpers.slurm_daemons FOLDER    runs until its standard input is closed
+
+All processes that Slurm ever starts stay below this one, which is a subreaper.  When it ends, or the process that
+started it does, in whatever way, it kills exactly its own descendants.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from tests.helpers.slurm_config import NODES, client_environment, write_config
+from tests.helpers.waiting import wait_for
+
+
+class Daemons:
+    """munge, MariaDB, slurmdbd, slurmctld and a slurmd for each node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = folder
+        # Two databases that are created at the same time would collide in /tmp.
+        self.environment = os.environ | client_environment(folder) | {"TMPDIR": str(folder / "tmp")}
+        run, log = folder / "run", folder / "log"
+        munge = ["--key-file", f"{folder}/etc/munge.key", "--socket", f"{run}/munge.sock"]
+        munge += ["--pid-file", f"{run}/munged.pid", "--log-file", f"{log}/munged.log"]
+        database = ["--user=root", f"--datadir={folder}/db", f"--socket={run}/mysql.sock", "--skip-networking"]
+        small = ["--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=8M"]
+        self.commands = {
+            "munged": ["munged", "--foreground", "--force", *munge, f"--seed-file={folder}/state/munge.seed"],
+            "mariadbd": ["mariadbd", "--no-defaults", *database, *small, f"--pid-file={run}/mariadb.pid"],
+            "slurmdbd": ["slurmdbd", "-D"],
+            "slurmctld": ["slurmctld", "-D"],
+            **{f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in NODES},
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Starts all daemons, each as soon as those that it needs respond."""
+        write_config(self.dir)
+        self.launch("munged")
+        install = ["--no-defaults", "--user=root", f"--datadir={self.dir}/db", "--skip-test-db"]
+        with (self.dir / "log" / "install.log").open("w") as log:
+            subprocess.run(
+                ["mariadb-install-db", *install, "--auth-root-authentication-method=socket"],
+                env=self.environment, stdout=log, stderr=log, check=True,
+            )  # fmt: skip
+        self.launch("mariadbd")
+        wait_for((self.dir / "run/mysql.sock").exists, "MariaDB to respond")
+        wait_for((self.dir / "run/munge.sock").exists, "munge to respond")
+        self.launch("slurmdbd")
+        wait_for(lambda: self.succeeds("sacctmgr", "-n", "show", "cluster"), "slurmdbd to respond")
+        self.succeeds("sacctmgr", "-i", "add", "cluster", "test")
+        self.launch("slurmctld")
+        for node in NODES:
+            self.launch(f"slurmd-{node}")
+        sinfo = "test $(sinfo -h -N -p low -o %T | grep -c idle) = 2"
+        wait_for(lambda: self.succeeds("sh", "-c", sinfo), "the nodes to respond")
+
+    def succeeds(self, *command: str) -> bool:
+        """Whether a client's command succeeds."""
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, env=self.environment, capture_output=True, timeout=10, check=False)
+            return done.returncode == 0
+        return False
+
+    def launch(self, name: str, hidden: str = "") -> None:
+        """Starts a daemon, and writes its process id to a file; it sees an empty folder in place of `hidden`."""
+        hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh"]
+        command = [*(hide if hidden else []), *self.commands[name]]
+        with (self.dir / "log" / f"{name}.out.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        (self.dir / "run" / f"{name}.started").write_text(str(self.running[name].pid))
+
+    def end(self, name: str) -> None:
+        """Ends a daemon."""
+        process = self.running.pop(name)
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def serve_restarts(self) -> None:
+        """Restarts daemons on request (a file NAME.restart), until standard input is closed."""
+        os.set_blocking(0, False)
+        while True:
+            with suppress(BlockingIOError):
+                if not os.read(0, 1):
+                    return
+            for name in self.commands:
+                request = self.dir / "run" / f"{name}.restart"
+                if request.exists():
+                    self.end(name)
+                    self.launch(name, request.read_text())
+                    request.unlink()
+            while reap_orphan():
+                pass
+            time.sleep(0.05)
+
+    def end_all(self) -> None:
+        """Ends the daemons, which may want to write something, then kills all other descendants."""
+        for name in reversed(list(self.running)):
+            self.running[name].send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 3
+        while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline + 5:
+            if time.monotonic() > deadline or not any(p.poll() is None for p in self.running.values()):
+                for process in left:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            while reap_orphan():
+                pass
+            time.sleep(0.02)
+
+
+def reap_orphan() -> bool:
+    """Reaps one zombie; False if there is none.  Popen copes with children that were reaped here."""
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
+
+
+def main(folder: Path) -> None:
+    """Runs the daemons of a cluster in an empty folder; prints `ready` once all of them respond."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # ends when its standard input is closed
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+    daemons = Daemons(folder)
+    try:
+        daemons.start()
+        print("ready", flush=True)
+        daemons.serve_restarts()
+    finally:
+        daemons.end_all()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""What submit.py refuses, and how it reports a run that fails."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.local_runs import SUBMIT, settings, submit
+from vit.run.folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "3"], "3 ranks do not divide the 4 micro-batches"),
+        (["--gpus", "0"], "--gpus must be at least 1"),
+        (["--nodes", "2"], "without Slurm there is only one node"),
+        (["--time", "tomorrow"], "--time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not 'tomorrow'"),
+        (["--name", "a/b"], "--name 'a/b'"),
+        (["--extend", "9"], "--extend 9: runs/demo is not a run; use --epochs for a new run"),
+        (["--extend", "9", "--restart"], "use only one of them"),
+        (["--data.train", "nosuch.beton"], "nosuch.beton does not exist; python -m data_prep.write_beton creates it"),
+        (["--model.num_classes", "1000"], "model.num_classes is 1000, but"),
+        (["--optim.learning_rate", "1"], "unknown setting 'optim.learning_rate'"),
+    ],
+)
+def test_invalid_options_are_refused_in_one_line(
+    options: list[str], message: str, betons: Path, tmp_path: Path
+) -> None:
+    """Before anything is written, with the invalid value and what to do."""
+    refused = submit(tmp_path, *settings(betons), *options)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_writable_is_refused_with_a_hint(betons: Path, tmp_path: Path) -> None:
+    """As root, setpriv drops the capabilities that ignore permissions."""
+    (tmp_path / "runs").mkdir(mode=0o555)
+    command = [*SUBMIT, "--cluster", "local", *settings(betons)]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"submit.py: .*Permission denied: .*; use --runs-dir to choose a writable folder\n", refused.stderr
+    )
+
+
+def test_different_settings_for_the_same_run_are_refused(finished: tuple[RunFolder, str], betons: Path) -> None:
+    """The message names the settings that differ."""
+    run, _ = finished
+    refused = submit(run.path.parents[1], *settings(betons), "--optim.lr", "0.5")
+    assert refused.returncode == 2
+    assert "optim.lr: 0.003 in the run, 0.5 now" in refused.stderr
+    assert "--name" in refused.stderr
+
+
+def test_a_run_that_fails_prints_why(betons: Path, tmp_path: Path) -> None:
+    """The last lines have the reason and the log to read; an error that a retry cannot fix is not retried."""
+    failed = submit(tmp_path, "--gpus", "2", *settings(betons), "--optim.lr", "1e30", "--optim.clip_norm", "0")
+    assert failed.returncode == 1
+    assert "optim.max_skipped allows 10; a lower optim.lr may help" in failed.stderr
+    assert "/logs/rank-" in failed.stderr
+    run = RunFolder(tmp_path / "runs" / "demo")
+    assert run.last("failed") is not None
+    assert run.last("restarting in place") is None

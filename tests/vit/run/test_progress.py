@@ -1,0 +1,44 @@
+"""The progress line, the throughput, and output to a full disk."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.records import evaluation_record, training_record
+from vit.run.progress import Throughput, progress_line
+
+
+def test_throughput_excludes_pauses() -> None:
+    """Time for evaluations and checkpoints does not count.  The time left is that of the remaining steps."""
+    throughput = Throughput(step=10, global_batch=64)
+    time.sleep(0.2)
+    throughput.exclude(0.15)
+    measured = throughput.measure(step=20, steps=120)
+    assert 64 * 10 / 0.2 < measured["images_per_second"] <= 64 * 10 / 0.05
+    assert measured["seconds_left"] == pytest.approx(100 * 64 / measured["images_per_second"], abs=0.06)
+
+
+def test_the_progress_line_shows_progress_results_and_time_left() -> None:
+    """The loss of a training record, the accuracies of an evaluation."""
+    line = progress_line(training_record(20, loss=2.34567) | {"seconds_left": 3723.4})
+    assert line == "epoch 0.50/5  step 20/100  loss 2.3457  lr 1.00e-03  10,000 images/s  1:02:03 left"
+    assert progress_line(training_record(20)).endswith("  1:30 left")
+    assert progress_line(training_record(20) | {"seconds_left": 59.7}).endswith("  1:00 left")
+    assert progress_line(evaluation_record(20)) == "epoch 0.50/5  step 20/100  test top-1 50.00%  top-5 90.00%"
+    assert progress_line(evaluation_record(20) | {"val_top1_average": 0.515}).endswith("  EMA 51.50%")
+
+
+def test_a_run_continues_when_its_output_cannot_be_written() -> None:
+    """The output of a rank is a file in the run folder.  Writing to /dev/full fails as on a full disk."""
+    program = (
+        "import os; from vit.run.progress import show; "
+        "show('a step'); show('another'); os.write(2, b'continued'); os._exit(0)"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "continued")
