@@ -96,7 +96,7 @@ def record(terminal: Terminal, cluster: Cluster) -> None:
     terminal.type("python jobs/status.py")
     wait_for(run.finished, "the end of the run")
     wait_for(lambda: not cluster.call("squeue", "-h"), "an empty queue")
-    terminal.type("grep -E 'started|stopped|finished' runs/demo/ledger.jsonl | cut -c 1-100")
+    terminal.type("grep -E 'started|stopped|finished' runs/demo/ledger.jsonl | cut -c 1-68")
     terminal.type("python jobs/status.py")
 
 

@@ -200,10 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: {args.file}: interrupted before the check was complete", file=sys.stderr)
         return 130
+    pages = f"{len(manifest.pages):,} pages" if manifest.pages else "the file"
     print(
         f"{args.file}: intact: {len(beton):,} samples in {len(manifest.classes)} classes, "
         f"{manifest.bytes / 1e6:,.1f} MB\n"
-        f"  digests of {max(1, len(manifest.pages)):,} pages and all images checked in {seconds:.1f} s"
+        f"  digests of {pages} and all images checked in {seconds:.1f} s"
     )
     if args.picture:
         print(f"  {min(args.count, len(beton))} samples drawn in {args.picture}")

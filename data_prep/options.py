@@ -20,7 +20,8 @@ For the options of a source:  python -m data_prep.write_beton SOURCE --help
 _EPILOG = """\
 A file under its final name is always complete. If the command is killed or fails,
 run the same command again: it resumes where it was. If the file is already
-complete, nothing is done. The same images and options always give the same bytes.
+complete, nothing is done. The same images, options
+and library versions always give the same bytes.
 
 exit codes:
   0    the file was written now or by an earlier command
@@ -153,7 +154,7 @@ def _add_storage_options(parser: argparse.ArgumentParser, mode: str) -> None:
         choices=MODES,
         default=mode,
         help="jpg: store JPEGs; raw: store uncompressed pixels, which take more disk space but are faster to read; "
-        f"proportion: store each image as one of both at random (default: {mode})",
+        f"proportion: store each image as either, at random (default: {mode})",
     )
     group.add_argument(
         "--max-resolution",

@@ -34,7 +34,8 @@ def is_already_written(out: Path, recipe: Recipe) -> bool:
     try:
         manifest = read_dataset_manifest(out, training=False)
     except ValueError as error:
-        raise InputError(f"{out}: already exists, but {error}; {advice}") from None
+        problem = str(error).partition(";")[0]  # without the reader's advice
+        raise InputError(f"{out}: already exists, but {problem}; {advice}") from None
     size, found = out.stat().st_size, asdict(manifest) | asdict(manifest.image)
     if size != manifest.bytes:
         raise InputError(f"{out}: already exists, but has {size:,} bytes instead of {manifest.bytes:,}; {advice}")

@@ -17,7 +17,7 @@ if not __package__:  # run as a script: sys.path[0] is jobs/
     sys.path[0] = str(ROOT)
 
 from jobs.login import slurm_queries
-from jobs.login.run_status import Status, is_run, newest_job, status
+from jobs.login.run_status import Status, format_duration, is_run, newest_job, status
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from vit.run.folder import RunFolder
 
@@ -28,6 +28,26 @@ COLUMNS = (
 # fmt: on
 LEFT_ALIGNED = {"run", "state"}  # the others hold numbers
 MIN_STATE_WIDTH = 12
+
+
+def cells(row: Status) -> tuple[str, ...]:
+    """A row of the table, one cell for each of COLUMNS."""
+    percent = f"{100 * row.step / row.steps:.1f}" if row.step is not None and row.steps else "-"
+    step = f"{row.step:,}/{row.steps:,}" if row.step is not None and row.steps else "-"
+    running = row.state == "running"
+    return (
+        row.run,
+        f"{row.state} ({row.detail})" if row.detail else row.state,
+        step,
+        percent,
+        "-" if row.loss is None else f"{row.loss:.4f}",
+        "-" if row.top1 is None else f"{row.top1:.2%}",
+        "-" if row.images_per_second is None or not running else f"{row.images_per_second:,.0f}",
+        "-" if row.seconds_left is None or not running else format_duration(row.seconds_left),
+        str(row.restarts) if row.restarts else "-",
+        str(row.requeues) if row.requeues else "-",
+        "-" if row.seconds_since_sign is None else format_duration(row.seconds_since_sign),
+    )
 
 
 def group_runs(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]]:
@@ -72,13 +92,13 @@ def query_status(tables: dict[str, list[RunFolder]]) -> tuple[dict[str, list[Sta
 
 def format_table(rows: Sequence[Status], width: int) -> str:
     """A table of `width` characters, if possible; a state that is too long is truncated."""
-    cells = [COLUMNS, *(row.cells() for row in rows)]
-    columns = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] != "-" for row in cells[1:])]
-    state, widths = COLUMNS.index("state"), [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    table = [COLUMNS, *(cells(row) for row in rows)]
+    columns = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] != "-" for row in table[1:])]
+    state, widths = COLUMNS.index("state"), [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
     others = sum(widths[i] + 2 for i in columns if i != state)
     widths[state] = max(MIN_STATE_WIDTH, min(widths[state], width - others))
     lines = []
-    for row in cells:
+    for row in table:
         fitted = row[state] if len(row[state]) <= widths[state] else row[state][: widths[state] - 1] + "…"
         line = [fitted if i == state else row[i] for i in range(len(COLUMNS))]
         lines.append(
@@ -94,7 +114,7 @@ def format_tables(tables: dict[str, list[Status]]) -> str:
     width = shutil.get_terminal_size((200, 24)).columns
     out = []
     for name, rows in tables.items():
-        title = [f"{name} ({len(rows)} runs): {count_states(rows)}"] if name else []
+        title = [f"{name} ({len(rows)} run{'s' * (len(rows) != 1)}): {count_states(rows)}"] if name else []
         reasons = [f"{row.run}: {row.why}" for row in rows if row.why]
         out.append("\n".join([*title, format_table(rows, width), *reasons]))
     return "\n\n".join(out)

@@ -24,9 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/
     sys.path[0] = str(ROOT)
     gc.disable()  # imports create no garbage, and collecting takes 5 % of the command's time
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # imports take a while; Ctrl-C may come before main
+    # Imports take a while: Ctrl-C may come before main.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: exit_interrupted())
 
 from jsonargparse import ArgumentParser, Namespace
@@ -216,7 +215,7 @@ class Submission:
     def run_one_by_one(self, runs: Sequence[PlannedRun]) -> int:
         """Runs a sweep on this machine; returns the exit code.
 
-        A run that fails does not stop the others, Ctrl-C stops all of them.
+        A run that fails does not stop the others; Ctrl-C stops all.
         """
         worst = 0
         for run in runs:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.helpers.paths import ROOT
 
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/README.md"))]
 PACKAGES = ("vit", "jobs", "data_prep", "tests", "benchmarks")
 
 

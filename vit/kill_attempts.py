@@ -192,7 +192,7 @@ def _descendants() -> list[psutil.Process]:
 
 
 def _launcher_main(arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
-    """Starts the ranks, as torchrun or by executing it, and terminates the others when one fails."""
+    """Starts the ranks, either itself or by executing torchrun, and terminates the others when one fails."""
     os.setsid()  # Ctrl-C must reach only the parent process
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

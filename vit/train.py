@@ -91,7 +91,8 @@ def main(args: list[str] | None = None) -> None:
             run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
         if not isinstance(error, (ValueError, FloatingPointError, DamagedDataError)):
             raise
-        # Damaged data are seen by one rank only, which must print the error; others are raised on all ranks.
+        # Damaged data are seen by one rank only, which must print the error; the others are raised on all ranks, and
+        # rank 0 prints them.
         sys.exit(_print_error(error, 0 if isinstance(error, DamagedDataError) else rank))
 
 

@@ -67,7 +67,7 @@ def summary(run: RunFolder, finished: Event) -> str:
         f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{ema}\n"
         + (f"  damaged images  {damaged}, replaced or omitted; see {folder}/ledger.jsonl\n" if damaged else "")
         + (
-            f"  skipped steps   {', '.join(map(str, finished['skipped']))} (not finite)\n"
+            f"  skipped steps   {', '.join(map(str, finished['skipped']))} (loss, gradient or weights not finite)\n"
             if "skipped" in finished
             else ""
         )

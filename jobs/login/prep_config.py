@@ -68,10 +68,9 @@ def load_prep(path: Path) -> PrepConfig:
 
 def _data_set(name: str, options: dict[str, str], prefix: str) -> DataSet:
     """Checks the options of one data set.  Raises ValueError with a message that starts with `prefix`."""
+    # These import numpy and Pillow, which submitting a training does not need.
     from data_prep.options import parse_arguments
-    from data_prep.publish import (
-        is_already_written,
-    )  # imports numpy and Pillow, which submitting a training does not need
+    from data_prep.publish import is_already_written
 
     source = options.pop("source", "")
     arguments = [source, *([options.pop("path")] if "path" in options else [])]

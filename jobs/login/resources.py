@@ -52,7 +52,7 @@ class Resources:
         if None not in limits and self.cluster.minutes > limit:
             raise ValueError(
                 f"--time {self.cluster.time}: the limit of partition {_names(available)} is {limit} minutes; use "
-                f"--time {limit}, a run that needs longer is requeued and resumes"
+                f"--time {limit}; a run that needs longer is requeued and resumes"
             )
 
     def _check_size(self, available: Sequence[PartitionNodes]) -> None:

@@ -113,10 +113,10 @@ def train_job(run: RunFolder, options: Namespace) -> TrainJob:
 def write(run: RunFolder, config: str) -> None:
     """Copies config and source code into the run folder, so that later edits of the checkout do not affect the run."""
     if run.finished():
-        run.record("reopened")  # the run was complete, and now has more epochs to train
+        run.record("reopened")  # the run was complete, and now has more to do
     run.config.write_text(config)
     shutil.rmtree(run.source, ignore_errors=True)
-    with ThreadPoolExecutor() as pool:  # meanwhile: git reads the status of every file
+    with ThreadPoolExecutor() as pool:  # git, which checks every file, runs during the copy
         environment = pool.submit(_environment)
         for package in PACKAGES:
             ignored = shutil.ignore_patterns("__pycache__", "README.md")

@@ -39,25 +39,6 @@ class Status:
     requeues: int = 0
     seconds_since_sign: float | None = None  # since the run last wrote anything
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as text, one cell for each of status.py's COLUMNS."""
-        percent = f"{100 * self.step / self.steps:.1f}" if self.step is not None and self.steps else "-"
-        step = f"{self.step:,}/{self.steps:,}" if self.step is not None and self.steps else "-"
-        running = self.state == "running"
-        return (
-            self.run,
-            f"{self.state} ({self.detail})" if self.detail else self.state,
-            step,
-            percent,
-            "-" if self.loss is None else f"{self.loss:.4f}",
-            "-" if self.top1 is None else f"{self.top1:.2%}",
-            "-" if self.images_per_second is None or not running else f"{self.images_per_second:,.0f}",
-            "-" if self.seconds_left is None or not running else format_duration(self.seconds_left),
-            str(self.restarts) if self.restarts else "-",
-            str(self.requeues) if self.requeues else "-",
-            "-" if self.seconds_since_sign is None else format_duration(self.seconds_since_sign),
-        )
-
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder, possibly an incomplete one: it has a config or a ledger."""
@@ -161,7 +142,7 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
 
 
 def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str | None) -> tuple[str, str, str]:
-    """The state of an unfinished run that no process or job works on.  `never_started` is the id of such a job."""
+    """The state of an unfinished run without process or job.  `never_started`: its job, if that ended before it ran."""
     newest = events[-1] if events else {"event": "not submitted"}
     if newest["event"] == "reopened":
         return "stopped", "", ""

@@ -28,7 +28,7 @@ import psutil
 from setproctitle import setproctitle, setthreadtitle
 
 # What the server imports: the modules that its forks run, what optimizers import when they are constructed (which
-# takes seconds), and what the forks unpickle from this process.
+# takes seconds), and the main module's imports (submitit's), because multiprocessing imports it again in every fork.
 IMPORTED = ("vit.train", "torch._dynamo", "vit.node_check", "submitit.core.submission")
 PRELOADED = ("jobs.node.forkserver_first", *IMPORTED, "jobs.node.forkserver_ready")
 READY_VARIABLE = "VIT_WARM"  # path of a file that the server creates when all imports are done
@@ -80,7 +80,7 @@ def ensure_running() -> None:
         if not _server_is_alive():
             _ready_file().unlink(missing_ok=True)
         _block_stop_signals()
-        resource_tracker.ensure_running()  # which unblocks two of them
+        resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM
         _block_stop_signals()  # the server inherits the mask: it never receives the signals that stop the ranks
         ready = {READY_VARIABLE: str(_ready_file())}
         with _environment(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", SPT_NOENV="1", **ready):

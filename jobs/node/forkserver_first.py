@@ -11,5 +11,5 @@ from setproctitle import setproctitle, setthreadtitle
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 setproctitle(f"python -m {__name__}")  # now: no title can be set any more once the environment has changed
 # The kernel's short name, at most 15 characters, without the blanks of the title: Slurm's proctrack/linuxproc reads
-# /proc/PID/stat only up to the first blank.
+# the name in /proc/PID/stat only up to the first blank, and then overlooks the process.
 setthreadtitle("jobs.forkserver")

@@ -18,5 +18,5 @@ class JobSpec:
     restarts: int = 3  # in place after failures, between two checkpoints
     requeues: int = 3  # after failures, between two checkpoints
     same_step: int = 2  # failures at the same step, between two checkpoints
-    stall_seconds: float = 60  # a step that takes longer is a stall; ten times the longest step so far if that is more
+    stall_seconds: float = 60  # a step is stalled after this long, or after ten times the longest so far
     health: bool = True  # whether each node of a Slurm job runs the node health check before its ranks start

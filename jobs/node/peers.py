@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 START_SECONDS = 600  # timeout for all nodes of a job to start
-HEARTBEAT_SECONDS = 30  # a node without a heartbeat for so long is considered dead
+HEARTBEAT_SECONDS = 30  # a node without a heartbeat for this long is considered dead
 REPORT_SECONDS = 60  # timeout for the reports of all nodes
 SUSPENDED_SECONDS = 10  # a loop that runs each second and took longer was suspended with its job: restart all timeouts
 
@@ -100,7 +100,7 @@ class Peers:
             time.sleep(0.05)
         return list(texts.values())
 
-    def broadcast_decision(self, attempt: int, text: str | None = None) -> str:
+    def exchange_decision(self, attempt: int, text: str | None = None) -> str:
         """Sends the first node's decision to all: it passes `text`, the others wait for it.  Raises PeerLostError."""
         key = f"decision/{attempt}"
         if self.nodes == 1:

@@ -19,7 +19,7 @@ from jobs.node.restart_policy import count_silent_starts
 from jobs.node.signals import requeue_and_exit
 from vit.run.folder import RunFolder
 
-MAX_SILENT_STARTS = 3  # in a row, each killed from outside; then the job is given up
+MAX_SILENT_STARTS = 3  # in a row, killed from outside; after one more the job is given up
 
 
 def write_command(arguments: Sequence[str], cpus: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from vit.run.folder import Event
 
-# In the order in which they are likely the root cause of the others.
+# In this order, each kind is more likely the root cause than those after it.
 Kind = Literal["user", "unhealthy", "stalled", "exception", "signal", "node", "secondary"]
 CAUSE_ORDER: tuple[Kind, ...] = get_args(Kind)
 
@@ -109,7 +109,7 @@ def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLim
     """Why another attempt would be useless, after `same` attempts that failed in the same way; "" if it may help."""
     count = f"{1 + len(same)} attempt{'s' if same else ''} failed"
     if failure.step is not None:
-        end = f"{count} at step {failure.step:,}, with no checkpoint between"
+        end = f"{count} at step {failure.step:,}, without a new checkpoint in between"
         return end if 1 + len(same) >= limits.same_step else ""
     requeues = sum(e["event"] == "requeueing" for e in same)
     end = f"{count} in the same way before their first step, on {1 + requeues} starts of the job"
@@ -117,7 +117,7 @@ def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLim
 
 
 def nodes_to_exclude(events: Sequence[Event], limits: RetryLimits, *just_failed: str) -> list[str]:
-    """Nodes that have failed too often since the run was submitted, counting those that `just_failed`."""
+    """Nodes that have failed too often since the run was submitted or given up, counting those that `just_failed`."""
     failures = Counter([str(e.get("node")) for e in failed_attempts(since_submitted(events))] + list(just_failed))
     return sorted(node for node, count in failures.items() if count >= limits.node_failures and _is_known(node))
 
@@ -134,7 +134,7 @@ def failed_attempts(events: Sequence[Event]) -> list[Event]:
 
 
 def count_silent_starts(events: Sequence[Event]) -> int:
-    """The latest starts of the job in a row that recorded neither an end nor a checkpoint: killed from outside."""
+    """How many of the latest starts, in a row, recorded neither an end nor a checkpoint: killed from outside."""
     relevant = {"supervising", "told to stop", "stopped", "requeueing", "restarting in place", "finished"}
     last = [e["event"] for e in since_progress(events) if e["event"] in relevant]
     count = 0
@@ -150,7 +150,7 @@ def since_submitted(events: Sequence[Event]) -> list[Event]:
 
 
 def since_progress(events: Sequence[Event]) -> list[Event]:
-    """The events since the last checkpoint at a later step than all before it, or since the run was submitted."""
+    """The events since the last checkpoint that got further than all before, or since a submission or giving up."""
     furthest, start = -1, 0
     for i, event in enumerate(events):
         if event["event"] in {"submitted", "gave up"} or (event["event"] == "checkpoint" and event["step"] > furthest):

@@ -50,9 +50,9 @@ def install_handlers() -> None:
     _received.clear()
     for number in FORWARDED:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forkserver.deferred_while_starting(_stop_ranks))
+            signal.signal(number, forkserver.deferred_while_starting(_forward_stop))
     if slurm_job.node_rank() > 0:
-        signal.signal(signal.SIGUSR2, forkserver.deferred_while_starting(_stop_ranks))
+        signal.signal(signal.SIGUSR2, forkserver.deferred_while_starting(_forward_stop))
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
@@ -98,7 +98,7 @@ def _raise_stopped(number: int, _: FrameType | None) -> None:
     raise StoppedError(signal.Signals(number).name)
 
 
-def _stop_ranks(number: int, _: FrameType | None) -> None:
+def _forward_stop(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT and stop_requested():
         raise KeyboardInterrupt  # a second Ctrl-C
     _received.append(number)

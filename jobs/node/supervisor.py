@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from jobs.node import elastic_agent, node_health, signals, slurm_job
+from jobs.node import elastic_agent, node_check_runner, signals, slurm_job
 from jobs.node.diagnosis import diagnose
 from jobs.node.forkserver import StartError
 from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE, JobSpec
@@ -31,7 +31,7 @@ class RunFailedError(RuntimeError):
     """The ranks failed and a retry would not help.  The message holds the last log lines of the rank that failed."""
 
 
-def supervise(job: JobSpec, check: node_health.NodeHealthCheck | None = None) -> str:
+def supervise(job: JobSpec, check: node_check_runner.NodeHealthCheck | None = None) -> str:
     """Runs the ranks of this node until the run is finished or stopped, and returns which.  Raises RunFailedError.
 
     `check` is this node's health check, which is already running.
@@ -65,7 +65,7 @@ class Supervisor:
         name, address = slurm_job.node_name(), slurm_job.first_address()
         self.peers = Peers(job.nodes, self.node, name, address, f"{job.run} {self.start_id}")
 
-    def run(self, check: node_health.NodeHealthCheck | None) -> str:
+    def run(self, check: node_check_runner.NodeHealthCheck | None) -> str:
         """Starts attempts until the run is finished or stopped."""
         if self.node == 0:
             self._record_start()
@@ -109,10 +109,10 @@ class Supervisor:
         try:
             self.peers.report(NODE_CHECK, result)
             if self.node:
-                failures = [Failure(**each) for each in json.loads(self.peers.broadcast_decision(NODE_CHECK))]
+                failures = [Failure(**each) for each in json.loads(self.peers.exchange_decision(NODE_CHECK))]
             else:
                 failures = self._collect_health(result)
-                self.peers.broadcast_decision(NODE_CHECK, json.dumps([asdict(failure) for failure in failures]))
+                self.peers.exchange_decision(NODE_CHECK, json.dumps([asdict(failure) for failure in failures]))
         except PeerLostError as error:
             failures = [self._peer_failure(str(error))]
         if failures:
@@ -127,7 +127,7 @@ class Supervisor:
         results = [json.loads(text) for text in self.peers.collect_reports(NODE_CHECK, result)]
         for note in (note for each in results for note in each.get("notes", ())):
             show(note, lasting=True)
-        failures = node_health.failures(results)
+        failures = node_check_runner.failures(results)
         seconds = {each["node"]: each.get("seconds") for each in results}
         self.folder.note("node check", life=self.start_id, nodes=seconds)
         return failures
@@ -175,14 +175,14 @@ class Supervisor:
             own = json.dumps(asdict(failure))
             self.peers.report(attempt, own)
             if self.node:
-                decision = Decision(**json.loads(self.peers.broadcast_decision(attempt)))
+                decision = Decision(**json.loads(self.peers.exchange_decision(attempt)))
             else:
                 reports = self.peers.collect_reports(attempt, own)
                 failure = root_cause([Failure(**json.loads(text)) for text in reports])
                 if self.peers.lost:
                     failure = self._peer_failure("no heartbeat")
                 decision = self._decide(failure)
-                self.peers.broadcast_decision(attempt, json.dumps(asdict(decision)))
+                self.peers.exchange_decision(attempt, json.dumps(asdict(decision)))
         except PeerLostError as error:
             failure = self._peer_failure(str(error))
             decision = Decision("requeue", failure.reason)

@@ -31,7 +31,7 @@ class TrainJob(JobSpec):
         signals.raise_on_sigterm()
         try:
             forkserver.ensure_running()
-            from jobs.node.node_health import NodeHealthCheck
+            from jobs.node.node_check_runner import NodeHealthCheck
             from jobs.node.supervisor import supervise  # takes seconds, while the fork server does its own imports
 
             wanted = self.health and slurm_job.job_id() is not None

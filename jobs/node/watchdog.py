@@ -20,7 +20,7 @@ POLL_SECONDS = 0.2
 ERROR_SECONDS = 3  # for the other ranks to report that they lost a peer
 STACKS_SECONDS = 1  # for ranks to write their stack traces
 FLIGHT_RECORDER_SECONDS = 5  # for NCCL, if it is used, to write its last operations
-TIMEOUT_FACTOR = 10  # times `stall_seconds` for phases that are rare and may be long; times the longest phase so far
+TIMEOUT_FACTOR = 10  # multiplies `stall_seconds` in rare, long phases, and the longest time seen for a phase
 FLIGHT_RECORDER_PREFIX = "flight-"  # of files in the log folder: NCCL's record of its last operations
 
 
@@ -29,7 +29,7 @@ class Watchdog(threading.Thread):
 
     A rank is stalled if it stays in one phase for longer than `stall_seconds`, or than ten times the longest time that
     any rank of this node has needed for that phase, whichever is more.  For starting, compiling, saving, evaluating and
-    the first steps it is ten times `stall_seconds`.
+    the first steps, ten times `stall_seconds` takes the place of `stall_seconds`.
     """
 
     def __init__(self, slots: HeartbeatSlots, peers: Peers, attempt: int, stall_seconds: float, logs: Path) -> None:
@@ -60,7 +60,7 @@ class Watchdog(threading.Thread):
                 self.stalled = self._first_stalled(stalled, now)
                 self._kill_ranks(grace_seconds=0)
                 return
-            if dead or self._ended_on_a_peer():
+            if dead or self._peer_has_ended():
                 self._kill_ranks(grace_seconds=ERROR_SECONDS)
                 return
 
@@ -90,7 +90,7 @@ class Watchdog(threading.Thread):
             return replace(worst, steps=-1), f"was stopped by SIGSTOP {how_long}"  # counts as furthest behind
         return worst, f"stalled {how_long}"
 
-    def _ended_on_a_peer(self) -> bool:
+    def _peer_has_ended(self) -> bool:
         try:
             return self.peers.lost is not None or self.peers.has_ended(self.attempt)
         except PeerLostError:

@@ -155,13 +155,13 @@ def test_a_failing_call_in_a_save_leaves_the_older_checkpoints_intact(error: int
 
 
 def test_killed_runs_end_with_the_same_bits(betons: Path, tmp_path: Path) -> None:
-    """Eight SIGKILLs of a real run on 4, 1 and 2 ranks, during saves and at other times."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--quick", "--only", "kills", "--kills", "8"]
+    """Three SIGKILLs of a real run on 4, 1 and 2 ranks, during saves and at other times."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--quick", "--only", "kills", "--kills", "3"]
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["problems"] == 0, done.stdout
-    assert (figures["kills"]["kills"], figures["kills"]["runs_compared"]) >= (8, 1)
+    assert (figures["kills"]["kills"], figures["kills"]["runs_compared"]) >= (3, 1)
     assert sum(figures["kills"]["stages"].values()) == figures["kills"]["kills"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,24 @@ def test_an_older_manifest_can_be_read(imagenet: Path) -> None:
         del content["image"][key]
     path.write_text(json.dumps(content))
     assert read_dataset_manifest(out, training=False).samples == 24
-    path.write_text(json.dumps(content | {"sampels": 3}))
-    with pytest.raises(ValueError, match="unknown"):
-        read_dataset_manifest(out, training=False)
+    with pytest.raises(ValueError, match="no 'page_size'"):
+        read_dataset_manifest(out)
+    for wrong, message in (
+        ({"sampels": 3}, "unknown key 'sampels'"),
+        ({"image": content["image"] | {"quallity": 3}}, "unknown key 'quallity'"),
+        ({"image": None}, "no 'image'"),
+    ):
+        path.write_text(json.dumps(content | wrong))
+        with pytest.raises(ValueError, match=message):
+            read_dataset_manifest(out, training=False)
+
+
+def test_a_manifest_of_many_pages_is_read_in_milliseconds(imagenet: Path) -> None:
+    """ImageNet has 17,000 pages, and a login node reads the manifest at every submission: ten reads in a second."""
+    out = write_beton(imagenet / "x.beton", "ilsvrc", imagenet / "train.tar")
+    path = imagenet / "x.beton.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pages": 17_000 * ["0" * 64]}))
+    started = time.process_time()
+    for _ in range(10):
+        read_dataset_manifest(out)
+    assert time.process_time() - started < 1

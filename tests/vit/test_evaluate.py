@@ -19,7 +19,7 @@ from tests.helpers.ranks import run_ranks
 from vit.augment.pipeline import normalize
 from vit.config.schema import Config
 from vit.data.loader import ValData
-from vit.distributed.agreement import Agreement
+from vit.distributed.stop_signals import Agreement
 from vit.distributed.world import World, join_process_group
 from vit.evaluate import main
 from vit.model.vision_transformer import VisionTransformer

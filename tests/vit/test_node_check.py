@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.node.node_health import failures
+from jobs.node.node_check_runner import failures
 from tests.helpers.ports import free_ports
 from vit.config import schema
 from vit.config.schema import Config, ModelConfig

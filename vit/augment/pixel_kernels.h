@@ -12,7 +12,8 @@
 
 #include "../data/cpu_dispatch.h"
 
-namespace pixels __attribute__((visibility("hidden"))) {
+namespace pixels {
+namespace {  // internal linkage: `target_clones` ignores the visibility of a namespace
 
 using std::size_t;
 using std::uint8_t;
@@ -42,8 +43,9 @@ inline void lookup_portable(uint8_t* plane, size_t area, const uint8_t* table) {
 
 #ifdef X86
 // A byte shuffle looks up 16 entries, and yields 0 where the index is negative.  The table is split into 16 rows of 16
-// entries; each row is stored as its XOR with the row before.  The index is reduced by 16 per row until it is negative, so
-// that the XOR of all lookups is the entry wanted.
+// entries, in two halves for indices below 128 and from 128 on.  Each row but the first of a half is stored as its XOR with
+// the row before.  The index is reduced by 16 per row until it is negative, so that the XOR of all lookups is the entry
+// wanted.
 __attribute__((target("avx2"))) inline void lookup_avx2(uint8_t* plane, size_t area, const uint8_t* table) {
     __m256i row[16];
     for (int k = 0; k < 16; k++) {
@@ -176,4 +178,5 @@ CPU_DISPATCH inline void mirror(const uint8_t* row, int W, uint8_t* __restrict o
     for (int x = 0; x < W; x++) out[x] = row[W - 1 - x];
 }
 
+}  // namespace
 }  // namespace pixels

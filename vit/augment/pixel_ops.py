@@ -215,7 +215,10 @@ def _warp(images: Tensor, matrices: Tensor, fill: Color) -> Tensor:
     x = torch.arange(W, dtype=torch.float64, device=images.device) - (W - 1) / 2
     y = torch.arange(H, dtype=torch.float64, device=images.device)[:, None] - (H - 1) / 2
     from_x, from_y = a * x + b * y + c + (W - 1) / 2, d * y + e * x + f + (H - 1) / 2  # (n, H, W)
-    left, top = (from_x + 1e-9).floor(), (from_y + 1e-9).floor()  # so that whole positions stay whole
+    left, top = (
+        (from_x + 1e-9).floor(),
+        (from_y + 1e-9).floor(),
+    )  # so that integer positions stay integers despite rounding
     total = torch.zeros(images.shape, device=images.device)
     for column, across in ((left, left + 1 - from_x), (left + 1, from_x - left)):
         for row, down in ((top, top + 1 - from_y), (top + 1, from_y - top)):

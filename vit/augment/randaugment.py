@@ -1,9 +1,12 @@
 """RandAugment on whole batches of uint8 images.  Cubuk et al. 2019, https://arxiv.org/abs/1909.13719
 
-Two variants.  torchvision's, as its RandAugment on tensors: magnitudes 0 to 30, bilinear, filled with black,
-https://github.com/pytorch/vision/blob/main/torchvision/transforms/autoaugment.py
-timm's for DeiT (`rand-m9-mstd0.5-inc1`): each operation is applied with probability 1/2, at a random magnitude of 0 to
-10, filled with the mean, https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py
+Two variants:
+
+- torchvision, as its RandAugment on tensors: magnitudes 0 to 30, bilinear, filled with black,
+  https://github.com/pytorch/vision/blob/main/torchvision/transforms/autoaugment.py
+- timm, as in DeiT's recipe (`rand-m9-mstd0.5-inc1`): each operation is applied with probability 1/2, at a random
+  magnitude of 0 to 10, filled with the mean,
+  https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py
 
 Each image of a batch has its own operation and amount.  They are drawn on the host, which groups the images by
 operation without synchronizing with the device.

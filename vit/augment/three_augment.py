@@ -1,4 +1,4 @@
-"""DeiT III's 3-Augment and color jitter on batches of uint8 images.
+"""DeiT-III's 3-Augment and color jitter on batches of uint8 images.
 
 Touvron et al. 2022, https://arxiv.org/abs/2204.07118, https://github.com/facebookresearch/deit/blob/main/augment.py
 """

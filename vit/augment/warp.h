@@ -12,7 +12,8 @@
 
 #include "pixel_kernels.h"
 
-namespace pixels __attribute__((visibility("hidden"))) {
+namespace pixels {
+namespace {  // internal linkage: `target_clones` ignores the visibility of a namespace
 
 // A ternary, because std::max returns a reference, which keeps compilers from vectorizing.
 inline double at_least_zero(double value) { return value > 0.0 ? value : 0.0; }
@@ -37,7 +38,7 @@ CPU_DISPATCH inline void locate(const double* matrix, int y, int H, int W, int p
         const double from_center_x = x - center_x;
         const double source_x = matrix[0] * from_center_x + from_x0 + matrix[2] + center_x;
         const double source_y = from_y0 + matrix[4] * from_center_x + matrix[5] + center_y;
-        const double left = std::floor(source_x + 1e-9), top = std::floor(source_y + 1e-9);  // so that whole positions stay whole
+        const double left = std::floor(source_x + 1e-9), top = std::floor(source_y + 1e-9);  // integer positions stay integers
         const double left_share = left + 1 - source_x, top_share = top + 1 - source_y;
         const double right_share = at_least_zero(source_x - left), bottom_share = at_least_zero(source_y - top);
         top_left[x] = static_cast<float>(left_share * top_share);
@@ -146,4 +147,5 @@ inline void shift(uint8_t* plane, int H, int W, int right, int down, uint8_t fil
     std::memcpy(plane, moved, area);
 }
 
+}  // namespace
 }  // namespace pixels

@@ -112,7 +112,8 @@ def read_tensors(
 ) -> Iterator[tuple[str, bytearray]]:
     """Yields the name and the bytes of each tensor after verifying its checksum.  Raises DamagedCheckpointError.
 
-    `from_disk` asks the kernel to drop its page cache of the files first, so that the disk itself is read.
+    `from_disk` asks the kernel to drop its page cache of the files first, so that the disk itself is read, as far as it
+    can.
     """
     parts: dict[int, dict[str, Any]] = {}
     for tensor, entry in manifest["tensors"].items():

@@ -21,7 +21,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """Reads the tensors of a checkpoint, on the CPU, and its manifest.  Raises DamagedCheckpointError."""
     manifest = read_manifest(checkpoint)
     tensors = {}
-    for tensor, data in read_tensors(checkpoint, manifest):
+    for name, data in read_tensors(checkpoint, manifest):
         flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        tensors[tensor] = as_tensor(flat, manifest["tensors"][tensor])
-    return {tensor: tensors[tensor] for tensor in manifest["tensors"]}, manifest
+        tensors[name] = as_tensor(flat, manifest["tensors"][name])
+    return {name: tensors[name] for name in manifest["tensors"]}, manifest

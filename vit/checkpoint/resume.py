@@ -46,7 +46,7 @@ def resume(
     if found is None:
         return None
     path, tensors, manifest = found
-    # A setting that was added after the checkpoint was written has its default, which is what was done before.
+    # Settings newer than the checkpoint get their default, which is what the code did before they existed.
     saved = schema.recipe(schema.Config()) | manifest["about"]["recipe"]
     changes = recipe_differences(saved, recipe, allowed_changes)
     if changes:

@@ -142,7 +142,7 @@ class Saver:
         return f"step {self.state.step:,} is not saved: {self._last_failure.error}; {self._newest_saved()}"
 
     def reset_to(self, saved_step: int | None) -> None:
-        """Must be called after a rollback to a saved step (None: step 0), after `finish` and `wait_until_pruned`."""
+        """Call this after a rollback to `saved_step` (None: step 0); `finish` and `wait_until_pruned` come before."""
         self.saved_step, self._save = saved_step, _Save(saved_step)
 
     def wait_for_copy(self) -> None:
@@ -229,7 +229,7 @@ class Saver:
             if not self._pruning_error_shown:
                 show(f"old checkpoints cannot be removed: {result.error}", lasting=True)
             self._pruning_error_shown = True
-        elif result.value:  # the new checkpoint was damaged, and is quarantined
+        elif result.value:  # the new checkpoint is damaged; quarantined if it could be renamed
             self.saved_step = save.previous_step
             show(result.value, lasting=True)
             self.run.record("damaged checkpoint", problem=result.value)

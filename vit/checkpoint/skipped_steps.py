@@ -35,5 +35,5 @@ def record_skip(
 
 
 def recipe_checksum(recipe: Mapping[str, Any]) -> str:
-    """CRC-32 of a recipe.  A step that failed under one recipe is tried again under another, as a lower rate."""
+    """CRC-32 of a recipe.  A step that failed under one recipe is tried again under another one."""
     return f"{zlib.crc32(json.dumps(recipe, sort_keys=True).encode()):08x}"

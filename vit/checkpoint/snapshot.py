@@ -39,7 +39,7 @@ def make_layout(tensors: Mapping[str, Tensor], parts: int) -> Layout:
 
 
 class Snapshot:
-    """A buffer for one rank's part, allocated and touched once: page faults of new memory would outlast the copy.
+    """A buffer for one rank's part, allocated and touched once: page faults would take longer than the copy.
 
     The copy overlaps with the next forward and backward pass, which do not change what it reads.  On a GPU it goes to
     pinned memory on its own stream, on a CPU it runs in a thread.

@@ -39,7 +39,7 @@ def config_parser(prog: str, description: str = "", required: bool = True) -> "P
     sections = get_type_hints(Config)
     for action in out._actions:
         if action.dest in sections and is_dataclass(sections[action.dest]):
-            action.help = argparse.SUPPRESS  # `--model FILE` works, but one documented way is enough
+            action.help = argparse.SUPPRESS  # `--model FILE` also works, but is not documented
         elif action.dest == "print_config":
             action.help, action.metavar = "print the resulting config and exit", ""
     for group in out._action_groups:

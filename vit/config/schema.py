@@ -61,9 +61,9 @@ class DataConfig:
     limit: int = 0  # number of images to use from each set, the first ones; 0: all of them
     workers: int = 0  # decoding threads per rank; 0: an equal share of the CPU cores available on the node
     prefetch: int = 3  # batches decoded ahead
-    decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # scaled: faster, not exact; auto: native, else ffcv
+    decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # scaled: faster, inexact; auto: native, else ffcv
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # resize filter, antialiased; not for decoder ffcv
-    cache: Literal["os", "process", "memory"] = "os"  # os: page cache; process: read by each rank; memory: in RAM
+    cache: Literal["os", "process", "memory"] = "os"  # page cache; reads of each rank; memory, one copy per node
     shuffle_window: int = 0  # images per shuffling window, for files larger than memory; 0: shuffle the whole set
     repeats: int = 1  # repeated augmentation: times that each image is in a batch, with different crops; 1: off
     on_bad: Literal["fail", "skip"] = "fail"  # damaged image: end the run, or replace it by the next of its class
@@ -139,7 +139,7 @@ class OptimConfig:
 
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # bce: binary cross-entropy, all mixed-in classes positive
     optimizer: Literal["adamw", "lamb"] = "adamw"  # lamb: AdamW with each matrix's step scaled to its norm
-    lr: float = 1e-3  # peak learning rate for the global batch as given; it is never rescaled with the batch size
+    lr: float = 1e-3  # peak learning rate for the global batch as given; never rescaled to the batch size
     weight_decay: float = 0.1  # decoupled weight decay, multiplied by the learning rate
     decayed: Literal["matrices", "all"] = "matrices"  # matrices: no decay of norms, biases, class token, positions
     beta1: float = 0.9  # decay rate of the gradient's moving average
@@ -198,7 +198,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Initial weights, length, batch sizes, precision and device."""
+    """Seed, initial weights, length, batch sizes, exactness, precision, device and timeout."""
 
     seed: int = 0  # seed of every random draw
     init_from: str = ""  # initial weights: a run, a checkpoint, a .pth or .safetensors file; empty: random
@@ -209,7 +209,7 @@ class Config:
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # precision of matrix products; weights are float32
     compile: bool = False  # compile the model with torch.compile
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: cuda if there is a GPU, else cpu
-    timeout_minutes: float = 10.0  # timeout of collective operations, reached when a rank is lost
+    timeout_minutes: float = 10.0  # minutes until a collective operation fails, e.g. because a rank was lost
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

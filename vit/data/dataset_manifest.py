@@ -5,7 +5,7 @@ standard library, so that a login node can read the manifest quickly at every su
 """
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ FORMAT = "vit-beton-1"
 class ImageInfo:
     """How the images are stored."""
 
-    mode: str  # "jpg", "raw", or "proportion": each image is one of both
+    mode: str  # "jpg", "raw", or "proportion": each image is either
     max_resolution: int  # pixels; images with a longer side were scaled down to this
     quality: int | None  # JPEG quality, 1 to 100; None if raw
     min_height: int  # smallest and largest size of the stored images, in pixels
@@ -61,7 +61,7 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
     """Reads the manifest of a `.beton` file.  Raises ValueError that names the manifest, the problem and what to do.
 
     For training, the digests of the pages are required, and unknown keys, of a newer version, are ignored.  Otherwise
-    manifests from before there were page digests are accepted, and an unknown key is an error.
+    manifests without page digests (older versions) are accepted, and an unknown key is an error.
     """
     path = manifest_path(beton)
     try:
@@ -74,17 +74,20 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}, but this version reads only {FORMAT}; write the data set again")
-    image = _known_fields(path, content.get("image", {}), ImageInfo)
-    manifest = DatasetManifest(**_known_fields(path, content, DatasetManifest) | {"image": ImageInfo(**image)})
-    unknown = [key for key in content if key not in asdict(manifest)]
+    image = content.get("image")
+    if not isinstance(image, dict):
+        raise ValueError(f"{path} is damaged (no 'image'); write the data set again")
+    known, known_of_image = (_known_fields(path, *pair) for pair in ((content, DatasetManifest), (image, ImageInfo)))
+    unknown = [*(content.keys() - known.keys()), *(image.keys() - known_of_image.keys())]
     if unknown and not training:
-        raise ValueError(f"{path} is damaged (unknown key {unknown[0]!r}); write the data set again")
-    if training and not manifest.pages:
-        raise ValueError(f"{path} is damaged (no 'pages'); write the data set again")
-    return manifest
+        raise ValueError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); write the data set again")
+    for name in ("page_size", "pages") if training else ():
+        if not known.get(name):
+            raise ValueError(f"{path} is damaged (no {name!r}); write the data set again")
+    return DatasetManifest(**known | {"image": ImageInfo(**known_of_image)})
 
 
-def _known_fields(path: Path, content: dict[str, Any], cls: type[DatasetManifest] | type[ImageInfo]) -> dict[str, Any]:
+def _known_fields(path: Path, content: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
     """The entries that are fields of `cls`; others are ignored.  Raises ValueError if a required one is missing."""
     for each in fields(cls):
         if each.name not in content and each.default is MISSING and each.default_factory is MISSING:

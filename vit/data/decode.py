@@ -10,7 +10,6 @@ Shapes: B samples, S side of the output in pixels.
 import ctypes
 import functools
 import importlib.machinery
-import importlib.util
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass

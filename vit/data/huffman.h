@@ -230,7 +230,7 @@ class ScanDecoder {
                 }
                 bits.skip(pair.bits);
                 if (KEEP) {
-                    // In this order, because a second symbol that ends the block is stored at the first one's position.
+                    // The second one first: if the first symbol ends the block, both positions are the same.
                     out[ZIGZAG[k + pair.second]] = pair.value;
                     out[ZIGZAG[first]] = value;
                 }

@@ -47,7 +47,7 @@ inline uint8_t to_level(int32_t sum) {  // clamped: cubic weights may be negativ
 // Weights along one axis.  `length` of the `in` input pixels, from `start` on, are resized to `out` pixels; only `outputs`
 // of these, from `skip` on, are computed.
 struct Weights {
-    int from = 0, size = 0;              // range of input pixels that are needed: first and number
+    int from = 0, size = 0;              // first input pixel needed, and how many
     int taps = 0, pairs = 0;             // largest number of weights per output, and of pairs of weights
     std::vector<int> first, count;       // range of input pixels of each output; `first` is relative to `from`
     std::vector<int32_t> weight;         // (outputs, taps)

@@ -42,8 +42,8 @@ def attention_weights(module: MultiHeadAttention, x: Tensor) -> Tensor:
 def rollout(weights: Tensor) -> Tensor:
     """Attention rollout, from input tokens to tokens of the last block: (B, L, H, N, N) -> (B, N, N).  Rows sum to 1.
 
-    Averages the heads, adds the residual connection as half of each token's input, and multiplies the blocks' matrices.
-    Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928.
+    Averages the heads, mixes the result half and half with the identity (the residual connection), and multiplies over
+    blocks.  Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928.
     """
     blocks = weights.mean(dim=2)  # (B, L, N, N)
     blocks = (blocks + torch.eye(blocks.shape[-1], device=blocks.device)) / 2

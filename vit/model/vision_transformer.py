@@ -1,8 +1,9 @@
 """The Vision Transformer, from scratch: read it from top to bottom to learn how attention works on images.
 
 Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929; attention and the
-transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The architecture (a pre-norm encoder) is that of
-torchvision's `vit_b_16`, whose published weights can be loaded (see `vit.model.weight_names`).
+transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The architecture (a pre-norm encoder) and
+its default sizes are those of torchvision's `vit_b_16`, whose published weights can be loaded (see
+`vit.model.weight_names`).
 
 Shapes: B images, N tokens, D width, H heads, K = D / H features per head, P patch side in pixels, C classes.
 

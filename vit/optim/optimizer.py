@@ -7,7 +7,7 @@ from vit.config.schema import OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.lamb import Lamb
 
-# Stored as (1, N, D), but no weight matrices: no weight decay.
+# Parameters of shape (1, N, D) that are not weight matrices and get no weight decay.
 _TOKENS = ("cls_token", "positions")
 
 

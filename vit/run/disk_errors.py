@@ -1,4 +1,4 @@
-"""Groups of errno values that the run treats alike."""
+"""Groups of errno values that are handled the same way."""
 
 import errno
 

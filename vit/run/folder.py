@@ -23,7 +23,7 @@ class InUseError(RuntimeError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run's files.  No other module spells these names."""
+    """The paths of a run's files: what training, jobs and reports share."""
 
     path: Path
 

@@ -17,8 +17,9 @@ from vit.run.progress import show
 
 
 class CompileCache:
-    """The compiled graphs of one local rank, as they depend on its device; the first node's ranks write them.
+    """The compiled graphs of one local rank: they contain its device index.
 
+    Only ranks of the first node write them; all nodes read them.
     On GPUs these are all artifacts.  On CPUs torch stores the kernels as C++ source, which each node compiles.
     """
 

@@ -1,6 +1,7 @@
 """The schedule of a run: how many steps it has, and what is due at which step.  No torch."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from vit.config.schema import Config
 
@@ -12,12 +13,12 @@ class Milestones:
     cfg: Config
     samples: int  # images of the training set
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """The number of steps of the whole run."""
         return self.cfg.steps(self.cfg.epochs, self.samples)
 
-    @property
+    @cached_property
     def kept(self) -> set[int]:
         """The steps whose checkpoints are never pruned (`checkpoint.keep_every_epochs`)."""
         every = self.cfg.checkpoint.keep_every_epochs

@@ -44,8 +44,8 @@ def evaluate(
 ) -> Score | None:
     """Evaluates a model; returns None if `stop` returned True, which it must do on all ranks in the same round.
 
-    Padding is not counted (the torchvision references count it twice), and losses are summed batch by batch, so that no
-    figure depends on the number of ranks.
+    Padding is not counted (the torchvision references pad the last batch with images that then count twice), and losses
+    are summed batch by batch, so that no figure depends on the number of ranks.
     """
     losses = torch.zeros(data.batches_per_rank * world.size, dtype=torch.float64, device=world.device)
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)  # top-1, top-5, images

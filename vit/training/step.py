@@ -68,7 +68,7 @@ def _augment_batch(
 class StepRunner:
     """Runs training steps on a state: `forward_backward` and `update`, or `skip`.
 
-    `check_finite` must be called before the result is saved or logged: it reads values back from the device.
+    `check_finite` must be called before the result is saved or logged.  It is separate because it waits for the device.
     """
 
     def __init__(self, cfg: Config, world: World, state: TrainState, samples: int) -> None:

@@ -21,7 +21,7 @@ from vit.config import schema
 from vit.config.schema import Config
 from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
-from vit.distributed.agreement import Agreement, Decision
+from vit.distributed.stop_signals import Agreement, StepDecision
 from vit.distributed.world import World
 from vit.run.clock import Clock
 from vit.run.folder import RunFolder
@@ -44,7 +44,7 @@ class Trainer:
     """One attempt at a run: puts together the data, the state, the step, the saver and the logs."""
 
     def __init__(self, cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_changes: list[str]) -> None:
-        """Raises StoppedError if a signal arrives while data are staged, ValueError for errors of the user."""
+        """Raises StoppedError if a signal comes while data are staged, ValueError for errors that the user can fix."""
         self.cfg, self.run, self.world, self.clock, self.allowed_changes = cfg, run, world, clock, allowed_changes
         self.agreement = Agreement(world)
         self.agreement.install_signal_handlers()
@@ -59,15 +59,16 @@ class Trainer:
         saved_step = self.restore()
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
         self.runner = StepRunner(cfg, world, self.state, self.train_data.samples)
-        constant = self.metadata()
-        metadata = lambda: constant | self.state.metadata()  # noqa: E731
-        self.saver = Saver(run, world, cfg.checkpoint, self.state, metadata, self.protected_steps, saved_step)
-        self.save_error: str | None = None  # why the last step could not be saved before a stop
 
         self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
         self.throughput = Throughput(self.state.step, cfg.global_batch)
         self.scores: dict[str, float] = {}  # of the last evaluation
+
+        constant = self.metadata()
+        metadata = lambda: constant | self.state.metadata()  # noqa: E731
+        self.saver = Saver(run, world, cfg.checkpoint, self.state, metadata, self.protected_steps, saved_step)
+        self.save_error: str | None = None  # why the last step could not be saved before a stop
 
     def train(self) -> Outcome:
         """Trains to the last step or until a signal; after a step that is not finite, rolls back and skips it."""
@@ -101,7 +102,7 @@ class Trainer:
 
     # Decide what to do.
 
-    def agree(self, save: bool = False) -> Decision:
+    def agree(self, save: bool = False) -> StepDecision:
         """What all ranks do now (stop, save); also advances a checkpoint that is being written."""
         decision = self.agreement.exchange(save, self.saver.parts_written)
         with self.clock.phase("checkpoint"):

@@ -15,7 +15,7 @@ from tests.helpers.savers import SAVE_OFTEN, events, save_step, saved_steps, sav
 from tests.helpers.waiting import wait_for
 from vit.checkpoint.resume import newest_intact_checkpoint
 from vit.config.schema import Config
-from vit.distributed.agreement import Agreement
+from vit.distributed.stop_signals import Agreement
 from vit.distributed.world import join_process_group
 from vit.run.folder import RunFolder
 

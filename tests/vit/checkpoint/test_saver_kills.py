@@ -14,7 +14,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.savers import events, saved_steps, saver_on_rank
 from tests.helpers.waiting import wait_for
 from vit.checkpoint.format import find_checkpoints, step_of
-from vit.distributed.agreement import Agreement
+from vit.distributed.stop_signals import Agreement
 from vit.run.folder import RunFolder
 
 

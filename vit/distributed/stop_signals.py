@@ -1,4 +1,4 @@
-"""Decisions that all ranks take at the same step: to stop, to save, and which parts of a checkpoint are written."""
+"""Signals that stop a rank (SIGTERM, USR1, USR2, Ctrl-C), and what all ranks then agree to do at the same step."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from vit.distributed.world import World
 
 
-class Decision(NamedTuple):
+class StepDecision(NamedTuple):
     """The same on all ranks."""
 
     stop: bool  # a rank received a signal
@@ -54,10 +54,13 @@ class Agreement:
             self._first_interrupt = now
         self.received_signal = self.received_signal or signal.Signals(number).name
 
-    def exchange(self, save: bool = False, parts_written: int = 0) -> Decision:
-        """Shares this rank's flags and returns the decision of the previous call's.  All ranks must call it in step."""
+    def exchange(self, save: bool = False, parts_written: int = 0) -> StepDecision:
+        """Shares this rank's flags; returns the decision that the previous call started.
+
+        All ranks must call it equally often.
+        """
         if self.world.size == 1:
-            return Decision(self.received_signal is not None, save, parts_written)
+            return StepDecision(self.received_signal is not None, save, parts_written)
         stop, saving, negative_parts = 0, 0, 0
         if self._pending is not None:
             work, flags = self._pending
@@ -67,7 +70,7 @@ class Agreement:
         self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags)
         # A rank asks until it sees the decision, one call later: the second request is for the same save.
         self._saving = bool(saving) and not self._saving
-        return Decision(bool(stop), self._saving, -negative_parts)
+        return StepDecision(bool(stop), self._saving, -negative_parts)
 
     def close(self) -> None:
         """Waits for the last all-reduce, so that no rank exits while another still needs it."""

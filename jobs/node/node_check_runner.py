@@ -1,4 +1,4 @@
-"""Runs the node health check, `vit.node_check`, on a node before its ranks start, while imports load."""
+"""Runs the node health check, `vit.node_check`, on a node before its ranks start, while modules are imported."""
 
 import json
 import os

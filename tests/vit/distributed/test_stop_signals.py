@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
-from vit.distributed.agreement import Agreement
+from vit.distributed.stop_signals import Agreement
 from vit.distributed.world import SINGLE_RANK, join_process_group
 
 
