@@ -68,6 +68,7 @@ class Watchdog(threading.Thread):
         """Ends the watchdog.  After it returns, no rank is killed any more."""
         self._attempt_over.set()
         self.join()
+        self._record_phases(self.slots.read())  # a rank may have begun steps since the last poll, and failed in one
 
     def timeout(self, beat: Beat) -> float:
         """Seconds for which a rank may stay in its phase."""

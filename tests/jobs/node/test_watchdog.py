@@ -109,6 +109,17 @@ def test_another_process_sees_what_ranks_do(slots: HeartbeatSlots, ranks: "list[
     assert slots.read() == []
 
 
+def test_the_last_steps_before_a_failure_are_known(
+    slots: HeartbeatSlots, ranks: "list[subprocess.Popen[bytes]]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that began after the watchdog's last look: the restart policy counts failures at the same step."""
+    monkeypatch.setattr("jobs.node.watchdog.POLL_SECONDS", 60)
+    watchdog = Watchdog(slots, PEERS, 0, 60, tmp_path)
+    watchdog.start()
+    watchdog.stop()
+    assert [watchdog.beats[rank].steps for rank in (10, 11)] == [4, 4]
+
+
 def test_heartbeats_cost_less_than_a_thousandth_of_a_step(
     slots: HeartbeatSlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
