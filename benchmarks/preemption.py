@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.helpers.slurm_cluster import Cluster, missing
+from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
@@ -52,7 +53,7 @@ class Terminal:
         width, height = COLUMNS * CHARACTER + 2 * MARGIN, len(self.lines) * LINE + 2 * MARGIN
         rows = []
         for i, line in enumerate(self.lines):
-            color = "#7ee787" if line.startswith("$ ") else "#8b949e" if line.startswith("#") else "#e6edf3"
+            color = "#7ee787" if line.startswith("$ ") else "#e6edf3"
             y = MARGIN + (i + 0.75) * LINE
             rows.append(
                 f'<text x="{MARGIN}" y="{y:.0f}" fill="{color}" xml:space="preserve">{html.escape(line)}</text>'
@@ -65,15 +66,6 @@ class Terminal:
         )
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
-    """Raises TimeoutError if something has not happened in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not happen in {seconds:.0f} s")
-        time.sleep(0.1)
-
-
 def last_step(run: RunFolder) -> int:
     """The last step of the learning curve."""
     return max((int(record["step"]) for record in read_lines(run.metrics)), default=0)
@@ -81,21 +73,22 @@ def last_step(run: RunFolder) -> int:
 
 def record(terminal: Terminal, cluster: Cluster) -> None:
     """A run is submitted, preempted by a job of a higher partition, requeued by Slurm, and finishes."""
+    wait = partial(wait_for, seconds=300)
     run = RunFolder(terminal.folder / "runs" / "demo")
     submit = "python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2 --cluster-config cluster.yaml"
     terminal.type(submit, keep=lambda line: "watch" not in line and "stop" not in line)
-    wait_for(lambda: last_step(run) >= 800, "step 800")
+    wait(lambda: last_step(run) >= 800, "step 800")
     terminal.type("python jobs/status.py")
     terminal.type("sbatch --partition high --nodes 2 --exclusive --time 1 --wrap 'sleep 10'  # somebody else's job")
-    wait_for(lambda: run.last("stopped"), "the save")
-    wait_for(lambda: cluster.call("squeue", "-h", "-p", "low", "-o", "%T") == "PENDING", "the requeue")
+    wait(lambda: run.last("stopped"), "the save")
+    wait(lambda: cluster.call("squeue", "-h", "-p", "low", "-o", "%T") == "PENDING", "the requeue")
     terminal.type("python jobs/status.py")
     stopped = run.last("stopped")
-    wait_for(lambda: run.last("started", "stopped") != stopped, "the resume")
-    wait_for(lambda: last_step(run) >= 1600, "step 1600")
+    wait(lambda: run.last("started", "stopped") != stopped, "the resume")
+    wait(lambda: last_step(run) >= 1600, "step 1600")
     terminal.type("python jobs/status.py")
-    wait_for(run.finished, "the end of the run")
-    wait_for(lambda: not cluster.call("squeue", "-h"), "an empty queue")
+    wait(run.finished, "the end of the run")
+    wait(lambda: not cluster.call("squeue", "-h"), "an empty queue")
     terminal.type("grep -E 'started|stopped|finished' runs/demo/ledger.jsonl | cut -c 1-68")
     terminal.type("python jobs/status.py")
 

@@ -201,7 +201,7 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
     (folder / "config.yaml").write_text(to_yaml(cfg))
     arguments = ["--config", str(folder / "config.yaml"), "--checkpoint.every_minutes"]
     rarely, often = [*arguments, "1e6"], [*arguments, "1e-6"]
-    samples = min(cfg.data.limit, int(read_dataset_manifest(cfg.data.train).samples))
+    samples = min(cfg.data.limit, read_dataset_manifest(cfg.data.train).samples)
     steps = cfg.steps(cfg.epochs, samples)
     print(
         f"{steps} steps of {cfg.global_batch} images, exact: {cfg.exact}, on {ranks[0]} ranks, undisturbed …",

@@ -14,8 +14,9 @@ from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from data_prep.sources.imagenet import ilsvrc
 from data_prep.sources.source import decode_image, read_image_file
 from data_prep.write_beton import main
-from tests.helpers.image_files import noise, psnr, save_bytes, save_image, smooth
+from tests.helpers.image_files import noise, save_bytes, save_image, smooth
 from tests.helpers.imagenet import UNUSUAL_FILES
+from tests.helpers.images import psnr
 from tests.helpers.stock_ffcv import StockFfcv
 from tests.helpers.write_command import file_names, needs_fashion_mnist, write_beton
 from vit.data.dataset_manifest import read_dataset_manifest

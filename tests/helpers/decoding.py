@@ -1,6 +1,5 @@
 """Calls the C++ decoder on single images."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +55,3 @@ def random_crops(count: int) -> list[tuple[Pixels, Box, int]]:
         top, left = int(random.integers(0, h - ch + 1)), int(random.integers(0, w - cw + 1))
         out.append((photograph_array(h, w, i), (top, left, ch, cw), int(random.choice([16, 28, 64, 96]))))
     return out
-
-
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio in decibels; infinite if the images are equal."""
-    error = np.square(a.astype(float) - b).mean()
-    return 10 * math.log10(255**2 / error) if error else math.inf

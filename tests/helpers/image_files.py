@@ -49,8 +49,3 @@ def image_folder(path: Path, images: int = 3) -> Path:
     for seed in range(2 * images):
         save_image(path / ("cat", "dog")[seed % 2] / f"{seed}.png", smooth(20 + seed % 30, 50 - seed % 30, seed))
     return path
-
-
-def psnr(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Peak signal-to-noise ratio of 8-bit images, in decibels."""
-    return float(10 * np.log10(255**2 / max(1e-9, np.mean((one.astype(float) - other) ** 2))))

@@ -53,3 +53,9 @@ def encode_jpeg(pixels: Pixels, **options: object) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", **options)
     return file.getvalue()
+
+
+def psnr(a: Pixels, b: Pixels) -> float:
+    """Peak signal-to-noise ratio in decibels; infinite if the images are equal."""
+    error = np.square(a.astype(float) - b).mean()
+    return 10 * math.log10(255**2 / error) if error else math.inf

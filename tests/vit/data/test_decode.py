@@ -14,8 +14,8 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 
 from tests.helpers.data_sets import JPEGS, small_config
-from tests.helpers.decoding import beton_of_one_jpeg, decode_native, psnr, random_crops
-from tests.helpers.images import encode_jpeg, photograph_array
+from tests.helpers.decoding import beton_of_one_jpeg, decode_native, random_crops
+from tests.helpers.images import encode_jpeg, photograph_array, psnr
 from tests.helpers.loading import decoded
 from tests.helpers.paths import ROOT
 from tests.helpers.pillow_resize import FILTERS, resized, weighted, weights
