@@ -19,6 +19,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
+from vit.config.user_error import UserError
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
@@ -28,7 +29,7 @@ RUN_COLORS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377")
 
 
 def draw(runs: Sequence[RunFolder], out: Path) -> None:
-    """Plots training loss and test accuracy, and marks where runs were resumed.  Raises ValueError."""
+    """Plots training loss and test accuracy, and marks where runs were resumed.  Raises UserError."""
     figure, (loss_axes, accuracy_axes) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     loss_axes.set(xlabel="epoch", ylabel="training loss")
     accuracy_axes.set(xlabel="epoch", ylabel="test top-1 (%)")
@@ -50,11 +51,11 @@ def draw(runs: Sequence[RunFolder], out: Path) -> None:
 
 
 def _draw_run(run: RunFolder, loss_axes: Any, accuracy_axes: Any, color: str) -> float:
-    """Plots one run, in its own color if there are several; returns its number of epochs.  Raises ValueError."""
+    """Plots one run, in its own color if there are several; returns its number of epochs.  Raises UserError."""
     records = read_lines(run.metrics)
     steps, evaluations = [r for r in records if "loss" in r], [r for r in records if "val_top1" in r]
     if not steps:
-        raise ValueError(f"{run.path} has no learning curve yet: {run.metrics.name} is missing or empty")
+        raise UserError(f"{run.path} has no learning curve yet: {run.metrics.name} is missing or empty")
     epochs = [r["epoch"] for r in steps]
     loss_axes.plot(epochs, [r["loss"] for r in steps], color=color or LOSS, linewidth=1, label=_name(run))
     _draw_accuracy(accuracy_axes, evaluations, "val_top1", color or TOP1, "-", "weights")
@@ -107,7 +108,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         draw([RunFolder(path) for path in options.runs], options.out)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1
     print(options.out)

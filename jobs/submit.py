@@ -40,6 +40,7 @@ from jobs.login.sweep import SweepPoint, sweep_points
 from vit.config import schema
 from vit.config.parser import parse_config
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.run.folder import InUseError, RunFolder
 
 
@@ -50,14 +51,14 @@ def main(args: list[str] | None = None) -> int:
     cfg, options = parse_config(parser, argv)
     try:
         return Submission(parser, argv, options).run(cfg)
-    except (ValueError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
+    except (UserError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
         hint = ""
         if isinstance(error, SlurmUnreachableError | SlurmNotFoundError):
             hint = "; use --cluster local to run on this machine"
         if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             hint = "; use --runs-dir to choose a writable folder"
         print(f"submit.py: {error}{hint}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | OSError) else 1
+        return 2 if isinstance(error, UserError | OSError) else 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Submission:
         return self.submit_sweep(runs, dependency) if self.options.sweep else self.submit_run(runs[0], dependency)
 
     def plan(self, cfg: Config, pending_data: Collection[Path]) -> list[PlannedRun]:
-        """The requested runs, all of them checked.  Raises ValueError."""
+        """The requested runs, all of them checked.  Raises UserError."""
         if not self.options.sweep:
             folder = RunFolder(run_folder.folder_path(self.options))
             runs = [PlannedRun(folder, run_folder.resolve_config(cfg, self.options, self.backend, pending_data))]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
 from vit.distributed.world import join_process_group
@@ -21,7 +22,7 @@ from vit.training.scoring import Score, autocast, evaluate
 def scores(run: TrainedModel, cfg: Config) -> dict[str, Score]:
     """Scores of the last weights, and of their EMA if the run keeps one, on the data set `cfg.data.val`.
 
-    Raises ValueError if the data set does not fit the model, or is damaged.
+    Raises UserError if the data set does not fit the model, or is damaged.
     """
     out = {}
     with join_process_group(cfg) as world:
@@ -48,7 +49,7 @@ def main(args: list[str] | None = None) -> int:
         run = load_trained_model(options.run, options.which)
         data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
         found = scores(run, replace(run.cfg, data=data, device=options.device))
-    except (ValueError, OSError, DamagedDataError) as error:
+    except (UserError, OSError, DamagedDataError) as error:
         print(f"vit.evaluate: {error}", file=sys.stderr)
         return 2
     if os.environ.get("RANK", "0") != "0":

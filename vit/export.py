@@ -27,6 +27,7 @@ from torch import nn
 
 from vit.checkpoint import trained_model
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
+from vit.config.user_error import UserError
 from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import TIMM, TORCHVISION, Tensors, to_theirs
 
@@ -35,7 +36,7 @@ def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> No
     """Writes a state dict.  torchvision has no layer scale, so its factors are multiplied into the preceding layers."""
     cfg = model.cfg
     if cfg.pool != "cls":
-        raise ValueError("torchvision's VisionTransformer needs a class token, but this model has none; use --to timm")
+        raise UserError("torchvision's VisionTransformer needs a class token, but this model has none; use --to timm")
     weights = _weights(model)
     for i in range(cfg.depth if cfg.layer_scale else 0):
         for scale, layer in (("scale1", "attention.out"), ("scale2", "mlp.down")):
@@ -138,13 +139,13 @@ def export(
     which: str = "newest",
     weights: trained_model.WeightsKind | None = None,
 ) -> Path:
-    """Writes the weights of a run atomically and returns the path.  Raises ValueError or OSError."""
+    """Writes the weights of a run atomically and returns the path.  Raises UserError or OSError."""
     run = load_trained_model(path, which)
     model = run.select_model(weights)
     write, suffix = FORMATS[to]
     out = out or path / (path.resolve().name + suffix)
     if out.exists():
-        raise ValueError(f"{out} already exists; choose another path with --out")
+        raise UserError(f"{out} already exists; choose another path with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -171,7 +172,7 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"vit.export: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

@@ -23,6 +23,7 @@ from torch import Tensor
 from vit.augment.pipeline import normalize
 from vit.checkpoint.trained_model import load_trained_model
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.data.decode import CenterCrop
 from vit.distributed.world import pick_device
 from vit.model import attention_maps
@@ -54,7 +55,7 @@ def load_image(path: Path, cfg: Config) -> Pixels:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
     except (SyntaxError, Image.DecompressionBombError) as error:  # of broken PNGs; of more than 180 megapixels
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
     if image.mode.startswith("I;16"):  # Pillow's convert() would clip values at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     size, one = cfg.model.image_size, np.ones(1, np.int64)
@@ -173,7 +174,7 @@ def main(args: list[str] | None = None) -> int:
         model = run.select_model(options.weights).to(pick_device(options.device, 0))
         attention = options.attention is not None
         return _output(predict(model, run.cfg, run.classes, options.images, options.top, attention), options)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"vit.predict: {error}", file=sys.stderr)
         return 2
 

@@ -14,6 +14,7 @@ import psutil
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.data.stage import StoppedError
 from vit.distributed.gradients import has_canonical_order
@@ -89,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if run.path.exists():
             run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
-        if not isinstance(error, (ValueError, FloatingPointError, DamagedDataError)):
+        if not isinstance(error, (UserError, FloatingPointError, DamagedDataError)):
             raise
         # Damaged data are seen by one rank only, which must print the error; the others are raised on all ranks, and
         # rank 0 prints them.

@@ -24,6 +24,7 @@ from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config, to_yaml
+from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.kill_attempts import Attempt, UnexpectedExitError, train_and_kill
 from vit.run.folder import RunFolder
@@ -169,14 +170,14 @@ def main(args: list[str] | None = None) -> None:
     cfg, options = parse_config(parser, args)
     try:
         if not re.fullmatch(r"\d+(,\d+)*", options.ranks):
-            raise ValueError(f"--ranks {options.ranks!r} must be numbers separated by commas, e.g. 4,2,1")
+            raise UserError(f"--ranks {options.ranks!r} must be numbers separated by commas, e.g. 4,2,1")
         ranks = [int(n) for n in options.ranks.split(",")]
         cfg = shorten(cfg, options.steps)
         for n in ranks:
             cfg.check_ranks(n)
         if options.folder and options.folder.exists() and any(options.folder.iterdir()):
-            raise ValueError(f"--folder {options.folder} is not empty; name a new one")
-    except ValueError as error:
+            raise UserError(f"--folder {options.folder} is not empty; name a new one")
+    except UserError as error:
         parser.error(str(error))
     folder = Path(tempfile.mkdtemp(prefix="vit-verify-")) if options.folder is None else options.folder
     try:

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from jobs.node.slurm_job import STOP_SECONDS
+from vit.config.user_error import UserError
 
 CLUSTERS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "clusters"
 # sbatch options that submit.py sets itself, and what determines each.
@@ -48,24 +49,22 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         time_limit(self.time)
         if self.cpus_per_gpu < 1:
-            raise ValueError(f"cpus_per_gpu must be at least 1, not {self.cpus_per_gpu}")
+            raise UserError(f"cpus_per_gpu must be at least 1, not {self.cpus_per_gpu}")
         if not re.fullmatch(r"USR2@[1-9]\d{0,4}", self.signal):
-            raise ValueError(f"signal must be USR2@SECONDS, not {self.signal!r}: a run saves only on USR2")
+            raise UserError(f"signal must be USR2@SECONDS, not {self.signal!r}: a run saves only on USR2")
         if self.signal_seconds < STOP_SECONDS + 10:
             least = f"USR2@{STOP_SECONDS + 10}"
-            raise ValueError(
+            raise UserError(
                 f"signal {self.signal!r} is too late: a run may need {STOP_SECONDS} s to save; use {least} or more"
             )
         if self.mem and not re.fullmatch(r"\d+[KMGT]?B?", self.mem):
-            raise ValueError(
-                f"mem must be a number of megabytes or a number with a unit such as 240G, not {self.mem!r}"
-            )
+            raise UserError(f"mem must be a number of megabytes or a number with a unit such as 240G, not {self.mem!r}")
         if self.gres not in {"", "none"} and not re.fullmatch(r"gpu(:[\w.-]*[A-Za-z][\w.-]*)?", self.gres):
-            raise ValueError(f"gres must be gpu, gpu:TYPE or none, not {self.gres!r}; --gpus sets the number of GPUs")
+            raise UserError(f"gres must be gpu, gpu:TYPE or none, not {self.gres!r}; --gpus sets the number of GPUs")
         for option in self.sbatch:
             if option in SET_ELSEWHERE or option in OPTIONS:
                 setter = SET_ELSEWHERE.get(option) or option.replace("-", "_")
-                raise ValueError(f"sbatch.{option} is not allowed: it is set by {setter}")
+                raise UserError(f"sbatch.{option} is not allowed: it is set by {setter}")
 
     @property
     def minutes(self) -> int:
@@ -86,20 +85,20 @@ OPTIONS = {f.name.replace("_", "-") for f in fields(ClusterConfig)}
 
 
 def time_limit(text: str) -> int:
-    """Minutes of a time limit: `[D-]HH:MM:SS` or a number of minutes; seconds are rounded up.  Raises ValueError."""
+    """Minutes of a time limit: `[D-]HH:MM:SS` or a number of minutes; seconds are rounded up.  Raises UserError."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
     if match:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (seconds > 0)
     if text.isdigit() and int(text) > 0:
         return int(text)
-    raise ValueError(f"time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not {text!r}")
+    raise UserError(f"time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not {text!r}")
 
 
 def load(name: str | None, options: Mapping[str, Any]) -> ClusterConfig:
     """Reads a file, by its name in configs/clusters or its path, and applies command-line options.
 
-    Options that are None were not given.  Raises ValueError.
+    Options that are None were not given.  Raises UserError.
     """
     file = {} if name is None else read_file(name)
     given = {key: value for key, value in options.items() if value is not None}
@@ -112,36 +111,36 @@ def load(name: str | None, options: Mapping[str, Any]) -> ClusterConfig:
 
 
 def read_file(name: str) -> dict[str, Any]:
-    """The values in a cluster's file.  Raises ValueError, which lists the existing files if this one does not exist."""
+    """The values in a cluster's file.  Raises UserError, which lists the existing files if this one does not exist."""
     path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else CLUSTERS_FOLDER / f"{name}.yaml"
     if not path.is_file():
         existing = ", ".join(sorted(file.stem for file in CLUSTERS_FOLDER.glob("*.yaml"))) or "no files"
-        raise ValueError(f"--cluster-config {name}: {path} does not exist; configs/clusters has {existing}")
+        raise UserError(f"--cluster-config {name}: {path} does not exist; configs/clusters has {existing}")
     try:
         # BaseLoader keeps values as text: YAML would read 24:00:00 as 86,400, and an account of digits as a number.
         values = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     return parse_values({} if values in (None, "") else values, f"{path}: ")
 
 
 def parse_values(values: object, prefix: str) -> dict[str, Any]:
     """Converts a mapping of text to valid keyword arguments of ClusterConfig.
 
-    Raises ValueError with a message that starts with `prefix`.
+    Raises UserError with a message that starts with `prefix`.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{prefix}expected lines of the form `key: value`")
+        raise UserError(f"{prefix}expected lines of the form `key: value`")
     types = get_type_hints(ClusterConfig)
     for key in values.keys() - types.keys():
         matches = difflib.get_close_matches(str(key).replace("-", "_"), types, 1, cutoff=0.5)
         suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
-        raise ValueError(f"{prefix}unknown key {key!r}{suggestion}  (known keys: {', '.join(types)})")
+        raise UserError(f"{prefix}unknown key {key!r}{suggestion}  (known keys: {', '.join(types)})")
     try:
         out = {key: parse_value(key, value, types[key]) for key, value in values.items() if value not in ("", [""])}
         ClusterConfig(**out)
     except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from None
+        raise UserError(f"{prefix}{error}") from None
     return out
 
 
@@ -151,24 +150,24 @@ def split_pairs(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def parse_value(key: str, value: object, kind: Any) -> Any:
-    """Converts a value from YAML, where every scalar is text, to type `kind`.  Raises ValueError."""
+    """Converts a value from YAML, where every scalar is text, to type `kind`.  Raises UserError."""
     if kind == dict[str, str]:
         if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
             return {str(k).removeprefix("--").replace("_", "-"): v for k, v in value.items()}
-        raise ValueError(f"{key} must have lines of the form `option: value`, not {value!r}")
+        raise UserError(f"{key} must have lines of the form `option: value`, not {value!r}")
     if kind == tuple[str, ...]:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             return tuple(items)
-        raise ValueError(f"{key} must be a list of strings, not {value!r}")
+        raise UserError(f"{key} must be a list of strings, not {value!r}")
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be a single value, not {value!r}")
+        raise UserError(f"{key} must be a single value, not {value!r}")
     if kind is bool:
         if value.lower() not in {"true", "false", "yes", "no"}:
-            raise ValueError(f"{key} must be true or false, not {value!r}")
+            raise UserError(f"{key} must be true or false, not {value!r}")
         return value.lower() in {"true", "yes"}
     if kind is int:
         if not value.isdigit():
-            raise ValueError(f"{key} must be a whole number, not {value!r}")
+            raise UserError(f"{key} must be a whole number, not {value!r}")
         return int(value)
     return value

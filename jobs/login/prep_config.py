@@ -13,6 +13,7 @@ import yaml
 
 from jobs.login import cluster_config
 from jobs.node.prep_job import write_command
+from vit.config.user_error import UserError
 
 DEFAULT_CPUS = 16
 
@@ -44,30 +45,30 @@ class PrepConfig:
 def load_prep(path: Path) -> PrepConfig:
     """Reads and checks a --prep file.
 
-    Raises ValueError, which names the file and the data set, for invalid options and for sources that do not exist.
+    Raises UserError, which names the file and the data set, for invalid options and for sources that do not exist.
     """
     try:
         text = path.read_text()
         # BaseLoader keeps values as text, which write_beton parses like its command line.
         values = yaml.load(text, Loader=yaml.BaseLoader)
     except FileNotFoundError:
-        raise ValueError(f"--prep {path}: file not found; see configs/imagenet.yaml for an example") from None
+        raise UserError(f"--prep {path}: file not found; see configs/imagenet.yaml for an example") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
-        raise ValueError(f"{path}: expected `train:` and `val:`, each with options of data_prep.write_beton below it")
+        raise UserError(f"{path}: expected `train:` and `val:`, each with options of data_prep.write_beton below it")
     job = dict(values.pop("job", {}))
     cpus = str(job.pop("cpus_per_task", DEFAULT_CPUS))
     if not cpus.isdigit() or int(cpus) < 1:
-        raise ValueError(f"{path}: job: cpus_per_task must be a positive whole number, not {cpus!r}")
+        raise UserError(f"{path}: job: cpus_per_task must be a positive whole number, not {cpus!r}")
     if not values:
-        raise ValueError(f"{path}: no data sets; see configs/imagenet.yaml for an example")
+        raise UserError(f"{path}: no data sets; see configs/imagenet.yaml for an example")
     data_sets = tuple(_data_set(name, options, f"{path}: {name}: ") for name, options in values.items())
     return PrepConfig(text, data_sets, cluster_config.parse_values(job, f"{path}: job: "), int(cpus))
 
 
 def _data_set(name: str, options: dict[str, str], prefix: str) -> DataSet:
-    """Checks the options of one data set.  Raises ValueError with a message that starts with `prefix`."""
+    """Checks the options of one data set.  Raises UserError with a message that starts with `prefix`."""
     # These import numpy and Pillow, which submitting a training does not need.
     from data_prep.options import parse_arguments
     from data_prep.publish import is_already_written
@@ -82,15 +83,15 @@ def _data_set(name: str, options: dict[str, str], prefix: str) -> DataSet:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             args = parse_arguments(arguments)
     except SystemExit:
-        raise ValueError(f"{prefix}{output.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
+        raise UserError(f"{prefix}{output.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
     for key in ("tar", "devkit", "synsets", "path", "root"):
         file = getattr(args, key, None)
         if file is not None and not file.exists() and source != "fashion-mnist":
-            raise ValueError(f"{prefix}{file} does not exist; correct `{key}`, or put the file there")
+            raise UserError(f"{prefix}{file} does not exist; correct `{key}`, or put the file there")
     try:
         exists = is_already_written(args.out, args.recipe)
     except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from None
+        raise UserError(f"{prefix}{error}") from None
     return DataSet(args.out.absolute(), tuple(arguments), exists)
 
 

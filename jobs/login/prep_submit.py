@@ -16,7 +16,7 @@ from vit.run.folder import RunFolder
 
 
 class Preparation:
-    """The data sets of --prep, and the job that writes them.  Raises ValueError for a file that cannot be used."""
+    """The data sets of --prep, and the job that writes them.  Raises UserError for a file that cannot be used."""
 
     def __init__(
         self, options: Namespace, cluster: ClusterConfig, backend: str, available: Sequence[PartitionNodes]

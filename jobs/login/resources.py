@@ -13,6 +13,7 @@ import submitit
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
+from vit.config.user_error import UserError
 from vit.run.folder import RunFolder
 
 NO_LIMIT_MINUTES = 10**6  # time limit of a job on this machine; submitit requires one
@@ -33,14 +34,14 @@ class Resources:
     bind_folders: tuple[str, ...] = ()  # host folders that a container needs
 
     def check(self, available: Sequence[PartitionNodes]) -> None:
-        """Raises ValueError if the requested partitions, or the default one, cannot run the job."""
+        """Raises UserError if the requested partitions, or the default one, cannot run the job."""
         if not available:  # Slurm was not queried
             return
         requested = [name for name in self.cluster.partition.split(",") if name]
         existing = sorted({group.partition for group in available})
         for name in requested:
             if name not in existing:
-                raise ValueError(f"--partition {name}: no such partition; available: {', '.join(existing)}")
+                raise UserError(f"--partition {name}: no such partition; available: {', '.join(existing)}")
         usable = [group for group in available if (group.partition in requested if requested else group.default)]
         if usable:
             self._check_time(usable)
@@ -50,7 +51,7 @@ class Resources:
         limits = [group.minutes for group in available]
         limit = max((minutes for minutes in limits if minutes is not None), default=0)
         if None not in limits and self.cluster.minutes > limit:
-            raise ValueError(
+            raise UserError(
                 f"--time {self.cluster.time}: the limit of partition {_names(available)} is {limit} minutes; use "
                 f"--time {limit}; a run that needs longer is requeued and resumes"
             )
@@ -75,7 +76,7 @@ class Resources:
             ),
         ):
             if value > limit:
-                raise ValueError(message)
+                raise UserError(message)
 
     @property
     def requests_gpus(self) -> bool:

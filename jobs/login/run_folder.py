@@ -19,6 +19,7 @@ from jobs.node.train_job import TrainJob
 from vit.config import schema
 from vit.config.parser import load_config
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_classes
 from vit.run.folder import RunFolder
 
@@ -30,12 +31,12 @@ LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tm
 
 
 def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: Collection[Path] = ()) -> Config:
-    """The config with absolute paths.  Raises ValueError if it cannot run as requested.
+    """The config with absolute paths.  Raises UserError if it cannot run as requested.
 
     `pending_data` are the data sets that a --prep job will write first; they are not checked.
     """
     if options.nodes > 1 and backend != "slurm":
-        raise ValueError(f"--nodes {options.nodes}: without Slurm there is only one node, this machine")
+        raise UserError(f"--nodes {options.nodes}: without Slurm there is only one node, this machine")
     if options.extend is not None:
         cfg = replace(cfg, epochs=options.extend)
     cfg.check_ranks(options.nodes * options.gpus)
@@ -53,10 +54,10 @@ _check_classes = cache(check_classes)  # the runs of a sweep share their data se
 
 
 def folder_path(options: Namespace, suffix: str = "") -> Path:
-    """The folder of the run, or of the sweep.  Raises ValueError for a name with characters that need quoting."""
+    """The folder of the run, or of the sweep.  Raises UserError for a name with characters that need quoting."""
     name = options.name or Path(str(options.config[-1])).stem + suffix
     if not re.fullmatch(r"[\w.+=-]+", name):
-        raise ValueError(f"--name {name!r}: use only letters, digits and . _ + = -")
+        raise UserError(f"--name {name!r}: use only letters, digits and . _ + = -")
     folder = (options.runs_dir / name).absolute()
     numbered = (folder.with_name(f"{name}-{count}") for count in itertools.count(2))
     return next(new for new in numbered if not new.exists()) if options.restart and folder.exists() else folder
@@ -68,22 +69,22 @@ def allowed_changes(options: Namespace) -> list[str]:
 
 
 def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
-    """Raises ValueError if the folder holds a run with other settings, except for the allowed changes."""
+    """Raises UserError if the folder holds a run with other settings, except for the allowed changes."""
     if not run.config.exists():
         if options.extend is not None:
-            raise ValueError(
+            raise UserError(
                 f"--extend {options.extend}: {display_path(run.path)} is not a run; use --epochs for a new run"
             )
         return
     before, now = schema.recipe(load_config(run.config)), schema.recipe(cfg)
     if options.extend is not None and options.extend < before["epochs"]:
-        raise ValueError(
+        raise UserError(
             f"--extend {options.extend}: {display_path(run.path)} has {before['epochs']} epochs; use a larger number"
         )
     allowed = allowed_changes(options)
     changed = [key for key in now if before[key] != now[key] and key not in allowed]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{run.path} is a run with different settings:\n"
             + "".join(f"  {key}: {before[key]} in the run, {now[key]} now\n" for key in changed)
             + f"Use another --name, or resume with --override-resume {' '.join(changed)}"

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
 from vit.config.parser import config_parser
+from vit.config.user_error import UserError
 
 
 def submit_parser(description: str) -> ArgumentParser:
@@ -142,20 +143,20 @@ def _add_failure_options(group: Any) -> None:
 
 
 def load_cluster(options: Namespace) -> ClusterConfig:
-    """The cluster's file, overridden by command-line options.  Raises ValueError."""
+    """The cluster's file, overridden by command-line options.  Raises UserError."""
     return cluster_config.load(options.cluster_config, {f.name: options[f.name] for f in fields(ClusterConfig)})
 
 
 def check_options(options: Namespace) -> None:
-    """Raises ValueError for invalid counts and for options that contradict each other."""
+    """Raises UserError for invalid counts and for options that contradict each other."""
     if options.extend is not None and options.restart:
-        raise ValueError("--extend continues a run and --restart starts a new one; use only one of them")
+        raise UserError("--extend continues a run and --restart starts a new one; use only one of them")
     for name in ("nodes", "gpus", "max_parallel"):
         if options[name] is not None and options[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
     if options.max_parallel and not options.sweep:
-        raise ValueError("--max-parallel requires --sweep")
+        raise UserError("--max-parallel requires --sweep")
     if not options.config and not options.prep:
-        raise ValueError("--config FILE is required")
+        raise UserError("--config FILE is required")
     if options.sweep and not options.config:
-        raise ValueError("--sweep requires --config")
+        raise UserError("--sweep requires --config")

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vit.config.user_error import UserError
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -19,17 +21,17 @@ class SweepPoint:
 
 
 def sweep_points(sweeps: Sequence[str]) -> list[SweepPoint]:
-    """Expands --sweep options: `["optim.lr=1e-3,3e-3", "seed=0,1"]` gives four points.  Raises ValueError."""
+    """Expands --sweep options: `["optim.lr=1e-3,3e-3", "seed=0,1"]` gives four points.  Raises UserError."""
     settings: dict[str, list[str]] = {}
     for text in sweeps:
         key, sign, listed = text.partition("=")
         values = split_values(listed)
         if not (key and sign) or "" in values:
-            raise ValueError(f"--sweep {text}: expected SETTING=VALUE,VALUE, as in --sweep optim.lr=1e-3,3e-3")
+            raise UserError(f"--sweep {text}: expected SETTING=VALUE,VALUE, as in --sweep optim.lr=1e-3,3e-3")
         if key in settings:
-            raise ValueError(f"--sweep {text}: {key} is swept twice; give all of its values in one --sweep")
+            raise UserError(f"--sweep {text}: {key} is swept twice; give all of its values in one --sweep")
         if duplicates := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"--sweep {text}: duplicate value {sorted(duplicates)[0]}")
+            raise UserError(f"--sweep {text}: duplicate value {sorted(duplicates)[0]}")
         settings[key] = values
     short = short_names(list(settings))
     out = []
@@ -37,7 +39,7 @@ def sweep_points(sweeps: Sequence[str]) -> list[SweepPoint]:
         chosen = tuple(zip(settings, combination, strict=True))
         out.append(SweepPoint(",".join(f"{short[key]}={safe_name(value)}" for key, value in chosen), chosen))
     if len({point.name for point in out}) < len(out):
-        raise ValueError("two runs of this sweep would have the same name; use values that differ in letters or digits")
+        raise UserError("two runs of this sweep would have the same name; use values that differ in letters or digits")
     return out
 
 

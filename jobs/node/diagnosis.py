@@ -39,7 +39,7 @@ def _cause(
     if watchdog.unkillable or watchdog.stalled:
         return *_stall(watchdog), when
     if failed.exitcode == USER_ERROR:
-        # "ValueError: data.limit …": the message says what to do; the exception's name is of no use.
+        # "UserError: data.limit …": the message says what to do; the exception's name is of no use.
         return "user", rank, recorded[0]["error"].partition(": ")[2] if recorded else "exit code 2", when
     if own := [e for e in recorded if not PEER_LOST.search(e["error"])]:
         return "exception", own[0]["rank"], own[0]["error"], own[0]["time"]

@@ -14,6 +14,7 @@ from PIL import Image
 from vit.augment.pipeline import augment, channel_levels, normalize
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.data.beton import open_beton
 from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.random_keys import Stream, key
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cfg, options = parse_config(parser, list(arguments) if arguments is not None else None)
     try:
         if min(options.images, options.draws) < 1:
-            raise ValueError("--images and --draws must be at least 1")
+            raise UserError("--images and --draws must be at least 1")
         contact_sheet(cfg, options.images, options.draws).save(options.out)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"vit.augment: {error}", file=sys.stderr)
         return 2
     print(f"wrote {options.out}: each row is the unaugmented image and {options.draws} augmented versions")

@@ -23,6 +23,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from vit.config.user_error import UserError
 from vit.run.disk_errors import DAMAGED_FILE_ERRORS
 from vit.run.fsync import fsync
 
@@ -95,7 +96,7 @@ def commit(
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Reads the manifest of a checkpoint.  Raises DamagedCheckpointError, or ValueError for another format."""
+    """Reads the manifest of a checkpoint.  Raises DamagedCheckpointError, or UserError for another format."""
     path = checkpoint / "manifest.json"
     with _io_errors_as_damage(path):
         checksum, _, text = path.read_bytes().partition(b"\n")
@@ -103,7 +104,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match")
     manifest: dict[str, Any] = json.loads(text)
     if manifest["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {manifest['format']!r}, but this version reads only {FORMAT}")
+        raise UserError(f"{checkpoint} has format {manifest['format']!r}, but this version reads only {FORMAT}")
     return manifest
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints
 from vit.checkpoint.load import load_checkpoint
+from vit.config.user_error import UserError
 from vit.model.weight_names import Tensors, from_timm, from_torchvision
 from vit.run.folder import RunFolder
 
@@ -16,7 +17,7 @@ from vit.run.folder import RunFolder
 def read_weights(path: Path) -> Tensors:
     """Weights under this project's names, from a run folder, a checkpoint, a .safetensors or a `torch.save` file.
 
-    Reads the newest intact checkpoint of a run, and the EMA of the weights if a checkpoint has one.  Raises ValueError
+    Reads the newest intact checkpoint of a run, and the EMA of the weights if a checkpoint has one.  Raises UserError
     that names the file and the problem.
     """
     path = path.expanduser()
@@ -27,10 +28,10 @@ def read_weights(path: Path) -> Tensors:
     try:
         loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # unpickling a file that is no pickle can raise almost anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} contains no weights ({reason})") from None
+        raise UserError(f"{path} contains no weights ({reason})") from None
     if "patches.proj.weight" in loaded:
         return loaded
     if "conv_proj.weight" in loaded:
@@ -38,7 +39,7 @@ def read_weights(path: Path) -> Tensors:
     if "patch_embed.proj.weight" in loaded:
         return from_timm(loaded)
     names = ", ".join(list(loaded)[:3]) or "nothing"
-    raise ValueError(
+    raise UserError(
         f"{path} is not a Vision Transformer of torchvision, timm, DeiT or this project: it contains {names} …"
     )
 
@@ -46,7 +47,7 @@ def read_weights(path: Path) -> Tensors:
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
     """Reads a checkpoint, or the newest intact one of a run: its tensors, its metadata with the step, and its path.
 
-    Does not modify the folder, which may belong to a run in progress.  Raises ValueError.
+    Does not modify the folder, which may belong to a run in progress.  Raises UserError.
     """
     run = RunFolder(path).checkpoints
     candidates = find_checkpoints(run) if run.is_dir() else [path]
@@ -58,7 +59,7 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
             problems.append(str(error))
         else:
             return tensors, manifest["about"] | {"step": manifest["step"]}, candidate
-    raise ValueError(f"{path} has no intact checkpoint" + (f": {problems[0]}" if problems else ""))
+    raise UserError(f"{path} has no intact checkpoint" + (f": {problems[0]}" if problems else ""))
 
 
 def _load_pickle(path: Path) -> Tensors:

@@ -21,6 +21,7 @@ from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
+from vit.config.user_error import UserError
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
 from vit.run.progress import show
@@ -33,7 +34,7 @@ def resume(
 ) -> int | None:
     """Restores the newest intact checkpoint and returns its step; None if there is none.
 
-    Also adds to the state the steps that the ledger says to skip under this recipe.  Raises ValueError if the recipe
+    Also adds to the state the steps that the ledger says to skip under this recipe.  Raises UserError if the recipe
     differs from the checkpoint's in more than `allowed_changes`.
     """
     skipped: list[set[int]] = [set()]
@@ -50,7 +51,7 @@ def resume(
     saved = schema.recipe(schema.Config()) | manifest["about"]["recipe"]
     changes = recipe_differences(saved, recipe, allowed_changes)
     if changes:
-        raise ValueError(
+        raise UserError(
             f"{path} was written with other settings:\n  " + "\n  ".join(changes) + "\nUse a new run folder, or "
             "accept the changes with --override-resume " + " ".join(change.split(":")[0] for change in changes)
         )

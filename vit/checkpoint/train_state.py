@@ -49,7 +49,7 @@ class TrainState:
         self.restore(0, fresh.tensors(), fresh.metadata())
 
     def load_initial_weights(self, path: Path) -> list[str]:
-        """Loads pretrained weights at step 0; returns messages that say what was loaded.  Raises ValueError."""
+        """Loads pretrained weights at step 0; returns messages that say what was loaded.  Raises UserError."""
         report = load_pretrained(read_weights(path), self.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.model.state_dict())

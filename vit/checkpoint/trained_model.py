@@ -10,6 +10,7 @@ from vit.checkpoint.format import find_checkpoints, step_of
 from vit.checkpoint.read_weights import read_checkpoint
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import Tensors
 from vit.run.folder import RunFolder
@@ -31,30 +32,30 @@ class TrainedModel:
     ema: VisionTransformer | None  # the EMA of the weights, if the run keeps one
 
     def select_model(self, weights: WeightsKind | None) -> VisionTransformer:
-        """The EMA or the last weights; None selects the EMA if there is one.  Raises ValueError if there is no EMA."""
+        """The EMA or the last weights; None selects the EMA if there is one.  Raises UserError if there is no EMA."""
         if weights == "ema" and self.ema is None:
-            raise ValueError(f"{self.checkpoint} has no EMA of the weights (optim.ema_decay is 0); use --weights last")
+            raise UserError(f"{self.checkpoint} has no EMA of the weights (optim.ema_decay is 0); use --weights last")
         return self.model if self.ema is None or weights == "last" else self.ema
 
 
 def choose_checkpoint(run: RunFolder, which: str) -> Path:
-    """The checkpoint with the best validation score (`best`), or the one of a step.  Raises ValueError."""
+    """The checkpoint with the best validation score (`best`), or the one of a step.  Raises UserError."""
     available = {step_of(path): path for path in find_checkpoints(run.checkpoints)}
     evaluation = best_evaluation([r for r in read_lines(run.metrics) if r["step"] in available])
     step = evaluation["step"] if which == "best" and evaluation is not None else which
     if not str(step).isdigit() or int(step) not in available:
         steps = ", ".join(map(str, sorted(available))) or "none"
-        raise ValueError(f"{run.path} has no checkpoint {which!r}; available steps: {steps}")
+        raise UserError(f"{run.path} has no checkpoint {which!r}; available steps: {steps}")
     return available[int(step)]
 
 
 def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
-    """Loads the models of a run folder or of one checkpoint.  Raises ValueError that names the path and the problem.
+    """Loads the models of a run folder or of one checkpoint.  Raises UserError that names the path and the problem.
 
     `which` is newest (the newest intact checkpoint), best (by validation) or a step.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is not a run folder" + ("" if path.exists() else ": it does not exist"))
+        raise UserError(f"{path} is not a run folder" + ("" if path.exists() else ": it does not exist"))
     tensors, metadata, checkpoint = read_checkpoint(
         path if which == "newest" else choose_checkpoint(RunFolder(path), which)
     )

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from vit.config.schema import Config, flatten
+from vit.config.user_error import UserError
 
 
 def load_config(path: Path | str, *overrides: str) -> Config:
@@ -57,7 +58,7 @@ def parse_config(parser: ArgumentParser, args: list[str] | None = None) -> tuple
         given = vars(options.as_flat())
         for name in flatten(Config()):
             if given.get(name) is None:  # `lr:` with nothing after it, or `optim: 5`
-                raise ValueError(f"{name} has no value")
+                raise UserError(f"{name} has no value")
         values = {f.name: options.pop(f.name) for f in fields(Config)}
         sections = {name: hints[name](**vars(v)) if isinstance(v, Namespace) else v for name, v in values.items()}
         config = Config(**sections)

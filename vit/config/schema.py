@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import yaml
 
+from vit.config.user_error import UserError
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +242,7 @@ class Config:
         return math.ceil(epochs * samples / self.global_batch)
 
     def check_ranks(self, ranks: int) -> None:
-        """Raises ValueError unless `ranks` divides the number of micro-batches."""
+        """Raises UserError unless `ranks` divides the number of micro-batches."""
         allowed = [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
         _require(
             self.micro_batches % ranks == 0,

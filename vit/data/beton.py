@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.data.ffcv_format import ALLOCATION, FIELD, FIELDS, HEADER, JPEG, RAW, SAMPLE, VERSION, field_names
 from vit.data.storage import Cache, Storage, open_storage
@@ -45,14 +46,14 @@ class Beton:
 def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> Beton:
     """Opens a `.beton` file and validates its records: every image lies within the file, every label is a class.
 
-    Raises ValueError that names the file and the problem, OSError if it cannot be read.  FFCV's own reader checks
+    Raises UserError that names the file and the problem, OSError if it cannot be read.  FFCV's own reader checks
     nothing: it opens a truncated file and then reads out of bounds.
     """
     manifest = read_dataset_manifest(path)
     if not path.exists():
-        raise ValueError(f"{path} is missing, but its manifest exists; {_ADVICE}")
+        raise UserError(f"{path} is missing, but its manifest exists; {_ADVICE}")
     if (found := path.stat().st_size) != manifest.bytes:
-        raise ValueError(f"{path} has {found:,} bytes, but its manifest says {manifest.bytes:,}; {_ADVICE}")
+        raise UserError(f"{path} has {found:,} bytes, but its manifest says {manifest.bytes:,}; {_ADVICE}")
     memory = np.memmap(path, np.uint8, "r")
     images_end, samples, table = _read_records(path, memory)
     image = samples["image"]
@@ -68,12 +69,12 @@ def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> B
     valid &= (image["mode"] == JPEG) | (allocation["size"] == 3 * height * width)
     valid &= (samples["label"] >= 0) & (samples["label"] < len(manifest.classes))
     if len(samples) != manifest.samples:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged: it has {len(samples)} samples, but its manifest says {manifest.samples}; {_ADVICE}"
         )
     if not valid.all():
         first = int(np.argmin(valid))
-        raise ValueError(f"{path} is damaged: the record of sample {first} of {len(samples)} is invalid; {_ADVICE}")
+        raise UserError(f"{path} is damaged: the record of sample {first} of {len(samples)} is invalid; {_ADVICE}")
     return Beton(
         path=path,
         classes=manifest.classes,
@@ -97,7 +98,7 @@ def _read_records(path: Path, memory: NDArray[np.uint8]) -> tuple[np.uint64, NDA
     fields = _records(path, memory, HEADER.itemsize, int(header["fields"]), FIELD)
     found = field_names(fields)
     if header["version"] != VERSION or found != FIELDS:
-        raise ValueError(
+        raise UserError(
             f"{path} has version {header['version']} and the fields {found}; "
             f"expected FFCV's version {VERSION} and the fields {FIELDS}"
         )
@@ -106,10 +107,10 @@ def _read_records(path: Path, memory: NDArray[np.uint8]) -> tuple[np.uint64, NDA
 
 
 def _records(path: Path, memory: NDArray[np.uint8], start: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """`count` records from byte `start` on: (count,).  Raises ValueError if they do not lie within the file."""
+    """`count` records from byte `start` on: (count,).  Raises UserError if they do not lie within the file."""
     stop = start + count * dtype.itemsize
     if stop > len(memory):
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged: it has {len(memory):,} bytes, but its records extend to byte {stop:,}; {_ADVICE}"
         )
     return memory[start:stop].view(dtype)

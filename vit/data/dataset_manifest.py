@@ -9,6 +9,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vit.config.user_error import UserError
+
 FORMAT = "vit-beton-1"
 
 
@@ -58,7 +60,7 @@ def manifest_path(beton: Path) -> Path:
 
 
 def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest:
-    """Reads the manifest of a `.beton` file.  Raises ValueError that names the manifest, the problem and what to do.
+    """Reads the manifest of a `.beton` file.  Raises UserError that names the manifest, the problem and what to do.
 
     For training, the digests of the pages are required, and unknown keys, of a newer version, are ignored.  Otherwise
     manifests without page digests (older versions) are accepted, and an unknown key is an error.
@@ -68,37 +70,37 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         missing = beton if not beton.exists() else path
-        raise ValueError(f"{missing} does not exist; python -m data_prep.write_beton creates it") from None
+        raise UserError(f"{missing} does not exist; python -m data_prep.write_beton creates it") from None
     except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path} is damaged ({error}); write the data set again") from None
+        raise UserError(f"{path} is damaged ({error}); write the data set again") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} has format {found!r}, but this version reads only {FORMAT}; write the data set again")
+        raise UserError(f"{path} has format {found!r}, but this version reads only {FORMAT}; write the data set again")
     image = content.get("image")
     if not isinstance(image, dict):
-        raise ValueError(f"{path} is damaged (no 'image'); write the data set again")
+        raise UserError(f"{path} is damaged (no 'image'); write the data set again")
     known, known_of_image = (_known_fields(path, *pair) for pair in ((content, DatasetManifest), (image, ImageInfo)))
     unknown = [*(content.keys() - known.keys()), *(image.keys() - known_of_image.keys())]
     if unknown and not training:
-        raise ValueError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); write the data set again")
+        raise UserError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); write the data set again")
     for name in ("page_size", "pages") if training else ():
         if not known.get(name):
-            raise ValueError(f"{path} is damaged (no {name!r}); write the data set again")
+            raise UserError(f"{path} is damaged (no {name!r}); write the data set again")
     return DatasetManifest(**known | {"image": ImageInfo(**known_of_image)})
 
 
 def _known_fields(path: Path, content: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
-    """The entries that are fields of `cls`; others are ignored.  Raises ValueError if a required one is missing."""
+    """The entries that are fields of `cls`; others are ignored.  Raises UserError if a required one is missing."""
     for each in fields(cls):
         if each.name not in content and each.default is MISSING and each.default_factory is MISSING:
-            raise ValueError(f"{path} is damaged (no {each.name!r}); write the data set again")
+            raise UserError(f"{path} is damaged (no {each.name!r}); write the data set again")
     return {each.name: content[each.name] for each in fields(cls) if each.name in content}
 
 
 def check_classes(beton: Path, num_classes: int) -> None:
-    """Raises ValueError if the data set does not have `num_classes` classes."""
+    """Raises UserError if the data set does not have `num_classes` classes."""
     classes = len(read_dataset_manifest(beton).classes)
     if classes != num_classes:
-        raise ValueError(
+        raise UserError(
             f"model.num_classes is {num_classes}, but {beton} has {classes} classes; set model.num_classes to {classes}"
         )

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vit.config.user_error import UserError
 from vit.data.beton import Beton
 from vit.data.ffcv_format import JPEG, ffcv_library
 from vit.random_keys import U64, Stream, keys, uniform
@@ -234,12 +235,12 @@ def _raise(error: DecodeError) -> int:
 def resolve_decoder(choice: str, interpolation: str = "bilinear") -> str:
     """The backend for a value of `data.decoder`: `native`, `scaled` or `ffcv`.
 
-    Raises ValueError if it needs the C++ decoder and that was not built.
+    Raises UserError if it needs the C++ decoder and that was not built.
     """
     if choice == "auto":
         choice = "native" if native_library() or interpolation == "bicubic" else "ffcv"
     if choice in _NATIVE and native_library() is None:
-        raise ValueError(
+        raise UserError(
             f"data.decoder {choice} was not built, because libjpeg-turbo's headers were missing; install them and run "
             "make setup again, or use data.decoder auto or ffcv with data.interpolation bilinear"
         )

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.data.damage import damaged_page
 from vit.data.dataset_manifest import DatasetManifest, manifest_path, read_dataset_manifest
 from vit.data.decode import DamagedDataError
@@ -46,7 +47,7 @@ def stage_data_sets(
     """Copies the data sets to `data.stage`; returns the config with the paths of the copies.
 
     A data set that cannot be copied, e.g. because the disk is full, keeps its path.  Every rank must call this.
-    Raises StoppedError on all ranks once `stop_requested` is true on any, ValueError if `data.stage` contains a
+    Raises StoppedError on all ranks once `stop_requested` is true on any, UserError if `data.stage` contains a
     variable that is not set on this node or a data set does not exist, DamagedDataError if a page is damaged.
     """
     if not cfg.data.stage:
@@ -68,10 +69,10 @@ def stage_data_sets(
 
 
 def expand_folder(folder: str) -> Path:
-    """Expands `~` and variables, e.g. `$TMPDIR`, on this node.  Raises ValueError if a variable is not set."""
+    """Expands `~` and variables, e.g. `$TMPDIR`, on this node.  Raises UserError if a variable is not set."""
     path = os.path.expanduser(os.path.expandvars(folder))
     if "$" in path:
-        raise ValueError(
+        raise UserError(
             f"data.stage {folder}: the variable is not set on {socket.gethostname()}; set it or use a folder like /tmp"
         )
     return Path(path)

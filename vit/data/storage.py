@@ -14,6 +14,7 @@ import psutil
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from vit.config.user_error import UserError
 from vit.distributed.world import World
 
 Ints = NDArray[np.int64]
@@ -103,7 +104,7 @@ def _will_need(file: int, offset: int, size: int) -> None:
 def open_storage(path: Path, cache: Cache, world: World) -> Storage:
     """Opens a file.  For `memory`, every rank must call this; the first rank of each node reads the file.
 
-    Raises ValueError if there is not enough memory, OSError that names the file and the position.
+    Raises UserError if there is not enough memory, OSError that names the file and the position.
     """
     if cache == "memory":
         return MemoryStorage(_load_shared(path, world))
@@ -148,7 +149,7 @@ def _load_shared(path: Path, world: World) -> Bytes:
     if world.size > 1:
         dist.all_gather_object(everyone, mine)
     if problem := next((problem for *_, problem in everyone if problem), ""):
-        raise ValueError(f"{problem}; use data.cache os")
+        raise UserError(f"{problem}; use data.cache os")
     host = socket.gethostname()
     _, _, owner, owner_descriptor, _ = next(each for each in everyone if each[:2] == (host, 0))
     # Each rank opens the memory itself, so that it outlives the rank that filled it.  It has no name in a file system

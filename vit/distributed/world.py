@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,17 @@ SINGLE_RANK = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
 
 
 def pick_device(choice: str, local_rank: int) -> torch.device:
-    """The device of a rank.  Raises ValueError if `cuda` is requested and this rank has no GPU."""
+    """The device of a rank.  Raises UserError if `cuda` is requested and this rank has no GPU."""
     gpus = torch.cuda.device_count()
     if choice == "cpu" or (choice == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
-        raise ValueError(
+        raise UserError(
             "device: cuda, but no GPU is visible (nvidia-smi lists the GPUs of this machine, CUDA_VISIBLE_DEVICES may "
             "hide them); use device: cpu to train without a GPU"
         )
     if local_rank >= gpus:
-        raise ValueError(f"{local_rank + 1} ranks on this node but only {gpus} visible GPUs; start one rank per GPU")
+        raise UserError(f"{local_rank + 1} ranks on this node but only {gpus} visible GPUs; start one rank per GPU")
     return torch.device("cuda", local_rank)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.config.user_error import UserError
 from vit.model.vision_transformer import VisionTransformer
 
 # Substrings of parameter names: ours -> theirs.
@@ -87,13 +88,13 @@ def resize_positions(positions: Tensor, tokens: int) -> Tensor:
     """Resizes learned position embeddings to another number of tokens, bicubic: (1, N, D) -> (1, tokens, D).
 
     Keeps the class token's position if there is one, and aligns corners as torchvision's `interpolate_embeddings` does.
-    Raises ValueError if the patches do not form a square.
+    Raises UserError if the patches do not form a square.
     """
     # 1 if both have a class token, that is, a square number of patches and one token more.
     class_tokens = int(all(math.isqrt(n - 1) ** 2 == n - 1 for n in (positions.shape[1], tokens)))
     old, new = (math.isqrt(n - class_tokens) for n in (positions.shape[1], tokens))
     if old**2 + class_tokens != positions.shape[1] or new**2 + class_tokens != tokens:
-        raise ValueError(f"cannot resize {positions.shape[1]} positions to {tokens}: the patches do not form a square")
+        raise UserError(f"cannot resize {positions.shape[1]} positions to {tokens}: the patches do not form a square")
     grid = positions[:, class_tokens:].transpose(1, 2).unflatten(2, (old, old))  # (1, D, old, old)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=True)
     return torch.cat([positions[:, :class_tokens], grid.flatten(2).transpose(1, 2)], dim=1)
@@ -103,7 +104,7 @@ def load_pretrained(weights: Tensors, model: VisionTransformer) -> list[str]:
     """Copies weights into a model; returns one line each on what was loaded, initialized, resized and ignored.
 
     Resizes learned positions to the model's number of patches.  If the number of classes differs, the model keeps its
-    own head.  Raises ValueError that names what is missing or has a different shape.
+    own head.  Raises UserError that names what is missing or has a different shape.
     """
     own, given, report = model.state_dict(), dict(weights), []
     loaded = [name for name in own if not name.startswith("head.")]
@@ -115,7 +116,7 @@ def load_pretrained(weights: Tensors, model: VisionTransformer) -> list[str]:
         pretrained = f" (pretrained: {classes})" if classes else ""
         report.append(f"initialized: head for {model.cfg.num_classes} classes{pretrained}")
     if missing := [name for name in own if name not in given]:
-        raise ValueError(f"the pretrained weights lack {_some(missing)}; set model.* to their architecture")
+        raise UserError(f"the pretrained weights lack {_some(missing)}; set model.* to their architecture")
     if "positions" in own:
         tokens, before = own["positions"].shape[1], given["positions"].shape[1]
         if model.cls_token is None and "cls_token" in given:
@@ -126,7 +127,7 @@ def load_pretrained(weights: Tensors, model: VisionTransformer) -> list[str]:
     for name, tensor in own.items():
         if given[name].shape != tensor.shape:
             shapes = f"{tuple(given[name].shape)}, but the model expects {tuple(tensor.shape)}"
-            raise ValueError(f"{name} has shape {shapes}; set model.* to the architecture of the pretrained weights")
+            raise UserError(f"{name} has shape {shapes}; set model.* to the architecture of the pretrained weights")
     if ignored := [name for name in given if name not in own]:
         report.append(f"ignored: {_some(ignored)}")
     model.load_state_dict({name: given[name] for name in own})

@@ -44,7 +44,7 @@ class Trainer:
     """One attempt at a run: puts together the data, the state, the step, the saver and the logs."""
 
     def __init__(self, cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_changes: list[str]) -> None:
-        """Raises StoppedError if a signal comes while data are staged, ValueError for errors that the user can fix."""
+        """Raises StoppedError if a signal comes while data are staged, UserError for errors that the user can fix."""
         self.cfg, self.run, self.world, self.clock, self.allowed_changes = cfg, run, world, clock, allowed_changes
         self.agreement = Agreement(world)
         self.agreement.install_signal_handlers()

@@ -1,0 +1,9 @@
+"""The exception for what a user can fix."""
+
+
+class UserError(ValueError):
+    """A wrong setting, argument or input file.  The message names it and says what to do; no traceback is needed.
+
+    Commands print only the message and exit with code 2, and a job that fails with it is not tried again.  Every other
+    exception may be a bug or a passing fault of the machine: its traceback is printed, and the job may be retried.
+    """
