@@ -88,13 +88,22 @@ def main(args: list[str] | None = None) -> None:
         # A job may find the folder free later; a user must stop the other process first.
         sys.exit(_print_error(error, rank, os.EX_TEMPFAIL if wait_seconds else 2))
     except Exception as error:
-        if run.path.exists():
-            run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
+        _record_failure(run, rank, error, clock)
         if not isinstance(error, (UserError, FloatingPointError, DamagedDataError)):
             raise
         # Damaged data are seen by one rank only, which must print the error; the others are raised on all ranks, and
         # rank 0 prints them.
         sys.exit(_print_error(error, 0 if isinstance(error, DamagedDataError) else rank))
+
+
+def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -> None:
+    """Adds the failure to the ledger.  If that fails too, the error remains the one that is reported."""
+    try:
+        run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
+    except FileNotFoundError:
+        return  # the run folder was never created
+    except OSError as problem:
+        error.add_note(f"This failure could not be recorded: {problem}")
 
 
 def _print_error(error: Exception, rank: int, code: int = 2) -> int:

@@ -19,12 +19,13 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vit.config.user_error import UserError
-from vit.run.disk_errors import DAMAGED_FILE_ERRORS
+from vit.run.disk_errors import DAMAGED_FILE_ERRORS, is_missing, naming
 from vit.run.fsync import fsync
 
 Layout = Mapping[str, dict[str, Any]]  # for each tensor: dtype, shape, part, offset in the part, and bytes
@@ -96,9 +97,12 @@ def commit(
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Reads the manifest of a checkpoint.  Raises DamagedCheckpointError, or UserError for another format."""
+    """Reads the manifest of a checkpoint.
+
+    Raises DamagedCheckpointError, OSError if it cannot be read now, UserError for another format.
+    """
     path = checkpoint / "manifest.json"
-    with _io_errors_as_damage(path):
+    with _read_errors(path):
         checksum, _, text = path.read_bytes().partition(b"\n")
     if b"%08x" % zlib.crc32(text) != checksum:
         raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match")
@@ -111,8 +115,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def read_tensors(
     checkpoint: Path, manifest: Mapping[str, Any], from_disk: bool = False
 ) -> Iterator[tuple[str, bytearray]]:
-    """Yields the name and the bytes of each tensor after verifying its checksum.  Raises DamagedCheckpointError.
+    """Yields the name and the bytes of each tensor after verifying its checksum.
 
+    Raises DamagedCheckpointError, or OSError if it cannot be read now.
     `from_disk` asks the kernel to drop its page cache of the files first, so that the disk itself is read, as far as it
     can.
     """
@@ -121,7 +126,7 @@ def read_tensors(
         parts.setdefault(entry["part"], {})[tensor] = entry
     for part, tensors in parts.items():
         path, expected_size = checkpoint / _part_name(part), sum(entry["bytes"] for entry in tensors.values())
-        with _io_errors_as_damage(path), path.open("rb", buffering=0) as file:
+        with _read_errors(path), path.open("rb", buffering=0) as file:
             if from_disk:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             size = os.fstat(file.fileno()).st_size
@@ -137,8 +142,17 @@ def read_tensors(
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first; without partial and quarantined ones, which have other names."""
-    return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True)
+    """The checkpoints of a run, newest first; without partial and quarantined ones, which have other names.
+
+    Raises OSError if the folder cannot be listed: `Path.glob` would return nothing, which means a new run.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if not is_missing(folder):
+            raise
+        return []
+    return sorted((folder / n for n in names if n.startswith("step-") and n[5:].isdigit()), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -156,24 +170,38 @@ def quarantine(checkpoint: Path, error: DamagedCheckpointError) -> str:
     return f"{error}; quarantined as {quarantined.name}"
 
 
-def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> str | None:
-    """Removes all but the `keep` newest checkpoints and those of `protected` steps.
+@dataclass(frozen=True)
+class ReadBack:
+    """What reading back the newest checkpoint found.  Old checkpoints are removed only if it is intact."""
 
-    The newest one is first read back from disk.  If it is damaged, it is quarantined, nothing is removed, and a message
-    is returned.
+    step: int | None = None  # of the newest checkpoint, if there is one
+    state: Literal["intact", "damaged", "unreadable"] = "intact"
+    older: int | None = None  # the step of the checkpoint before it
+    problem: str = ""  # what is wrong with it or, if it is intact, why old ones could not be removed
+
+
+def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> ReadBack:
+    """Reads the newest checkpoint back from disk, then removes old ones: not the `keep` newest, nor `protected` steps.
+
+    A damaged one is quarantined, and nothing is removed.  Raises OSError if the folder cannot be read.
     """
     found = find_checkpoints(folder)
-    for newest in found[:1]:
-        try:
-            for _ in read_tensors(newest, read_manifest(newest), from_disk=True):
-                pass
-        except DamagedCheckpointError as error:
-            return quarantine(newest, error)
-    for old in found[keep:]:
-        if step_of(old) not in protected:
-            # Renamed first: if the removal is interrupted, what is left does not look like a complete checkpoint.
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
-    return None
+    newest, older = [step_of(path) for path in found[:2]] + [None] * (2 - len(found[:2]))
+    try:
+        for _ in read_tensors(found[0], read_manifest(found[0]), from_disk=True) if found else ():
+            pass
+    except DamagedCheckpointError as error:
+        return ReadBack(newest, "damaged", older, quarantine(found[0], error))
+    except OSError as error:
+        return ReadBack(newest, "unreadable", older, str(error))
+    try:
+        for old in found[keep:]:
+            if step_of(old) not in protected:
+                # Renamed first: if the removal is interrupted, what is left does not look like a complete checkpoint.
+                shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
+    except OSError as error:
+        return ReadBack(newest, "intact", older, str(error))
+    return ReadBack(newest, "intact", older)
 
 
 def discard(folder: Path, step: int) -> None:
@@ -187,29 +215,23 @@ def remove_partial_saves(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def recipe_differences(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: list[str]) -> list[str]:
-    """The settings that a resumed run would change, one line each, without those named in `allowed`."""
-    absent = object()
-    return [
-        f"{name}: {saved.get(name, '(absent)')} in the checkpoint, {current.get(name, '(absent)')} now"
-        for name in sorted({*saved, *current})
-        if saved.get(name, absent) != current.get(name, absent) and name not in allowed
-    ]
-
-
 def _part_name(part: int) -> str:
     return f"part-{part:03d}.bin"
 
 
 @contextmanager
-def _io_errors_as_damage(path: Path) -> Iterator[None]:
-    """Raises DamagedCheckpointError for I/O errors that mean damage; others may go away, and are raised unchanged."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Raises DamagedCheckpointError if the file is missing or its file system says that it is damaged.
+
+    All other errors may go away, and are raised as OSError that names the file.
+    """
     try:
-        yield
+        with naming(path):
+            yield
     except OSError as error:
-        if error.errno not in DAMAGED_FILE_ERRORS:
-            raise
-        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        if error.errno in DAMAGED_FILE_ERRORS or (isinstance(error, FileNotFoundError) and is_missing(path)):
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        raise
 
 
 def _read_all(file: int, data: memoryview, offset: int) -> None:

@@ -1,9 +1,9 @@
 """Restores a run from its newest intact checkpoint, on any number of ranks."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,71 +14,102 @@ from vit.checkpoint.format import (
     DamagedCheckpointError,
     find_checkpoints,
     quarantine,
-    recipe_differences,
     remove_partial_saves,
 )
 from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
+from vit.config.recipe_changes import check_recipe
 from vit.config.user_error import UserError
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
+Result = TypeVar("Result")
 LoadedCheckpoint = tuple[Path, dict[str, Tensor], dict[str, Any]]  # its path, tensors and manifest
 
 
 def resume(
     run: RunFolder, world: World, state: TrainState, recipe: Mapping[str, Any], allowed_changes: list[str]
 ) -> int | None:
-    """Restores the newest intact checkpoint and returns its step; None if there is none.
+    """Restores the newest intact checkpoint and returns its step; None if the run has not saved any step yet.
 
     Also adds to the state the steps that the ledger says to skip under this recipe.  Raises UserError if the recipe
-    differs from the checkpoint's in more than `allowed_changes`.
+    differs from the checkpoint's in more than `allowed_changes`, or if a step was saved but there is no checkpoint: a
+    run never begins again by itself.  Raises OSError on all ranks if a file cannot be read on one of them.
     """
-    skipped: list[set[int]] = [set()]
-    if world.rank == 0:
-        checksum = recipe_checksum(recipe)
-        skipped = [{e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == checksum}]
-    dist.broadcast_object_list(skipped)
-    state.skipped |= skipped[0]
+    skipped, saved_step = _on_rank_0(world, lambda: _history(run, recipe))
+    state.skipped |= skipped
     found = newest_intact_checkpoint(run, world)
     if found is None:
-        return None
+        if not saved_step:
+            return None
+        raise UserError(
+            f"{run.checkpoints} has no intact checkpoint, but step {saved_step:,} of this run was saved; put its "
+            "checkpoints back, or start again in a new folder: submit.py --restart, or vit.train with another --run-dir"
+        )
     path, tensors, manifest = found
+    if saved_step is not None and manifest["step"] < saved_step and world.rank == 0:
+        show(f"{path} is the newest intact checkpoint, although step {saved_step:,} was saved", lasting=True)
     # Settings newer than the checkpoint get their default, which is what the code did before they existed.
     saved = schema.recipe(schema.Config()) | manifest["about"]["recipe"]
-    changes = recipe_differences(saved, recipe, allowed_changes)
-    if changes:
-        raise UserError(
-            f"{path} was written with other settings:\n  " + "\n  ".join(changes) + "\nUse a new run folder, or "
-            "accept the changes with --override-resume " + " ".join(change.split(":")[0] for change in changes)
-        )
+    check_recipe(path, saved, recipe, allowed_changes, has_begun=manifest["step"] > 0)
     state.restore(manifest["step"], tensors, manifest["about"])
     return state.step
 
 
-def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint | None:
-    """The newest checkpoint that every rank could read without errors; damaged ones are quarantined and reported."""
-    candidates: list[list[Path]] = [[]]
+def _history(run: RunFolder, recipe: Mapping[str, Any]) -> tuple[set[int], int | None]:
+    """The steps that the ledger says to skip under this recipe, and the newest step that was saved."""
+    checksum = recipe_checksum(recipe)
+    skipped = {e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == checksum}
+    return skipped, run.recorded_save()
+
+
+def _on_rank_0(world: World, function: Callable[[], Result]) -> Result:
+    """Calls a function on rank 0 and returns its result on all ranks; an OSError is raised on all of them too."""
+    shared: list[Any] = [None]
     if world.rank == 0:
+        try:
+            shared = [function()]
+        except OSError as error:
+            shared = [error]
+    dist.broadcast_object_list(shared)
+    if isinstance(shared[0], OSError):
+        raise shared[0]
+    result: Result = shared[0]
+    return result
+
+
+def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint | None:
+    """The newest checkpoint that every rank could read without errors; damaged ones are quarantined and reported.
+
+    Raises OSError on all ranks if one of them cannot read a checkpoint now: it may be intact.
+    """
+
+    def candidates() -> list[Path]:
         remove_partial_saves(run.checkpoints)
-        candidates = [find_checkpoints(run.checkpoints)]
-    dist.broadcast_object_list(candidates)
-    for path in candidates[0]:
-        problems: list[str | None] = [None] * world.size
-        problem, loaded = None, None
+        return find_checkpoints(run.checkpoints)
+
+    for path in _on_rank_0(world, candidates):
+        problems: list[DamagedCheckpointError | OSError | None] = [None] * world.size
+        problem: DamagedCheckpointError | OSError | None = None
+        loaded = None
         try:
             loaded = load_checkpoint(path)
-        except DamagedCheckpointError as error:
-            problem = str(error)
+        except (DamagedCheckpointError, OSError) as error:
+            problem = error
         dist.all_gather_object(problems, problem)
+        for unreadable in problems:
+            if isinstance(unreadable, OSError):
+                hint = f"{path} may be intact, and nothing was changed; if this error stays, move that folder away"
+                raise OSError(unreadable.errno, f"{unreadable.strerror} ({hint})", unreadable.filename)
         damage = next(filter(None, problems), None)
         if damage is None and loaded is not None:
             return path, *loaded
         if world.rank == 0:
-            message = quarantine(path, DamagedCheckpointError(damage))
+            assert isinstance(damage, DamagedCheckpointError)
+            message = quarantine(path, damage)
             show(message, lasting=True)
             run.record("damaged checkpoint", problem=message)
     return None

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from vit.checkpoint.format import ReadBack
 from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
 from vit.checkpoint.writer import TaskResult, Writer
@@ -23,6 +24,7 @@ from vit.run.folder import RunFolder
 from vit.run.progress import show
 
 MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 60.0, 1800.0  # bounds of the automatic checkpoint interval
+READ_BACK_ATTEMPTS = 3  # of a run's last checkpoint
 
 
 def optimal_interval(cost: float, mean_time_between_failures: float) -> float:
@@ -41,7 +43,6 @@ def optimal_interval(cost: float, mean_time_between_failures: float) -> float:
 class _Save:
     step: int | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    previous_step: int | None = None  # the newest saved step before this one was committed
     started: float = field(default_factory=time.monotonic)
     stall: float = 0.0  # seconds that training waited
     cpu_seconds: float = 0.0  # CPU time of the writer
@@ -52,7 +53,8 @@ class Saver:
 
     Collective: all ranks must call `save`, `advance`, `finish` and `save_before_exit` at the same steps.  One save is
     in progress at a time.  Rank 0 decides when to save and what to keep: `metadata` returns what a checkpoint stores
-    in addition to the tensors, `protected` the steps that are never pruned.  `saved_step` is the newest committed step.
+    in addition to the tensors, `protected` the steps that are never pruned.  `saved_step` is the newest committed step,
+    `intact_step` the newest one that was read back from disk (of rank 0).
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Saver:
     ) -> None:
         self.run, self.world, self.cfg, self.state, self.saved_step = run, world, cfg, state, saved_step
         self.metadata, self.protected = metadata, protected
+        self.intact_step: int | None = None
         self.layout = make_layout(state.tensors(), world.size)
         self.snapshot = Snapshot(self.layout, world.rank, world.device)
         self.writer = Writer(self.snapshot.fd, self.snapshot.num_bytes)
@@ -81,6 +84,7 @@ class Saver:
         self._last_failure: TaskResult | None = None  # cleared by the next successful save
         self._failure_count = 0
         self._pruning_error_shown = False
+        self._read_back_error = ""  # what the newest attempt to read a checkpoint back found
         self._delay_noted = False
         self.interval = 60 * cfg.every_minutes or MIN_INTERVAL_SECONDS  # seconds
 
@@ -130,8 +134,7 @@ class Saver:
             self._start_save()
         if self.finish() != self.state.step and self._last_failure is not None and self._last_failure.disk_full:
             if self.world.rank == 0:
-                on_pruned = partial(self._on_pruned, self._save)
-                self.writer.submit(on_pruned, "prune", self.run.checkpoints, 1, self.protected())
+                self._prune(self._save, keep=1)
                 self.wait_until_pruned()
             dist.barrier()
             self._start_save()
@@ -140,6 +143,23 @@ class Saver:
             return None
         assert self._last_failure is not None
         return f"step {self.state.step:,} is not saved: {self._last_failure.error}; {self._newest_saved()}"
+
+    def save_before_finish(self) -> str | None:
+        """As `save_before_exit`, but also reads the checkpoint back, and saves it again if it is damaged."""
+        for _ in range(READ_BACK_ATTEMPTS):
+            error = self.save_before_exit()
+            if error is not None:
+                return error
+            self.wait_until_pruned()
+            if self.world.rank == 0 and self.intact_step != self.saved_step == self.state.step:  # it was not readable
+                self._prune(self._save, self.cfg.keep)
+                self.wait_until_pruned()
+            shared = [(self.intact_step, self._read_back_error)]
+            dist.broadcast_object_list(shared)
+            intact_step, problem = shared[0]
+            if intact_step == self.state.step:
+                return None
+        return f"step {self.state.step:,} could not be read back after it was saved: {problem}"
 
     def reset_to(self, saved_step: int | None) -> None:
         """Call this after a rollback to `saved_step` (None: step 0); `finish` and `wait_until_pruned` come before."""
@@ -208,15 +228,18 @@ class Saver:
         if result.error:
             self._on_save_failed(save, result)
             return
-        save.previous_step, self.saved_step = self.saved_step, save.step
+        self.saved_step = save.step
         self.pending_commits -= 1
         seconds = round(time.monotonic() - save.started, 3)
         self.run.note("checkpoint", step=save.step, seconds=seconds, stall=round(save.stall, 4))
         if self._last_failure is not None:
             show(f"saving works again: step {save.step:,} is saved", lasting=True)
             self._last_failure = None
-        args = self.run.checkpoints, self.cfg.keep, self.protected()
-        self.writer.submit(partial(self._on_pruned, save), "prune", *args)
+        self._prune(save, self.cfg.keep)
+
+    def _prune(self, save: _Save, keep: int) -> None:
+        """Has the newest checkpoint read back, and then old ones removed."""
+        self.writer.submit(partial(self._on_pruned, save), "prune", self.run.checkpoints, keep, self.protected())
 
     def _on_pruned(self, save: _Save, result: TaskResult) -> None:
         save.cpu_seconds += result.cpu_seconds
@@ -224,15 +247,19 @@ class Saver:
             # An upper bound of the cost: training could have used the writer's core.
             cost = save.stall + save.cpu_seconds
             self.interval = optimal_interval(cost, 3600 * self.cfg.expected_failure_hours)
-        if result.error:
-            self.run.note("pruning failed", error=result.error)
+        found: ReadBack = result.value or ReadBack(state="unreadable", problem=result.error or "")
+        self._read_back_error = found.problem
+        if found.state == "intact":
+            self.intact_step = found.step
+        if found.state == "damaged":  # quarantined if it could be renamed
+            self.saved_step = found.older
+            show(found.problem, lasting=True)
+            self.run.record("damaged checkpoint", problem=found.problem, step=found.step)
+        elif found.problem:
+            self.run.note("pruning failed", error=found.problem)
             if not self._pruning_error_shown:
-                show(f"old checkpoints cannot be removed: {result.error}", lasting=True)
+                show(f"old checkpoints cannot be removed: {found.problem}", lasting=True)
             self._pruning_error_shown = True
-        elif result.value:  # the new checkpoint is damaged; quarantined if it could be renamed
-            self.saved_step = save.previous_step
-            show(result.value, lasting=True)
-            self.run.record("damaged checkpoint", problem=result.value)
 
     def _on_save_failed(self, save: _Save, result: TaskResult) -> None:
         """Lets training continue; prints the first of consecutive failures, and records each in the ledger."""

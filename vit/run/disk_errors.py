@@ -1,14 +1,38 @@
-"""Groups of errno values that are handled the same way."""
+"""What the errno values of file operations mean, and the names of the files that they are about.
+
+A file that cannot be read now is not damaged: an NFS server that does not answer, or a client that Lustre has evicted,
+gives EIO, ESTALE or ETIMEDOUT for files that are intact.
+"""
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the quota is exceeded
 TOLERATED_WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EIO)  # logging continues; a later write may succeed
-DAMAGED_FILE_ERRORS = (
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EIO,
-    errno.EUCLEAN,
-    errno.EBADMSG,
-)  # the file is missing or damaged
+# The file system itself found a wrong checksum or structure, or another kind of file is in the file's place.
+DAMAGED_FILE_ERRORS = (errno.EUCLEAN, errno.EBADMSG, errno.ENOTDIR, errno.EISDIR)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file's name to an OSError that has none, as those of reads and locks through a file descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def is_missing(path: Path) -> bool:
+    """Whether a path for which the system said ENOENT is really absent: its folder can be read and does not list it.
+
+    Raises OSError if the folder cannot be read.
+    """
+    try:
+        return path.name not in os.listdir(path.absolute().parent)
+    except FileNotFoundError:
+        return is_missing(path.absolute().parent)

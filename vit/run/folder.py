@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vit.run.disk_errors import naming
 from vit.run.file_lock import try_lock
 from vit.run.jsonl import append, read_lines
 
@@ -81,8 +82,8 @@ class RunFolder:
         append(self.ledger, {"event": event, "time": round(time.time(), 3), **what}, durable)
 
     def events(self) -> list[Event]:
-        """All events, oldest first."""
-        return read_lines(self.ledger)
+        """All events, oldest first.  Raises OSError, which names the ledger, if it cannot be read."""
+        return [event for event in read_lines(self.ledger) if "event" in event and "time" in event]
 
     def last(self, *names: str) -> Event | None:
         """The newest event that has one of these names."""
@@ -92,6 +93,16 @@ class RunFolder:
         """The event that completed the run, or None if the run is unfinished or was extended since."""
         event = self.last("finished", "reopened")
         return event if event and event["event"] == "finished" else None
+
+    def recorded_save(self) -> int | None:
+        """The newest step with a checkpoint, as far as the ledger knows; without those found damaged when read back."""
+        saved: set[int] = set()
+        for event in self.events():
+            if event["event"] == "checkpoint":
+                saved.add(event["step"])
+            elif event["event"] == "damaged checkpoint":
+                saved.discard(event.get("step", -1))
+        return max(saved, default=None)
 
     @contextmanager
     def owned(self, wait_seconds: float = 0) -> Iterator[None]:
@@ -103,7 +114,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "owner").open("a+") as file:
             deadline = time.monotonic() + wait_seconds
-            while not try_lock(file.fileno()):
+            while not self._try_lock(file.fileno()):
                 if time.monotonic() > deadline:
                     file.seek(0)
                     raise InUseError(f"{self.path} is in use by {file.read().strip() or 'another process'}")
@@ -113,3 +124,7 @@ class RunFolder:
             file.write(f"process {os.getpid()} on {socket.gethostname()}{f', {job}' if job else ''}\n")
             file.flush()
             yield
+
+    def _try_lock(self, fd: int) -> bool:
+        with naming(self.path / "owner"):
+            return try_lock(fd)

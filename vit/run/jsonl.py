@@ -4,15 +4,18 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
-from vit.run.disk_errors import TOLERATED_WRITE_ERRORS
+from vit.run.disk_errors import TOLERATED_WRITE_ERRORS, is_missing, naming
 from vit.run.file_lock import lock
 from vit.run.fsync import fsync
 
 Record = dict[str, Any]
 _unwritten: dict[Path, list[bytes]] = {}  # lines that could not be written, e.g. to a full disk
+_threads = threading.RLock()  # for `_unwritten`; reentrant, as signal handlers append too
+os.register_at_fork(after_in_child=lambda: globals().update(_threads=threading.RLock()))
 
 
 def append(path: Path, record: Record, durable: bool = False) -> None:
@@ -21,24 +24,37 @@ def append(path: Path, record: Record, durable: bool = False) -> None:
     If the disk is full or not writable, the line is kept in memory and written with the next one.  With `durable`,
     waits until the line is on the disk.
     """
-    _unwritten.setdefault(path, []).append((json.dumps(record) + "\n").encode())
-    _flush(path, durable)
+    with _threads:
+        _unwritten.setdefault(path, []).append(line(record))
+        _flush(path, durable)
 
 
 def flush() -> None:
     """Tries again to write the lines that are kept in memory.  To be called before the process ends."""
-    for path in list(_unwritten):
-        _flush(path, durable=True)
+    with _threads:
+        for path in list(_unwritten):
+            _flush(path, durable=True)
+
+
+def line(record: Record) -> bytes:
+    """A record as a line of a file."""
+    return (json.dumps(record) + "\n").encode()
 
 
 def _flush(path: Path, durable: bool) -> None:
-    lines = _unwritten.pop(path)
+    lines = _unwritten.pop(path, [])
     try:
-        _append(path, b"".join(lines), durable)
+        append_lines(path, b"".join(lines), durable)
     except OSError as error:
         if error.errno not in TOLERATED_WRITE_ERRORS:
             raise
-        _unwritten[path] = lines
+        _unwritten[path] = lines + _unwritten.get(path, [])
+
+
+def append_lines(path: Path, lines: bytes, durable: bool) -> None:
+    """Appends complete lines at once, or nothing and raises OSError."""
+    with naming(path):
+        _append(path, lines, durable)
 
 
 def _append(path: Path, lines: bytes, durable: bool) -> None:
@@ -73,12 +89,28 @@ def _truncated(fd: int, size: int) -> bool:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a file, without lines that a kill truncated.  Empty if there is no file."""
-    out: list[Record] = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                out.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return out
+    """The records of a file, without damaged lines such as those that a kill truncated.  Empty if there is no file.
+
+    Raises OSError, which names the file, if it cannot be read.
+    """
+    return [record for _, record in read_raw_lines(path) if record is not None]
+
+
+def read_raw_lines(path: Path) -> list[tuple[bytes, Record | None]]:
+    """The lines of a file, with a line break each, and their records; None for a damaged line.  Raises OSError."""
+    try:
+        with naming(path):
+            content = path.read_bytes()
+    except FileNotFoundError:
+        if not is_missing(path):
+            raise
+        return []
+    return [(text + b"\n", _parse(text)) for text in content.split(b"\n") if text]
+
+
+def _parse(text: bytes) -> Record | None:
+    try:
+        record = json.loads(text.decode())
+    except ValueError:  # also of bytes that are not UTF-8
+        return None
+    return record if isinstance(record, dict) else None

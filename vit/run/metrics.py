@@ -1,6 +1,5 @@
 """Logs of training: metrics.jsonl, Weights & Biases, and the samples of each step.  Imports no torch."""
 
-import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from vit.config.schema import Config, flatten
 from vit.run.folder import RunFolder
 from vit.run.fsync import fsync, replace_file
-from vit.run.jsonl import Record, append, read_lines
+from vit.run.jsonl import Record, append, append_lines, read_lines, read_raw_lines
 from vit.run.progress import progress_line, show
 
 TIMING_KEYS = ("images_per_second", "seconds_left")  # the values that differ between two otherwise identical runs
@@ -18,17 +17,18 @@ TIMING_KEYS = ("images_per_second", "seconds_left")  # the values that differ be
 class MetricsLog:
     """Rank 0's log of a run that resumes at `step`.
 
-    Records that an interrupted attempt wrote after that step are removed, so the learning curve has each step once.
+    Records that an interrupted attempt wrote after that step are set aside, so the learning curve has each step once.
     """
 
-    def __init__(self, run: RunFolder, cfg: Config, step: int) -> None:
+    def __init__(self, run: RunFolder, cfg: Config, step: int, repeats_evaluation: bool = True) -> None:
         self.run = run
-        self.truncate(step)
+        self.truncate(step, repeats_evaluation)
         self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
 
-    def truncate(self, step: int) -> None:
-        """Removes the records after a step, and the evaluation at it, which is repeated."""
-        _filter(self.run.metrics, lambda r: r["step"] <= step and ("loss" in r or r["step"] < step))
+    def truncate(self, step: int, repeats_evaluation: bool = True) -> None:
+        """Sets aside the records after a step and, if it is repeated, the evaluation at it."""
+        keep = step + (not repeats_evaluation)  # evaluations before this step
+        _set_aside(self.run.metrics, lambda r: r["step"] > step or ("loss" not in r and r["step"] >= keep))
         self.best = best_evaluation(read_lines(self.run.metrics))
 
     def write(self, record: Record) -> None:
@@ -49,7 +49,7 @@ class MetricsLog:
 class SampleLog:
     """The samples of each step and micro-batch (key `shard`), each recorded once even after interruptions.
 
-    All ranks write to one file.  Before any of them trains, rank 0 removes what an interrupted attempt wrote after
+    All ranks write to one file.  Before any of them trains, rank 0 sets aside what an interrupted attempt wrote after
     `step`.
     """
 
@@ -58,9 +58,9 @@ class SampleLog:
         self.truncate(step)
 
     def truncate(self, step: int) -> None:
-        """Removes the records after a step."""
+        """Sets aside the records after a step."""
         if self.rank == 0:
-            _filter(self.path, lambda r: r["step"] <= step)
+            _set_aside(self.path, lambda r: r["step"] > step)
 
     def write(self, step: int, micro_batches: range, samples: list[int]) -> None:
         """Appends the samples that one rank used in the batch that led to `step`, one record per micro-batch."""
@@ -69,13 +69,23 @@ class SampleLog:
             append(self.path, {"step": step, "shard": index, "samples": ids})
 
 
-def _filter(path: Path, wanted: Callable[[Record], bool]) -> None:
-    """Keeps only the wanted records of a JSON Lines file, and no truncated lines.  The result survives a power cut."""
-    kept = "".join(json.dumps(record) + "\n" for record in read_lines(path) if wanted(record))
-    if not path.exists() or path.read_bytes() != kept.encode():  # else no write, which could fail on a full disk
-        replace_file(path, kept.encode())
-    else:
-        fsync(path.parent)
+def _set_aside(path: Path, superseded: Callable[[Record], bool]) -> None:
+    """Moves the superseded records of a JSON Lines file, and damaged lines, to another file: nothing is destroyed.
+
+    `metrics.jsonl` -> `metrics.superseded.jsonl`.  Survives a power cut.  Raises OSError.
+    """
+    kept, moved = b"", b""
+    for text, record in read_raw_lines(path):
+        if record is None or "step" not in record or superseded(record):
+            moved += text
+        else:
+            kept += text
+    if moved:
+        append_lines(path.with_suffix(f".superseded{path.suffix}"), moved, durable=True)
+        replace_file(path, kept)
+    elif not kept:
+        path.open("ab").close()
+    fsync(path.parent)
 
 
 def best_evaluation(records: list[Record]) -> Record | None:

@@ -1,6 +1,6 @@
 """The training loop.  Start with `Trainer.train` and `Trainer.run_steps`: the other methods are the parts they use.
 
-    decide what to do   agree, protected_steps
+    decide what to do   agree, protected_steps, repeats_evaluation
     train               batches, train_step
     log and evaluate    log_step, log_damaged_samples, evaluate
     checkpoints         save, restore, roll_back, metadata, recipe
@@ -60,7 +60,7 @@ class Trainer:
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
         self.runner = StepRunner(cfg, world, self.state, self.train_data.samples)
 
-        self.log = MetricsLog(run, cfg, self.state.step) if world.rank == 0 else None
+        self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
         self.throughput = Throughput(self.state.step, cfg.global_batch)
         self.scores: dict[str, float] = {}  # of the last evaluation
@@ -113,6 +113,11 @@ class Trainer:
         """The steps whose checkpoints are never pruned: those of `keep_every_epochs`, and the best one so far."""
         best = self.log.best if self.log is not None else None
         return self.milestones.kept | ({int(best["step"])} if best is not None else set())
+
+    def repeats_evaluation(self) -> bool:
+        """Whether the evaluation of the state's step follows now; not if the run was extended after its last one."""
+        step = self.state.step
+        return self.milestones.evaluation_due(step) or step == self.milestones.total_steps
 
     # Train.
 
@@ -218,7 +223,7 @@ class Trainer:
         if self.sample_log is not None:
             self.sample_log.truncate(state.step)
         if self.log is not None:
-            self.log.truncate(state.step)
+            self.log.truncate(state.step, self.repeats_evaluation())
             self.run.note("rolled back", step=state.step, reached=reached)
             show(f"{error}; rolled back to step {state.step:,}, step {error.step:,} is skipped", lasting=True)
 
@@ -243,10 +248,9 @@ class Trainer:
         return Outcome.STOPPED
 
     def save_and_finish(self) -> Outcome:
-        """Waits until the last step is saved and old checkpoints are removed.  Raises OSError if it cannot be saved."""
+        """Waits until the last step is saved and read back intact.  Raises OSError if that fails."""
         with self.clock.phase("checkpoint"):
-            error = self.saver.save_before_exit()
-            if error:
-                raise OSError(error)
-            self.saver.wait_until_pruned()
+            error = self.saver.save_before_finish()
+        if error:
+            raise OSError(error)
         return Outcome.FINISHED

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers.checkpoints import assert_holds_step, save_checkpoint, tensors_of_step
-from vit.checkpoint.format import discard, find_checkpoints, prune, remove_partial_saves, step_of
+from vit.checkpoint.format import ReadBack, discard, find_checkpoints, prune, remove_partial_saves, step_of
 from vit.checkpoint.load import load_checkpoint
 
 
@@ -23,11 +23,11 @@ def test_prune_keeps_the_newest_and_the_protected_checkpoints(tmp_path: Path) ->
     (tmp_path / "notes.txt").touch()
     expected = ["notes.txt", "step-00000002", "step-00000004.damaged-17", "step-00000020", "step-00000100"]
     for _ in range(2):
-        assert prune(tmp_path, 2, {2, 7, 100}) is None
+        assert prune(tmp_path, 2, {2, 7, 100}) == ReadBack(100, "intact", older=20)
         assert sorted(path.name for path in tmp_path.iterdir()) == expected
     for step in (2, 20, 100):
         assert_holds_step(tmp_path / f"step-{step:08d}", step)
-    assert prune(tmp_path / "none", 2) is None
+    assert prune(tmp_path / "none", 2) == ReadBack()
 
 
 def test_prune_removes_nothing_if_the_newest_checkpoint_is_damaged(tmp_path: Path) -> None:
@@ -37,9 +37,9 @@ def test_prune_removes_nothing_if_the_newest_checkpoint_is_damaged(tmp_path: Pat
     content = bytearray((tmp_path / "step-00000004" / "part-001.bin").read_bytes())
     content[9] ^= 1
     (tmp_path / "step-00000004" / "part-001.bin").write_bytes(content)
-    message = prune(tmp_path, 1)
-    assert message is not None
-    assert re.search(r"step-00000004/part-001\.bin: model\.b, .* quarantined as step-00000004\.damaged", message)
+    found = prune(tmp_path, 1)
+    assert (found.step, found.state, found.older) == (4, "damaged", 3)
+    assert re.search(r"step-00000004/part-001\.bin: model\.b, .* quarantined as step-00000004\.damaged", found.problem)
     assert [step_of(path) for path in find_checkpoints(tmp_path)] == [3, 2, 1]
 
 

@@ -26,7 +26,7 @@ def test_another_recipe_or_data_set_is_refused(betons: Path, tmp_path: Path) -> 
     run, cfg = new_run_folder(tmp_path / "run"), short_config(betons)
     run_ranks(1, run_attempt, cfg, run, Fault(0, 0, signal.SIGTERM))
     other = replace(cfg, optim=replace(cfg.optim, lr=1e-4), data=replace(cfg.data, train=betons / "val.beton"))
-    message = r"(?s)data\.samples: 512 in the checkpoint, 100 now.*optim\.lr: 0\.003 .*0\.0001"
+    message = r"(?s)data\.samples: 512 in the run, 100 now.*optim\.lr: 0\.003 .*0\.0001"
     with pytest.raises(ValueError, match=message):
         run_ranks(1, run_attempt, other, run)
     other = replace(other, data=cfg.data)
@@ -46,7 +46,7 @@ def test_a_checkpoint_without_a_newer_setting_resumes_with_its_default(
         text = json.dumps(manifest).encode()
         (path / "manifest.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
     other = replace(cfg, data=replace(cfg.data, interpolation="bicubic"))
-    with pytest.raises(ValueError, match=r"data\.interpolation: bilinear in the checkpoint, bicubic now"):
+    with pytest.raises(ValueError, match=r"data\.interpolation: bilinear in the run, bicubic now"):
         run_ranks(1, run_attempt, other, run)
     assert run_ranks(4, run_attempt, cfg, run) == [Outcome.FINISHED] * 4
     assert_same_run(run, uninterrupted)

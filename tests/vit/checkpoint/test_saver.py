@@ -153,6 +153,7 @@ def save_with_blocked_pruning(run: Path) -> str:
 def test_a_failure_to_remove_old_checkpoints_is_printed_once(tmp_path: Path) -> None:
     """Training and saving continue; the ledger has every failure."""
     (output,) = run_ranks(1, save_with_blocked_pruning, tmp_path)
-    assert output == "old checkpoints cannot be removed: Directory not empty\n"
-    assert [e["error"] for e in events(tmp_path, "pruning failed")] == ["Directory not empty"] * 2
+    assert output.count("\n") == 1
+    assert output.startswith("old checkpoints cannot be removed: [Errno 39] Directory not empty: ")
+    assert ["Directory not empty" in e["error"] for e in events(tmp_path, "pruning failed")] == [True, True]
     assert saved_steps(tmp_path) == [3, 1]

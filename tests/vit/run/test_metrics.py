@@ -28,7 +28,7 @@ def test_a_truncated_last_line_is_replaced_when_the_run_resumes(run: RunFolder) 
 
 
 def test_the_learning_curve_has_each_step_once_after_a_restart(run: RunFolder) -> None:
-    """Records after the checkpoint are removed, and so is the evaluation at it, which is repeated."""
+    """Records after the checkpoint are set aside, and so is the evaluation at it, which is repeated."""
     first = MetricsLog(run, Config(), step=0)
     for step in range(1, 9):
         first.write(training_record(step, loss=9))
@@ -46,7 +46,9 @@ def test_the_learning_curve_has_each_step_once_after_a_restart(run: RunFolder) -
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
     assert [r["step"] for r in records if "val_top1" in r] == [2, 4, 6]
     assert [r["loss"] for r in records if "loss" in r] == [9] * 6 + [1] * 2
-    assert [path.name for path in run.path.iterdir()] == ["metrics.jsonl"]
+    aside = read_lines(run.path / "metrics.superseded.jsonl")
+    expected = [evaluation_record(6, top1=0.9), training_record(7, loss=9), training_record(8, loss=9)]
+    assert aside == [*expected, evaluation_record(8, top1=0.9)]
 
 
 def test_a_run_that_restarts_without_a_checkpoint_has_no_old_records(run: RunFolder) -> None:
