@@ -28,7 +28,7 @@ ALLOWED_IMPORTS = {
     "vit.verify": "vit.config vit.run vit.data vit.checkpoint vit.kill_attempts",
     "vit.evaluate": "vit.config vit.distributed vit.data vit.checkpoint vit.training",
     "vit.predict": "vit.config vit.distributed vit.model vit.data vit.augment vit.checkpoint",
-    "vit.export": "vit.model vit.checkpoint",
+    "vit.export": "vit.config vit.model vit.checkpoint",
     "data_prep.sources": "",
     "data_prep": "data_prep.sources vit.data vit.run",
     "jobs.node": "vit.config vit.run",

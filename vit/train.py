@@ -28,6 +28,8 @@ from vit.training.trainer import Outcome, Trainer
 
 OWNER_WAIT_SECONDS = 60  # for processes of an earlier, killed attempt of the same job that still use the run folder
 
+FLUSH_SECONDS = 5  # for the last lines of the ledger and the learning curve, if the disk cannot be written at the end
+
 
 def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_changes: list[str]) -> Outcome:
     """Runs one attempt from the newest checkpoint on, and records it in the ledger."""
@@ -57,8 +59,10 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
         run.record(outcome.value, step=trainer.saver.saved_step, seconds=clock.summary(), **result, **optional)
         if trainer.save_error:
             show(f"stopped; {trainer.save_error}", lasting=True)
-    flush()
-    if trainer.save_error:
+    unwritten = flush(FLUSH_SECONDS)
+    for problem in unwritten:
+        show(f"the end of this attempt could not be logged: {problem}", lasting=True)
+    if trainer.save_error or unwritten:
         sys.exit(1)
     return outcome
 

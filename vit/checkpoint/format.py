@@ -48,7 +48,8 @@ def write_part(folder: Path, step: int, part: int, data: memoryview, sizes: Sequ
     """
     temporary = folder / f"{checkpoint_name(step)}.tmp"
     temporary.mkdir(parents=True, exist_ok=True)
-    with (temporary / _part_name(part)).open("wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+    path = temporary / _part_name(part)
+    with naming(path), path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
         _write_all(file.fileno(), data)
         sync = thread.submit(os.fsync, file.fileno())
         checksums = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -83,7 +84,8 @@ def commit(
         "tensors": {tensor: entry | {"crc32": next(remaining[entry["part"]])} for tensor, entry in layout.items()},
     }
     text = json.dumps(manifest, indent=1).encode()
-    with (temporary / "manifest.json").open("wb", buffering=0) as file:
+    path = temporary / "manifest.json"
+    with naming(path), path.open("wb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
         os.fsync(file.fileno())
     fsync(temporary)

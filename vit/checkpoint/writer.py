@@ -138,8 +138,14 @@ def main(parent: int, pipe: int, snapshot_fd: int, snapshot_bytes: int) -> None:
                 value = write(snapshot, *args) if task == "write" else TASKS[task](*args)
                 result = TaskResult(value, cpu_seconds=time.process_time() - start)
             except OSError as error:
-                result = TaskResult(error=error.strerror or str(error), disk_full=error.errno in DISK_FULL)
+                result = TaskResult(error=_message(error), disk_full=error.errno in DISK_FULL)
             connection.send(result)
+
+
+def _message(error: OSError) -> str:
+    """What went wrong, and with which file."""
+    reason = error.strerror or str(error)
+    return f"{reason} ({error.filename})" if error.filename else reason
 
 
 def write(snapshot: memoryview, folder: Path, step: int, part: int, sizes: Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ from vit.data.dataset_manifest import read_dataset_manifest
 from vit.data.ffcv_format import ALLOCATION, FIELD, FIELDS, HEADER, JPEG, RAW, SAMPLE, VERSION, field_names
 from vit.data.storage import Cache, Storage, open_storage
 from vit.distributed.world import SINGLE_RANK, World
+from vit.run.disk_errors import naming
 
 _ADVICE = "write or copy the data set again"
 
@@ -54,7 +55,8 @@ def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> B
         raise UserError(f"{path} is missing, but its manifest exists; {_ADVICE}")
     if (found := path.stat().st_size) != manifest.bytes:
         raise UserError(f"{path} has {found:,} bytes, but its manifest says {manifest.bytes:,}; {_ADVICE}")
-    memory = np.memmap(path, np.uint8, "r")
+    with naming(path):
+        memory = np.memmap(path, np.uint8, "r")
     images_end, samples, table = _read_records(path, memory)
     image = samples["image"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.config.user_error import UserError
+from vit.run.disk_errors import naming
 
 FORMAT = "vit-beton-1"
 
@@ -67,7 +68,8 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
     """
     path = manifest_path(beton)
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        with naming(path):
+            content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         missing = beton if not beton.exists() else path
         raise UserError(f"{missing} does not exist; python -m data_prep.write_beton creates it") from None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vit.config.user_error import UserError
 from vit.distributed.world import World
+from vit.run.disk_errors import naming
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -43,7 +44,8 @@ class MappedStorage:
 
     def __init__(self, path: Path) -> None:
         self._file = _open(self, path)
-        self._memory = np.memmap(path, np.uint8, "r")
+        with naming(path):
+            self._memory = np.memmap(path, np.uint8, "r")
 
     def fetch(self, offsets: Ints, sizes: Ints) -> tuple[Bytes, Ints]:
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the quota is exceeded
-TOLERATED_WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EIO)  # logging continues; a later write may succeed
+UNREACHABLE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)  # the file server, for now
+TOLERATED_WRITE_ERRORS = (*DISK_FULL, *UNREACHABLE, errno.EROFS)  # logging continues; a later write may succeed
 # The file system itself found a wrong checksum or structure, or another kind of file is in the file's place.
 DAMAGED_FILE_ERRORS = (errno.EUCLEAN, errno.EBADMSG, errno.ENOTDIR, errno.EISDIR)
 

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+from vit.run.disk_errors import naming
+
 
 def fsync(path: Path) -> None:
     """Waits until the contents of a file, or the names in a folder, are on the disk.  Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -17,7 +20,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Writes a file atomically: `path` has either its previous contents or all of `data`.  Raises OSError."""
     temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(temporary), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

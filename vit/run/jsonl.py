@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,18 @@ def append(path: Path, record: Record, durable: bool = False) -> None:
         _flush(path, durable)
 
 
-def flush() -> None:
-    """Tries again to write the lines that are kept in memory.  To be called before the process ends."""
-    with _threads:
-        for path in list(_unwritten):
-            _flush(path, durable=True)
+def flush(patience: float = 0) -> list[str]:
+    """Tries for `patience` seconds to write the lines that are kept in memory.  To be called before the process ends.
+
+    Returns a message for each file whose lines could still not be written.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        with _threads:
+            problems = [str(error) for path in list(_unwritten) if (error := _flush(path, durable=True))]
+        if not problems or time.monotonic() > deadline:
+            return problems
+        time.sleep(0.2)
 
 
 def line(record: Record) -> bytes:
@@ -41,7 +49,8 @@ def line(record: Record) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
-def _flush(path: Path, durable: bool) -> None:
+def _flush(path: Path, durable: bool) -> OSError | None:
+    """Returns the error if the lines are still in memory.  Raises OSError for errors that are not tolerated."""
     lines = _unwritten.pop(path, [])
     try:
         append_lines(path, b"".join(lines), durable)
@@ -49,6 +58,8 @@ def _flush(path: Path, durable: bool) -> None:
         if error.errno not in TOLERATED_WRITE_ERRORS:
             raise
         _unwritten[path] = lines + _unwritten.get(path, [])
+        return error
+    return None
 
 
 def append_lines(path: Path, lines: bytes, durable: bool) -> None:

@@ -55,14 +55,19 @@ def test_training_continues_while_the_disk_is_full(small_run: Path) -> None:
     """The old checkpoint stays, later saves retry, the user is told once and at the end, no partial save remains."""
     (saved, output), (saved_of_rank_1, output_of_rank_1) = run_ranks(2, save_to_a_full_disk, small_run)
     assert saved == saved_of_rank_1 == [1, 1, 1, 4]
+    file = f"{small_run}/checkpoints/step-00000002.tmp/part-000.bin"
     assert output.splitlines() == [
-        "step 2 cannot be saved: No space left on device; training continues and retries at the next save; "
+        f"step 2 cannot be saved: No space left on device ({file}); training continues and retries at the next save; "
         "the newest saved step is 1",
         "saving works again: step 4 is saved",
         f"2 saves failed during this run; see {small_run}/ledger.jsonl",
     ]
     assert output_of_rank_1 == ""
-    assert [e["error"] for e in events(small_run, "checkpoint failed")] == ["No space left on device"] * 2
+    failed = [e["error"] for e in events(small_run, "checkpoint failed")]
+    assert failed == [
+        f"No space left on device ({file})",
+        f"No space left on device ({file.replace('2.tmp', '3.tmp')})",
+    ]
     assert sorted(path.name for path in (small_run / "checkpoints").iterdir()) == ["step-00000001", "step-00000004"]
     assert saved_steps(small_run) == [4, 1]
 
@@ -86,8 +91,11 @@ def test_a_save_before_exit_removes_old_checkpoints_if_the_disk_is_full(small_ru
 
 def test_a_save_before_exit_that_fails_names_the_newest_saved_step(small_run: Path) -> None:
     """If even removing old checkpoints frees too little; the newest one stays."""
-    message = "step 4 is not saved: No space left on device; the newest saved step is 3"
-    assert run_ranks(2, save_before_exit_to_a_full_disk, small_run, {1, 2}) == [message] * 2
+    first, second = run_ranks(2, save_before_exit_to_a_full_disk, small_run, {1, 2})
+    assert first == second
+    assert re.fullmatch(
+        r"step 4 is not saved: No space left on device \(.*/step-00000004\.tmp.*\); the newest saved step is 3", first
+    )
     assert saved_steps(small_run) == [3, 2, 1]
 
 
@@ -108,7 +116,8 @@ def save_to_a_read_only_disk(run: Path) -> tuple[int | None, str | None]:
 
 def test_a_disk_that_becomes_read_only_does_not_end_training(small_run: Path) -> None:
     """As after a file system error; no old checkpoint is removed, as that would not help."""
-    message = "step 3 is not saved: Read-only file system; the newest saved step is 2"
+    folder = small_run / "checkpoints" / "step-00000003.tmp"
+    message = f"step 3 is not saved: Read-only file system ({folder}); the newest saved step is 2"
     assert run_ranks(2, save_to_a_read_only_disk, small_run) == [(2, message)] * 2
     remount(small_run, "rw")
     assert saved_steps(small_run) == [2, 1]
@@ -144,7 +153,8 @@ def test_an_io_error_fails_only_the_save_in_progress(call: str, tmp_path: Path) 
     if not saved:
         pytest.skip("strace may not attach here")
     assert saved == [1, 1, 3]
-    assert [e["error"] for e in events(tmp_path, "checkpoint failed")] == ["Input/output error"]
+    (failed,) = events(tmp_path, "checkpoint failed")
+    assert re.fullmatch(rf"Input/output error \({tmp_path}/checkpoints.*\)", failed["error"])
     assert saved_steps(tmp_path) == [3, 1]
 
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +13,13 @@ import pytest
 
 from tests.helpers.disks import tmpfs_mounted
 from tests.helpers.paths import ROOT
+from tests.helpers.records import training_record
+from vit.config.schema import Config
+from vit.run import jsonl
+from vit.run.file_lock import lock
 from vit.run.folder import RunFolder
 from vit.run.jsonl import append, flush, read_lines
+from vit.run.metrics import MetricsLog
 
 
 @pytest.mark.parametrize("truncated", ["{", '{"event": "star', '{"event": "started", "step": 3}'])
@@ -79,3 +86,48 @@ def test_flush_writes_the_lines_that_did_not_fit_before(tiny_disk: Path) -> None
     flush()
     flush()
     assert read_lines(path) == [{"event": "finished"}]
+
+
+def test_lines_of_several_threads_are_all_written(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads append 100 lines each at the same time, while the disk becomes full and is freed.
+
+    Locking a file takes a while, as on a network file system.
+    """
+    monkeypatch.setattr(jsonl, "lock", lambda fd, operation: (time.sleep(1e-4), lock(fd, operation)))
+    path, ballast = tiny_disk / "ledger.jsonl", tiny_disk / "ballast"
+    ballast.write_bytes(bytes(56_000))
+
+    def append_many(thread: int) -> None:
+        for i in range(100):
+            append(path, {"thread": thread, "i": i})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(append_many, range(8)))
+    assert len(read_lines(path)) < 800
+    ballast.unlink()
+    flush()
+    written = sorted((line["thread"], line["i"]) for line in read_lines(path))
+    assert written == [(thread, i) for thread in range(8) for i in range(100)]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe{}", b'{"event": "x\xe9"}', b"[1]", b"7", b"\0\0\0", b"{}"])
+def test_a_damaged_line_does_not_hide_the_others(run: RunFolder, damage: bytes) -> None:
+    """In the ledger and in the learning curve, where it is set aside when the run resumes."""
+    run.record("started", step=0)
+    append(run.metrics, training_record(1))
+    for path in (run.ledger, run.metrics):
+        path.write_bytes(path.read_bytes() + damage + b"\n")
+    run.record("checkpoint", step=2)
+    append(run.metrics, training_record(2))
+    assert [event["event"] for event in run.events()] == ["started", "checkpoint"]
+    MetricsLog(run, Config(), step=2)
+    assert read_lines(run.metrics) == [training_record(1), training_record(2)]
+    assert damage + b"\n" == (run.path / "metrics.superseded.jsonl").read_bytes()
+
+
+def test_a_file_that_cannot_be_read_is_not_an_empty_one(run: RunFolder) -> None:
+    """The error names the file."""
+    for path, read in ((run.ledger, run.events), (run.metrics, lambda: MetricsLog(run, Config(), step=0))):
+        path.symlink_to(path.name)  # ELOOP
+        with pytest.raises(OSError, match=f"'{path}'"):
+            read()

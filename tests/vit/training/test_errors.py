@@ -1,0 +1,62 @@
+"""What a training prints and records when it fails: one line for what the user can fix, else a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.data_sets import small_config
+from tests.helpers.paths import ROOT
+from vit.config.schema import to_yaml
+from vit.run.folder import RunFolder
+
+FAIL = """
+import sys
+from vit import train
+from vit.config.user_error import UserError
+from vit.training import trainer
+
+def fail(*_):
+    raise {error}
+
+trainer.{function} = fail
+train.main(sys.argv[1:])
+"""
+
+
+def failed(run: RunFolder, betons: Path, function: str, error: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a training in which a function of the trainer raises an error."""
+    run.config.write_text(to_yaml(small_config(betons)))
+    command = [sys.executable, "-c", FAIL.format(function=function, error=error)]
+    options = ["--config", str(run.config), "--run-dir", str(run.path), "--epochs", "1"]
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("function", ["evaluate", "resume"])
+def test_a_bug_is_not_taken_for_an_error_of_the_user(run: RunFolder, betons: Path, function: str) -> None:
+    """A ValueError that is not a UserError has its traceback, and exit code 1: the job tries again."""
+    done = failed(run, betons, function, "ValueError('no such thing')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("ValueError: no such thing\n")
+    event = run.last("failed")
+    assert event is not None
+    assert event["error"] == "ValueError: no such thing"
+
+
+def test_an_error_that_the_user_can_fix_is_one_line(run: RunFolder, betons: Path) -> None:
+    """Exit code 2: the job does not try again."""
+    done = failed(run, betons, "resume", "UserError('set this to that')")
+    assert done.returncode == 2
+    assert done.stderr == "vit.train: set this to that\n"
+
+
+def test_the_first_error_is_reported_also_if_it_cannot_be_recorded(run: RunFolder, betons: Path) -> None:
+    """The ledger cannot be written either; the note says so."""
+    run.ledger.symlink_to(run.ledger.name)  # ELOOP
+    done = failed(run, betons, "resume", "ValueError('no such thing')")
+    assert done.returncode == 1
+    assert "ValueError: no such thing\n" in done.stderr
+    assert "This failure could not be recorded: " in done.stderr
+    assert str(run.ledger) in done.stderr
