@@ -23,6 +23,7 @@ from vit.run.clock import Clock
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import LEAVING, Heartbeat
 from vit.run.jsonl import flush
+from vit.run.output import tolerate_lost_output
 from vit.run.progress import show
 from vit.training.trainer import Outcome, Trainer
 
@@ -69,6 +70,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
 
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0 also after a signal, if the state is saved; 2 for errors that the user can fix."""
+    tolerate_lost_output()
     clock = Clock(started=psutil.Process().create_time())
     parser = config_parser("vit.train", "Trains a Vision Transformer, or resumes a run.")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/ and the config's name)")

@@ -3,8 +3,8 @@
 import os
 import sys
 import time
+from contextlib import suppress
 
-from vit.run.disk_errors import TOLERATED_WRITE_ERRORS
 from vit.run.jsonl import Record
 
 
@@ -25,17 +25,17 @@ def progress_line(record: Record) -> str:
 def show(line: str, lasting: bool = False) -> None:
     """Prints a line.  On a terminal it overwrites the previous one, unless that one was `lasting`.
 
-    A job's output is a file in the run folder: if the disk is full, the line is lost and the run continues.
+    A line that cannot be written is lost, and the run continues: the disk of a job's output may be full, the reader of
+    a pipe or the terminal may be gone.
     """
-    try:
-        if not sys.stdout.isatty():
+    with suppress(OSError):
+        if not (sys.stdout and sys.stdout.isatty()):
             print(line, flush=True)
+        elif lasting:
+            print(f"\r\x1b[K{line}", flush=True)
         else:
-            width = os.get_terminal_size().columns
-            print(f"\r\x1b[K{line[: width - 1]}", end="\n" if lasting else "", flush=True)
-    except OSError as error:
-        if error.errno not in TOLERATED_WRITE_ERRORS:
-            raise
+            width = os.get_terminal_size(sys.stdout.fileno()).columns  # 0: unknown, e.g. on a serial console
+            print(f"\r\x1b[K{line[: width - 1] if width else line}", end="", flush=True)
 
 
 class Throughput:
