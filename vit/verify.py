@@ -31,6 +31,7 @@ from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.run.metrics import TIMING_KEYS
 
+WARM_UP_STEPS = 5  # steps at the start of a run that initialize everything, and are left out when steps are timed
 GROUPS = {"model": "weights", "optimizer": "moments", "average": "EMA of weights"}
 
 
@@ -149,9 +150,12 @@ def compare(undisturbed: RunFolder, killed: RunFolder, samples: int) -> list[str
 
 
 def slowdown(bits: RunFolder, samples: RunFolder) -> float:
-    """Extra time per step of `exact: bits` compared with `exact: samples`: ratio of median throughputs, minus 1."""
+    """Extra time per step of `exact: bits` compared with `exact: samples`: ratio of median throughputs, minus 1.
+
+    Both runs need more than WARM_UP_STEPS steps.
+    """
     throughput = [
-        statistics.median([r["images_per_second"] for r in read_lines(run.metrics) if "loss" in r][5:])
+        statistics.median([r["images_per_second"] for r in read_lines(run.metrics) if "loss" in r][WARM_UP_STEPS:])
         for run in (bits, samples)
     ]
     return throughput[1] / throughput[0] - 1
@@ -165,13 +169,18 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps, which are two epochs (default: 60)")
     parser.add_argument("--kill-seed", type=int, default=0, help="seed of the times and victims of kills (default: 0)")
     parser.add_argument("--fresh", action="store_true", help="start the ranks with torchrun, not as forks")
-    parser.add_argument("--cost", action="store_true", help="measure what exact bits cost; always done on GPUs")
+    parser.add_argument("--cost", action="store_true", help="measure what exact bits cost; done anyway on GPUs")
     parser.add_argument("--folder", type=Path, help="folder to keep both runs in (default: a temporary folder)")
     cfg, options = parse_config(parser, args)
     try:
-        if not re.fullmatch(r"\d+(,\d+)*", options.ranks):
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.ranks):
             raise UserError(f"--ranks {options.ranks!r} must be numbers separated by commas, e.g. 4,2,1")
         ranks = [int(n) for n in options.ranks.split(",")]
+        fewest = WARM_UP_STEPS + 1 if options.cost else 1
+        if options.steps < fewest:
+            raise UserError(f"--steps {options.steps} is too few; use at least {fewest}{' with --cost' * options.cost}")
+        if options.kills < 0:
+            raise UserError(f"--kills {options.kills} must not be negative")
         cfg = shorten(cfg, options.steps)
         for n in ranks:
             cfg.check_ranks(n)
@@ -218,7 +227,8 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
         print(row, flush=True)
     print()
     differences = compare(undisturbed, killed, samples)
-    if options.cost or (undisturbed.last("started") or {}).get("device") == "cuda":
+    on_gpus = (undisturbed.last("started") or {}).get("device") == "cuda"
+    if options.cost or (on_gpus and steps > WARM_UP_STEPS):
         other = RunFolder(folder / "samples")
         Attempt(other, [*rarely, "--exact", "samples"], ranks[0], options.fresh).finish()
         percent = 100 * slowdown(undisturbed, other)

@@ -137,6 +137,10 @@ def test_the_slowdown_by_exact_bits_is_a_ratio_of_medians(tmp_path: Path) -> Non
     [
         (["--ranks", "4;2"], "--ranks '4;2' must be numbers separated by commas, e.g. 4,2,1"),
         (["--ranks", "4,3"], "3 ranks do not divide the 8 micro-batches of a batch"),
+        (["--ranks", "0"], "--ranks '0' must be numbers separated by commas, e.g. 4,2,1"),
+        (["--steps", "0"], "--steps 0 is too few; use at least 1"),
+        (["--steps", "5", "--cost"], "--steps 5 is too few; use at least 6 with --cost"),
+        (["--kills", "-1"], "--kills -1 must not be negative"),
         (["--data.train", "none.beton"], "none.beton does not exist; python -m data_prep.write_beton creates it"),
     ],
 )
