@@ -30,30 +30,32 @@ def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Mixup or CutMix of each image of a micro-batch with the previous one, and of the first with the last."""
+    """Mixup or CutMix of each image of a micro-batch with the one `distance` places before it, cyclically."""
 
     lam: float  # lambda: weight of the image's own target; for CutMix, exactly its share of the pixels
     box: tuple[int, int, int, int] | None  # CutMix: top, bottom, left, right of the pasted region; None: mixup
+    distance: int = 1  # less than B
 
     def images(self, images: Tensor) -> Tensor:
         """Mixes images in place: (B, 3, H, W) float32 -> the same."""
+        d = self.distance
         if self.box is not None:
             top, bottom, left, right = self.box
-            images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].roll(1, 0)
+            images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].roll(d, 0)
             return images
-        last = images[-1:].clone()
-        # From the last image to the first, because each is mixed with the original of the previous one.
-        for chunk in reversed(chunks(1, len(images), images.device)):
-            images[chunk] = images[chunk.start - 1 : chunk.stop - 1].lerp(images[chunk], self.lam)
-        images[:1] = last.lerp(images[:1], self.lam)
+        last = images[-d:].clone()
+        # From the last image to the first, because each is mixed with the original of an earlier one.
+        for chunk in reversed(chunks(d, len(images), images.device)):
+            images[chunk] = images[chunk.start - d : chunk.stop - d].lerp(images[chunk], self.lam)
+        images[:d] = last.lerp(images[:d], self.lam)
         return images
 
     def targets(self, targets: Tensor) -> Tensor:
         """Mixes targets: (B, C) float32 -> (B, C) float32."""
-        return targets * self.lam + targets.roll(1, 0) * (1 - self.lam)
+        return targets * self.lam + targets.roll(self.distance, 0) * (1 - self.lam)
 
 
-def draw_mix(cfg: AugmentConfig, H: int, W: int, random: np.random.Generator) -> Mix | None:
+def draw_mix(cfg: AugmentConfig, H: int, W: int, random: np.random.Generator, distance: int = 1) -> Mix | None:
     """Draws mixup or CutMix for a micro-batch: either with probability 1/2 if the config has both, None if neither.
 
     mixup: Zhang et al. 2017, https://arxiv.org/abs/1710.09412; CutMix: Yun et al. 2019,
@@ -64,11 +66,12 @@ def draw_mix(cfg: AugmentConfig, H: int, W: int, random: np.random.Generator) ->
     cutmix = random.random() < 0.5 if cfg.mixup and cfg.cutmix else cfg.cutmix > 0
     lam = random.beta(cfg.cutmix, cfg.cutmix) if cutmix else random.beta(cfg.mixup, cfg.mixup)
     if not cutmix:
-        return Mix(lam=lam, box=None)
+        return Mix(lam=lam, box=None, distance=distance)
     y, x = int(random.integers(H)), int(random.integers(W))
     half_h, half_w = (int(0.5 * math.sqrt(1 - lam) * side) for side in (H, W))
     top, bottom, left, right = max(y - half_h, 0), min(y + half_h, H), max(x - half_w, 0), min(x + half_w, W)
-    return Mix(lam=1 - (bottom - top) * (right - left) / (H * W), box=(top, bottom, left, right))
+    share = 1 - (bottom - top) * (right - left) / (H * W)
+    return Mix(lam=share, box=(top, bottom, left, right), distance=distance)
 
 
 _AREA, _ASPECT, _ATTEMPTS = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # as in the paper

@@ -23,10 +23,13 @@ from vit.augment.three_augment import color_jitter, three_augment
 from vit.config.schema import AugmentConfig
 
 
-def augment(images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int, key: int) -> tuple[Tensor, Tensor]:
+def augment(
+    images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int, key: int, mix_distance: int = 1
+) -> tuple[Tensor, Tensor]:
     """Augments a micro-batch: (B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32, (B, C) float32.
 
-    The images are normalized; the targets are soft and sum to 1 for each image.
+    The images are normalized; the targets are soft and sum to 1 for each image.  Mixup and CutMix mix each image with
+    the one `mix_distance` places before it, cyclically.
     """
     B, H, W, _ = images.shape
     random = np.random.Generator(np.random.Philox(key=key))
@@ -41,7 +44,7 @@ def augment(images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int
     if cfg.erasing:
         noise = torch.Generator(images.device).manual_seed(key)
         values = erase(values, draw_erasing(B, H, W, cfg.erasing, random), cfg.erasing_fill, noise)
-    if mix := draw_mix(cfg, H, W, random):
+    if mix := draw_mix(cfg, H, W, random, mix_distance):
         values, targets = mix.images(values), mix.targets(targets)
     return values, targets
 

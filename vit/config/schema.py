@@ -231,11 +231,19 @@ class Config:
             self.optim.loss != "bce" or smoothing == 0,
             f"optim.loss bce requires augment.label_smoothing 0, not {smoothing}: it would make every class positive",
         )
+        if self.augment.mixup or self.augment.cutmix:
+            few = f"micro_batch {micro} is too small for mixup and cutmix, which would mix images with themselves"
+            _require(micro >= 2 * self.mix_distance, f"{few}; use at least {2 * self.mix_distance}")
 
     @property
     def micro_batches(self) -> int:
         """V, micro-batches per global batch: random draws and the gradient sum depend on V, not on the ranks."""
         return self.global_batch // self.micro_batch
+
+    @property
+    def mix_distance(self) -> int:
+        """Mixup mixes images this many places apart: repeats of a sample are nearer to each other in a micro-batch."""
+        return -(-self.data.repeats // self.micro_batches) if self.augment.mixup or self.augment.cutmix else 1
 
     def steps(self, epochs: float, samples: int) -> int:
         """Optimizer steps in which each of `samples` images is used `epochs` times; a batch may span two epochs."""

@@ -152,7 +152,7 @@ class TrainData:
         cfg, world = self.cfg, self.world
         index = np.array(world.my_micro_batches(cfg.micro_batches))[:, None]
         offset = np.arange(cfg.micro_batch)  # positions are (micro-batches, m)
-        # Repeats of a sample go to different micro-batches: within one, mixup would mix an image with itself.
+        # Repeats of a sample go to different micro-batches, as far as there are any; see also `Config.mix_distance`.
         strided = cfg.data.repeats > 1
         positions = index + cfg.micro_batches * offset if strided else index * cfg.micro_batch + offset
         views = functools.partial(self.order.at, step * cfg.global_batch + positions.ravel())

@@ -59,6 +59,7 @@ def _augment_batch(
             cfg.augment,
             cfg.model.num_classes,
             key(Stream.AUGMENT, cfg.seed, step, index),
+            cfg.mix_distance,
         )
         for j, index in enumerate(world.my_micro_batches(cfg.micro_batches))
     ]
