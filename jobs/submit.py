@@ -109,6 +109,7 @@ class Submission:
                 runs.append(PlannedRun(RunFolder(parent / point.name), cfg, point))
         for run in runs:
             run_folder.check_unchanged(run.cfg, run.folder, self.options)
+            run_folder.check_class_names(run.cfg, run.folder, self.options)
         self.resources(runs[0]).check(self.available)
         return runs
 

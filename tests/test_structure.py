@@ -20,7 +20,7 @@ ALLOWED_IMPORTS = {
     "vit.optim": "vit.config vit.model",
     "vit.data": "vit.config vit.random_keys vit.run vit.distributed",
     "vit.augment": "vit.config vit.random_keys vit.data",
-    "vit.checkpoint": "vit.config vit.random_keys vit.run vit.distributed vit.model vit.optim",
+    "vit.checkpoint": "vit.config vit.random_keys vit.run vit.distributed vit.model vit.optim vit.data",
     "vit.training": "vit.config vit.random_keys vit.run vit.distributed vit.data vit.augment vit.optim vit.checkpoint",
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.train": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",
@@ -32,7 +32,7 @@ ALLOWED_IMPORTS = {
     "data_prep.sources": "",
     "data_prep": "data_prep.sources vit.data vit.run",
     "jobs.node": "vit.config vit.run",
-    "jobs.login": "jobs.node vit.config vit.run vit.data data_prep",
+    "jobs.login": "jobs.node vit.config vit.run vit.data vit.checkpoint data_prep",
     "jobs": "jobs.login vit.config vit.run",
 }
 
@@ -40,11 +40,16 @@ ALLOWED_IMPORTS = {
 ALLOWED_MODULES = {
     ("data_prep", "vit"): {"vit.data.ffcv_format", "vit.data.dataset_manifest", "vit.run.fsync"},
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
+    ("jobs", "vit.checkpoint"): {"vit.checkpoint.saved_classes"},
+    ("vit.checkpoint", "vit.data"): {"vit.data.dataset_manifest", "vit.data.class_names"},
     ("jobs", "data_prep"): {"data_prep.options", "data_prep.publish"},
 }
 
 # These must not import torch: commands on a login node must start fast, and torch may not be installed there.
-WITHOUT_TORCH = ("vit.config", "vit.run", "vit.data.dataset_manifest", "vit.data.ffcv_format", "jobs", "data_prep")
+WITHOUT_TORCH = (
+    *("vit.config", "vit.run", "vit.data.dataset_manifest", "vit.data.class_names", "vit.data.ffcv_format"),
+    *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "jobs", "data_prep"),
+)
 # Exceptions, which run on compute nodes: torch's elastic agent and the modules that import it.
 WITH_TORCH = (
     "jobs.node.supervisor",

@@ -1,6 +1,11 @@
 """Computes the exact top-1 and top-5 accuracy of a run: every image counts once, on any number of ranks.
 
-python -m vit.evaluate runs/vit_b16 --data data/imagenet/val.beton
+    python -m vit.evaluate runs/vit_b16 --data data/imagenet/val.beton
+    python -m vit.evaluate runs/vit_b16 --data data/imagenet-a.beton    # 200 of the model's classes, by WordNet id
+    python -m vit.evaluate runs/vit_b16 --data data/imagenet-v2.beton   # folders 0 to 999: by index
+
+A data set may have any of the model's classes, in any order.  Accuracy and loss are then over the logits of these
+classes alone, as in ImageNet-A and -R (Hendrycks et al., https://arxiv.org/abs/1907.07174).
 """
 
 import argparse
@@ -13,20 +18,28 @@ from pathlib import Path
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.data.class_names import ClassMatch, match_classes
+from vit.data.dataset_manifest import read_dataset_manifest
 from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
 from vit.distributed.world import join_process_group
 from vit.training.scoring import Score, autocast, evaluate
 
 
-def scores(run: TrainedModel, cfg: Config) -> dict[str, Score]:
+def find_classes(run: TrainedModel, beton: Path) -> ClassMatch:
+    """Which of the model's classes a data set has.  Raises UserError if it has a class that the model does not have."""
+    classes, where = read_dataset_manifest(beton).classes, (str(run.checkpoint), str(beton))
+    return match_classes(run.class_ids, run.cfg.model.num_classes, classes, where)
+
+
+def scores(run: TrainedModel, cfg: Config, match: ClassMatch) -> dict[str, Score]:
     """Scores of the last weights, and of their EMA if the run keeps one, on the data set `cfg.data.val`.
 
-    Raises UserError if the data set does not fit the model, or is damaged.
+    Raises UserError if the data set is not valid, DamagedDataError.
     """
     out = {}
     with join_process_group(cfg) as world:
-        data = ValData(cfg, world)
+        data = ValData(cfg, world, match)
         for name, model in (("last", run.model), ("ema", run.ema)):
             if model is not None:
                 model.to(world.device)
@@ -48,16 +61,20 @@ def main(args: list[str] | None = None) -> int:
     try:
         run = load_trained_model(options.run, options.which)
         data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
-        found = scores(run, replace(run.cfg, data=data, device=options.device))
+        match = find_classes(run, data.val)
+        found = scores(run, replace(run.cfg, data=data, device=options.device), match)
     except (UserError, OSError, DamagedDataError) as error:
         print(f"vit.evaluate: {error}", file=sys.stderr)
         return 2
     if os.environ.get("RANK", "0") != "0":
         return 0
     if options.json:
-        print(json.dumps({"step": run.step} | {name: asdict(score) for name, score in found.items()}))
+        classes = {"evaluated": len(match.logits), "model": match.model_classes, "matched": match.how}
+        print(json.dumps({"step": run.step, "classes": classes} | {name: asdict(s) for name, s in found.items()}))
         return 0
     print(f"{run.checkpoint}, {data.val}")
+    if described := match.describe():
+        print(described)
     print("weights      top-1      top-5     loss")
     for name, score in found.items():
         print(f"{name:8} {score.top1:9.3%} {score.top5:10.3%} {score.loss:8.4f}")

@@ -16,11 +16,12 @@ from jsonargparse import Namespace
 
 from jobs.login.resources import display_path
 from jobs.node.train_job import TrainJob
+from vit.checkpoint import saved_classes
 from vit.config import schema
 from vit.config.parser import load_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.data.dataset_manifest import check_classes
+from vit.data.dataset_manifest import check_data_sets, manifest_path
 from vit.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,14 +44,15 @@ def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: 
     cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
     if cfg.init_from:
         cfg = replace(cfg, init_from=str(Path(cfg.init_from).expanduser().absolute()))
-    if not options.dry_run:
-        for path in (cfg.data.train, cfg.data.val):
-            if path not in pending_data:
-                _check_classes(path, cfg.model.num_classes)
+    data_sets = [path for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
+    if options.dry_run:  # may be used before the data sets are written
+        data_sets = [path for path in data_sets if manifest_path(path).exists()]
+    if data_sets:
+        _check_data_sets(cfg.model.num_classes, *data_sets)
     return cfg
 
 
-_check_classes = cache(check_classes)  # the runs of a sweep share their data sets
+_check_data_sets = cache(check_data_sets)  # the runs of a sweep share their data sets
 
 
 def folder_path(options: Namespace, suffix: str = "") -> Path:
@@ -89,6 +91,15 @@ def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
             + "".join(f"  {key}: {before[key]} in the run, {now[key]} now\n" for key in changed)
             + f"Use another --name, or resume with --override-resume {' '.join(changed)}"
         )
+
+
+def check_class_names(cfg: Config, run: RunFolder, options: Namespace) -> None:
+    """Raises UserError if the training set has other classes than the run, or than the head that it would start with.
+
+    A data set that does not exist yet, before a --prep job or in a dry run, is not checked.
+    """
+    if manifest_path(cfg.data.train).exists():
+        saved_classes.check_class_names(run, cfg, allowed_changes(options))
 
 
 def is_complete(cfg: Config, run: RunFolder) -> bool:

@@ -10,7 +10,8 @@ from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config, to_yaml
 from vit.run.folder import RunFolder
 
-NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+# The classes of Fashion-MNIST.
+NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def save_state(run: Path, state: TrainState, cfg: Config, names: list[str] | None = None) -> Path:

@@ -115,9 +115,9 @@ def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint |
     return None
 
 
-def initialize_weights(run: RunFolder, world: World, state: TrainState, source: str) -> None:
+def initialize_weights(run: RunFolder, world: World, state: TrainState, source: str, new_head: bool = False) -> None:
     """Loads pretrained weights (`init_from`) and records it; not needed once the run has a checkpoint."""
-    report = state.load_initial_weights(Path(source))
+    report = state.load_initial_weights(Path(source), new_head)
     if world.rank == 0:
         run.record("initialized", source=source, weights=report)
         show(f"{source}: {'; '.join(report)}", lasting=True)

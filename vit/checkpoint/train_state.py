@@ -48,9 +48,15 @@ class TrainState:
         fresh = TrainState.fresh(cfg, torch.device("cpu"))
         self.restore(0, fresh.tensors(), fresh.metadata())
 
-    def load_initial_weights(self, path: Path) -> list[str]:
-        """Loads pretrained weights at step 0; returns messages that say what was loaded.  Raises UserError."""
-        report = load_pretrained(read_weights(path), self.model)
+    def load_initial_weights(self, path: Path, new_head: bool = False) -> list[str]:
+        """Loads pretrained weights at step 0; returns messages that say what was loaded.  Raises UserError.
+
+        With `new_head`, their head is left out.
+        """
+        weights = read_weights(path)
+        if new_head:
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+        report = load_pretrained(weights, self.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.model.state_dict())
         return report

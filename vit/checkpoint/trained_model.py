@@ -8,6 +8,7 @@ import torch
 
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.checkpoint.read_weights import read_checkpoint
+from vit.checkpoint.saved_classes import numbered_classes
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -28,6 +29,7 @@ class TrainedModel:
     step: int
     cfg: Config
     classes: list[str]  # class names, in the order of the logits
+    class_ids: list[str] | None  # class identifiers, as in the data set's manifest; None: not in the checkpoint
     model: VisionTransformer  # the weights of the last step
     ema: VisionTransformer | None  # the EMA of the weights, if the run keeps one
 
@@ -62,12 +64,18 @@ def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
     cfg = parse_config(config_parser(str(checkpoint)), ["--config", str(metadata["config"])])[0]
     model, ema = (_build_model(cfg, tensors, prefix) for prefix in ("model.", "average."))
     assert model is not None
-    numbers = [f"class {i}" for i in range(cfg.model.num_classes)]
+    class_ids = metadata.get("classes")
+    if class_ids is not None and len(class_ids) != cfg.model.num_classes:
+        raise UserError(
+            f"{checkpoint} has the names of {len(class_ids):,} classes, but its head is for {cfg.model.num_classes:,}: "
+            "it cannot be said which class is which; use another checkpoint"
+        )
     return TrainedModel(
         checkpoint=checkpoint,
         step=int(metadata["step"]),
         cfg=cfg,
-        classes=list(metadata.get("classes", numbers)),
+        classes=list(class_ids or numbered_classes(cfg.model.num_classes)),
+        class_ids=class_ids,
         model=model,
         ema=ema,
     )

@@ -204,6 +204,7 @@ class Config:
 
     seed: int = 0  # seed of every random draw
     init_from: str = ""  # initial weights: a run, a checkpoint, a .pth or .safetensors file; empty: random
+    init_head: Literal["keep", "new"] = "keep"  # keep: the pretrained head, if it has as many classes; new: a new head
     epochs: int = 300  # passes over the training set
     global_batch: int = 1536  # images per optimizer step, over all ranks
     micro_batch: int = 384  # images per forward pass; the number of ranks must divide global_batch / micro_batch

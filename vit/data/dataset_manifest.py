@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.config.user_error import UserError
+from vit.data.class_names import class_differences
 from vit.run.disk_errors import naming
 
 FORMAT = "vit-beton-1"
@@ -106,3 +107,20 @@ def check_classes(beton: Path, num_classes: int) -> None:
         raise UserError(
             f"model.num_classes is {num_classes}, but {beton} has {classes} classes; set model.num_classes to {classes}"
         )
+
+
+def check_data_sets(num_classes: int, first: Path, *others: Path) -> None:
+    """Raises UserError unless the first data set has `num_classes` classes, and the others the same ones in order."""
+    check_classes(first, num_classes)
+    classes = read_dataset_manifest(first).classes
+    for other in others:
+        if differences := class_differences(classes, read_dataset_manifest(other).classes, short_names(first, other)):
+            raise UserError(
+                f"{other} has other classes than {first}: {differences}; write both from the same folders of classes, "
+                "with the same --subset and --seed"
+            )
+
+
+def short_names(one: Path, other: Path) -> tuple[str, str]:
+    """The names of two files for a message, without their folders if these are not needed to tell them apart."""
+    return (one.name, other.name) if one.name != other.name else (str(one), str(other))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vit.config.schema import Config, DataConfig
 from vit.data.beton import open_beton
+from vit.data.class_names import ClassMatch
 from vit.data.damage import DamagedSamples, check_pages
 from vit.data.dataset_manifest import check_classes
 from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
@@ -172,12 +173,20 @@ class TrainData:
 
 
 class ValData:
-    """The validation set, each image exactly once across all ranks."""
+    """The validation set, each image exactly once across all ranks.
 
-    def __init__(self, cfg: Config, world: World) -> None:
+    With `match`, it may have other classes than the model: `logits`, (D,) int64 on the device, are those of the model's
+    logits that its D classes have; None: all of them, in order.
+    """
+
+    def __init__(self, cfg: Config, world: World, match: ClassMatch | None = None) -> None:
         self.cfg = cfg.data
         self.world = world
-        check_classes(cfg.data.val, cfg.model.num_classes)
+        self.logits: Tensor | None = None
+        if match is None:
+            check_classes(cfg.data.val, cfg.model.num_classes)
+        elif not match.is_identity:
+            self.logits = torch.tensor(match.logits, device=world.device)
         self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.batch = cfg.micro_batch

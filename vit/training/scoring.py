@@ -44,6 +44,9 @@ def evaluate(
 ) -> Score | None:
     """Evaluates a model; returns None if `stop` returned True, which it must do on all ranks in the same round.
 
+    If the data set has only some of the model's classes, accuracy and loss are over their logits alone, as in
+    ImageNet-A and -R (Hendrycks et al., https://arxiv.org/abs/1907.07174).
+
     Padding is not counted (the torchvision references pad the last batch with images that then count twice), and losses
     are summed batch by batch, so that no figure depends on the number of ranks.
     """
@@ -55,7 +58,7 @@ def evaluate(
             return None
         with autocast():
             logits = model(normalize(batch.images, cfg.augment))
-        logits = logits.float()
+        logits = logits.float() if data.logits is None else logits.float()[:, data.logits]  # (B, D)
         hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5); never true for padding
         counts += torch.stack([hits[:, 0].sum(), hits.any(dim=1).sum(), (batch.labels >= 0).sum()])
         losses[i * world.size + world.rank] = F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum")

@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator
 
 from vit.checkpoint.resume import initialize_weights, resume, versions
+from vit.checkpoint.saved_classes import check_class_names
 from vit.checkpoint.saver import Saver
 from vit.checkpoint.skipped_steps import NotFiniteError, record_skip
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.config.schema import Config
+from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
 from vit.distributed.stop_signals import Agreement, StepDecision
@@ -49,6 +51,7 @@ class Trainer:
         self.agreement = Agreement(world)
         self.agreement.install_signal_handlers()
 
+        check_data_sets(cfg.model.num_classes, cfg.data.train, cfg.data.val)
         staged_cfg = stage_data_sets(cfg, run, world, clock, lambda: self.agreement.received_signal is not None)
         self.train_data, self.val_data = TrainData(staged_cfg, world), ValData(staged_cfg, world)
         self.milestones = Milestones(cfg, self.train_data.samples)
@@ -199,9 +202,11 @@ class Trainer:
 
         Returns the step of that checkpoint, None if there is none.
         """
+        cfg = self.cfg
+        check_class_names(self.run, cfg, self.allowed_changes)
         saved_step = resume(self.run, self.world, self.state, self.recipe(), self.allowed_changes)
-        if saved_step is None and self.cfg.init_from:
-            initialize_weights(self.run, self.world, self.state, self.cfg.init_from)
+        if saved_step is None and cfg.init_from:
+            initialize_weights(self.run, self.world, self.state, cfg.init_from, cfg.init_head == "new")
         return saved_step
 
     def roll_back(self, error: NotFiniteError) -> None:
