@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
+from tests.helpers.class_sets import write_class_images
 from tests.helpers.data_sets import write_data_sets
 from tests.helpers.disks import tmpfs_mounted
 from tests.helpers.slurm_cluster import Cluster, missing
@@ -43,7 +44,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with jpegs.beton and, if it is installed, Fashion-MNIST's train.beton and val.beton.
+    """A folder with jpegs.beton, classes/ and, if it is installed, Fashion-MNIST's train.beton and val.beton.
 
     The first pytest-xdist worker that needs it writes it for all workers.
     """
@@ -53,7 +54,7 @@ def _data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
-            write_data_sets(folder)
+            write_data_sets(folder, write_class_images(folder / "classes"))
             (folder / "done").touch()
     return folder
 
@@ -70,6 +71,12 @@ def betons(_data_sets: Path) -> Path:
 def jpegs(_data_sets: Path) -> Path:
     """A .beton file with 64 JPEGs of different sizes, in ten classes."""
     return _data_sets / "jpegs.beton"
+
+
+@pytest.fixture(scope="session")
+def class_sets(_data_sets: Path) -> Path:
+    """A folder with animals/, JPEGs in one folder per class, and these images as .beton files under other names."""
+    return _data_sets / "classes"
 
 
 @pytest.fixture

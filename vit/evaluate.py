@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line; under torchrun the GPUs share the data set.  Exit code 2 for errors that the user can fix."""
     parser = argparse.ArgumentParser("vit.evaluate", description="Computes exact top-1 and top-5 accuracy of a run.")
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
-    parser.add_argument("--data", type=Path, help=".beton file to evaluate on (default: data.val of the run)")
+    parser.add_argument("--data", type=Path, help=".beton file with any of the model's classes (default: data.val)")
     parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")

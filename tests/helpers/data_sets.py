@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,14 @@ def small_config(data: Path) -> Config:
     )
 
 
-def write_data_sets(folder: Path) -> None:
-    """Writes jpegs.beton and, if Fashion-MNIST is installed, train.beton and val.beton."""
+def write_data_sets(folder: Path, others: Sequence[list[str]] = ()) -> None:
+    """Writes jpegs.beton and, if Fashion-MNIST is installed, train.beton and val.beton.
+
+    `others` are the arguments of `write_beton` for more files.
+    """
     write_images(folder / "images")
-    commands = [["imagefolder", str(folder / "images"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]]
+    jpegs = ["imagefolder", str(folder / "images"), "--out", str(folder / "jpegs.beton"), "--workers", "1"]
+    commands = [jpegs, *others]
     if PACKAGED_FASHION_MNIST.is_dir():
         # The training set keeps its order, so that a test knows which image each sample must be.
         for split, options in (("train", ["--limit", str(TRAIN), "--no-shuffle"]), ("val", ["--limit", str(VAL)])):

@@ -42,7 +42,7 @@ class DatasetManifest:
     bytes: int  # its size
     sha256: str  # its digest, hexadecimal
     samples: int  # number of samples
-    classes: list[str]  # name of each class, in the order of the labels
+    classes: list[str]  # identifier of each class, in the order of the labels: a WordNet id, the name of a folder
     histogram: list[int]  # number of samples of each class
     image: ImageInfo
     source: str  # where the images came from

@@ -41,6 +41,7 @@ def other_value(name: str, value: Any) -> Any:
         "data.shuffle_window": 128,
         "data.on_bad": "skip",
         "data.verify": "never",
+        "init_head": "new",
         "exact": "samples",
         "precision": "bf16",
         "device": "cpu",
