@@ -32,7 +32,7 @@ ALLOWED_IMPORTS = {
     "data_prep.sources": "",
     "data_prep": "data_prep.sources vit.data vit.run",
     "jobs.node": "vit.config vit.run",
-    "jobs.login": "jobs.node vit.config vit.run vit.data vit.checkpoint data_prep",
+    "jobs.login": "jobs.node vit.config vit.run vit.model vit.data vit.checkpoint data_prep",
     "jobs": "jobs.login vit.config vit.run",
 }
 
@@ -40,7 +40,8 @@ ALLOWED_IMPORTS = {
 ALLOWED_MODULES = {
     ("data_prep", "vit"): {"vit.data.ffcv_format", "vit.data.dataset_manifest", "vit.run.fsync"},
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
-    ("jobs", "vit.checkpoint"): {"vit.checkpoint.saved_classes"},
+    ("jobs", "vit.model"): {"vit.model.weight_fit"},
+    ("jobs", "vit.checkpoint"): {"vit.checkpoint.format", "vit.checkpoint.weight_files", "vit.checkpoint.saved_classes"},
     ("vit.checkpoint", "vit.data"): {"vit.data.dataset_manifest", "vit.data.class_names"},
     ("jobs", "data_prep"): {"data_prep.options", "data_prep.publish"},
 }

@@ -28,8 +28,9 @@ from torch import nn
 from vit.checkpoint import trained_model
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
 from vit.config.user_error import UserError
+from vit.model.pretrained import Tensors, to_theirs
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import TIMM, TORCHVISION, Tensors, to_theirs
+from vit.model.weight_names import TIMM, TORCHVISION
 
 
 def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:

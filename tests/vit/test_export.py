@@ -24,8 +24,8 @@ from vit import export
 from vit.checkpoint.read_weights import read_weights
 from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
+from vit.model.pretrained import load_pretrained
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import load_pretrained
 from vit.run.folder import RunFolder
 from vit.run.jsonl import append
 
@@ -96,7 +96,7 @@ def test_safetensors_files_contain_weights_and_metadata(kind: str, tmp_path: Pat
     assert about["classes"] == NAMES
     assert about["model"]["width"] == 16 and about["step"] == 12 and about["std"] == [0.229, 0.224, 0.225]
     model = VisionTransformer(config(tmp_path, **KINDS[kind]).model).eval()
-    report = load_pretrained(read_weights(path), model)
+    report = load_pretrained(read_weights(path)[0], model)
     assert len(report) == (2 if "sines" in kind else 1)  # a second line reports that fixed positions are ignored
     with torch.inference_mode():
         assert_same(model(random_images(3, 28)), logits)
@@ -139,7 +139,7 @@ def test_the_best_checkpoint_or_any_other_can_be_chosen(tmp_path: Path, capsys: 
     for which, step in (("newest", 8), ("best", 5), ("3", 3)):
         out = tmp_path / f"{which}.safetensors"
         assert export.main([str(run), "--to", "safetensors", "--which", which, "--out", str(out)]) == 0
-        assert torch.equal(read_weights(out)["patches.proj.weight"], heads[step])
+        assert torch.equal(read_weights(out)[0]["patches.proj.weight"], heads[step])
     capsys.readouterr()
     assert export.main([str(run), "--to", "safetensors", "--which", "4"]) == 2
     assert "run has no checkpoint '4'; available steps: 3, 5, 8\n" in capsys.readouterr().err

@@ -1,47 +1,45 @@
-"""Reads weights from run folders, checkpoints, and files of torchvision, timm and DeiT."""
+"""Reads weights from run folders, checkpoints, and files of torchvision, timm, DeiT and others."""
 
+import pickle
+import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints
+from vit.checkpoint.format import DamagedCheckpointError
 from vit.checkpoint.load import load_checkpoint
+from vit.checkpoint.torch_pickle import HARMLESS, refusal
+from vit.checkpoint.weight_files import (
+    WeightFile,
+    checkpoints_in,
+    find_weights,
+    in_checkpoint,
+    no_checkpoint,
+    weights_in_folder,
+)
 from vit.config.user_error import UserError
-from vit.model.weight_names import Tensors, from_timm, from_torchvision
-from vit.run.folder import RunFolder
+from vit.model.pretrained import Tensors, converted
 
 
-def read_weights(path: Path) -> Tensors:
-    """Weights under this project's names, from a run folder, a checkpoint, a .safetensors or a `torch.save` file.
+def read_weights(path: Path) -> tuple[Tensors, WeightFile]:
+    """Weights under this project's names, and where they were found; see `find_weights` for what can be read.
 
-    Reads the newest intact checkpoint of a run, and the EMA of the weights if a checkpoint has one.  Raises UserError
-    that names the file and the problem.
+    Reads the newest intact checkpoint of a run, and the EMA of the weights if there is one.  Raises UserError that
+    names the file and the problem, OSError if it cannot be read now.
     """
     path = path.expanduser()
-    if path.is_dir():
-        tensors, _, _ = read_checkpoint(path)
-        prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    try:
-        loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # unpickling a file that is no pickle can raise almost anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} contains no weights ({reason})") from None
-    if "patches.proj.weight" in loaded:
-        return loaded
-    if "conv_proj.weight" in loaded:
-        return from_torchvision(loaded)
-    if "patch_embed.proj.weight" in loaded:
-        return from_timm(loaded)
-    names = ", ".join(list(loaded)[:3]) or "nothing"
-    raise UserError(
-        f"{path} is not a Vision Transformer of torchvision, timm, DeiT or this project: it contains {names} …"
-    )
+    if path.is_dir() and weights_in_folder(path) is None:
+        tensors, about, checkpoint = read_checkpoint(path)
+        found = in_checkpoint(checkpoint, {n: tuple(t.shape) for n, t in tensors.items()}, about, about["step"])
+    else:
+        found = find_weights(path)
+        tensors = _load_file(found)
+    return {ours: converted(tensors[name], found.shapes[ours]) for ours, name in found.names.items()}, found
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
@@ -49,24 +47,38 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
 
     Does not modify the folder, which may belong to a run in progress.  Raises UserError.
     """
-    run = RunFolder(path).checkpoints
-    candidates = find_checkpoints(run) if run.is_dir() else [path]
     problems = []
-    for candidate in candidates:
+    for candidate in checkpoints_in(path):
         try:
             tensors, manifest = load_checkpoint(candidate)
         except DamagedCheckpointError as error:
             problems.append(str(error))
         else:
             return tensors, manifest["about"] | {"step": manifest["step"]}, candidate
-    raise UserError(f"{path} has no intact checkpoint" + (f": {problems[0]}" if problems else ""))
+    raise no_checkpoint(path, problems)
 
 
-def _load_pickle(path: Path) -> Tensors:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("model", "state_dict"):  # DeiT and others store the optimizer next to the weights
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise TypeError("not a state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+def _load_file(found: WeightFile) -> Tensors:
+    """The state dict of a file, under its own names."""
+    path = found.path
+    try:
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # a damaged file can raise almost anything
+        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for key in found.keys:
+        content = content[key]
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _load_pickle(path: Path) -> Any:
+    """Loads a file of `torch.save`, without any class that is not known to be harmless."""
+    harmless = [(pkgutil.resolve_name(loaded_as), name) for name, loaded_as in HARMLESS.items()]
+    dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?SUMm"}
+    with torch.serialization.safe_globals([*harmless, *dtypes]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise refusal(path, name[1] if name else "Python objects of an unusual kind") from None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vit.checkpoint.read_weights import read_weights
 from vit.config.schema import Config
+from vit.model.pretrained import load_pretrained
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import load_pretrained
 from vit.optim.optimizer import build_optimizer
 from vit.random_keys import Stream, key
 
@@ -53,10 +53,10 @@ class TrainState:
 
         With `new_head`, their head is left out.
         """
-        weights = read_weights(path)
+        weights, found = read_weights(path)
         if new_head:
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-        report = load_pretrained(weights, self.model)
+        report = found.report + load_pretrained(weights, self.model, str(path), found.heads)
         if self.ema is not None:
             self.ema.load_state_dict(self.model.state_dict())
         return report

@@ -12,8 +12,8 @@ from vit.checkpoint.saved_classes import numbered_classes
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.model.pretrained import Tensors
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_names import Tensors
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.run.metrics import best_evaluation

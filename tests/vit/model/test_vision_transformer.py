@@ -17,8 +17,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.helpers.models import SMALL, random_images, randomized, torchvision_model
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import ModelConfig
+from vit.model.pretrained import to_ours
 from vit.model.vision_transformer import PatchEmbedding, VisionTransformer, sincos2d
-from vit.model.weight_names import from_torchvision
 
 BASE = ModelConfig()
 LARGE = ModelConfig(width=1024, depth=24, heads=16, mlp_dim=4096)
@@ -47,7 +47,7 @@ def test_torchvisions_weights_give_torchvisions_logits(cfg: ModelConfig) -> None
     reference = randomized(torchvision_model(cfg)).eval()
     with torch.device("meta"):
         model = VisionTransformer(cfg).eval()
-    model.load_state_dict(from_torchvision(reference.state_dict()), assign=True)
+    model.load_state_dict(to_ours(reference.state_dict()), assign=True)
     images = random_images(2, cfg.image_size)
     with torch.inference_mode():
         logits, expected = model(images), reference(images)
@@ -61,9 +61,9 @@ def test_the_weights_files_that_torchvision_downloads_can_be_converted() -> None
     old = {n.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): w for n, w in weights.items()}
     assert old.keys() != weights.keys()
     assert torchvision_model(SMALL).load_state_dict(old)  # torchvision itself still reads them
-    expected = from_torchvision(weights)
-    assert from_torchvision(old).keys() == expected.keys() == VisionTransformer(SMALL).state_dict().keys()
-    assert all(torch.equal(weight, expected[name]) for name, weight in from_torchvision(old).items())
+    expected = to_ours(weights)
+    assert to_ours(old).keys() == expected.keys() == VisionTransformer(SMALL).state_dict().keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in to_ours(old).items())
 
 
 def test_the_patch_embedding_is_a_convolution_with_the_patch_size_as_stride() -> None:
