@@ -31,6 +31,7 @@ if not __package__:  # run as a script: sys.path[0] is jobs/
 from jsonargparse import ArgumentParser, Namespace
 
 from jobs.login import run_folder, sbatch, slurm_queries
+from jobs.login.initial_weights import check_initial_weights
 from jobs.login.local_run import INTERRUPTED, run_in_foreground, run_locally, summary
 from jobs.login.resources import Resources, display_path, local_executor
 from jobs.login.sbatch import SubmissionError
@@ -110,6 +111,7 @@ class Submission:
         for run in runs:
             run_folder.check_unchanged(run.cfg, run.folder, self.options)
             run_folder.check_class_names(run.cfg, run.folder, self.options)
+        check_initial_weights([(run.folder, run.cfg) for run in runs], self.options.dry_run)
         self.resources(runs[0]).check(self.available)
         return runs
 

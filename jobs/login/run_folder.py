@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from jobs.login.resources import display_path
 from jobs.node.train_job import TrainJob
 from vit.checkpoint import saved_classes
+from vit.checkpoint.format import find_checkpoints
 from vit.config import schema
 from vit.config.parser import load_config
 from vit.config.schema import Config
@@ -71,12 +72,17 @@ def allowed_changes(options: Namespace) -> list[str]:
 
 
 def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
-    """Raises UserError if the folder holds a run with other settings, except for the allowed changes."""
+    """Raises UserError if the folder holds a run with other settings, except for the allowed changes.
+
+    A run that never started has nothing to lose: its settings may change freely.
+    """
     if not run.config.exists():
         if options.extend is not None:
             raise UserError(
                 f"--extend {options.extend}: {display_path(run.path)} is not a run; use --epochs for a new run"
             )
+        return
+    if options.extend is None and not _has_started(run):
         return
     before, now = schema.recipe(load_config(run.config)), schema.recipe(cfg)
     if options.extend is not None and options.extend < before["epochs"]:
@@ -100,6 +106,11 @@ def check_class_names(cfg: Config, run: RunFolder, options: Namespace) -> None:
     """
     if manifest_path(cfg.data.train).exists():
         saved_classes.check_class_names(run, cfg, allowed_changes(options))
+
+
+def _has_started(run: RunFolder) -> bool:
+    """Whether ranks have trained in this run, even if it has no checkpoint."""
+    return run.last("started") is not None or bool(find_checkpoints(run.checkpoints))
 
 
 def is_complete(cfg: Config, run: RunFolder) -> bool:

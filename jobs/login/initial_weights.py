@@ -1,0 +1,30 @@
+"""Checks `init_from` before a run is submitted: the weights exist, and fit the model.  Does not import torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from vit.checkpoint.format import find_checkpoints
+from vit.checkpoint.weight_files import find_weights
+from vit.config.schema import Config
+from vit.config.user_error import UserError
+from vit.model.weight_fit import check_fit
+from vit.run.folder import RunFolder
+
+
+def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: bool) -> None:
+    """Prints what each new run will do with its initial weights.  Raises UserError if they are missing or do not fit.
+
+    A run that has a checkpoint does not need them any more.  A dry run only reports weights that do not exist yet, as
+    with data sets.
+    """
+    new = {(cfg.init_from, cfg.model) for run, cfg in runs if cfg.init_from and not find_checkpoints(run.checkpoints)}
+    for source, model in sorted(new, key=str):
+        try:
+            found = find_weights(Path(source))
+        except UserError as error:
+            if dry_run and not Path(source).expanduser().exists():
+                print(f"# init_from: {error}")
+                continue
+            raise UserError(f"init_from: {error}") from None
+        report = found.report + check_fit(found.shapes, model, f"init_from: {source}", found.heads).report
+        print(f"{'# ' if dry_run else ''}init_from: {source}: {'; '.join(report)}")
