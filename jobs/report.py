@@ -5,6 +5,7 @@ python jobs/report.py runs/demo_overfits runs/demo_augmented --out both.png
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/
     sys.path[0] = str(ROOT)
 
+# Before the import, which fails if the environment names a backend that is not installed, as in a notebook's shell.
+os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 
 matplotlib.use("agg")

@@ -44,7 +44,8 @@ def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> No
             gamma = weights.pop(f"blocks.{i}.{scale}.gamma")
             weights[f"blocks.{i}.{layer}.weight"] = gamma[:, None] * weights[f"blocks.{i}.{layer}.weight"]
             weights[f"blocks.{i}.{layer}.bias"] = gamma * weights[f"blocks.{i}.{layer}.bias"]
-    torch.save(to_theirs(weights, TORCHVISION, cfg.patch_size), out)
+    with out.open("wb") as file:  # given a path, torch.save writes its name into the file
+        torch.save(to_theirs(weights, TORCHVISION, cfg.patch_size), file)
 
 
 def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
@@ -85,6 +86,19 @@ def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
 def to_safetensors(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """Writes one file with our own parameter names."""
     safetensors.torch.save_file(_weights(model), out, metadata=_metadata(run))
+    _sort_metadata(out)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the metadata of a safetensors file, whose order is random, so that the same weights give the same file."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the header has a fixed place in front of the tensors"
+        file.seek(8)
+        file.write(text.ljust(size))  # the format allows spaces
 
 
 def to_onnx(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
@@ -128,9 +142,11 @@ def _weights(model: VisionTransformer) -> Tensors:
 
 
 def _metadata(run: TrainedModel) -> dict[str, str]:
+    """`classes` are the identifiers of the data set, by which `--init_from` compares them; `names` are readable."""
     cfg = run.cfg
-    metadata = {"model": asdict(cfg.model), "mean": cfg.augment.mean, "std": cfg.augment.std, "classes": run.classes}
-    return {name: json.dumps(value) for name, value in (metadata | {"step": run.step}).items()}
+    metadata = {"model": asdict(cfg.model), "mean": cfg.augment.mean, "std": cfg.augment.std, "step": run.step}
+    metadata |= {"classes": run.class_ids or run.classes, "names": run.classes}
+    return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 def export(

@@ -9,10 +9,12 @@ Images are resized, cropped and normalized as in evaluation.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,11 +111,26 @@ def _classify(
         yield tuple((classes[i], value) for i, value in zip(indices, values, strict=True)), image_maps
 
 
+def _colormap() -> Any:
+    """Maps values from 0 to 1 to colors.  Matplotlib takes a second to import, so only where it is needed.
+
+    While it is imported it checks the backend that the environment names, which in the shell of a notebook is one that
+    only the notebook's own environment may have.
+    """
+    backend = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        import matplotlib
+    finally:
+        del os.environ["MPLBACKEND"]
+        os.environ |= {"MPLBACKEND": backend} if backend is not None else {}
+    return matplotlib.colormaps["inferno"]
+
+
 def attention_figure(prediction: Prediction) -> Image.Image:
     """The image, and overlays of the rollout and of each head of the last block, side by side."""
     assert prediction.pixels is not None and prediction.maps is not None
-    import matplotlib  # takes a second to import, so only where it is needed
-
+    colormap = _colormap()
     image = Image.fromarray(prediction.pixels)
     side = max(_TILE, image.width)
     image = image.resize((side, side), Image.Resampling.BICUBIC)
@@ -121,7 +138,7 @@ def attention_figure(prediction: Prediction) -> Image.Image:
     for weights in prediction.maps.numpy():
         strength = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)  # (G, G), 0 to 1
         smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
-        colors = matplotlib.colormaps["inferno"](smooth.clip(0, 1))[:, :, :3]  # (side, side, 3), 0 to 1
+        colors = colormap(smooth.clip(0, 1))[:, :, :3]  # (side, side, 3), 0 to 1
         tiles.append(Image.blend(image, Image.fromarray((255 * colors).astype(np.uint8)), 0.6))
     columns = 7  # ViT-B with its 12 heads fills two rows
     rows = -(-len(tiles) // columns)

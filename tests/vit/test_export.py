@@ -115,6 +115,17 @@ def test_onnxruntime_computes_the_same_logits(kind: str, tmp_path: Path) -> None
         assert_same(torch.from_numpy(np.array(found)), logits[:count])
 
 
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_the_same_run_is_exported_to_the_same_bytes(to: str, tmp_path: Path) -> None:
+    """Whatever the output is called, so that files can be compared and cached by their digest."""
+    make_finished_run(tmp_path / "run", config(tmp_path))
+    copies = []
+    for i in range(4):
+        out = export.export(tmp_path / "run", to, tmp_path / f"copy-{i}")
+        copies.append([p.read_bytes() for p in (sorted(out.iterdir()) if out.is_dir() else [out])])
+    assert copies.count(copies[0]) == 4
+
+
 def test_the_command_exports_the_ema_or_the_last_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The EMA by default, the last weights with `--weights last`; `--out` sets the path, and no other file is left."""
     state = make_finished_run(tmp_path / "run", config(tmp_path))

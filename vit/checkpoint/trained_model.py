@@ -9,9 +9,10 @@ import torch
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.checkpoint.read_weights import read_checkpoint
 from vit.checkpoint.saved_classes import numbered_classes
-from vit.config.parser import config_parser, parse_config
+from vit.config.parser import config_from_text
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.data.dataset_manifest import read_dataset_manifest
 from vit.model.pretrained import Tensors
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.folder import RunFolder
@@ -28,7 +29,7 @@ class TrainedModel:
     checkpoint: Path
     step: int
     cfg: Config
-    classes: list[str]  # class names, in the order of the logits
+    classes: list[str]  # readable class names, in the order of the logits
     class_ids: list[str] | None  # class identifiers, as in the data set's manifest; None: not in the checkpoint
     model: VisionTransformer  # the weights of the last step
     ema: VisionTransformer | None  # the EMA of the weights, if the run keeps one
@@ -61,7 +62,7 @@ def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
     tensors, metadata, checkpoint = read_checkpoint(
         path if which == "newest" else choose_checkpoint(RunFolder(path), which)
     )
-    cfg = parse_config(config_parser(str(checkpoint)), ["--config", str(metadata["config"])])[0]
+    cfg = config_from_text(str(metadata["config"]), str(checkpoint))
     model, ema = (_build_model(cfg, tensors, prefix) for prefix in ("model.", "average."))
     assert model is not None
     class_ids = metadata.get("classes")
@@ -74,11 +75,22 @@ def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
         checkpoint=checkpoint,
         step=int(metadata["step"]),
         cfg=cfg,
-        classes=list(class_ids or numbered_classes(cfg.model.num_classes)),
+        classes=metadata.get("names") or _class_names(cfg, class_ids),
         class_ids=class_ids,
         model=model,
         ema=ema,
     )
+
+
+def _class_names(cfg: Config, class_ids: list[str] | None) -> list[str]:
+    """Readable class names for a checkpoint without them, from its data set's manifest if that still exists."""
+    if class_ids is None:
+        return [f"class {i}" for i in range(cfg.model.num_classes)]
+    try:
+        manifest = read_dataset_manifest(cfg.data.train)
+    except (UserError, OSError):
+        return class_ids
+    return manifest.names if manifest.names and manifest.classes == class_ids else class_ids
 
 
 def _build_model(cfg: Config, tensors: Tensors, prefix: str) -> VisionTransformer | None:

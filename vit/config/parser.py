@@ -27,6 +27,16 @@ def load_config(path: Path | str, *overrides: str) -> Config:
     return parse_config(config_parser(str(path)), ["--config", str(path), *overrides])[0]
 
 
+def config_from_text(text: str, source: str) -> Config:
+    """Reads a config that is stored in a file of another kind.  Raises UserError that names this `source`."""
+    parser = config_parser(source)
+    parser.exits = False
+    try:
+        return parse_config(parser, ["--config", text])[0]
+    except UserError as error:
+        raise UserError(f"the config in {source} cannot be read: {error}") from None
+
+
 def config_parser(prog: str, description: str = "", required: bool = True) -> "Parser":
     """Returns a parser for `--config FILE` and every field of `Config`; a command adds its own options to it."""
     out = Parser(
@@ -51,7 +61,10 @@ def config_parser(prog: str, description: str = "", required: bool = True) -> "P
 
 
 def parse_config(parser: ArgumentParser, args: list[str] | None = None) -> tuple[Config, Namespace]:
-    """Returns the config and the command's own options.  Invalid input ends the process with one line and code 2."""
+    """Returns the config and the command's own options.
+
+    Invalid input ends the process with one line and code 2; with `parser.exits` False it raises UserError.
+    """
     hints = get_type_hints(Config)
     try:
         options = parser.parse_args(args)
@@ -71,6 +84,7 @@ class Parser(ArgumentParser):
     """Reports errors in one line, with a suggestion for a misspelled name; help texts are the fields' comments."""
 
     option_classes: tuple[type, ...] = (Config,)  # dataclasses whose fields are options
+    exits = True  # an error ends the process; False: it is raised as UserError
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """Adds the help texts only here: reading the sources takes as long as the rest of parsing."""
@@ -93,6 +107,8 @@ class Parser(ArgumentParser):
             matches = [n for n in names if n.endswith(f".{leaf}")] or difflib.get_close_matches(name, names, cutoff=0.5)
             suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
             message = f"unknown setting {name!r}{suggestion}  (--help lists all settings)"
+        if not self.exits:
+            raise UserError(message)
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 

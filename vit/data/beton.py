@@ -23,6 +23,7 @@ class Beton:
 
     path: Path
     classes: list[str]
+    names: list[str] | None  # readable name of each class; None: `classes` are readable
     sha256: str  # digest of the whole file, from the manifest
     page_size: int  # bytes
     pages: list[str]  # SHA-256 of each page of page_size bytes, from the manifest
@@ -80,6 +81,7 @@ def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> B
     return Beton(
         path=path,
         classes=manifest.classes,
+        names=manifest.names,
         sha256=manifest.sha256,
         page_size=manifest.page_size,
         pages=manifest.pages,

@@ -235,7 +235,7 @@ class Trainer:
     def metadata(self) -> dict[str, object]:
         """What every checkpoint of this run stores in addition to the state."""
         out: dict[str, object] = {"recipe": self.recipe(), "config": schema.to_yaml(self.cfg), "versions": versions()}
-        return out | {"classes": self.train_data.beton.classes}
+        return out | {"classes": self.train_data.beton.classes, "names": self.train_data.beton.names}
 
     def recipe(self) -> dict[str, object]:
         """What must not change on resuming: all settings that affect the result, and the fingerprint of the data."""
