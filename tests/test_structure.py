@@ -41,7 +41,11 @@ ALLOWED_MODULES = {
     ("data_prep", "vit"): {"vit.data.ffcv_format", "vit.data.dataset_manifest", "vit.run.fsync"},
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
     ("jobs", "vit.model"): {"vit.model.weight_fit"},
-    ("jobs", "vit.checkpoint"): {"vit.checkpoint.format", "vit.checkpoint.weight_files", "vit.checkpoint.saved_classes"},
+    ("jobs", "vit.checkpoint"): {
+        "vit.checkpoint.format",
+        "vit.checkpoint.weight_files",
+        "vit.checkpoint.saved_classes",
+    },
     ("vit.checkpoint", "vit.data"): {"vit.data.dataset_manifest", "vit.data.class_names"},
     ("jobs", "data_prep"): {"data_prep.options", "data_prep.publish"},
 }

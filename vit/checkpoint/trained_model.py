@@ -85,7 +85,7 @@ def load_trained_model(path: Path, which: str = "newest") -> TrainedModel:
 def _class_names(cfg: Config, class_ids: list[str] | None) -> list[str]:
     """Readable class names for a checkpoint without them, from its data set's manifest if that still exists."""
     if class_ids is None:
-        return [f"class {i}" for i in range(cfg.model.num_classes)]
+        return numbered_classes(cfg.model.num_classes)
     try:
         manifest = read_dataset_manifest(cfg.data.train)
     except (UserError, OSError):
