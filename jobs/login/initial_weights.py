@@ -17,8 +17,8 @@ def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: boo
     A run that has a checkpoint does not need them any more.  A dry run only reports weights that do not exist yet, as
     with data sets.
     """
-    new = {(cfg.init_from, cfg.model) for run, cfg in runs if cfg.init_from and not find_checkpoints(run.checkpoints)}
-    for source, model in sorted(new, key=str):
+    new = [cfg for run, cfg in runs if cfg.init_from and not find_checkpoints(run.checkpoints)]
+    for source, model, head in sorted({(cfg.init_from, cfg.model, cfg.init_head) for cfg in new}, key=str):
         try:
             found = find_weights(Path(source))
         except UserError as error:
@@ -26,5 +26,6 @@ def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: boo
                 print(f"# init_from: {error}")
                 continue
             raise UserError(f"init_from: {error}") from None
-        report = found.report + check_fit(found.shapes, model, f"init_from: {source}", found.heads).report
+        kept = {name: shape for name, shape in found.shapes.items() if head == "keep" or not name.startswith("head.")}
+        report = found.report + check_fit(kept, model, f"init_from: {source}", found.heads).report
         print(f"{'# ' if dry_run else ''}init_from: {source}: {'; '.join(report)}")

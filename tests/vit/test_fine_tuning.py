@@ -195,7 +195,7 @@ def test_a_run_started_from_another_run_does_not_need_it_to_resume(betons: Path,
     (event,) = (e for e in RunFolder(stopped).events() if e["event"] == "initialized")
     assert event["source"] == second.init_from and event["weights"] == report
     other = replace(second, init_from="elsewhere")
-    with pytest.raises(ValueError, match=r"init_from: .*/first in the checkpoint, .*/elsewhere now"):
+    with pytest.raises(ValueError, match=r"init_from: .*/first in the run, .*/elsewhere now"):
         run_ranks(1, run_attempt, other, stopped)
 
 
