@@ -100,6 +100,6 @@ def test_a_run_that_mixed_images_with_their_repeats_is_not_continued_by_another_
     assert manifest["about"]["recipe"].pop("augment.mix_distance") == 2
     text = json.dumps(manifest).encode()
     (checkpoints(run)[0] / "manifest.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
-    with pytest.raises(ValueError, match=r"augment\.mix_distance: \(absent\) in the checkpoint, 2 now"):
+    with pytest.raises(ValueError, match=r"augment\.mix_distance: \(absent\) in the run, 2 now"):
         run_ranks(1, run_attempt, cfg, run)
     assert run_ranks(1, run_attempt, cfg, run, None, ("augment.mix_distance",)) == ["finished"]
