@@ -28,6 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vit.augment.pipeline import augment
 from vit.config.schema import AugmentConfig
+from vit.run.command import run_command
 
 BATCH, SIZE, CLASSES = 32, 224, 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -134,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -33,8 +33,10 @@ import torch.distributed.checkpoint as dcp
 
 from vit.checkpoint.saver import Saver
 from vit.checkpoint.train_state import TrainState
+from vit.config.paths import user_path
 from vit.config.schema import CheckpointConfig, Config
 from vit.distributed.world import join_process_group
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 
 RANKS = 2
@@ -218,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="take less than 50 seconds, with a quarter of the bytes")
     parser.add_argument(
-        "--folder", type=Path, help="folder on the disk to measure (default: the folder for temporary files)"
+        "--folder", type=user_path, help="folder on the disk to measure (default: the folder for temporary files)"
     )
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -240,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

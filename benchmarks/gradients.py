@@ -31,6 +31,7 @@ from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.optimizer import build_optimizer
+from vit.run.command import run_command
 
 RANKS, IMAGES, SIDE = 4, 4, 64  # ranks, images per micro-batch, pixels per side
 METHODS = {"bits": "exact: bits", "samples": "exact: samples", "ddp": "DDP"}
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.helpers.slurm_cluster import Cluster, missing
 from tests.helpers.waiting import wait_for
+from vit.config.paths import user_path
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
@@ -96,8 +98,8 @@ def record(terminal: Terminal, cluster: Cluster) -> None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="SVG file to write")
-    parser.add_argument("--curve", type=Path, help="PNG file for the learning curve of the same run")
+    parser.add_argument("--out", type=user_path, required=True, help="SVG file to write")
+    parser.add_argument("--curve", type=user_path, help="PNG file for the learning curve of the same run")
     options = parser.parse_args()
     if why := missing():
         print(f"preemption.py: {why}", file=sys.stderr)
@@ -128,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

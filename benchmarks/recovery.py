@@ -46,6 +46,8 @@ from benchmarks.goodput import goodput
 from tests.helpers.slurm_cluster import Cluster, missing
 from tests.helpers.waiting import wait_for
 from vit.checkpoint.format import commit, write_part
+from vit.config.paths import user_path
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
@@ -172,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="less than 50 s; goodput with faults is only estimated")
     parser.add_argument("--minutes", type=float, default=60, help="time with faults (default: 60)")
-    parser.add_argument("--make-data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make-data", type=user_path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make_data:
         make_data(options.make_data)
@@ -188,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

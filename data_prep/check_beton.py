@@ -22,7 +22,9 @@ from data_prep.beton_reader import BetonIndex, read_beton_index
 from data_prep.digests import compute_digests
 from data_prep.progress import progress
 from data_prep.sources.source import InputError
+from vit.config.paths import user_path
 from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
+from vit.run.command import run_command
 
 _CHUNK = 64  # images per task of a thread
 _ADVICE = "copy or write the file again"
@@ -160,9 +162,12 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the .beton file; its manifest must be next to it")
+    parser.add_argument("file", type=user_path, metavar="FILE", help="the .beton file; its manifest must be next to it")
     parser.add_argument(
-        "--picture", type=Path, metavar="PNG", help="also draw random samples with their class names into this file"
+        "--picture",
+        type=user_path,
+        metavar="PNG",
+        help="also draw random samples with their class names into this file",
     )
     parser.add_argument("--count", type=int, default=48, metavar="N", help="samples in the picture (default: 48)")
     parser.add_argument(
@@ -213,4 +218,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM as Ctrl-C
-    sys.exit(main())
+    run_command(main)

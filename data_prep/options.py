@@ -10,6 +10,7 @@ from data_prep.recipe import MODES, Recipe
 from data_prep.sources.fashion_mnist import fashion_mnist
 from data_prep.sources.folders import image_folder
 from data_prep.sources.imagenet import ilsvrc, kaggle
+from vit.config.paths import user_path
 
 _DESCRIPTION = """\
 Write images and their labels into one .beton file, which FFCV's Loader reads.
@@ -95,23 +96,28 @@ def _build_parser() -> argparse.ArgumentParser:
         return source
 
     folder = add_source("imagefolder", "a folder with one subfolder per class")
-    folder.add_argument("path", type=Path, metavar="PATH", help="the folder; classes are the sorted subfolder names")
+    folder.add_argument(
+        "path", type=user_path, metavar="PATH", help="the folder; classes are the sorted subfolder names"
+    )
 
     tars = add_source("ilsvrc", "ImageNet's own tar files, read in place without unpacking")
-    tars.add_argument("tar", type=Path, metavar="TAR", help="ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
+    tars.add_argument("tar", type=user_path, metavar="TAR", help="ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
     tars.add_argument(
         "--devkit",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="ILSVRC2012_devkit_t12.tar.gz, which has the class names and the labels of the validation images; "
         "required for ILSVRC2012_img_val.tar",
     )
     tars.add_argument(
-        "--synsets", type=Path, metavar="FILE", help="Kaggle's LOC_synset_mapping.txt, which has the class names too"
+        "--synsets",
+        type=user_path,
+        metavar="FILE",
+        help="Kaggle's LOC_synset_mapping.txt, which has the class names too",
     )
 
     kaggle_files = add_source("kaggle", "the unpacked files of Kaggle's imagenet-object-localization-challenge")
-    kaggle_files.add_argument("root", type=Path, metavar="PATH", help="the folder with LOC_synset_mapping.txt")
+    kaggle_files.add_argument("root", type=user_path, metavar="PATH", help="the folder with LOC_synset_mapping.txt")
     kaggle_files.add_argument("--split", choices=("train", "val"), required=True, help="the images to write")
 
     fashion = add_source("fashion-mnist", "Fashion-MNIST: gray images of clothes, 28x28 pixels", mode="raw")
@@ -120,7 +126,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     fashion.add_argument(
         "--root",
-        type=Path,
+        type=user_path,
         default=Path("data"),
         metavar="PATH",
         help="download to this folder if Debian's package dataset-fashion-mnist is not installed (default: data)",
@@ -131,7 +137,11 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the .beton file to write; its manifest is FILE.json"
+        "--out",
+        type=user_path,
+        required=True,
+        metavar="FILE",
+        help="the .beton file to write; its manifest is FILE.json",
     )
     group.add_argument(
         "--force",

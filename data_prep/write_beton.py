@@ -33,6 +33,7 @@ from data_prep.publish import is_already_written, lock_unfinished_file, publish,
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Source
 from vit.data.dataset_manifest import FORMAT, DatasetManifest, ImageInfo, manifest_path
+from vit.run.command import run_command
 
 MIB = 1 << 20
 
@@ -204,4 +205,4 @@ def _print_message(message: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM as Ctrl-C: clean up and exit
-    sys.exit(main())
+    run_command(main, keep_going=True)

@@ -22,7 +22,9 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
+from vit.config.paths import user_path
 from vit.config.user_error import UserError
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
@@ -104,9 +106,12 @@ def _name(run: RunFolder) -> str:
 def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Plots the learning curves of one or more runs.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument(
-        "--out", type=Path, default=Path("curve.png"), help="image to write: .png, .svg or .pdf (default: curve.png)"
+        "--out",
+        type=user_path,
+        default=Path("curve.png"),
+        help="image to write: .png, .svg or .pdf (default: curve.png)",
     )
     options = parser.parse_args()
     try:
@@ -119,4 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -19,6 +19,8 @@ if not __package__:  # run as a script: sys.path[0] is jobs/
 from jobs.login import slurm_queries
 from jobs.login.run_status import Status, format_duration, is_run, newest_job, status
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from vit.config.paths import user_path
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 
 # fmt: off
@@ -130,7 +132,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a path holds no run."""
     parser = argparse.ArgumentParser(prog="status.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "runs", nargs="*", type=Path, help="run folders, or folders that contain runs (default: all runs in runs/)"
+        "runs", nargs="*", type=user_path, help="run folders, or folders that contain runs (default: all runs in runs/)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per run and line")
     parser.add_argument("--watch", action="store_true", help="refresh the output until Ctrl-C")
@@ -158,9 +160,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
+    run_command(main)

@@ -9,14 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 
-def exit_interrupted() -> None:
+def exit_interrupted() -> NoReturn:
     """Ends the process at once, after a Ctrl-C before anything was submitted."""
-    print("stopped before anything was submitted; run the same command to start again", flush=True)
+    with suppress(OSError):  # nobody reads the output any more
+        print("stopped before anything was submitted; run the same command to start again", flush=True)
     os._exit(130)
 
 
@@ -42,6 +44,7 @@ from vit.config import schema
 from vit.config.parser import parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.run.command import run_command
 from vit.run.folder import InUseError, RunFolder
 
 
@@ -49,8 +52,8 @@ def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if args is None else args
     parser = submit_parser((__doc__ or "").partition("\n")[0])
-    cfg, options = parse_config(parser, argv)
     try:
+        cfg, options = parse_config(parser, argv)
         return Submission(parser, argv, options).run(cfg)
     except (UserError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
         hint = ""
@@ -60,6 +63,8 @@ def main(args: list[str] | None = None) -> int:
             hint = "; use --runs-dir to choose a writable folder"
         print(f"submit.py: {error}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UserError | OSError) else 1
+    except KeyboardInterrupt:
+        exit_interrupted()
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,4 @@ if __name__ == "__main__":
     gc.enable()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        exit_interrupted()
+    run_command(main, keep_going=True)

@@ -19,18 +19,17 @@ ALLOWED_IMPORTS = {
     "vit.model": "vit.config",
     "vit.optim": "vit.config vit.model",
     "vit.data": "vit.config vit.random_keys vit.run vit.distributed",
-    "vit.augment": "vit.config vit.random_keys vit.data",
+    "vit.augment": "vit.config vit.random_keys vit.run vit.data",
     "vit.checkpoint": "vit.config vit.random_keys vit.run vit.distributed vit.model vit.optim vit.data",
     "vit.training": "vit.config vit.random_keys vit.run vit.distributed vit.data vit.augment vit.optim vit.checkpoint",
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.train": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",
     "vit.kill_attempts": "vit.run vit.checkpoint vit.train",
     "vit.verify": "vit.config vit.run vit.data vit.checkpoint vit.kill_attempts",
-    "vit.evaluate": "vit.config vit.distributed vit.data vit.checkpoint vit.training",
+    "vit.evaluate": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",
     "vit.predict": "vit.config vit.distributed vit.model vit.data vit.augment vit.checkpoint",
-    "vit.export": "vit.config vit.model vit.checkpoint",
     "data_prep.sources": "",
-    "data_prep": "data_prep.sources vit.data vit.run",
+    "data_prep": "data_prep.sources vit.config vit.data vit.run",
     "jobs.node": "vit.config vit.run",
     "jobs.login": "jobs.node vit.config vit.run vit.model vit.data vit.checkpoint data_prep",
     "jobs": "jobs.login vit.config vit.run",
@@ -38,7 +37,10 @@ ALLOWED_IMPORTS = {
 
 # Between the top-level packages only these modules may be imported: they are small, and do not import torch.
 ALLOWED_MODULES = {
-    ("data_prep", "vit"): {"vit.data.ffcv_format", "vit.data.dataset_manifest", "vit.run.fsync"},
+    ("data_prep", "vit"): {
+        *("vit.data.ffcv_format", "vit.data.dataset_manifest", "vit.run.fsync"),
+        *("vit.config.paths", "vit.run.command"),
+    },
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
     ("jobs", "vit.model"): {"vit.model.weight_fit"},
     ("jobs", "vit.checkpoint"): {

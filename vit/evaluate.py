@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
+from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.class_names import ClassMatch, match_classes
@@ -23,6 +24,7 @@ from vit.data.dataset_manifest import read_dataset_manifest
 from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
 from vit.distributed.world import join_process_group
+from vit.run.command import run_command
 from vit.training.scoring import Score, autocast, evaluate
 
 
@@ -52,8 +54,10 @@ def scores(run: TrainedModel, cfg: Config, match: ClassMatch) -> dict[str, Score
 def main(args: list[str] | None = None) -> int:
     """The command line; under torchrun the GPUs share the data set.  Exit code 2 for errors that the user can fix."""
     parser = argparse.ArgumentParser("vit.evaluate", description="Computes exact top-1 and top-5 accuracy of a run.")
-    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
-    parser.add_argument("--data", type=Path, help=".beton file with any of the model's classes (default: data.val)")
+    parser.add_argument("run", type=user_path, help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "--data", type=user_path, help=".beton file with any of the model's classes (default: data.val)"
+    )
     parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
@@ -82,4 +86,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -27,10 +27,12 @@ from torch import nn
 
 from vit.checkpoint import trained_model
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
+from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.model.pretrained import Tensors, to_theirs
 from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import TIMM, TORCHVISION
+from vit.run.command import run_command
 
 
 def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
@@ -179,9 +181,11 @@ def export(
 def main(args: list[str] | None = None) -> int:
     """Command line.  Exit code 2 for errors that the user can fix."""
     parser = argparse.ArgumentParser("vit.export", description="Exports the weights of a run to another library.")
-    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in it")
+    parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
     parser.add_argument("--to", choices=FORMATS, required=True, help="target library or format")
-    parser.add_argument("--out", type=Path, help="output file; for timm, output folder (default: in the run folder)")
+    parser.add_argument(
+        "--out", type=user_path, help="output file; for timm, output folder (default: in the run folder)"
+    )
     parser.add_argument(
         "--which", default="newest", metavar="STEP", help="checkpoint: newest, best or a step (default: newest)"
     )
@@ -199,4 +203,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

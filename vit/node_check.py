@@ -23,9 +23,11 @@ import torch
 from torch.distributed import DistError, PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
 from vit.config.parser import load_config
+from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.data.storage import free_memory
 from vit.model.vision_transformer import VisionTransformer
+from vit.run.command import run_command
 from vit.run.disk_errors import DISK_FULL
 from vit.run.folder import RunFolder
 
@@ -236,7 +238,7 @@ def main(args: list[str] | None = None) -> None:
     """The command line."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     parser = ArgumentParser("vit.node_check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--run-dir", type=Path, required=True, help="run folder, which has the config")
+    parser.add_argument("--run-dir", type=user_path, required=True, help="run folder, which has the config")
     parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
     parser.add_argument("--name", default=socket.gethostname(), help="name of this node")
     parser.add_argument("--node", type=int, default=0, help="index of this node in the job")
@@ -251,4 +253,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

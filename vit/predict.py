@@ -24,12 +24,14 @@ from torch import Tensor
 
 from vit.augment.pipeline import normalize
 from vit.checkpoint.trained_model import load_trained_model
+from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.decode import CenterCrop
 from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
+from vit.run.command import run_command
 
 Pixels = NDArray[np.uint8]
 
@@ -173,11 +175,11 @@ def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> i
 def main(args: list[str] | None = None) -> int:
     """Command line.  Exit code 1 if an image could not be read, 2 for other errors that the user can fix."""
     parser = argparse.ArgumentParser("vit.predict", description="Classifies images with the weights of a run.")
-    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in it")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="any format that Pillow reads")
+    parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
+    parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE", help="any format that Pillow reads")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes per image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and image")
-    parser.add_argument("--attention", type=Path, metavar="FOLDER", help="write attention maps: rollout and heads")
+    parser.add_argument("--attention", type=user_path, metavar="FOLDER", help="write attention maps: rollout and heads")
     parser.add_argument(
         "--which", default="newest", metavar="STEP", help="checkpoint: newest, best or a step (default: newest)"
     )
@@ -197,4 +199,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

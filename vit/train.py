@@ -13,6 +13,7 @@ import psutil
 
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.config.parser import config_parser, parse_config
+from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
@@ -20,6 +21,7 @@ from vit.data.stage import StoppedError
 from vit.distributed.gradients import has_canonical_order
 from vit.distributed.world import World, join_process_group, terminate_with_parent
 from vit.run.clock import Clock
+from vit.run.command import run_command
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import LEAVING, Heartbeat
 from vit.run.jsonl import flush
@@ -73,7 +75,7 @@ def main(args: list[str] | None = None) -> None:
     tolerate_lost_output()
     clock = Clock(started=psutil.Process().create_time())
     parser = config_parser("vit.train", "Trains a Vision Transformer, or resumes a run.")
-    parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/ and the config's name)")
+    parser.add_argument("--run-dir", type=user_path, help="run folder (default: runs/ and the config's name)")
     parser.add_argument(
         "--override-resume",
         nargs="+",
@@ -120,4 +122,4 @@ def _print_error(error: Exception, rank: int, code: int = 2) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, keep_going=True)

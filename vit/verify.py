@@ -23,10 +23,12 @@ from torch import Tensor
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
 from vit.config.parser import config_parser, parse_config
+from vit.config.paths import user_path
 from vit.config.schema import Config, to_yaml
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.kill_attempts import Attempt, UnexpectedExitError, train_and_kill
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.run.metrics import TIMING_KEYS
@@ -170,7 +172,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--kill-seed", type=int, default=0, help="seed of the times and victims of kills (default: 0)")
     parser.add_argument("--fresh", action="store_true", help="start the ranks with torchrun, not as forks")
     parser.add_argument("--cost", action="store_true", help="measure what exact bits cost; done anyway on GPUs")
-    parser.add_argument("--folder", type=Path, help="folder to keep both runs in (default: a temporary folder)")
+    parser.add_argument("--folder", type=user_path, help="folder to keep both runs in (default: a temporary folder)")
     cfg, options = parse_config(parser, args)
     try:
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.ranks):
@@ -241,4 +243,4 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from jobs.node.slurm_job import STOP_SECONDS
+from vit.config.paths import expand
 from vit.config.user_error import UserError
 
 CLUSTERS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "clusters"
@@ -57,7 +58,7 @@ class ClusterConfig:
             raise UserError(
                 f"signal {self.signal!r} is too late: a run may need {STOP_SECONDS} s to save; use {least} or more"
             )
-        if self.mem and not re.fullmatch(r"\d+[KMGT]?B?", self.mem):
+        if self.mem and not re.fullmatch(r"\d+([KMGT]B?)?", self.mem):
             raise UserError(f"mem must be a number of megabytes or a number with a unit such as 240G, not {self.mem!r}")
         if self.gres not in {"", "none"} and not re.fullmatch(r"gpu(:[\w.-]*[A-Za-z][\w.-]*)?", self.gres):
             raise UserError(f"gres must be gpu, gpu:TYPE or none, not {self.gres!r}; --gpus sets the number of GPUs")
@@ -81,6 +82,7 @@ class ClusterConfig:
         return [*([f"module load {shlex.join(self.modules)}"] if self.modules else []), *self.setup]
 
 
+PATHS = {"python", "container"}  # expanded where the job is submitted, like the words of container_exec
 OPTIONS = {f.name.replace("_", "-") for f in fields(ClusterConfig)}
 
 
@@ -112,6 +114,7 @@ def load(name: str | None, options: Mapping[str, Any]) -> ClusterConfig:
 
 def read_file(name: str) -> dict[str, Any]:
     """The values in a cluster's file.  Raises UserError, which lists the existing files if this one does not exist."""
+    name = expand(name)
     path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else CLUSTERS_FOLDER / f"{name}.yaml"
     if not path.is_file():
         existing = ", ".join(sorted(file.stem for file in CLUSTERS_FOLDER.glob("*.yaml"))) or "no files"
@@ -170,4 +173,6 @@ def parse_value(key: str, value: object, kind: Any) -> Any:
         if not value.isdigit():
             raise UserError(f"{key} must be a whole number, not {value!r}")
         return int(value)
-    return value
+    if key == "container_exec":
+        return shlex.join(map(expand, shlex.split(value)))
+    return expand(value) if key in PATHS else value

@@ -22,7 +22,7 @@ def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: boo
         try:
             found = find_weights(Path(source))
         except UserError as error:
-            if dry_run and not Path(source).expanduser().exists():
+            if dry_run and not Path(source).exists():
                 print(f"# init_from: {error}")
                 continue
             raise UserError(f"init_from: {error}") from None

@@ -13,9 +13,11 @@ import yaml
 
 from jobs.login import cluster_config
 from jobs.node.prep_job import write_command
+from vit.config.paths import escape, expand
 from vit.config.user_error import UserError
 
 DEFAULT_CPUS = 16
+PATHS = ("tar", "devkit", "synsets", "path", "root", "out")  # options of write_beton; all but the last must exist
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,24 @@ def load_prep(path: Path) -> PrepConfig:
         raise UserError(f"{path}: job: cpus_per_task must be a positive whole number, not {cpus!r}")
     if not values:
         raise UserError(f"{path}: no data sets; see configs/imagenet.yaml for an example")
-    data_sets = tuple(_data_set(name, options, f"{path}: {name}: ") for name, options in values.items())
+    data_sets = tuple(_data_set(options, f"{path}: {name}: ") for name, options in values.items())
     return PrepConfig(text, data_sets, cluster_config.parse_values(job, f"{path}: job: "), int(cpus))
 
 
-def _data_set(name: str, options: dict[str, str], prefix: str) -> DataSet:
+def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
     """Checks the options of one data set.  Raises UserError with a message that starts with `prefix`."""
     # These import numpy and Pillow, which submitting a training does not need.
     from data_prep.options import parse_arguments
     from data_prep.publish import is_already_written
 
+    for key, value in options.items():
+        if not isinstance(value, str):
+            raise UserError(f"{prefix}{key} must be a single value, not {value!r}")
+        if key in PATHS:  # here, not on the node of the job
+            try:
+                options[key] = escape(expand(value))
+            except UserError as error:
+                raise UserError(f"{prefix}{key}: {error}") from None
     source = options.pop("source", "")
     arguments = [source, *([options.pop("path")] if "path" in options else [])]
     for key, value in options.items():
@@ -83,8 +93,9 @@ def _data_set(name: str, options: dict[str, str], prefix: str) -> DataSet:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             args = parse_arguments(arguments)
     except SystemExit:
-        raise UserError(f"{prefix}{output.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
-    for key in ("tar", "devkit", "synsets", "path", "root"):
+        message = output.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UserError(f"{prefix}{message or '`help` is not an option'}") from None
+    for key in PATHS[:-1]:
         file = getattr(args, key, None)
         if file is not None and not file.exists() and source != "fashion-mnist":
             raise UserError(f"{prefix}{file} does not exist; correct `{key}`, or put the file there")

@@ -21,7 +21,7 @@ class Preparation:
     def __init__(
         self, options: Namespace, cluster: ClusterConfig, backend: str, available: Sequence[PartitionNodes]
     ) -> None:
-        path = Path(options.prep)
+        path: Path = options.prep
         self.prep, self.backend, self.dry_run = load_prep(path), backend, options.dry_run
         self.run = RunFolder((options.runs_dir / f"prep-{path.stem}").absolute())
         outputs = {str(data_set.out.parent) for data_set in self.prep.data_sets}

@@ -44,7 +44,7 @@ def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: 
     cfg.check_ranks(options.nodes * options.gpus)
     cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
     if cfg.init_from:
-        cfg = replace(cfg, init_from=str(Path(cfg.init_from).expanduser().absolute()))
+        cfg = replace(cfg, init_from=str(Path(cfg.init_from).absolute()))
     data_sets = [path for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
     if options.dry_run:  # may be used before the data sets are written
         data_sets = [path for path in data_sets if manifest_path(path).exists()]

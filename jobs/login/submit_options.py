@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
 from vit.config.parser import config_parser
+from vit.config.paths import user_path
 from vit.config.user_error import UserError
 
 
@@ -57,7 +58,7 @@ def _add_job_options(group: Any) -> None:
     )
     group.add_argument(
         "--runs-dir",
-        type=Path,
+        type=user_path,
         default=Path("runs"),
         metavar="DIR",
         help="folder that holds the run folders; all nodes must share it (default: runs)",
@@ -80,6 +81,7 @@ def _add_job_options(group: Any) -> None:
     )
     group.add_argument(
         "--prep",
+        type=user_path,
         metavar="FILE",
         help="YAML file of data sets to write first, such as configs/imagenet.yaml; training waits for them",
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.node import forkserver, slurm_job
 from jobs.node.restart_policy import Failure
+from vit.config.paths import escape
 from vit.run.folder import RunFolder
 
 TIMEOUT_SECONDS = 180  # of a check that does not end, for example on a GPU that hangs
@@ -30,7 +31,7 @@ class NodeHealthCheck:
         # Below the kernel's ephemeral ports, and different from the supervisors' port.
         port = 10_000 + zlib.crc32(f"{run} {slurm_job.start_id()} health".encode()) % 20_000
         store = f"{slurm_job.first_address()}:{port}"
-        arguments = ["--run-dir", str(run), "--name", slurm_job.node_name(), "--ranks", str(ranks)]
+        arguments = ["--run-dir", escape(run), "--name", slurm_job.node_name(), "--ranks", str(ranks)]
         arguments += ["--node", str(slurm_job.node_rank()), "--nodes", str(nodes), "--store", store]
         self._deadline = time.monotonic() + TIMEOUT_SECONDS
         self._start_error = ""

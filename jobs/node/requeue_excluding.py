@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs.node import slurm_job
 from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Failure, RetryLimits, decide
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 
 
@@ -37,4 +38,4 @@ if __name__ == "__main__":
     parser.add_argument("--requeues", type=int, required=True, help="allowed after failures, between two checkpoints")
     options = parser.parse_args()
     limits = RetryLimits(requeues=options.requeues)
-    sys.exit(main(options.nodes, RunFolder(Path(__file__).resolve().parents[3]), limits))
+    run_command(lambda: main(options.nodes, RunFolder(Path(__file__).resolve().parents[3]), limits), keep_going=True)

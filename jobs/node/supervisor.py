@@ -19,6 +19,7 @@ from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Decision, Failure, RetryLimits, count_silent_starts, decide, root_cause
 from jobs.node.watchdog import FLIGHT_RECORDER_PREFIX, Watchdog
 from vit.config.parser import load_config
+from vit.config.paths import escape
 from vit.config.schema import Config
 from vit.run.folder import JOB_VARIABLE, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
@@ -161,7 +162,7 @@ class Supervisor:
         return None
 
     def _launch(self, attempt: int, watchdog: Watchdog) -> None:
-        arguments = ["--config", str(self.folder.config), "--run-dir", str(self.folder.path)]
+        arguments = ["--config", escape(self.folder.config), "--run-dir", escape(self.folder.path)]
         if self.job.accepted:
             arguments += ["--override-resume", *self.job.accepted]
         elastic_agent.launch(

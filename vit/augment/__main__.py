@@ -5,7 +5,6 @@ python -m vit.augment --config configs/vit_b16.yaml --out augment.png
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +12,13 @@ from PIL import Image
 
 from vit.augment.pipeline import augment, channel_levels, normalize
 from vit.config.parser import config_parser, parse_config
+from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.beton import open_beton
 from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.random_keys import Stream, key
+from vit.run.command import run_command
 
 
 def contact_sheet(cfg: Config, images: int, draws: int) -> Image.Image:
@@ -45,7 +46,7 @@ def contact_sheet(cfg: Config, images: int, draws: int) -> Image.Image:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = config_parser("vit.augment", "Renders a few training images as augmented during a run.")
-    parser.add_argument("--out", type=Path, required=True, help="image file to write")
+    parser.add_argument("--out", type=user_path, required=True, help="image file to write")
     parser.add_argument("--images", type=int, default=6, help="number of images, one row each (default: 6)")
     parser.add_argument("--draws", type=int, default=7, help="augmented versions of each image (default: 7)")
     cfg, options = parse_config(parser, list(arguments) if arguments is not None else None)
@@ -61,4 +62,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

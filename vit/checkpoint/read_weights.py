@@ -32,7 +32,6 @@ def read_weights(path: Path) -> tuple[Tensors, WeightFile]:
     Reads the newest intact checkpoint of a run, and the EMA of the weights if there is one.  Raises UserError that
     names the file and the problem, OSError if it cannot be read now.
     """
-    path = path.expanduser()
     if path.is_dir() and weights_in_folder(path) is None:
         tensors, about, checkpoint = read_checkpoint(path)
         found = in_checkpoint(checkpoint, {n: tuple(t.shape) for n, t in tensors.items()}, about, about["step"])

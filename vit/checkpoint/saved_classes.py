@@ -29,7 +29,7 @@ def check_class_names(run: RunFolder, cfg: Config, allowed_changes: Collection[s
     if has_checkpoint:
         _check_resumed_classes(run.path, cfg.data.train, allowed_changes)
     elif cfg.init_from and cfg.init_head == "keep":
-        _check_head_classes(Path(cfg.init_from).expanduser(), cfg.data.train)
+        _check_head_classes(Path(cfg.init_from), cfg.data.train)
 
 
 def _check_resumed_classes(run: Path, beton: Path, allowed_changes: Collection[str]) -> None:

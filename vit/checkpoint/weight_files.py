@@ -47,7 +47,6 @@ def find_weights(path: Path) -> WeightFile:
     Of a run this is its newest checkpoint.  If there is an EMA of the weights, it is taken.  Raises UserError that
     names the file and the problem, OSError if it cannot be read now.
     """
-    path = path.expanduser()
     if not path.is_dir():
         return _in_file(path)
     if file := weights_in_folder(path):

@@ -16,15 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from vit.config.schema import Config, flatten
+from vit.config.paths import escape, expand
+from vit.config.schema import PATHS, Config, flatten
 from vit.config.user_error import UserError
 
 
 def load_config(path: Path | str, *overrides: str) -> Config:
     """Reads a YAML file and applies overrides: `load_config("a.yaml", "--optim.lr", "1e-3")`."""
-    return parse_config(config_parser(str(path)), ["--config", str(path), *overrides])[0]
+    return parse_config(config_parser(str(path)), ["--config", escape(path), *overrides])[0]
 
 
 def config_from_text(text: str, source: str) -> Config:
@@ -44,7 +45,7 @@ def config_parser(prog: str, description: str = "", required: bool = True) -> "P
     )
     out.usage = f"{prog} --config FILE [options] [--setting value …]"
     out.add_argument(
-        "--config", action="config", required=required, help="YAML file; settings that it omits keep their defaults"
+        "--config", action=_ConfigFile, required=required, help="YAML file; settings that it omits keep their defaults"
     )
     out.add_class_arguments(Config)
     sections = get_type_hints(Config)
@@ -72,12 +73,28 @@ def parse_config(parser: ArgumentParser, args: list[str] | None = None) -> tuple
         for name in flatten(Config()):
             if given.get(name) is None:  # `lr:` with nothing after it, or `optim: 5`
                 raise UserError(f"{name} has no value")
+        for name in PATHS:
+            options[name] = type(given[name])(_expand(name, str(given[name])))
         values = {f.name: options.pop(f.name) for f in fields(Config)}
         sections = {name: hints[name](**vars(v)) if isinstance(v, Namespace) else v for name, v in values.items()}
         config = Config(**sections)
     except ValueError as error:
         parser.error(str(error))
     return config, options
+
+
+def _expand(name: str, text: str) -> str:
+    try:
+        return expand(text)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from None
+
+
+class _ConfigFile(ActionConfigFile):
+    """`--config FILE`.  The path is expanded like any other; the text of a config, as in checkpoints, is not."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, values if "\n" in values else _expand("--config", values), option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(ArgumentParser):

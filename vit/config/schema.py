@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from vit.config.paths import escape
 from vit.config.user_error import UserError
 
 
@@ -261,6 +262,8 @@ class Config:
         )
 
 
+# Settings that are paths; `data.stage` is not among them, because it is expanded on each node.
+PATHS = ("init_from", "data.train", "data.val")
 # Settings that may change when a run is resumed: paths, threads, device and intervals, never what is computed.
 NOT_IN_RECIPE = (
     *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
@@ -289,10 +292,15 @@ def recipe(config: Config) -> dict[str, Any]:
         if name not in NOT_IN_RECIPE and not name.startswith(NOT_IN_RECIPE_SECTIONS)
     }
     if config.init_from:  # absolute: independent of the working directory
-        out["init_from"] = str(Path(config.init_from).expanduser().absolute())
+        out["init_from"] = str(Path(config.init_from).absolute())
     return out
 
 
 def to_yaml(config: Config) -> str:
     """The whole config as YAML, which `--config` reads back."""
-    return yaml.safe_dump(json.loads(json.dumps(asdict(config), default=str)), sort_keys=False)
+    values = json.loads(json.dumps(asdict(config), default=str))
+    for name in PATHS:
+        section, _, leaf = name.rpartition(".")
+        settings = values[section] if section else values
+        settings[leaf] = escape(settings[leaf])
+    return yaml.safe_dump(values, sort_keys=False)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from vit.config.paths import expand
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.damage import damaged_page
@@ -70,12 +71,10 @@ def stage_data_sets(
 
 def expand_folder(folder: str) -> Path:
     """Expands `~` and variables, e.g. `$TMPDIR`, on this node.  Raises UserError if a variable is not set."""
-    path = os.path.expanduser(os.path.expandvars(folder))
-    if "$" in path:
-        raise UserError(
-            f"data.stage {folder}: the variable is not set on {socket.gethostname()}; set it or use a folder like /tmp"
-        )
-    return Path(path)
+    try:
+        return Path(expand(folder))
+    except UserError as error:
+        raise UserError(f"data.stage {error} (on {socket.gethostname()})") from None
 
 
 def _wait(copier: "Copier | None", world: World, clock: Clock, stop_requested: Callable[[], bool]) -> None:

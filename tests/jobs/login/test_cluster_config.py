@@ -1,5 +1,6 @@
 """What jobs request from a cluster, through a file and options; and invalid or impossible requests."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,9 @@ def test_gres_none_requests_no_gpus(tmp_path: Path) -> None:
         ("- gpu", "expected lines of the form `key: value`"),
         ("time: tomorrow", "time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not 'tomorrow'"),
         ("mem: lots", "mem must be a number of megabytes or a number with a unit such as 240G, not 'lots'"),
+        ("mem: 240B", "mem must be a number of megabytes or a number with a unit such as 240G, not '240B'"),
+        ("python: $UNSET_7/python", "the variable UNSET_7 is not set"),
+        ("container_exec: apptainer exec 'a", "No closing quotation"),
         ("gres: gpu:4", "gres must be gpu, gpu:TYPE or none, not 'gpu:4'; --gpus sets the number of GPUs"),
         ("signal: TERM@30", "signal must be USR2@SECONDS, not 'TERM@30'"),
         ("signal: USR2@60", "signal 'USR2@60' is too late: a run may need 90 s to save; use USR2@100 or more"),
@@ -107,6 +111,12 @@ def test_errors_in_a_file_are_reported_in_one_line(text: str, message: str, tmp_
         load(name, {})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("unit", ["", "K", "M", "G", "T", "KB", "MB", "GB", "TB"])
+def test_every_unit_of_memory_that_is_accepted_is_compared_with_the_nodes(unit: str) -> None:
+    """No text that passes the check fails later."""
+    resources(load(None, {"mem": f"1{unit}"})).check([replace(NODES, memory=1024**2)])
 
 
 def test_a_file_that_does_not_exist_is_reported_with_those_that_exist() -> None:

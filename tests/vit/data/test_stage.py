@@ -241,7 +241,9 @@ def test_variables_in_the_folder_are_expanded_on_the_node(
         DataConfig(**options, stage="scratch")
     cfg = stage_config(source, Path("$VIT_TEST_SCRATCH/sets"))
     monkeypatch.delenv("VIT_TEST_SCRATCH", raising=False)
-    with pytest.raises(ValueError, match=r"data\.stage \$VIT_TEST_SCRATCH/sets: the variable is not set on "):
+    with pytest.raises(
+        ValueError, match=r"data\.stage \$VIT_TEST_SCRATCH/sets: the variable VIT_TEST_SCRATCH is not set"
+    ):
         stage.expand_folder(cfg.data.stage)
     monkeypatch.setenv("VIT_TEST_SCRATCH", str(local_disk))
     assert stage.expand_folder(cfg.data.stage) == local_disk / "sets"
