@@ -1,10 +1,11 @@
 """Fault-injection campaign: after thousands of faults, do training runs resume and end with the same bits?
 
-python benchmarks/chaos.py [--quick] [--only kills damage errors crashes] [--folder DIR]
+python benchmarks/chaos.py [--quick] [--only kills damage errors reads crashes] [--folder DIR]
 
     kills     SIGKILL at random times: of a rank, all ranks, the launcher, everything, a checkpoint writer
     damage    checkpoint files that are truncated, or have one byte changed
     errors    ENOSPC, EIO and EDQUOT from each writing call in turn, and a real file system that is full
+    reads     EIO, ESTALE, EACCES and ENOENT from each call that reads a file, in every command that reads a run folder
     crashes   a power cut between any two file operations, in all states in which it may leave the disk
 
 The runs are small, but real: `vit.train` with four micro-batches of Fashion-MNIST on 4, 2 and 1 ranks of one thread.
@@ -15,6 +16,7 @@ code is 1 if there were any problems.  The last line is one JSON object with all
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -30,25 +32,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.faults import layer
+from benchmarks.faults import layer, read_cases, read_layer
 
 RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
-PARTS = ("kills", "damage", "errors", "crashes")
-NEED_LAYER = ("errors", "crashes")  # parts that need the fault-injection layer
+PARTS = ("kills", "damage", "errors", "reads", "crashes")
+NEED_LAYER = ("errors", "reads", "crashes")  # parts that need a fault-injection layer
 LANES, KILLS = 3, 1020  # processes that share the kills
 
 
 def work(part: str, folder: Path, quick: bool, kills: int = 0, seed: int = 0) -> None:
     """Runs a part in this process; writes its figures to a file next to `folder`."""
-    from benchmarks.faults import crashes, damage, errors
-    from benchmarks.faults import kills as kills_part
-
-    data = folder.parent / "data"
-    if part == "kills":
-        figures = kills_part.campaign(data, folder, kills, seed)
-    else:
-        campaign = {"damage": damage.campaign, "errors": errors.campaign, "crashes": crashes.campaign}[part]
-        figures = campaign(data, folder, quick)
+    data, module = folder.parent / "data", importlib.import_module(f"benchmarks.faults.{part}")
+    figures = module.campaign(data, folder, *((kills, seed) if part == "kills" else (quick,)))
     folder.with_suffix(".json").write_text(json.dumps(figures))
 
 
@@ -71,7 +66,8 @@ class Part:
             self.process.start()
             return
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        environment |= layer.environment(self.folder / "runs", self.folder / "layer")
+        build = read_layer.environment if part == "reads" else layer.environment
+        environment |= build(self.folder / "runs", self.folder / "layer")
         command = [sys.executable, __file__, "--work", part, "--folder", str(self.folder), *["--quick"] * quick]
         with self.folder.with_suffix(".log").open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -158,6 +154,9 @@ def table(found: dict[str, Any]) -> list[str]:
                     rows.append(f"{what:<46}{figures[part]['runs']:>8,}{wrong:>9}   {calls}")
             if "runs" in figures["full"]:
                 rows.append(f"{'a real file system that is full':<46}{figures['full']['runs']:>8,}{wrong:>9}")
+        elif name == "reads" and "cases" in figures:
+            details = "each names the file" if not wrong else "see below"
+            rows.append(f"{'a reading call fails':<46}{figures['cases']:>8,}{wrong:>9}   {details}")
         elif name == "crashes" and "states" in figures:
             when = f"after each of {figures['operations']} operations"
             rows.append(f"{'states of the disk after a power cut':<46}{figures['states']:>8,}{wrong:>9}   {when}")
@@ -186,6 +185,8 @@ def main() -> None:
     problems = sum(len(figures["problems"]) for figures in found.values())
     print(f"{'fault':<46}{'faults':>8}{'problems':>9}")
     print("\n".join(table(found)))
+    if "table" in found.get("reads", {}):
+        print("", *read_cases.readme_table(found["reads"]["table"]), "", sep="\n")
     print(f"{problems or 'no'} problems, in {time.monotonic() - start:.0f} s")
     for part in found.values():
         part.pop("each", None)

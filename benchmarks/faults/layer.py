@@ -1,4 +1,4 @@
-"""Python side of the fault-injection layer (layer.c): makes file operations fail, and records them."""
+"""Python side of the fault-injection layer for writing (layer.c): makes file operations fail, and records them."""
 
 import fcntl
 import mmap
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("layer.c")
+CONTROL_BYTES = 2048  # enough for the control struct of each layer
 _CONTROL = struct.Struct("=8q16s488s")
 _RECORD = struct.Struct("=8sqqqii")
 
@@ -33,15 +34,15 @@ def missing() -> str | None:
     return None if shutil.which("gcc") else "gcc is not installed"
 
 
-def environment(root: Path, folder: Path) -> Mapping[str, str]:
-    """Builds the layer; returns the environment variables that load it into a process, for operations below `root`.
+def environment(root: Path, folder: Path, source: Path = SOURCE) -> Mapping[str, str]:
+    """Builds a layer; returns the environment variables that load it into a process, for operations below `root`.
 
     `folder` is for the files of the layer itself; it must not be below `root`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(folder / "layer.so"), str(SOURCE)]
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(folder / "layer.so"), str(source)]
     subprocess.run(command, check=True)
-    (folder / "control").write_bytes(bytes(_CONTROL.size))
+    (folder / "control").write_bytes(bytes(CONTROL_BYTES))
     (folder / "log").touch()
     names = {"FAULTS_ROOT": root, "FAULTS_CONTROL": folder / "control", "FAULTS_LOG": folder / "log"}
     return {"LD_PRELOAD": str(folder / "layer.so"), **{name: str(path) for name, path in names.items()}}

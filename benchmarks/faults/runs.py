@@ -28,7 +28,7 @@ class Runs:
     """Runs of one config in one folder, compared with a reference run on four ranks without faults."""
 
     def __init__(self, data: Path, folder: Path, steps: int) -> None:
-        cfg = shorten(_config(data), steps)
+        cfg = shorten(tiny_config(data), steps)
         self.folder, self.steps, self.samples = folder, cfg.steps(cfg.epochs, cfg.data.limit), cfg.data.limit
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(cfg))
@@ -55,7 +55,8 @@ class Runs:
         return out if epochs_are_complete(run, self.samples) else [*out, "an epoch does not have each sample once"]
 
 
-def _config(data: Path) -> Config:
+def tiny_config(data: Path) -> Config:
+    """A config of a few thousand weights, with all sources of randomness."""
     return Config(
         seed=11,
         global_batch=32,
