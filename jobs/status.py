@@ -129,7 +129,7 @@ def count_states(rows: Sequence[Status]) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 1 if a path holds no run."""
+    """The command line; returns the exit code: 1 if a path holds no run, or one that cannot be read."""
     parser = argparse.ArgumentParser(prog="status.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "runs", nargs="*", type=user_path, help="run folders, or folders that contain runs (default: all runs in runs/)"
@@ -141,7 +141,10 @@ def main(args: list[str] | None = None) -> int:
     )
     options = parser.parse_args(args)
     while True:
-        tables, errors = group_runs(options.runs) if options.runs else (runs_in(Path("runs")), [])
+        try:
+            tables, errors = group_runs(options.runs) if options.runs else (runs_in(Path("runs")), [])
+        except OSError as error:  # a folder of runs cannot be listed
+            tables, errors = {}, [str(error)]
         found, warning = query_status(tables)
         text = format_tables(found) or (
             "" if errors else "no runs in runs/ yet; to show other runs, name their folders"
@@ -155,7 +158,7 @@ def main(args: list[str] | None = None) -> int:
         for line in [*errors, *filter(None, [warning])]:
             print(f"status.py: {line}", file=sys.stderr)
         if not options.watch:
-            return 1 if errors else 0
+            return 1 if errors or any(row.state == "unreadable" for rows in found.values() for row in rows) else 0
         time.sleep(options.every)
 
 

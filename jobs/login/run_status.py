@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.login.slurm_queries import QueuedJob
+from vit.run.disk_errors import is_missing, naming
 from vit.run.folder import Event, RunFolder
 from vit.run.jsonl import read_lines
 
@@ -25,7 +26,9 @@ class Status:
 
     run: str
     folder: str
-    state: str  # queued, running, requeued, stopped, finished, gave up, failed, lost, unknown, not submitted
+    state: (
+        str  # queued, running, requeued, stopped, finished, gave up, failed, lost, unknown, not submitted, unreadable
+    )
     detail: str = ""  # why it is pending, or where it runs
     why: str = ""  # why it ended, if it failed
     job: str | None = None  # Slurm's job id
@@ -43,16 +46,32 @@ class Status:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder, possibly an incomplete one: it has a config or a ledger."""
     run = RunFolder(path)
-    return run.config.is_file() or run.ledger.is_file()
+    try:
+        return run.config.is_file() or run.ledger.is_file()
+    except OSError:
+        return True  # its status says what cannot be read
 
 
 def newest_job(run: RunFolder) -> str | None:
-    """The id of the run's newest Slurm job."""
-    return _newest_job(read_events(run))
+    """The id of the run's newest Slurm job, None also if the ledger cannot be read."""
+    try:
+        return _newest_job(read_events(run))
+    except OSError:
+        return None
 
 
 def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
-    """The status of a run.  `jobs` are those in Slurm's queue; None if they are unknown."""
+    """The status of a run; "unreadable" if one of its files cannot be read.
+
+    `jobs` are those in Slurm's queue; None if they are unknown.
+    """
+    try:
+        return _status(run, jobs)
+    except OSError as error:
+        return Status(run=run.path.name, folder=str(run.path), state="unreadable", why=str(error))
+
+
+def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     events = read_events(run)
     state, detail, why = _state(run, events, jobs)
     records = read_tail(run.metrics)
@@ -81,22 +100,20 @@ def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
 
 
 def read_events(run: RunFolder) -> list[Event]:
-    """The events of the ledger that can be read; the folder may be incomplete, or not a run folder at all."""
-    try:
-        events = run.events()
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [event for event in events if isinstance(event, dict) and isinstance(event.get("event"), str)]
+    """The events of the ledger.  The folder may be incomplete, or not a run folder at all.  Raises OSError."""
+    return [event for event in run.events() if isinstance(event["event"], str)]
 
 
 def read_tail(path: Path) -> list[Event]:
-    """The newest records of a learning curve, from the last TAIL_BYTES of the file."""
+    """The newest records of a learning curve, from the last TAIL_BYTES of the file.  Raises OSError."""
     try:
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()[size > TAIL_BYTES :]
-    except OSError:
+    except FileNotFoundError:
+        if not is_missing(path):
+            raise
         return []
     out = []
     for line in lines:

@@ -3,6 +3,7 @@
 import pickle
 import pkgutil
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def read_weights(path: Path) -> tuple[Tensors, WeightFile]:
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
     """Reads a checkpoint, or the newest intact one of a run: its tensors, its metadata with the step, and its path.
 
-    Does not modify the folder, which may belong to a run in progress.  Raises UserError.
+    Does not modify the folder, which may belong to a run in progress.  A damaged checkpoint is skipped, which stderr
+    says.  Raises UserError, OSError if a checkpoint cannot be read now.
     """
     problems = []
     for candidate in checkpoints_in(path):
@@ -53,6 +55,8 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any], Path]:
         except DamagedCheckpointError as error:
             problems.append(str(error))
         else:
+            for problem in problems:
+                print(f"not used: {problem}; {candidate} is used instead", file=sys.stderr)
             return tensors, manifest["about"] | {"step": manifest["step"]}, candidate
     raise no_checkpoint(path, problems)
 

@@ -94,7 +94,13 @@ class _ConfigFile(ActionConfigFile):
     """`--config FILE`.  The path is expanded like any other; the text of a config, as in checkpoints, is not."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        super().__call__(parser, cfg, values if "\n" in values else _expand("--config", values), option_string)  # type: ignore[no-untyped-call]
+        if "\n" not in values:
+            values = _expand("--config", values)
+        try:
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            error.filename = error.filename or values  # errors of reads have no name
+            raise
 
 
 class Parser(ArgumentParser):
