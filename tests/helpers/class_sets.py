@@ -35,7 +35,10 @@ FOLDERS = {
 
 
 def write_class_images(folder: Path) -> list[list[str]]:
-    """Writes the folders; returns the arguments of `write_beton` that make NAME.beton from each."""
+    """Writes the folders; returns the arguments of `write_beton` that make NAME.beton from each.
+
+    Also of subset-0.beton and subset-1.beton, with six of the animals that the seeds 0 and 1 draw.
+    """
     for number, name in enumerate(ANIMALS):
         for i in range(IMAGES):
             save_image(folder / "animals" / name / f"{i}.jpg", smooth(40, 36, IMAGES * number + i), quality=92)
@@ -45,6 +48,9 @@ def write_class_images(folder: Path) -> list[list[str]]:
             shutil.copytree(folder / "animals" / name, folder / data_set / called)
         out = str(folder / f"{data_set}.beton")
         commands.append(["imagefolder", str(folder / data_set), "--out", out, "--workers", "1"])
+    for seed in ("0", "1"):
+        subset = ["--subset", "6", "--seed", seed, "--out", str(folder / f"subset-{seed}.beton"), "--workers", "1"]
+        commands.append(["imagefolder", str(folder / "animals"), *subset])
     return commands
 
 

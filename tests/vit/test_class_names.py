@@ -49,6 +49,15 @@ def test_a_validation_set_without_one_of_the_classes_is_refused(class_sets: Path
         run_ranks(1, run_attempt, cfg, new_run_folder(tmp_path / "run"))
 
 
+def test_subsets_drawn_by_different_seeds_are_refused(class_sets: Path, tmp_path: Path) -> None:
+    """`write_beton --subset 6` gave both sets six classes, but not the same ones."""
+    cfg = class_config(class_sets / "subset-0.beton", class_sets / "subset-1.beton", num_classes=6)
+    with pytest.raises(
+        ValueError, match=r"only subset-0\.beton has .*; only subset-1\.beton has .*--subset and --seed"
+    ):
+        run_ranks(1, run_attempt, cfg, new_run_folder(tmp_path / "run"))
+
+
 def test_a_run_is_not_resumed_on_other_classes(class_sets: Path, tmp_path: Path) -> None:
     """Neither on renamed ones, which no digest of the images shows, nor with another validation set."""
     run, cfg = new_run_folder(tmp_path / "run"), class_config(class_sets / "named.beton")
