@@ -18,8 +18,8 @@ from jobs.login.resources import display_path
 from jobs.node.train_job import TrainJob
 from vit.checkpoint import saved_classes
 from vit.checkpoint.format import find_checkpoints
-from vit.config import schema
 from vit.config.parser import load_config
+from vit.config.recipe import recipe_of
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_data_sets, manifest_path
@@ -84,7 +84,7 @@ def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
         return
     if options.extend is None and not _has_started(run):
         return
-    before, now = schema.recipe(load_config(run.config)), schema.recipe(cfg)
+    before, now = recipe_of(load_config(run.config)), recipe_of(cfg)
     if options.extend is not None and options.extend < before["epochs"]:
         raise UserError(
             f"--extend {options.extend}: {display_path(run.path)} has {before['epochs']} epochs; use a larger number"
@@ -115,7 +115,7 @@ def _has_started(run: RunFolder) -> bool:
 
 def is_complete(cfg: Config, run: RunFolder) -> bool:
     """Whether the run has finished with these settings."""
-    return run.finished() is not None and schema.recipe(load_config(run.config)) == schema.recipe(cfg)
+    return run.finished() is not None and recipe_of(load_config(run.config)) == recipe_of(cfg)
 
 
 def train_job(run: RunFolder, options: Namespace) -> TrainJob:

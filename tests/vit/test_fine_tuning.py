@@ -24,7 +24,8 @@ from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.read_weights import read_weights
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
-from vit.config.schema import Config, ModelConfig, recipe
+from vit.config.recipe import recipe_of
+from vit.config.schema import Config, ModelConfig
 from vit.model.pretrained import load_pretrained, resize_positions, to_ours
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.folder import RunFolder
@@ -205,8 +206,8 @@ def test_relative_and_absolute_paths_of_initial_weights_are_the_same_recipe(
     """So that a job may start in another working directory."""
     monkeypatch.chdir(tmp_path)
     relative, absolute = (replace(short_run(betons), init_from=name) for name in ("first", str(tmp_path / "first")))
-    assert recipe(relative) == recipe(absolute)
-    assert recipe(relative) != recipe(short_run(betons))
+    assert recipe_of(relative) == recipe_of(absolute)
+    assert recipe_of(relative) != recipe_of(short_run(betons))
 
 
 def test_a_run_ends_at_once_if_its_initial_weights_are_missing(betons: Path, tmp_path: Path) -> None:

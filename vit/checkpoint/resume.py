@@ -20,7 +20,7 @@ from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
-from vit.config.recipe_changes import check_recipe
+from vit.config.recipe import check_recipe, recipe_of
 from vit.config.user_error import UserError
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
@@ -53,7 +53,7 @@ def resume(
     if saved_step is not None and manifest["step"] < saved_step and world.rank == 0:
         show(f"{path} is the newest intact checkpoint, although step {saved_step:,} was saved", lasting=True)
     # Settings newer than the checkpoint get their default, which is what the code did before they existed.
-    saved = schema.recipe(schema.Config()) | manifest["about"]["recipe"]
+    saved = recipe_of(schema.Config()) | manifest["about"]["recipe"]
     check_recipe(path, saved, recipe, allowed_changes, has_begun=manifest["step"] > 0)
     state.restore(manifest["step"], tensors, manifest["about"])
     return state.step

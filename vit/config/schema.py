@@ -264,12 +264,6 @@ class Config:
 
 # Settings that are paths; `data.stage` is not among them, because it is expanded on each node.
 PATHS = ("init_from", "data.train", "data.val")
-# Settings that may change when a run is resumed: paths, threads, device and intervals, never what is computed.
-NOT_IN_RECIPE = (
-    *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
-    *("data.stage", "device", "timeout_minutes", "optim.max_skipped"),
-)
-NOT_IN_RECIPE_SECTIONS = ("checkpoint.", "log.")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -281,18 +275,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
             out |= flatten(value, f"{prefix}{f.name}.")
         else:
             out[prefix + f.name] = str(value) if isinstance(value, Path) else value
-    return out
-
-
-def recipe(config: Config) -> dict[str, Any]:
-    """The values that determine what a run computes, as JSON types.  A resumed run must have the same ones."""
-    out = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flatten(config).items()
-        if name not in NOT_IN_RECIPE and not name.startswith(NOT_IN_RECIPE_SECTIONS)
-    }
-    if config.init_from:  # absolute: independent of the working directory
-        out["init_from"] = str(Path(config.init_from).absolute())
     return out
 
 

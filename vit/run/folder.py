@@ -83,7 +83,7 @@ class RunFolder:
 
     def events(self) -> list[Event]:
         """All events, oldest first.  Raises OSError, which names the ledger, if it cannot be read."""
-        return [event for event in read_lines(self.ledger) if "event" in event and "time" in event]
+        return [event for event in read_lines(self.ledger) if "event" in event]
 
     def last(self, *names: str) -> Event | None:
         """The newest event that has one of these names."""

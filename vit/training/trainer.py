@@ -19,6 +19,7 @@ from vit.checkpoint.saver import Saver
 from vit.checkpoint.skipped_steps import NotFiniteError, record_skip
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
+from vit.config.recipe import recipe_of
 from vit.config.schema import Config
 from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
@@ -243,7 +244,7 @@ class Trainer:
         data = {f"data.{name}": value for name, value in fingerprint.items()}
         # Only where it is not 1: older versions always mixed neighbors, which then were repeats of one image.
         mixing = {"augment.mix_distance": self.cfg.mix_distance} if self.cfg.mix_distance > 1 else {}
-        return schema.recipe(self.cfg) | data | {"data.decoder": self.train_data.decoder} | mixing
+        return recipe_of(self.cfg) | data | {"data.decoder": self.train_data.decoder} | mixing
 
     # Leave.
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.paths import CONFIGS, RUN_CONFIGS
 from vit.config.parser import load_config
-from vit.config.schema import Config, LogConfig, flatten, recipe, to_yaml
+from vit.config.recipe import recipe_of
+from vit.config.schema import Config, LogConfig, flatten, to_yaml
 
 DEMO = CONFIGS / "demo.yaml"
 
@@ -101,9 +102,9 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
-    assert flatten(Config()).keys() - recipe(Config()).keys() == free
+    assert flatten(Config()).keys() - recipe_of(Config()).keys() == free
     for path in RUN_CONFIGS:
-        values = recipe(load_config(path))
+        values = recipe_of(load_config(path))
         assert json.loads(json.dumps(values)) == values  # a checkpoint stores it as JSON
 
 

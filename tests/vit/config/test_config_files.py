@@ -12,7 +12,8 @@ import torch
 from tests.helpers.paths import CONFIGS, ROOT, RUN_CONFIGS
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
-from vit.config.schema import AugmentConfig, ModelConfig, OptimConfig, recipe
+from vit.config.recipe import recipe_of
+from vit.config.schema import AugmentConfig, ModelConfig, OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 
 
@@ -52,7 +53,7 @@ def test_every_config_starts_with_its_command_its_cost_and_its_source(path: Path
 def test_no_two_configs_describe_the_same_run() -> None:
     """Otherwise one of them would be a copy with a different header."""
     recipes = {
-        path.name: json.dumps(recipe(load_config(path)) | {"data": str(load_config(path).data.train)})
+        path.name: json.dumps(recipe_of(load_config(path)) | {"data": str(load_config(path).data.train)})
         for path in RUN_CONFIGS
     }
     assert len(set(recipes.values())) == len(recipes), recipes.keys()

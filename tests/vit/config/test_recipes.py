@@ -12,7 +12,8 @@ import torchvision
 
 from tests.helpers.paths import CONFIGS
 from vit.config.parser import load_config
-from vit.config.schema import Config, recipe
+from vit.config.recipe import recipe_of
+from vit.config.schema import Config
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.schedule import learning_rate
 
@@ -131,7 +132,7 @@ def test_every_recipe_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_recipe_has_the_published_values(name: str) -> None:
     """Every setting that affects the result has the value in the table, or else the default of this project."""
-    found, expected = recipe(load_config(CONFIGS / f"{name}.yaml")), recipe(Config()) | RECIPES[name].values
+    found, expected = recipe_of(load_config(CONFIGS / f"{name}.yaml")), recipe_of(Config()) | RECIPES[name].values
     assert expected.keys() == found.keys(), "the table names a setting that does not exist"
     assert found == {n: pytest.approx(v, rel=1e-7) if isinstance(v, float) else v for n, v in expected.items()}
 

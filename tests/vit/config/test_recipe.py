@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vit.config.recipe_changes import STREAM_SETTINGS, check_recipe
-from vit.config.schema import Config, recipe
+from vit.config.recipe import STREAM_SETTINGS, check_recipe, recipe_of
+from vit.config.schema import Config
 from vit.config.user_error import UserError
 
 RUN = Path("runs/a")
@@ -35,7 +35,7 @@ def test_changed_new_and_removed_settings_are_listed() -> None:
 @pytest.mark.parametrize("name", STREAM_SETTINGS)
 def test_a_run_that_has_begun_keeps_the_images_of_its_steps(name: str) -> None:
     """A larger batch at the same step would count half of the images twice; --override-resume does not allow it."""
-    before = recipe(Config()) | {"data.samples": 10}
+    before = recipe_of(Config()) | {"data.samples": 10}
     now = before | {name: 77}
     check_recipe(RUN, before, now, [name], has_begun=False)
     message = (

@@ -1,14 +1,33 @@
-"""What may differ between a run and its continuation.  A recipe is `schema.recipe` and the fingerprint of the data."""
+"""The recipe of a run: what determines what it computes, and what may differ when it is resumed."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from vit.config.schema import Config, flatten
 from vit.config.user_error import UserError
 
+# Settings that may change when a run is resumed: paths, threads, device and intervals, never what is computed.
+NOT_IN_RECIPE = (
+    *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
+    *("data.stage", "device", "timeout_minutes", "optim.max_skipped"),
+)
+NOT_IN_RECIPE_SECTIONS = ("checkpoint.", "log.")
 # Settings that determine which images each step uses, and the size of the data set: they can never change between two
 # steps of a run, because some images would then count twice in an epoch and others not at all.
 STREAM_SETTINGS = ("global_batch", "seed", "data.limit", "data.repeats", "data.shuffle_window", "data.samples")
+
+
+def recipe_of(config: Config) -> dict[str, Any]:
+    """The values that determine what a run computes, as JSON types.  A resumed run must have the same ones."""
+    out = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flatten(config).items()
+        if name not in NOT_IN_RECIPE and not name.startswith(NOT_IN_RECIPE_SECTIONS)
+    }
+    if config.init_from:  # absolute: independent of the working directory
+        out["init_from"] = str(Path(config.init_from).absolute())
+    return out
 
 
 def check_recipe(
