@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,11 +21,16 @@ from vit.checkpoint.weight_files import (
     checkpoints_in,
     find_weights,
     in_checkpoint,
+    named,
     no_checkpoint,
     weights_in_folder,
 )
 from vit.config.user_error import UserError
 from vit.model.pretrained import Tensors, converted
+
+_DAMAGE = re.compile(
+    r"EOF|corrupt|PytorchStreamReader|deserializing", re.IGNORECASE
+)  # in torch's messages, safetensors'
 
 
 def read_weights(path: Path) -> tuple[Tensors, WeightFile]:
@@ -66,10 +72,12 @@ def _load_file(found: WeightFile) -> Tensors:
     path = found.path
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except (UserError, OSError):
-        raise
-    except Exception as error:  # a damaged file can raise almost anything
-        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise named(error, path) from None
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        if not _DAMAGE.search(str(error)):
+            raise
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     for key in found.keys:
         content = content[key]
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}

@@ -46,6 +46,7 @@ _DEFAULT = {
     "builtins.set",
     "builtins.complex",
 }
+_ZIP = b"PK\x03\x04"  # the first bytes of a zip file
 _LEGACY_RECORDS = 3  # pickles before that of the object: magic number, protocol version, system
 
 
@@ -128,8 +129,9 @@ def read_shapes(path: Path) -> Any:
     such file almost anything.
     """
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            file.seek(0)
+        is_zip = file.read(len(_ZIP)) == _ZIP  # zipfile.is_zipfile hides errors of reading
+        file.seek(0)
+        if not is_zip:
             for _ in range(_LEGACY_RECORDS):  # the format before torch 1.6
                 _Unpickler(file, path).load()
             return _Unpickler(file, path).load()

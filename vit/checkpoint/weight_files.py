@@ -109,12 +109,21 @@ def _in_file(path: Path) -> WeightFile:
             content = read_shapes(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (UserError, OSError):
+    except UserError:
         raise
+    except OSError as error:
+        raise named(error, path) from None
     except Exception as error:  # unpickling a file that is no pickle can raise almost anything
+        if isinstance(error.__context__, OSError):  # zipfile hides it
+            raise named(error.__context__, path) from None
         kind = "safetensors" if path.suffix == ".safetensors" else "torch.save"
         raise UserError(f"{path} contains no weights: it is damaged, or is not a file of {kind}") from error
     return _choose(path, content, heads)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """An error of reading, which may go away, with the name of the file."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 @dataclass(frozen=True)

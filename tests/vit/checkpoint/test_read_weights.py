@@ -166,6 +166,9 @@ def test_files_of_old_versions_of_torch_and_python_are_read(tmp_path: Path) -> N
         {"model": weights.state_dict(), "args": ARGS}, tmp_path / "old.pth", _use_new_zipfile_serialization=False
     )
     assert_read(tmp_path / "old.pth", weights)
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cut\.pth is damaged: unexpected EOF"):
+        read_weights(tmp_path / "cut.pth")
     torch.save(
         {"model": weights.state_dict(), "args": ARGS}, tmp_path / "new.pth", _use_new_zipfile_serialization=False
     )
@@ -239,6 +242,14 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_the_login_node(tmp_path: Pat
         for read in (find_weights, read_weights):
             with pytest.raises(UserError, match=rf"{name} contains no weights: it is damaged, or is not a file of"):
                 read(tmp_path / name)
+
+
+def test_a_disk_that_cannot_be_read_is_not_a_damaged_file(tmp_path: Path) -> None:
+    """An I/O error may go away, and the job tries again; the message names the file."""
+    (tmp_path / "vit.pth").symlink_to("/proc/self/mem")  # whose first bytes cannot be read: EIO
+    for read in (find_weights, read_weights):
+        with pytest.raises(OSError, match=r"Input/output error: .*vit\.pth"):
+            read(tmp_path / "vit.pth")
 
 
 def test_all_that_vit_export_writes_can_be_read_again(tmp_path: Path) -> None:
