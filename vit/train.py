@@ -55,13 +55,13 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
     clock.beat(LEAVING)
     trainer.saver.close()
     if trainer.log is not None:
-        trainer.log.close()
         result = trainer.scores if outcome is Outcome.FINISHED else {"signal": trainer.agreement.received_signal}
         optional = {"unsaved": trainer.save_error, "skipped": sorted(trainer.state.skipped)}
         optional = {name: value for name, value in optional.items() if value}
         run.record(outcome.value, step=trainer.saver.saved_step, seconds=clock.summary(), **result, **optional)
         if trainer.save_error:
             show(f"stopped; {trainer.save_error}", lasting=True)
+        trainer.log.close(finished=outcome is Outcome.FINISHED)
     unwritten = flush(FLUSH_SECONDS)
     for problem in unwritten:
         show(f"the end of this attempt could not be logged: {problem}", lasting=True)

@@ -191,7 +191,7 @@ class LogConfig:
     every_steps: int = 50  # steps between records in metrics.jsonl
     eval_every_epochs: float = 1.0  # epochs between evaluations; the last step is always evaluated
     samples: bool = False  # record the indices of the samples of each step in samples.jsonl
-    wandb: Literal["off", "offline", "online"] = "off"  # log to Weights & Biases as well
+    wandb: Literal["off", "offline", "online"] = "off"  # also log to Weights & Biases; offline: to be sent later
     wandb_project: str = "vit"  # Weights & Biases project
 
     def __post_init__(self) -> None:

@@ -1,15 +1,14 @@
-"""Logs of training: metrics.jsonl, Weights & Biases, and the samples of each step.  Imports no torch."""
+"""Logs of training: the learning curve in metrics.jsonl, and the samples of each step.  Imports no torch."""
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from vit.config.schema import Config, flatten
+from vit.config.schema import Config
 from vit.run.folder import RunFolder
 from vit.run.fsync import fsync, replace_file
-from vit.run.jsonl import Record, append, append_lines, read_lines, read_raw_lines
+from vit.run.jsonl import Record, append, append_lines, flush, read_lines, read_raw_lines
 from vit.run.progress import progress_line, show
+from vit.run.wandb_log import WandbLog
 
 TIMING_KEYS = ("images_per_second", "seconds_left")  # the values that differ between two otherwise identical runs
 
@@ -23,7 +22,7 @@ class MetricsLog:
     def __init__(self, run: RunFolder, cfg: Config, step: int, repeats_evaluation: bool = True) -> None:
         self.run = run
         self.truncate(step, repeats_evaluation)
-        self._wandb = _start_wandb(run, cfg) if cfg.log.wandb != "off" else None
+        self._wandb = WandbLog(run, cfg, step) if cfg.log.wandb != "off" else None
 
     def truncate(self, step: int, repeats_evaluation: bool = True) -> None:
         """Sets aside the records after a step and, if it is repeated, the evaluation at it."""
@@ -37,13 +36,14 @@ class MetricsLog:
         append(self.run.metrics, record, durable=evaluation)  # it decides which checkpoint is kept as the best
         self.best = best_evaluation([*filter(None, [self.best]), record])
         if self._wandb is not None:
-            self._wandb.log(record)
+            self._wandb.poll()
         show(progress_line(record))
 
-    def close(self) -> None:
-        """Finishes the upload to Weights & Biases."""
+    def close(self, finished: bool = True) -> None:
+        """Waits a limited time until Weights & Biases has everything; less if the run is to be resumed."""
         if self._wandb is not None:
-            self._wandb.finish()
+            flush()  # only what is in the file is sent
+            self._wandb.close(finished)
 
 
 class SampleLog:
@@ -94,24 +94,3 @@ def best_evaluation(records: list[Record]) -> Record | None:
     return max(
         scored, key=lambda r: float(r["val_top1_average" if "val_top1_average" in r else "val_top1"]), default=None
     )
-
-
-def _start_wandb(run: RunFolder, cfg: Config) -> Any:
-    """Starts or continues the one Weights & Biases run that belongs to this run folder."""
-    import wandb
-
-    id_file = run.path / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:8])
-    session = wandb.init(
-        project=cfg.log.wandb_project,
-        name=run.path.name,
-        id=id_file.read_text(),
-        resume="allow",
-        dir=run.path,
-        mode="offline" if cfg.log.wandb == "offline" else "online",
-        config=flatten(cfg),
-    )
-    # Not W&B's own step, which must not decrease: after a crash some steps are repeated and logged again.
-    session.define_metric("*", step_metric="step")
-    return session

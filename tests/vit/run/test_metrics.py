@@ -1,13 +1,7 @@
-"""The learning curve has each step once, in metrics.jsonl and in Weights & Biases, whatever interrupts the run."""
+"""The learning curve has each step once, whatever interrupts the run."""
 
 import json
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.records import evaluation_record, training_record
 from vit.config.schema import Config
 from vit.run.folder import RunFolder
@@ -57,40 +51,3 @@ def test_a_run_that_restarts_without_a_checkpoint_has_no_old_records(run: RunFol
         append(run.metrics, training_record(step))
     MetricsLog(run, Config(), step=0)
     assert read_lines(run.metrics) == []
-
-
-LOG_TO_WANDB = """
-import json, sys
-from pathlib import Path
-from vit.config.parser import load_config
-from vit.run.folder import RunFolder
-from vit.run.metrics import MetricsLog
-cfg = load_config(sys.argv[2], "--log.wandb", "offline", "--log.wandb_project", "my-project")
-records = json.load(sys.stdin)
-log = MetricsLog(RunFolder(Path(sys.argv[1])), cfg, records[0]["step"] - 1)
-for record in records:
-    log.write(record)
-log.close()
-"""
-
-
-def test_weights_and_biases_has_one_run_across_restarts(run: RunFolder, tmp_path: Path) -> None:
-    """Offline mode, two attempts in two processes: the same run id, and the values of each attempt in its file."""
-    home = {name: str(tmp_path / "home") for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | home | {"WANDB_SILENT": "true"}
-    losses = (0.123456789, 0.987654321)
-    for attempt, loss in enumerate(losses):
-        records = [training_record(attempt + 1, loss=loss), evaluation_record(attempt + 1, top1=0.25)]
-        # Through stdin: the file that is searched below contains the command's arguments.
-        command = [sys.executable, "-c", LOG_TO_WANDB, str(run.path), str(CONFIGS / "demo.yaml")]
-        subprocess.run(command, input=json.dumps(records), text=True, cwd=ROOT, env=environment, check=True)
-        time.sleep(max(0, 1 - time.time() % 1))  # the names of offline folders have a resolution of one second
-    run_id = (run.path / "wandb_id").read_text()
-    files = sorted((run.path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
-    assert len(files) == len(list((run.path / "wandb").glob("offline-run-*"))) == 2
-    for file, loss in zip(files, losses, strict=True):
-        content = file.read_bytes()
-        # "\x06my-run" is the run's name with its length; without the length it would match paths as well.
-        for value in (str(loss), "val_top1", "my-project", "\x06my-run", "optim.warmup_epochs", run_id):
-            assert value.encode() in content, value
-    assert [r["step"] for r in read_lines(run.metrics)] == [1, 2, 2]
