@@ -16,8 +16,8 @@ class NotSentError(RuntimeError):
 
 
 def digest(record: Record) -> str:
-    """Identifies a record by its values, without timings: a step that is repeated after a kill has the same ones."""
-    values = {name: value for name, value in record.items() if name not in TIMING_KEYS}
+    """Identifies a record by its values: a step that is repeated after a kill, or for a longer run, has the same."""
+    values = {name: value for name, value in record.items() if name not in (*TIMING_KEYS, "steps", "epochs")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -211,12 +211,16 @@ def test_stopping_waits_less_than_finishing(
 
 
 def test_an_offline_run_is_sent_by_the_command_that_it_names(server: WandbServer, run: RunFolder) -> None:
-    """Two attempts, the second of which repeats a step: one run with each record once.  Offline, nothing is sent."""
-    for step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+    """Two attempts, the second of which repeats a step and is to last longer: one run with each record once."""
+    for step, steps, total in ((0, (1, 2, 3), 3), (2, (3, 4), 9)):
         log = MetricsLog(run, OFFLINE, step)
         for number in steps:
-            log.write(training_record(number))
+            log.write(training_record(number) | {"steps": total})
         log.close()
+        if step == 0:
+            assert server.requests == 0
+            assert send_by_hand(run).returncode == 0
+            server.requests = 0
     assert server.requests == 0
     done = send_by_hand(run)
     assert done.returncode == 0, done.stdout + done.stderr
