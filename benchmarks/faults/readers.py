@@ -93,40 +93,63 @@ def check(reader: str, fault: Fault, ended: Ended, expected: str, unchanged: boo
         return REFUSED, problems
     if ended.output == expected:
         return UNHARMED, problems
-    if not may_be_damage and not (reader == "status" and ended.names_a_file()):
+    if not may_be_damage and not (reader in ("status", "prune") and ended.names_a_file()):
         problems.append(f"a wrong result: {ended.output[:200]}")
     return ABSENT, problems
 
 
-def campaign(
-    folder: Path, count: int = 0, replaced: dict[str, Callable[[RunFolder], Reader]] | None = None
-) -> dict[str, Any]:
-    """Breaks the reads of each reader (`count`: a random choice of them); returns figures and problems.
+def wrong_readers(run: RunFolder) -> dict[str, Reader]:
+    """Readers that hide errors, which the campaign must notice."""
 
-    `replaced` are readers to be used instead of those with the same names; the others are left out.
-    """
-    original, title = write_run(folder / "original"), "readers, Python {}.{}".format(*sys.version_info)
-    root = folder / "runs"
-    run, forks, tally = RunFolder(root / "run"), Forks(ReadLayer(), folder / "output"), Tally(title)
-    chosen = {name: make(run) for name, make in replaced.items()} if replaced else readers(run)
-    shutil.copytree(original.path.parent, root, dirs_exist_ok=True)
-    before = read_tree(root)
-    for name, reader in chosen.items():
-        recorded = forks.run(reader, record=True)
+    def hides_errors() -> list[str]:
+        try:
+            return sorted(os.listdir(run.checkpoints))
+        except OSError:
+            return []
+
+    return {"hides errors": hides_errors, "Path.glob": lambda: sorted(p.name for p in run.checkpoints.glob("step-*"))}
+
+
+class Readers:
+    """Readers on disks that cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.original, self.root = folder / "original", folder / "runs"
+        write_run(self.original)
+        shutil.copytree(self.original, self.root, dirs_exist_ok=True)
+        self.run, self.forks = RunFolder(self.root / "run"), Forks(ReadLayer(), folder / "output")
+        self.before = read_tree(self.root)
+
+    def break_reads(self, name: str, reader: Reader, tally: Tally, count: int = 0) -> None:
+        """Lets each read of a reader fail, or a random choice of `count` faults."""
+        recorded = self.forks.run(reader, record=True)
         if recorded.code:
             raise RuntimeError(f"{name} failed without a fault:\n{recorded.output}")
         found = list(faults(recorded.calls))
         for fault in random.Random(0).sample(found, count) if 0 < count < len(found) else found:
-            ended = forks.run(reader, fault)
-            unchanged = read_tree(root) == before
-            # A file that is gone may be damage, which may be set aside.
+            ended = self.forks.run(reader, fault)
+            unchanged = read_tree(self.root) == self.before
+            # A file that is gone may be damage, which may be quarantined.
             allowed = unchanged or (fault.error == ENOENT and fault.extent != Extent.ONCE and name == "prune")
             if ended.calls:
-                tally.add(name, fault, run.path, *check(name, fault, ended, recorded.output, allowed))
+                tally.add(name, fault, self.run.path, *check(name, fault, ended, recorded.output, allowed))
             if not unchanged:
-                shutil.rmtree(root)
-                shutil.copytree(original.path.parent, root)
-    return tally.figures() | {"python": sys.version.split()[0], "readers": list(chosen)}
+                shutil.rmtree(self.root)
+                shutil.copytree(self.original, self.root)
+
+
+def campaign(folder: Path, count: int = 0) -> dict[str, Any]:
+    """Breaks the reads of each reader (`count`: a random choice of them); returns figures and problems."""
+    tested, tally = Readers(folder), Tally("readers, Python {}.{}".format(*sys.version_info))
+    noticed = {}
+    for name, reader in wrong_readers(tested.run).items():
+        tested.break_reads(name, reader, found := Tally())
+        noticed[name] = len(found.problems)
+    for name, reader in readers(tested.run).items():
+        tested.break_reads(name, reader, tally, count)
+    out = tally.figures() | {"python": sys.version.split()[0], "noticed": noticed}
+    out["problems"] += [f"the wrong reader {name!r} was not noticed" for name in noticed if not noticed[name]]
+    return out
 
 
 def interpreters() -> dict[str, str]:

@@ -11,7 +11,6 @@ an older one may be resumed.  But no run that has saved a step may begin again a
 
 import errno
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -43,8 +42,9 @@ from benchmarks.faults.read_cases import (
     read_tree,
 )
 from benchmarks.faults.read_checks import changed, left_behind, started, steps_in
-from benchmarks.faults.read_layer import Fault, ReadLayer, faults
+from benchmarks.faults.read_layer import Call, Extent, Fault, ReadLayer, faults
 from benchmarks.faults.runs import tiny_config
+from benchmarks.faults.trainers import WRONG_TRAINERS, Restore, train_and_save
 from jobs import report, status  # noqa: F401
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.config.schema import to_yaml
@@ -53,7 +53,7 @@ from vit.run.jsonl import read_lines
 from vit.training.trainer import Trainer
 from vit.verify import Artifact, artifacts, epochs_are_complete, first_difference, shorten
 
-QUICK = 10  # faults of each command with --quick
+QUICK = 4  # faults of each command and each reader with --quick
 STEPS, INTERRUPTED = 4, 3  # steps of a run; the step after which the run to be resumed was killed
 ROOT = Path(__file__).resolve().parents[2]
 Action = Callable[[], object]
@@ -169,6 +169,22 @@ class Reads:
             return [f"a traceback names no file: {last[0]}"]
         return []
 
+    def notices_wrong_trainers(self) -> dict[str, list[str]]:
+        """What the campaign reports about trainers that do what it must notice.  They are not counted."""
+        out: dict[str, list[str]] = {}
+        listing = Fault(Call("list", self.run.checkpoints), 1, errno.EIO, Extent.ONCE)
+        for name, wrong in WRONG_TRAINERS.items():
+
+            def train(wrong: Callable[[Restore], Restore] = wrong) -> None:
+                Trainer.restore = wrong(Trainer.restore)  # type: ignore[method-assign]
+                self.train()()
+
+            before = self.restore("interrupted")
+            ended = self.forks.run(train, listing)
+            out[name] = self._check_training(before, ended, listing)[1]
+        self._continued.clear()
+        return out
+
     def _check_reading(
         self, tested: Command, before: Tree, ended: Ended, fault: Fault, expected: str
     ) -> tuple[str, list[str]]:
@@ -227,33 +243,21 @@ class Reads:
         return out if epochs_are_complete(self.run, self.samples) else [*out, "an epoch is not complete"]
 
 
-def train_and_save(train_step: Any, last: int) -> Any:
-    """A `Trainer.train_step` that saves each step, and kills the process after step `last`."""
-
-    def step_and_save(self: Trainer, step: int, batch: Any) -> None:
-        self.save()
-        self.saver.finish()
-        self.saver.wait_until_pruned()
-        if step == last:
-            os._exit(9)
-        train_step(self, step, batch)
-
-    return step_and_save
-
-
 def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:
-    """Breaks the reads of all commands, and of the readers in each Python here; with `quick`, a random choice of them.
+    """Breaks the reads of all commands, and of the readers in each Python here; returns figures and problems.
 
-    Returns figures and problems.
+    With `quick`, only a random choice of them, and the readers only in this Python.
     """
     reads, rng = Reads(data, folder), random.Random(0)
+    out: dict[str, Any] = {"noticed": reads.notices_wrong_trainers()}
     for tested in reads.commands():
         found, expected = reads.record(tested)
         for fault in rng.sample(found, min(len(found), QUICK)) if quick else found:
             reads.case(tested, fault, expected)
         print(f"{tested.name}: {len(found)} faults, {len(reads.tally.problems)} problems so far", flush=True)
-    out = reads.tally.figures()
-    for version, python in readers.interpreters().items():
+    out |= reads.tally.figures()
+    out["problems"] += [f"a trainer that {name} was not noticed" for name, found in out["noticed"].items() if not found]
+    for version, python in list(readers.interpreters().items())[: 1 if quick else None]:
         found_there = readers.run_in(python, folder / f"python{version}", QUICK if quick else 0)
         out["cases"] += found_there["cases"]
         out["table"] += found_there["table"]
