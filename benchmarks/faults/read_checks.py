@@ -30,7 +30,7 @@ def left_behind(before: Tree, after: Tree, begun: list[int], fault: Fault) -> tu
             problems.append(f"the attempt began at step {step}, though {newest} is saved")
     if not (after.get("ledger.jsonl") or b"").startswith(before.get("ledger.jsonl") or b""):
         problems.append("the ledger lost events")
-    if lost := lost_records(before, after, max(new, default=0)):
+    if lost := lost_records(before, after, min([max(new, default=0), *begun])):
         problems.append(f"the learning curve lost {', '.join(lost)}")
     return bool(quarantined) or any(step < newest for step in begun), problems
 
@@ -52,7 +52,7 @@ def changed(before: Tree, after: Tree) -> list[str]:
 
 
 def lost_records(before: Tree, after: Tree, resumed: int) -> list[str]:
-    """The records of the learning curve, up to the step that the next attempt resumes, that are no longer there."""
+    """The records of the learning curve, up to a step from which training went on or will, that are gone."""
     old, new = ((tree.get("metrics.jsonl") or b"").splitlines() for tree in (before, after))
     records = [(line, json.loads(line)) for line in old]
     kept = [line for line, r in records if r["step"] < resumed or (r["step"] == resumed and "loss" in r)]

@@ -13,6 +13,8 @@ import errno
 import json
 import random
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +50,7 @@ from benchmarks.faults.trainers import WRONG_TRAINERS, Restore, train_and_save
 from jobs import report, status  # noqa: F401
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.config.schema import to_yaml
+from vit.kill_attempts import Attempt
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.training.trainer import Trainer
@@ -68,6 +71,14 @@ class Command:
     action: Action
     trains: bool = False
     folder: str = ""  # only files in this folder fail: what the command does with others is tested elsewhere
+
+
+class LogsElsewhere(RunFolder):
+    """A run folder whose logs are on another disk, which can be read."""
+
+    @property
+    def logs(self) -> Path:
+        return self.path.parents[1] / "logs"
 
 
 class Reads:
@@ -114,6 +125,20 @@ class Reads:
         folder, config = str(self.run.path), str(self.run.config)
         return command("-m", "vit.train", "--config", config, "--run-dir", folder, *options)
 
+    def train_on_ranks(self, ranks: int) -> Action:
+        """The same on several ranks, which end when one of them fails."""
+        arguments, run = ["--config", str(self.run.config)], LogsElsewhere(self.run.path)
+
+        def train() -> None:
+            attempt = Attempt(run, arguments, ranks, fresh=False)
+            while attempt.running():
+                time.sleep(0.005)
+            attempt.end()
+            print((run.logs / "attempts.log").read_text())
+            sys.exit(attempt._code)
+
+        return train
+
     def commands(self) -> list[Command]:
         """All commands that read a run folder."""
         run, image, result = str(self.run.path), str(self.root / "image.png"), str(self.result)
@@ -122,6 +147,7 @@ class Reads:
             Command("start", "new", self.train(), trains=True),
             Command("start, staged data", "new", self.train(*stage), trains=True, folder="data"),
             Command("resume", "interrupted", self.train("--data.cache", "process"), trains=True),
+            Command("resume on 2 ranks", "interrupted", self.train_on_ranks(2), trains=True, folder="run/checkpoints"),
             Command("start when finished", "finished", self.train("--data.cache", "memory"), trains=True),
             Command("export", "finished", command("-m", "vit.export", run, "--to", "safetensors", "--out", result)),
             Command("evaluate", "finished", command("-m", "vit.evaluate", run, "--which", "best", "--json")),
@@ -132,7 +158,8 @@ class Reads:
 
     def restore(self, template: str) -> Tree:
         """Makes the run folder the one of a template, and removes the results of earlier commands."""
-        for path in (self.run.path, self.result, self.result.with_suffix(".png"), self.result.with_name("stage")):
+        elsewhere = (self.result.with_name(name) for name in ("stage", "logs", f"{self.result.name}.png"))
+        for path in (self.run.path, self.result, *elsewhere):
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
         shutil.copytree(self.templates / template, self.run.path)
