@@ -8,9 +8,10 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,14 +33,15 @@ if not __package__:  # run as a script: sys.path[0] is jobs/
 
 from jsonargparse import ArgumentParser, Namespace
 
-from jobs.login import run_folder, sbatch, slurm_queries
+from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
 from jobs.login.initial_weights import check_initial_weights
-from jobs.login.local_run import INTERRUPTED, run_in_foreground, run_locally, summary
+from jobs.login.local_run import INTERRUPTED, summary
 from jobs.login.resources import Resources, display_path, local_executor
 from jobs.login.sbatch import SubmissionError
-from jobs.login.slurm_queries import PartitionNodes, QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
 from jobs.login.sweep import SweepPoint, sweep_points
+from jobs.node import submitter_lock
 from vit.config import schema
 from vit.config.parser import parse_config
 from vit.config.schema import Config
@@ -84,7 +86,7 @@ class Submission:
         check_options(options)
         self.cluster = load_cluster(options)
         requested = "slurm" if options.cluster == "auto" and options.cluster_config else options.cluster
-        self.backend, self.available = find_backend(requested, options.dry_run)
+        self.backend, self.available = slurm_queries.find_backend(requested, options.dry_run)
 
     def run(self, cfg: Config) -> int:
         """Submits what the options request; returns the exit code."""
@@ -114,6 +116,9 @@ class Submission:
                 cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
                 runs.append(PlannedRun(RunFolder(parent / point.name), cfg, point))
         for run in runs:
+            if run_files.is_interrupted(run.folder) and not self.options.dry_run:
+                with run.folder.owned(), submitter_lock.submitting(run.folder):
+                    run_files.recover(run.folder)
             run_folder.check_unchanged(run.cfg, run.folder, self.options)
             run_folder.check_class_names(run.cfg, run.folder, self.options)
         check_initial_weights([(run.folder, run.cfg) for run in runs], self.options.dry_run)
@@ -138,11 +143,14 @@ class Submission:
 
     def queued(self, runs: Sequence[PlannedRun]) -> dict[Path, tuple[str, QueuedJob]]:
         """The newest job, with its id, of each run whose newest job is in the queue."""
-        if self.backend != "slurm":
-            return {}
         submitted = {run.folder.path: run.folder.last("submitted") for run in runs}
         job_ids = {path: str(event["job"]) for path, event in submitted.items() if event}
-        jobs = slurm_queries.wait_for_completing(set(job_ids.values()))
+        try:
+            jobs = slurm_queries.wait_for_completing(set(job_ids.values()))
+        except (SlurmUnreachableError, SlurmNotFoundError):
+            if self.backend == "slurm":
+                raise
+            return {}  # without Slurm it may run here
         return {path: (job_id, jobs[job_id]) for path, job_id in job_ids.items() if job_id in jobs}
 
     def submit_run(self, run: PlannedRun, dependency: str) -> int:
@@ -152,24 +160,37 @@ class Submission:
             print(f"# {folder.config}\n{schema.to_yaml(cfg)}\n# job script")
             print(sbatch.script(folder.jobs, resources, [folder], self.backend))
             return 0
-        job = run_folder.train_job(folder, self.options)
         if message := self.complete_message(run):
             print(message)
             return 0
-        with folder.owned():
-            if message := self.complete_message(run):  # again: another command may have run at the same time
-                print(message)
-                return 0
-            run_folder.write(folder, schema.to_yaml(cfg))
-            if self.backend == "slurm":
-                (job_id,) = sbatch.submit(folder.jobs, resources, [folder], [job])
-                print(
-                    f"submitted; the job is requeued as needed until the run is finished\n{job_hints(folder, job_id)}"
+        with ExitStack() as until_end:
+            with folder.owned():
+                until_end.enter_context(submitter_lock.submitting(folder))
+                # Again: another command may have run at the same time.
+                run_folder.check_unchanged(cfg, folder, self.options)
+                if message := self.complete_message(run):
+                    print(message)
+                    return 0
+                if self.backend == "slurm":
+                    with run_files.replaced([folder], [schema.to_yaml(cfg)], on_slurm=True):
+                        jobs = [run_folder.train_job(folder, self.options)]
+                        (job_id,) = sbatch.submit(folder.jobs, resources, [folder], jobs)
+                    hints = job_hints(folder, job_id)
+                    print(f"submitted; the job is requeued as needed until the run is finished\n{hints}")
+                    return 0
+                wait = self.start_here(run)
+            return wait()
+
+    def start_here(self, run: PlannedRun) -> Callable[[], int]:
+        """Starts a run on this machine; returns a function that waits for its end and returns the exit code."""
+        folder, job = run.folder, run_folder.train_job(run.folder, self.options)
+        with run_files.replaced([folder], [schema.to_yaml(run.cfg)], on_slurm=False):
+            if self.backend == "local":
+                return partial(
+                    local_run.wait, local_run.start(job, folder, local_executor(folder, self.resources(run)))
                 )
-                return 0
-        if self.backend == "local":
-            return run_locally(job, folder, local_executor(folder, resources))
-        return run_in_foreground(job, folder)
+            run_files.record_submission(folder)
+        return partial(local_run.run_in_foreground, job, folder)
 
     def complete_message(self, run: PlannedRun) -> str:
         """A message if the run is complete, else "".  Raises InUseError if its job is in Slurm's queue."""
@@ -191,27 +212,29 @@ class Submission:
             folders, jobs_folder = [run.folder for run in runs], parent / runs[0].folder.jobs.name
             print(sbatch.script(jobs_folder, self.resources(runs[0], dependency), folders, self.backend))
             return 0
-        with ExitStack() as locks:
-            queued = self.queued(runs)
-            complete = [run for run in runs if run_folder.is_complete(run.cfg, run.folder)]
-            pending = [run for run in runs if run not in complete and run.folder.path not in queued]
+        with ExitStack() as until_end, ExitStack() as submission:
+            _, queued, pending = self.sort_by_state(runs)
+            for run in pending:
+                submission.enter_context(run.folder.owned())
+                until_end.enter_context(submitter_lock.submitting(run.folder))
+            # Again: another command may have run at the same time.
+            complete, queued, pending = self.sort_by_state(runs)
             counts = f"{len(runs)} runs, {len(complete)} complete, {len(queued)} already in the queue"
             print(f"{display_path(parent)}: {counts}")
-            if self.backend != "slurm":
-                return self.run_one_by_one(pending)
             for run in pending:
-                locks.enter_context(run.folder.owned())
-            queued = self.queued(pending)  # again: another command may have run at the same time
-            pending = [run for run in pending if run.folder.path not in queued]
+                run_folder.check_unchanged(run.cfg, run.folder, self.options)
+            if self.backend != "slurm":
+                submission.close()
+                return self.run_one_by_one(pending)
             if not pending:
                 return 0
-            for run in pending:
-                run_folder.write(run.folder, schema.to_yaml(run.cfg))
-                link_jobs_folder(run.folder)
             folders = [run.folder for run in pending]
+            for folder in folders:
+                link_jobs_folder(folder)
             jobs = [run_folder.train_job(folder, self.options) for folder in folders]
             resources = self.resources(pending[0], dependency)
-            job_ids = sbatch.submit(folders[0].jobs.resolve(), resources, folders, jobs)
+            with run_files.replaced(folders, [schema.to_yaml(run.cfg) for run in pending], on_slurm=True):
+                job_ids = sbatch.submit(folders[0].jobs.resolve(), resources, folders, jobs)
         array = job_ids[0].partition("_")[0]
         print(
             f"submitted {len(pending)} runs; each is requeued as needed until it is finished\n"
@@ -221,6 +244,13 @@ class Submission:
         )
         return 0
 
+    def sort_by_state(self, runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun], list[PlannedRun]]:
+        """Those runs that are complete, those whose jobs are in Slurm's queue, and the others."""
+        jobs = self.queued(runs)
+        complete = [run for run in runs if run_folder.is_complete(run.cfg, run.folder)]
+        queued = [run for run in runs if run not in complete and run.folder.path in jobs]
+        return complete, queued, [run for run in runs if run not in complete and run not in queued]
+
     def run_one_by_one(self, runs: Sequence[PlannedRun]) -> int:
         """Runs a sweep on this machine; returns the exit code.
 
@@ -229,35 +259,18 @@ class Submission:
         worst = 0
         for run in runs:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # run_locally replaces it
-            job = run_folder.train_job(run.folder, self.options)
-            with run.folder.owned():
-                run_folder.write(run.folder, schema.to_yaml(run.cfg))
-            executor = local_executor(run.folder, self.resources(run))
-            local = self.backend == "local"
-            code = run_locally(job, run.folder, executor) if local else run_in_foreground(job, run.folder)
+            try:
+                with run.folder.owned():
+                    wait = self.start_here(run)
+            except InUseError as error:
+                print(f"submit.py: {error}", file=sys.stderr)
+                worst = max(worst, 1)
+                continue
+            code = wait()
             if code == INTERRUPTED:
                 return code
             worst = max(worst, code)
         return worst
-
-
-def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes]]:
-    """Where to run: "slurm", "local" or "debug"; and the nodes of Slurm's partitions.
-
-    Raises SlurmUnreachableError, SlurmNotFoundError.
-    """
-    if requested in {"local", "debug"}:
-        return requested, []
-    try:
-        return "slurm", slurm_queries.partition_nodes()
-    except SlurmNotFoundError:
-        if requested == "slurm" and not dry_run:
-            raise
-        return "local" if requested == "auto" else "slurm", []
-    except SlurmUnreachableError:
-        if not dry_run:
-            raise
-        return "slurm", []
 
 
 def link_jobs_folder(run: RunFolder) -> None:

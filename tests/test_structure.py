@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from jobs.login.run_folder import PACKAGES
+from jobs.login.run_files import PACKAGES
 from tests.helpers.paths import ROOT
 
 # The other components that each component may import.  A component is a package, or a module directly in `vit/`.
@@ -33,7 +33,7 @@ ALLOWED_IMPORTS = {
     "data_prep": "data_prep.sources vit.config vit.data vit.run",
     "jobs.node": "vit.config vit.run",
     "jobs.login": "jobs.node vit.config vit.run vit.model vit.data vit.checkpoint data_prep",
-    "jobs": "jobs.login vit.config vit.run",
+    "jobs": "jobs.login jobs.node vit.config vit.run",
 }
 
 # Between the top-level packages only these modules may be imported: they are small, and do not import torch.

@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import submitit
 
 from jobs.login.resources import display_path
+from jobs.login.run_files import record_submission
 from jobs.node.train_job import TrainJob
 from vit.run.folder import Event, RunFolder
 from vit.run.jsonl import read_lines
@@ -22,11 +24,32 @@ PRINT_INTERVAL_SECONDS = 10  # between progress lines if stdout is not a termina
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-def run_locally(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> int:
-    """Submits the job to the local executor, prints its progress, and returns the exit code of the command."""
+@dataclass(frozen=True)
+class LocalJob:
+    """A job that runs on this machine."""
+
+    run: RunFolder
+    submitted: submitit.Job[Any]
+    received: list[int]  # the signals that this process receives from the start of the job on
+    known: int  # events that the ledger had before
+
+
+def start(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> LocalJob:
+    """Submits the job to the local executor and records it; raises what made that fail, and then no job runs."""
     print(f"{run.path.name}: {job.gpus} ranks on this machine; run folder: {display_path(run.path)}")
     known = len(run.events())
-    submitted, received = _submit_shielded(job, executor)
+    started = LocalJob(run, *_submit_shielded(job, executor), known)
+    try:
+        record_submission(run)
+    except OSError:
+        _kill(int(started.submitted.job_id))
+        raise
+    return started
+
+
+def wait(job: LocalJob) -> int:
+    """Prints the progress of a job until it ends, and returns the exit code of the command."""
+    run, submitted, received, known = job.run, job.submitted, job.received, job.known
     announced, signaled_at = False, 0.0
     for _ in _until_done(submitted, run):
         if received and not announced:
@@ -141,10 +164,12 @@ def _submit_shielded(job: TrainJob, executor: submitit.Executor) -> tuple[submit
     # While SIGINT is blocked, a Ctrl-C stays pending until the handler is installed; otherwise it would be lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    submitted = executor.submit(job)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, record)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        submitted = executor.submit(job)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, record)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return submitted, received
 
 

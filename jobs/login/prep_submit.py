@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from jobs.login import run_folder, sbatch, slurm_queries
+from jobs.login import run_files, sbatch, slurm_queries
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.prep_config import DataSet, load_prep, write_locally
 from jobs.login.resources import Resources, display_path
@@ -51,15 +51,16 @@ class Preparation:
         if self.backend != "slurm":
             return write_locally(self.prep), ""
         with self.run.owned():
+            run_files.recover(self.run)
             newest = self.run.last("submitted")
             if newest and str(newest["job"]) in slurm_queries.queued_jobs([str(newest["job"])]):
                 print(f"{display_path(self.run.path)} is already in the queue: job {newest['job']}")
                 return 0, str(newest["job"])
-            run_folder.write(self.run, self.prep.text)
             for data_set in pending:
                 data_set.out.parent.mkdir(parents=True, exist_ok=True)
             job = PrepJob(str(self.run.path), tuple(data_set.arguments for data_set in pending), self.prep.cpus)
-            (job_id,) = sbatch.submit(self.run.jobs, self.resources, [self.run], [job])
+            with run_files.replaced([self.run], [self.prep.text], on_slurm=True):
+                (job_id,) = sbatch.submit(self.run.jobs, self.resources, [self.run], [job])
         print(
             f"submitted {display_path(self.run.path)}, which writes {_names(pending)}\n"
             f"  job     {job_id}\n"

@@ -1,13 +1,8 @@
-"""Checks a run against its folder, and writes the folder: resolved config, source code and environment."""
+"""Checks a run against its folder: its settings, its data sets, and whether the nodes see the folder."""
 
 import itertools
-import platform
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,8 +20,6 @@ from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_data_sets, manifest_path
 from vit.run.folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("vit", "jobs", "data_prep")
 # Folders that differ from node to node, whatever file system they are on.
 NODE_LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
@@ -63,7 +56,14 @@ def folder_path(options: Namespace, suffix: str = "") -> Path:
         raise UserError(f"--name {name!r}: use only letters, digits and . _ + = -")
     folder = (options.runs_dir / name).absolute()
     numbered = (folder.with_name(f"{name}-{count}") for count in itertools.count(2))
-    return next(new for new in numbered if not new.exists()) if options.restart and folder.exists() else folder
+    return next(new for new in numbered if not _is_used(new)) if options.restart and _is_used(folder) else folder
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a folder is more than what a submission that failed has left: empty files and folders."""
+    return folder.exists() and not (
+        folder.is_dir() and {path.name for path in folder.iterdir()} <= {"owner", "submitter", "slurm"}
+    )
 
 
 def allowed_changes(options: Namespace) -> list[str]:
@@ -131,41 +131,6 @@ def train_job(run: RunFolder, options: Namespace) -> TrainJob:
         stall_seconds=options.stall_seconds,
         health=not options.no_health_check,
     )
-
-
-def write(run: RunFolder, config: str) -> None:
-    """Copies config and source code into the run folder, so that later edits of the checkout do not affect the run."""
-    if run.finished():
-        run.record("reopened")  # the run was complete, and now has more to do
-    run.config.write_text(config)
-    shutil.rmtree(run.source, ignore_errors=True)
-    with ThreadPoolExecutor() as pool:  # git, which checks every file, runs during the copy
-        environment = pool.submit(_environment)
-        for package in PACKAGES:
-            ignored = shutil.ignore_patterns("__pycache__", "README.md")
-            shutil.copytree(ROOT / package, run.source / package, ignore=ignored)
-    (run.path / "environment.txt").write_text(environment.result())
-
-
-@cache
-def _environment() -> str:
-    """The command, the commit, and every installed package."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"] if shutil.which("git") else ["true"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
-    lines = [
-        f"command: {' '.join(sys.argv)}",
-        f"commit: {commit.stdout.strip() or 'not a git checkout'}",
-        f"python: {platform.python_version()} ({sys.executable})",
-        f"host: {platform.node()} ({platform.platform()})",
-        *_packages(),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _packages() -> list[str]:
-    """`name==version` of every installed package, from folder names alone: importlib.metadata is much slower."""
-    found = [info.name for path in sys.path if path for info in Path(path).glob("*.dist-info")]
-    return sorted("==".join(name.removesuffix(".dist-info").rsplit("-", 1)) for name in found)
 
 
 def shared_folder_warning(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.login.slurm_queries import QueuedJob
+from jobs.node import submitter_lock
 from vit.run.disk_errors import is_missing, naming
 from vit.run.folder import Event, RunFolder
 from vit.run.jsonl import read_lines
@@ -172,19 +173,19 @@ def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str
 
 
 def _running_owner(run: RunFolder) -> str:
-    """The process on this machine that owns the run folder, if it is still running."""
-    try:
-        owner = (run.path / "owner").read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    match = re.match(r"process (\d+) on (\S+?),?\s", owner)
-    if match is None or match[2] != socket.gethostname():
-        return ""
-    try:
-        command = Path("/proc", match[1], "cmdline").read_bytes()
-    except OSError:
-        return ""
-    return f"process {match[1]}" if b"vit.train" in command or b"submit" in command else ""
+    """The process on this machine that owns the run, if it is still running."""
+    for name in ("owner", submitter_lock.NAME):  # between two attempts only the second one runs
+        try:
+            owner = (run.path / name).read_text()
+            match = re.match(r"process (\d+) on (\S+?),?\s", owner)
+            if match is None or match[2] != socket.gethostname():
+                continue
+            command = Path("/proc", match[1], "cmdline").read_bytes()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if b"vit.train" in command or b"submit" in command:
+            return f"process {match[1]}"
+    return ""
 
 
 def without_log_lines(reason: str) -> str:

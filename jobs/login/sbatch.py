@@ -2,15 +2,17 @@
 
 import io
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Collection, Sequence
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
 
+from jobs.login import run_files
 from jobs.login.resources import Resources, source_environment
 from jobs.login.run_folder import shared_folder_warning
 from jobs.login.slurm_queries import rejection_message
@@ -29,20 +31,29 @@ class SubmissionError(RuntimeError):
 def submit(
     folder: Path, resources: Resources, runs: Sequence[RunFolder], jobs: Sequence[Callable[[], Any]]
 ) -> list[str]:
-    """Submits one job, or an array of several, and returns the job ids.  Raises SubmissionError."""
+    """Submits one job, or an array of several, records it, and returns the job ids.  Raises SubmissionError."""
+    known = {file.name for file in folder.glob("*_submission.sh")}
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints errors in addition to raising them
             submitted = executor(folder, resources, runs).submit_array(jobs)
-    except (FailedJobError, RuntimeError) as error:
-        for run in runs:
-            if not run.ledger.exists():
-                run.config.unlink()  # the run never started: another try may have other settings
-        raise SubmissionError(rejection_message(str(error), resources.cluster)) from error
+        for run, job in zip(runs, submitted, strict=True):
+            run_files.record_submission(run, job.job_id)
+    except BaseException as error:
+        _cancel_unrecorded(folder, known, runs[0])
+        if isinstance(error, FailedJobError | RuntimeError):
+            raise SubmissionError(rejection_message(str(error), resources.cluster)) from error
+        raise
     if warning := shared_folder_warning(folder.parent):
         print(f"submit.py: warning: {warning}", file=sys.stderr)
-    for run, job in zip(runs, submitted, strict=True):
-        run.record("submitted", job=job.job_id)
     return [job.job_id for job in submitted]
+
+
+def _cancel_unrecorded(folder: Path, known: Collection[str], run: RunFolder) -> None:
+    """Cancels the job of a submission that failed after Slurm had accepted it: it would be submitted a second time."""
+    with suppress(OSError):
+        for file in folder.glob("*_submission.sh"):
+            if file.name not in known and shlex.quote(str(run.source)) in file.read_text():
+                subprocess.run(["scancel", file.name.partition("_")[0]], check=False)
 
 
 def executor(folder: Path, resources: Resources, runs: Sequence[RunFolder]) -> submitit.SlurmExecutor:

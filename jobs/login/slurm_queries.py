@@ -97,6 +97,25 @@ def partition_nodes() -> list[PartitionNodes]:
     ]
 
 
+def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes]]:
+    """Where to run: "slurm", "local" or "debug"; and the nodes of Slurm's partitions.
+
+    Raises SlurmUnreachableError, SlurmNotFoundError.
+    """
+    if requested in {"local", "debug"}:
+        return requested, []
+    try:
+        return "slurm", partition_nodes()
+    except SlurmNotFoundError:
+        if requested == "slurm" and not dry_run:
+            raise
+        return "local" if requested == "auto" else "slurm", []
+    except SlurmUnreachableError:
+        if not dry_run:
+            raise
+        return "slurm", []
+
+
 def rejection_message(output: str, cluster: "ClusterConfig") -> str:
     """One line that says why sbatch rejected a job: sbatch's error, the option that caused it, and valid values."""
     lines = [line for line in output.splitlines() if line.strip() and not line.startswith("Try ")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
-from jobs.node.job_spec import JobSpec
+from jobs.node.job_spec import SUBMITTER_VARIABLE, JobSpec
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,12 @@ class TrainJob(JobSpec):
 
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
-        from jobs.node import forkserver, signals, slurm_job
+        from jobs.node import forkserver, signals, slurm_job, submitter_lock
+        from vit.run.folder import RunFolder
 
+        submitter = os.environ.get(SUBMITTER_VARIABLE) if slurm_job.job_id() is None else None
+        if submitter and not submitter_lock.join(RunFolder(Path(self.run)), int(submitter)):
+            return "stopped"
         signals.raise_on_sigterm()
         try:
             forkserver.ensure_running()
