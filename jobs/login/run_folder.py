@@ -12,9 +12,9 @@ from jsonargparse import Namespace
 from jobs.login.resources import display_path
 from jobs.node.train_job import TrainJob
 from vit.checkpoint import saved_classes
-from vit.checkpoint.format import find_checkpoints
+from vit.checkpoint.format import checkpoints_lost, find_checkpoints
 from vit.config.parser import load_config
-from vit.config.recipe import recipe_of
+from vit.config.recipe import check_recipe, recipe_of
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_data_sets, manifest_path
@@ -72,7 +72,7 @@ def allowed_changes(options: Namespace) -> list[str]:
 
 
 def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
-    """Raises UserError if the folder holds a run with other settings, except for the allowed changes.
+    """Raises UserError if the folder holds a run with other settings, or one that has lost its checkpoints.
 
     A run that never started has nothing to lose: its settings may change freely.
     """
@@ -89,14 +89,10 @@ def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
         raise UserError(
             f"--extend {options.extend}: {display_path(run.path)} has {before['epochs']} epochs; use a larger number"
         )
-    allowed = allowed_changes(options)
-    changed = [key for key in now if before[key] != now[key] and key not in allowed]
-    if changed:
-        raise UserError(
-            f"{run.path} is a run with different settings:\n"
-            + "".join(f"  {key}: {before[key]} in the run, {now[key]} now\n" for key in changed)
-            + f"Use another --name, or resume with --override-resume {' '.join(changed)}"
-        )
+    saved_step = run.recorded_save()
+    check_recipe(run.path, before, now, allowed_changes(options), bool(saved_step), alternative="another --name")
+    if saved_step and not find_checkpoints(run.checkpoints):
+        raise checkpoints_lost(run.checkpoints, saved_step)
 
 
 def check_class_names(cfg: Config, run: RunFolder, options: Namespace) -> None:

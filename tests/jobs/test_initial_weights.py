@@ -111,4 +111,4 @@ def test_a_run_that_never_started_takes_a_corrected_path_and_once_saved_needs_no
     again = submit(tmp_path, *command, "--init_from", str(source))
     assert again.returncode == 0 and "is complete" in again.stdout
     other = submit(tmp_path, *command, "--init_from", str(sources / "run"))
-    assert other.returncode == 2 and "is a run with different settings" in other.stderr
+    assert other.returncode == 2 and "has different settings" in other.stderr

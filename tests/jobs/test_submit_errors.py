@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,6 +58,30 @@ def test_different_settings_for_the_same_run_are_refused(finished: tuple[RunFold
     assert refused.returncode == 2
     assert "optim.lr: 0.003 in the run, 0.5 now" in refused.stderr
     assert "--name" in refused.stderr
+
+
+def test_the_images_of_the_next_steps_cannot_change(finished: tuple[RunFolder, str], betons: Path) -> None:
+    """At the same step, another batch size would be another epoch; --override-resume does not allow it."""
+    run, _ = finished
+    options = ["--global_batch", "32", "--override-resume", "global_batch"]
+    refused = submit(run.path.parents[1], *settings(betons), *options)
+    assert refused.returncode == 2
+    assert "global_batch: 64 in the run, 32 now" in refused.stderr
+    assert f"--init_from {run.path}" in refused.stderr
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused(
+    finished: tuple[RunFolder, str], betons: Path, tmp_path: Path
+) -> None:
+    """Before a job is submitted; nothing in the folder changes."""
+    run = RunFolder(tmp_path / "runs" / "demo")
+    shutil.copytree(finished[0].path, run.path, symlinks=True)
+    shutil.rmtree(run.checkpoints)
+    before = run.ledger.read_bytes(), run.metrics.read_bytes(), run.config.read_bytes()
+    refused = submit(tmp_path, *settings(betons), "--extend", "9")
+    assert refused.returncode == 2
+    assert re.search(r"checkpoints has no intact checkpoint, but step \d+ .* was saved; .*--restart", refused.stderr)
+    assert (run.ledger.read_bytes(), run.metrics.read_bytes(), run.config.read_bytes()) == before
 
 
 def test_a_run_that_fails_prints_why(betons: Path, tmp_path: Path) -> None:

@@ -157,6 +157,14 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / n for n in names if n.startswith("step-") and n[5:].isdigit()), reverse=True)
 
 
+def checkpoints_lost(folder: Path, saved_step: int) -> UserError:
+    """The error for a run that has saved a step, but has no intact checkpoint any more: it never begins again."""
+    return UserError(
+        f"{folder} has no intact checkpoint, but step {saved_step:,} of this run was saved; put its checkpoints back, "
+        "or start again in a new folder: submit.py --restart, or vit.train with another --run-dir"
+    )
+
+
 def step_of(checkpoint: Path) -> int:
     """The step number of a checkpoint."""
     return int(checkpoint.name[5:])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vit.checkpoint.format import (
     DamagedCheckpointError,
+    checkpoints_lost,
     find_checkpoints,
     quarantine,
     remove_partial_saves,
@@ -21,7 +22,6 @@ from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.config.recipe import check_recipe, recipe_of
-from vit.config.user_error import UserError
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
 from vit.run.progress import show
@@ -45,10 +45,7 @@ def resume(
     if found is None:
         if not saved_step:
             return None
-        raise UserError(
-            f"{run.checkpoints} has no intact checkpoint, but step {saved_step:,} of this run was saved; put its "
-            "checkpoints back, or start again in a new folder: submit.py --restart, or vit.train with another --run-dir"
-        )
+        raise checkpoints_lost(run.checkpoints, saved_step)
     path, tensors, manifest = found
     if saved_step is not None and manifest["step"] < saved_step and world.rank == 0:
         show(f"{path} is the newest intact checkpoint, although step {saved_step:,} was saved", lasting=True)

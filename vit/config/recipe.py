@@ -31,11 +31,17 @@ def recipe_of(config: Config) -> dict[str, Any]:
 
 
 def check_recipe(
-    run: Path, before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], has_begun: bool
+    run: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    allowed: Collection[str],
+    has_begun: bool,
+    alternative: str = "a new run folder",
 ) -> None:
     """Raises UserError if a run, or its checkpoint, has other settings than `now`, apart from the allowed changes.
 
-    In a run that `has_begun`, changes of STREAM_SETTINGS are never allowed.  The message lists the differences.
+    In a run that `has_begun`, changes of STREAM_SETTINGS are never allowed.  The message lists the differences,
+    and names the `alternative` to resuming.
     """
     absent = object()
     differing = [name for name in sorted({*before, *now}) if before.get(name, absent) != now.get(name, absent)]
@@ -53,5 +59,5 @@ def check_recipe(
             f"Start a new run, if you like from the weights of this one: --init_from {run}"
         )
     else:
-        advice = f"Use a new run folder, or accept the changes with --override-resume {' '.join(differing)}"
+        advice = f"Use {alternative}, or accept the changes with --override-resume {' '.join(differing)}"
     raise UserError(f"{run} has different settings:\n  " + "\n  ".join(lines) + f"\n{advice}")
