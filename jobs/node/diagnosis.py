@@ -68,5 +68,10 @@ def _step(folder: RunFolder, watchdog: Watchdog, started: float) -> int | None:
 
 
 def _tail(log: Path, lines: int = 15) -> str:
-    text = log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
+    try:
+        text = log.read_text(errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        text = [str(error)]
     return "\n".join(f"  {line}" for line in text)

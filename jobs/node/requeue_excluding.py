@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.node import slurm_job
+from jobs.node.job_spec import READ_SECONDS
 from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Failure, RetryLimits, decide
 from vit.run.command import run_command
@@ -38,4 +39,5 @@ if __name__ == "__main__":
     parser.add_argument("--requeues", type=int, required=True, help="allowed after failures, between two checkpoints")
     options = parser.parse_args()
     limits = RetryLimits(requeues=options.requeues)
-    run_command(lambda: main(options.nodes, RunFolder(Path(__file__).resolve().parents[3]), limits), keep_going=True)
+    folder = RunFolder(Path(__file__).resolve().parents[3], patience=READ_SECONDS)
+    run_command(lambda: main(options.nodes, folder, limits), keep_going=True)

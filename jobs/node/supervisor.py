@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from jobs.node import elastic_agent, node_check_runner, signals, slurm_job
 from jobs.node.diagnosis import diagnose
 from jobs.node.forkserver import StartError
-from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE, JobSpec
+from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Decision, Failure, RetryLimits, count_silent_starts, decide, root_cause
@@ -21,6 +21,7 @@ from jobs.node.watchdog import FLIGHT_RECORDER_PREFIX, Watchdog
 from vit.config.parser import load_config
 from vit.config.paths import escape
 from vit.config.schema import Config
+from vit.run.disk_errors import retry_reads
 from vit.run.folder import JOB_VARIABLE, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
 from vit.run.progress import show
@@ -54,7 +55,8 @@ class Supervisor:
     """Supervises the ranks of this node during one start of a job."""
 
     def __init__(self, job: JobSpec) -> None:
-        self.job, self.folder = job, RunFolder(Path(job.run))
+        self.job, self.folder = job, RunFolder(Path(job.run), patience=READ_SECONDS)
+        retry_reads(self.folder.config.read_bytes, READ_SECONDS)
         self.in_slurm = slurm_job.job_id() is not None
         self.limits = RetryLimits(restarts=job.restarts, requeues=job.requeues, same_step=job.same_step)
         self.node, self.start_id = slurm_job.node_rank(), slurm_job.start_id()

@@ -58,7 +58,9 @@ class TrainJob(JobSpec):
             if slurm_job.has_no_slurm_commands() or not slurm_job.controller_responds():
                 os._exit(slurm_job.REQUEUED)  # submitit asks only once; the batch script asks until Slurm responds
             folder = RunFolder(Path(self.run))
-            exclude = restart_policy.nodes_to_exclude(folder.events(), restart_policy.RetryLimits())
+            exclude: list[str] = []
+            with suppress(OSError):  # the ledger cannot be read: the job must be requeued all the same
+                exclude = restart_policy.nodes_to_exclude(folder.events(), restart_policy.RetryLimits())
             # submitit cannot exclude nodes, and writes a file before it requeues.
             if (exclude or not _is_writable(folder.jobs)) and not slurm_job.requeue(exclude):
                 os._exit(slurm_job.REQUEUED)

@@ -6,9 +6,13 @@ gives EIO, ESTALE or ETIMEDOUT for files that are intact.
 
 import errno
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the quota is exceeded
 UNREACHABLE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)  # the file server, for now
@@ -26,6 +30,18 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def retry_reads(read: Callable[[], Result], seconds: float) -> Result:
+    """Calls a function that reads a file, again and again for some seconds while it raises OSError; then raises it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return read()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def is_missing(path: Path) -> bool:

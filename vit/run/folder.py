@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit.run.disk_errors import naming
+from vit.run.disk_errors import naming, retry_reads
 from vit.run.file_lock import try_lock
 from vit.run.jsonl import append, read_lines
 
@@ -27,6 +27,7 @@ class RunFolder:
     """The paths of a run's files: what training, jobs and reports share."""
 
     path: Path
+    patience: float = 0  # seconds for which reading the ledger is tried again, if the disk cannot be read
 
     @property
     def config(self) -> Path:
@@ -83,7 +84,8 @@ class RunFolder:
 
     def events(self) -> list[Event]:
         """All events, oldest first.  Raises OSError, which names the ledger, if it cannot be read."""
-        return [event for event in read_lines(self.ledger) if "event" in event]
+        lines = retry_reads(lambda: read_lines(self.ledger), self.patience)
+        return [event for event in lines if "event" in event]
 
     def last(self, *names: str) -> Event | None:
         """The newest event that has one of these names."""

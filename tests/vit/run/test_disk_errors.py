@@ -1,0 +1,58 @@
+"""Reads that fail for a while, and what ENOENT means."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.waiting import wait_for
+from vit.run.disk_errors import is_missing, naming, retry_reads
+from vit.run.folder import RunFolder
+
+
+def test_a_supervisor_waits_until_the_ledger_can_be_read_again(run: RunFolder) -> None:
+    """A file server that does not respond for a moment does not end the job."""
+    run.record("started", step=0)
+    aside = run.path / "aside"
+    run.ledger.rename(aside)
+    run.ledger.symlink_to(run.ledger.name)  # ELOOP
+    found: list[object] = []
+    patient = RunFolder(run.path, patience=60)
+    reader = threading.Thread(target=lambda: found.append(patient.last("started")))
+    reader.start()
+    with pytest.raises(OSError, match="ledger"):
+        run.events()
+    run.ledger.unlink()
+    aside.rename(run.ledger)
+    reader.join(30)
+    wait_for(lambda: found, "the event", 1)
+
+
+def test_a_read_that_keeps_failing_raises_its_error(tmp_path: Path) -> None:
+    """After the time that was given."""
+    tries = []
+
+    def read() -> None:
+        tries.append(time.monotonic())
+        raise TimeoutError(110, "Connection timed out", "data")
+
+    with pytest.raises(TimeoutError, match="'data'"):
+        retry_reads(read, 0.6)
+    assert len(tries) > 1
+
+
+def test_a_file_is_missing_only_if_its_folder_does_not_list_it(tmp_path: Path) -> None:
+    """Also if several of its folders are absent."""
+    (tmp_path / "a").touch()
+    assert not is_missing(tmp_path / "a")
+    assert is_missing(tmp_path / "b")
+    assert is_missing(tmp_path / "b" / "c" / "d")
+
+
+def test_an_error_gets_the_name_of_its_file_if_it_has_none(tmp_path: Path) -> None:
+    """As those of read and flock."""
+    with pytest.raises(OSError, match=r"Errno 116\] Stale file handle: '.*/a'"), naming(tmp_path / "a"):
+        raise OSError(116, "Stale file handle")
+    with pytest.raises(FileNotFoundError, match="'b'"), naming(tmp_path / "a"):
+        raise FileNotFoundError(2, "No such file or directory", "b")
