@@ -25,7 +25,7 @@ from vit.run.command import run_command
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import LEAVING, Heartbeat
 from vit.run.jsonl import flush
-from vit.run.output import tolerate_lost_output
+from vit.run.output import protect_output
 from vit.run.progress import show
 from vit.training.trainer import Outcome, Trainer
 
@@ -72,7 +72,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
 
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0 also after a signal, if the state is saved; 2 for errors that the user can fix."""
-    tolerate_lost_output()
+    protect_output(keep_going=True)
     clock = Clock(started=psutil.Process().create_time())
     parser = config_parser("vit.train", "Trains a Vision Transformer, or resumes a run.")
     parser.add_argument("--run-dir", type=user_path, help="run folder (default: runs/ and the config's name)")

@@ -18,7 +18,9 @@ def beton_of_one_jpeg(data: bytes, height: int, width: int) -> Beton:
     sample = {"labels": 0, "mode": JPEG, "height": height, "width": width, "offset": 0, "size": len(data)}
     arrays = {name: np.full(1, value) for name, value in sample.items()}
     storage = MemoryStorage(np.frombuffer(data, np.uint8))
-    return Beton(path=Path("one"), classes=[], sha256="", page_size=1, pages=[], bytes=0, storage=storage, **arrays)
+    return Beton(
+        path=Path("one"), classes=[], names=None, sha256="", page_size=1, pages=[], bytes=0, storage=storage, **arrays
+    )
 
 
 def decode_native(

@@ -196,9 +196,11 @@ def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> ReadBack:
     A damaged one is quarantined, and nothing is removed.  Raises OSError if the folder cannot be read.
     """
     found = find_checkpoints(folder)
-    newest, older = [step_of(path) for path in found[:2]] + [None] * (2 - len(found[:2]))
+    if not found:
+        return ReadBack(None, "unreadable", problem=f"{folder} has no checkpoint")
+    newest, older = step_of(found[0]), next(map(step_of, found[1:]), None)
     try:
-        for _ in read_tensors(found[0], read_manifest(found[0]), from_disk=True) if found else ():
+        for _ in read_tensors(found[0], read_manifest(found[0]), from_disk=True):
             pass
     except DamagedCheckpointError as error:
         return ReadBack(newest, "damaged", older, quarantine(found[0], error))

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from vit.config.paths import user_path
 from vit.config.user_error import UserError
+from vit.run.command import run_command
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record
-from vit.run.output import tolerate_lost_output
+from vit.run.output import protect_output
 from vit.run.wandb_log import Registration, read_registration, registration_file, write_registration
 from vit.run.wandb_sent import Curve, NotSentError, Sent, digest
 
@@ -178,7 +179,7 @@ def _stdin_closed(seconds: float) -> bool:
 def main(args: list[str] | None = None) -> int:
     """The command line.  Exit codes: 0 if the server has all records, 1 if not, 2 for errors that the user can fix."""
     parser = argparse.ArgumentParser("vit.run.wandb_sender", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=user_path, help="run folder")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: 60)")
     parser.add_argument("--follow", action="store_true", help="send until standard input is closed, and report in JSON")
     parser.add_argument("--scratch", help=argparse.SUPPRESS)  # folder for temporary files; removed at the end
@@ -187,7 +188,7 @@ def main(args: list[str] | None = None) -> int:
     if options.follow:
         os.nice(5)  # training goes first
         os.dup2(2, 1)  # wandb may print to standard output
-        tolerate_lost_output()
+        protect_output(keep_going=True)
 
     def report(**message: Any) -> None:
         text = json.dumps(message) if options.follow else "\n".join(f"{k}: {v}" for k, v in message.items())
@@ -217,7 +218,11 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def _main_without_exit_handlers() -> None:
     code = main()
     sys.stdout.flush()
     os._exit(code)  # wandb's handlers at exit may wait forever
+
+
+if __name__ == "__main__":
+    run_command(_main_without_exit_handlers)

@@ -27,7 +27,7 @@ def test_prune_keeps_the_newest_and_the_protected_checkpoints(tmp_path: Path) ->
         assert sorted(path.name for path in tmp_path.iterdir()) == expected
     for step in (2, 20, 100):
         assert_holds_step(tmp_path / f"step-{step:08d}", step)
-    assert prune(tmp_path / "none", 2) == ReadBack()
+    assert prune(tmp_path / "none", 2) == ReadBack(None, "unreadable", problem=f"{tmp_path}/none has no checkpoint")
 
 
 def test_prune_removes_nothing_if_the_newest_checkpoint_is_damaged(tmp_path: Path) -> None:

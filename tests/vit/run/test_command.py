@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from tests.test_structure import MODULES
-from vit.run.command import INTERRUPTED, READER_GONE
+from vit.run.command import INTERRUPTED
+from vit.run.output import READER_GONE
 
 PRINT = r"""
 import sys
