@@ -36,7 +36,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
 from jobs.login.initial_weights import check_initial_weights
 from jobs.login.local_run import INTERRUPTED, summary
-from jobs.login.resources import Resources, display_path, local_executor
+from jobs.login.resources import Resources, check_path, display_path, local_executor
 from jobs.login.sbatch import SubmissionError
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
@@ -116,6 +116,7 @@ class Submission:
                 cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
                 runs.append(PlannedRun(RunFolder(parent / point.name), cfg, point))
         for run in runs:
+            check_path(run.folder.path, self.backend == "slurm")
             if run_files.is_interrupted(run.folder) and not self.options.dry_run:
                 with run.folder.owned(), submitter_lock.submitting(run.folder):
                     run_files.recover(run.folder)

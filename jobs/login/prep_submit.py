@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from jobs.login import run_files, sbatch, slurm_queries
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.prep_config import DataSet, load_prep, write_locally
-from jobs.login.resources import Resources, display_path
+from jobs.login.resources import Resources, check_path, display_path
 from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.prep_job import PrepJob
 from vit.run.folder import RunFolder
@@ -24,6 +24,7 @@ class Preparation:
         path: Path = options.prep
         self.prep, self.backend, self.dry_run = load_prep(path), backend, options.dry_run
         self.run = RunFolder((options.runs_dir / f"prep-{path.stem}").absolute())
+        check_path(self.run.path, self.backend == "slurm")
         outputs = {str(data_set.out.parent) for data_set in self.prep.data_sets}
         self.resources = Resources(
             nodes=1,

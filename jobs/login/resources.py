@@ -1,6 +1,7 @@
 """The resources that a job requests, compared with what Slurm's partitions have; the executor for this machine."""
 
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -32,6 +33,11 @@ class Resources:
     max_requeues: int = 3  # after failures, between two checkpoints
     max_parallel: int = 0  # tasks of an array that may run at the same time; 0: all
     bind_folders: tuple[str, ...] = ()  # host folders that a container needs
+
+    def __post_init__(self) -> None:
+        for folder in self.bind_folders if self.cluster.container else ():
+            if found := re.search("[:,]", folder):
+                raise UserError(f"{folder} contains {found[0]!r}, which separates folders in --bind of the container")
 
     def check(self, available: Sequence[PartitionNodes]) -> None:
         """Raises UserError if the requested partitions, or the default one, cannot run the job."""
@@ -119,6 +125,21 @@ def source_environment(run: RunFolder) -> dict[str, str]:
     return {"PYTHONPATH": str(run.source), "PYTHONSAFEPATH": "1"}
 
 
+def check_path(path: Path, on_slurm: bool) -> None:
+    """Raises UserError for a path of a run folder in which Python, submitit or Slurm would read more than a name."""
+    text = str(path)
+    for pattern, why in (
+        (":", "Python takes ':' for the end of a folder in PYTHONPATH"),
+        (r"%\d*[A-Za-z%]", "Slurm and submitit replace it by the job's id or name"),
+        (r"[\x00-\x1f\x7f]", "a job script cannot contain it"),
+        *([(r"\\", "Slurm treats it as special in names of output files")] if on_slurm else []),
+        (r"[\ud800-\udfff]", "it is not valid UTF-8"),
+    ):
+        if found := re.search(pattern, text):
+            raise UserError(f"{text!r} contains {found[0]!r}: {why}; choose another --runs-dir")
+
+
 def display_path(path: Path) -> str:
-    """The path as a user would type it: relative if it is below the working directory."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    """The path as a user would type it: relative if it is below the working directory, with quotes if needed."""
+    text = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

@@ -52,8 +52,8 @@ _check_data_sets = cache(check_data_sets)  # the runs of a sweep share their dat
 def folder_path(options: Namespace, suffix: str = "") -> Path:
     """The folder of the run, or of the sweep.  Raises UserError for a name with characters that need quoting."""
     name = options.name or Path(str(options.config[-1])).stem + suffix
-    if not re.fullmatch(r"[\w.+=-]+", name):
-        raise UserError(f"--name {name!r}: use only letters, digits and . _ + = -")
+    if not re.fullmatch(r"(?!-)[\w.+=-]+", name) or name in {".", ".."}:
+        raise UserError(f"--name {name!r}: use only letters, digits and . _ + = -, and do not begin with -")
     folder = (options.runs_dir / name).absolute()
     numbered = (folder.with_name(f"{name}-{count}") for count in itertools.count(2))
     return next(new for new in numbered if not _is_used(new)) if options.restart and _is_used(folder) else folder
@@ -144,7 +144,7 @@ def _file_system(path: Path) -> str:
     longest, kind = "", ""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, mount, type_, *_ = line.split()
-        mount = mount.replace("\\040", " ")
+        mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), mount)
         if path.is_relative_to(mount) and len(mount) >= len(longest):
             longest, kind = mount, type_
     return kind

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tests.helpers.cluster_case import SUBMIT, Case, campaign
 from tests.helpers.paths import ROOT
+from tests.jobs.test_special_paths import EVERYTHING
+from vit.run.folder import RunFolder
 
 
 @campaign
@@ -24,6 +26,24 @@ def test_changes_in_the_checkout_do_not_change_a_submitted_run(
         source.write_text("raise AssertionError('this is not what was submitted')\n")
     case.wait_until(lambda: case.steps_done() > 2, "some steps")
     case.requeue_and_finish()
+    assert case.weights() == reference_weights
+
+
+@campaign
+def test_a_run_in_a_folder_with_special_characters_trains_and_is_requeued(
+    case: Case, reference_weights: bytes, tmp_path: Path
+) -> None:
+    """On two nodes, which check that they see the folder; its output files are where they belong."""
+    folder = tmp_path / EVERYTHING.replace("\\", "")
+    folder.mkdir()
+    case = replace(case, run=RunFolder(folder / "runs" / "run"))
+    job = case.start("--nodes", "2", "--gpus", "1")
+    with case.slowed():
+        case.slurm.call("scontrol", "requeue", job)
+        case.wait_until(lambda: case.events("stopped"), "the save")
+    case.finish()
+    assert case.start_steps() == [0, case.stop_step()]
+    assert {f"{job}_0_log.out", f"{job}_1_log.out"} <= {path.name for path in case.run.jobs.iterdir()}
     assert case.weights() == reference_weights
 
 
