@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, resource_tracker, util
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,14 +27,15 @@ from typing import Any
 import psutil
 from setproctitle import setproctitle, setthreadtitle
 
+from jobs.node import forkserver_process
+from jobs.node.forkserver_process import is_alive
+
 # What the server imports: the modules that its forks run, what optimizers import when they are constructed (which
 # takes seconds), and the main module's imports (submitit's), because multiprocessing imports it again in every fork.
 IMPORTED = ("vit.train", "torch._dynamo", "vit.node_check", "submitit.core.submission")
 PRELOADED = ("jobs.node.forkserver_first", *IMPORTED, "jobs.node.forkserver_ready")
-READY_VARIABLE = "VIT_WARM"  # path of a file that the server creates when all imports are done
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 KILL_SECONDS = 20  # after SIGKILL; a process that waits in the kernel for a dead disk or GPU may never end
-MAX_TMPDIR_LENGTH = 60  # characters; the path of a socket may have 107
 
 _context = multiprocessing.get_context("forkserver")
 _running: list["Process"] = []
@@ -74,17 +75,13 @@ class Process:
 
 def ensure_running() -> None:
     """Starts the server and its imports if it is not running; returns at once."""
-    _context.set_forkserver_preload(list(PRELOADED))
     with _signals_deferred():
         _kill_suspended_server()
-        if not _server_is_alive():
-            _ready_file().unlink(missing_ok=True)
-        _block_stop_signals()
-        resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM
-        _block_stop_signals()  # the server inherits the mask: it never receives the signals that stop the ranks
-        ready = {READY_VARIABLE: str(_ready_file())}
-        with _environment(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", SPT_NOENV="1", **ready):
-            forkserver.ensure_running()
+        if not forkserver_process.is_running():
+            _block_stop_signals()
+            resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM
+            _block_stop_signals()  # the server inherits the mask: it never receives the signals that stop the ranks
+            forkserver_process.start(PRELOADED)
 
 
 def start(
@@ -102,12 +99,12 @@ def start(
     environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | dict(environment)
     deadline = time.monotonic() + timeout_seconds
     for retry in (True, False):
-        ensure_running()
-        while _server_is_alive() and not _ready_file().exists():
-            if time.monotonic() > deadline:
-                raise StartError(f"the imports of {module} did not finish in {timeout_seconds:.0f} s")
-            time.sleep(0.01)
         try:
+            ensure_running()
+            while forkserver_process.is_running() and not forkserver_process.is_ready():
+                if time.monotonic() > deadline:
+                    raise StartError(f"the imports of {module} did not finish in {timeout_seconds:.0f} s")
+                time.sleep(0.01)
             return _fork((module, list(arguments), environment, str(log), stdout))
         except (EOFError, OSError, psutil.NoSuchProcess) as error:  # the server died, or the new process did
             if not retry:
@@ -145,14 +142,6 @@ def stop_processes(processes: Sequence[Process], number: int, grace_seconds: flo
         time.sleep(0.02)
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def deferred_while_starting(
     handler: Callable[[int, FrameType | None], Any],
 ) -> Callable[[int, FrameType | None], Any]:
@@ -171,7 +160,7 @@ def _fork(arguments: tuple[object, ...]) -> Process:
     with _signals_deferred():
         # A process whose output nobody will read any more (`stdout` is given) is terminated when this process exits.
         process = _context.Process(
-            target=_run_module, args=(_server_pid(), *arguments), daemon=arguments[-1] is not None
+            target=_run_module, args=(forkserver_process.pid(), *arguments), daemon=arguments[-1] is not None
         )
         process.start()
         assert process.pid is not None
@@ -180,35 +169,15 @@ def _fork(arguments: tuple[object, ...]) -> Process:
         return _running[-1]
 
 
-def _server_pid() -> int | None:
-    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-
-
-def _server_is_alive() -> bool:
-    try:
-        return (pid := _server_pid()) is not None and is_alive(psutil.Process(pid))
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _kill_suspended_server() -> None:
     """A server that was stopped by SIGSTOP would never respond."""
-    if (pid := _server_pid()) is not None:
+    if (pid := forkserver_process.pid()) is not None:
         with suppress(psutil.NoSuchProcess):
             server = psutil.Process(pid)
             if server.status() == psutil.STATUS_STOPPED:
                 server.kill()
                 while is_alive(server):
                     time.sleep(0.01)
-
-
-def _ready_file() -> Path:
-    """The file that the server creates when it is ready."""
-    if len(tempfile.gettempdir()) > MAX_TMPDIR_LENGTH:
-        tempfile.tempdir, usual = "/tmp", tempfile.tempdir
-        util.get_temp_dir()  # multiprocessing remembers the answer
-        tempfile.tempdir = usual
-    return Path(util.get_temp_dir(), "ready")
 
 
 def _block_stop_signals() -> None:
@@ -229,20 +198,6 @@ def _signals_deferred() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _run_module(
     server: int, module: str, arguments: list[str], environment: dict[str, str], log: str, stdout: Connection | None
 ) -> None:
@@ -257,6 +212,7 @@ def _run_module(
     os.dup2(file if stdout is None else stdout.fileno(), 1)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # the folder that the server found may be gone
     rank = f" (rank {environment['RANK']})" if "RANK" in environment else ""
     setproctitle(" ".join([f"python -m {module}{rank}", *arguments]))
     setthreadtitle(module)  # the kernel's short name: Slurm loses track of processes whose short name has a blank

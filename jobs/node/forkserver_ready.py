@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.node.forkserver import IMPORTED, READY_VARIABLE
+from jobs.node.forkserver import IMPORTED
+from jobs.node.forkserver_process import READY_VARIABLE
 
 if missing := [name for name in IMPORTED if name not in sys.modules]:
     print(f"cannot be imported: {', '.join(missing)}", file=sys.stderr)
-Path(os.environ[READY_VARIABLE]).touch()
+Path(os.environ[READY_VARIABLE]).write_text("ready")

@@ -102,7 +102,7 @@ def test_a_stop_signal_during_a_start_reaches_the_new_process(tmp_path: Path) ->
 import os, random, signal, threading, time
 from pathlib import Path
 import psutil
-from jobs.node import forkserver
+from jobs.node import forkserver, forkserver_process
 
 class Stopped(Exception): pass
 
@@ -121,7 +121,7 @@ def signal_later(seconds):
 signal.signal(signal.SIGTERM, forkserver.deferred_while_starting(stop))
 first = forkserver.start("started", ["None"], {"PLACE": ""}, Path("log"))
 forkserver.stop_processes([first], signal.SIGTERM, 10)
-server, outcomes = psutil.Process(forkserver._server_pid()), []
+server, outcomes = psutil.Process(forkserver_process.pid()), []
 for _ in range(60):
     handled = False
     timer = threading.Thread(target=signal_later, args=(random.uniform(0, 0.03),))
