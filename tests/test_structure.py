@@ -15,7 +15,7 @@ ALLOWED_IMPORTS = {
     "vit.config": "",
     "vit.random_keys": "",
     "vit.run": "vit.config",
-    "vit.distributed": "vit.config",
+    "vit.distributed": "vit.config vit.run",
     "vit.model": "vit.config",
     "vit.optim": "vit.config vit.model",
     "vit.data": "vit.config vit.random_keys vit.run vit.distributed",
@@ -56,12 +56,13 @@ ALLOWED_MODULES = {
 # These must not import torch: commands on a login node must start fast, and torch may not be installed there.
 WITHOUT_TORCH = (
     *("vit.config", "vit.run", "vit.data.dataset_manifest", "vit.data.class_names", "vit.data.ffcv_format"),
-    *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "jobs", "data_prep"),
+    *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "vit.distributed.launcher", "jobs", "data_prep"),
 )
 # Exceptions, which run on compute nodes: torch's elastic agent and the modules that import it.
 WITH_TORCH = (
     "jobs.node.supervisor",
     "jobs.node.elastic_agent",
+    "jobs.node.one_node_rendezvous",
     "jobs.node.peers",
     "jobs.node.watchdog",
     "jobs.node.diagnosis",

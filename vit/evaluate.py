@@ -8,6 +8,11 @@ A data set may have any of the model's classes, in any order.  Accuracy and loss
 classes alone, as in ImageNet-A and -R (Hendrycks et al., https://arxiv.org/abs/1907.07174).
 """
 
+if __name__ == "__main__":
+    from vit.distributed.launcher import end_with_launcher
+
+    end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile
+
 import argparse
 import json
 import os

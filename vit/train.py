@@ -3,6 +3,11 @@
 torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir runs/demo
 """
 
+if __name__ == "__main__":
+    from vit.distributed.launcher import end_with_launcher
+
+    end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile
+
 import os
 import sys
 import time
@@ -19,7 +24,8 @@ from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.data.stage import StoppedError
 from vit.distributed.gradients import has_canonical_order
-from vit.distributed.world import World, join_process_group, terminate_with_parent
+from vit.distributed.launcher import read_place
+from vit.distributed.world import World, join_process_group
 from vit.run.clock import Clock
 from vit.run.command import run_command
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
@@ -84,10 +90,12 @@ def main(args: list[str] | None = None) -> None:
         help="settings that may differ from the checkpoint's when a run is resumed",
     )
     cfg, options = parse_config(parser, args)
+    try:
+        rank = read_place().rank
+    except UserError as error:
+        sys.exit(_print_error(error, 0))  # the rank's number may be the one that is wrong
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
-    terminate_with_parent()
     clock.heartbeat = Heartbeat(run.logs)
-    rank = int(os.environ.get("RANK", "0"))
     wait_seconds = OWNER_WAIT_SECONDS if JOB_VARIABLE in os.environ else 0
     try:
         with run.owned(wait_seconds) if rank == 0 else nullcontext(), join_process_group(cfg) as world:

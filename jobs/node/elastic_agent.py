@@ -14,10 +14,11 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from jobs.node import forkserver
+from jobs.node.one_node_rendezvous import OneNodeRendezvous
 from jobs.node.watchdog import Watchdog
 
 MODULE = "vit.train"
@@ -89,11 +90,17 @@ class Agent(SimpleElasticAgent):
 def launch(
     arguments: Sequence[str], watchdog: Watchdog, *, ranks: int, nodes: int, run_id: str, endpoint: str, host: bool
 ) -> None:
-    """Runs this node's ranks until they exit.  Raises ChildFailedError if one failed, or RendezvousError."""
-    parameters = RendezvousParameters(
-        "c10d", endpoint, run_id, min_nodes=nodes, max_nodes=nodes, is_host=host, timeout=RENDEZVOUS_SECONDS
-    )
-    handler = rendezvous.get_rendezvous_handler(parameters)
+    """Runs this node's ranks until they exit.
+
+    Raises ChildFailedError if one failed, RendezvousError, UserError if the ranks of one node cannot communicate.
+    """
+    if nodes == 1:
+        handler: RendezvousHandler = OneNodeRendezvous(run_id, ranks)
+    else:
+        parameters = RendezvousParameters(
+            "c10d", endpoint, run_id, min_nodes=nodes, max_nodes=nodes, is_host=host, timeout=RENDEZVOUS_SECONDS
+        )
+        handler = rendezvous.get_rendezvous_handler(parameters)
     try:
         result = Agent(
             WorkerSpec("ranks", ranks, handler, entrypoint=MODULE, max_restarts=0, monitor_interval=MONITOR_SECONDS),

@@ -30,7 +30,7 @@ class Peers:
         self.nodes, self.node, self.name = nodes, node, name
         # Below the kernel's ephemeral ports, and different after each requeue.
         self._address, self._port = address, 10_000 + zlib.crc32(start_id.encode()) % 20_000
-        self.endpoint = f"{address}:{self._port}" if nodes > 1 else "localhost:0"
+        self.endpoint = f"{address}:{self._port}"  # of the store, if there are several nodes
         self.lost: str | None = None  # the name of a node that is considered dead
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._exchange_heartbeats, daemon=True)

@@ -1,10 +1,8 @@
 """Ranks, devices and the process group."""
 
-import ctypes
 import datetime
 import gc
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ import torch.distributed as dist
 
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.distributed.launcher import read_place
+from vit.run.loopback import find_loopback
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,14 @@ def join_process_group(cfg: Config) -> Iterator[World]:
     """Joins the process group of torchrun's environment (or creates a group of one), and destroys it at the end.
 
     CPU tensors use gloo even if gradients use NCCL, so that exchanging flags never waits for the GPU.
+    Raises UserError if the environment, the config or this machine does not allow it.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cfg.check_ranks(size)
-    device = pick_device(cfg.device, local_rank)
+    place = read_place()
+    cfg.check_ranks(place.size)
+    device = pick_device(cfg.device, place.local_rank)
+    if place.local_size == place.size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # By default gloo uses the address to which this machine's name resolves; laptops and containers may have none.
+        os.environ["GLOO_SOCKET_IFNAME"] = find_loopback().interface
     if device.type == "cuda":
         if cfg.exact == "bits":
             enable_determinism()
@@ -89,22 +92,16 @@ def join_process_group(cfg: Config) -> Iterator[World]:
         torch.set_num_threads(1)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        rank=rank,
-        world_size=size,
-        store=dist.HashStore() if "RANK" not in os.environ else None,  # type: ignore[attr-defined]
+        rank=place.rank,
+        world_size=place.size,
+        store=dist.HashStore() if place.size == 1 else None,  # type: ignore[attr-defined]
         timeout=datetime.timedelta(minutes=cfg.timeout_minutes),
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        yield World(rank=rank, size=size, local_size=local_size, device=device, local_rank=local_rank)
+        yield World(place.rank, place.size, place.local_size, device, place.local_rank)
     finally:
         # Collect what still uses the group first: a DDP reducer that is destroyed at interpreter exit, when the group's
         # threads can no longer run Python code, aborts the process (seen in 2 of 10 runs on four ranks).
         gc.collect()
         dist.destroy_process_group()
-
-
-def terminate_with_parent() -> None:
-    """Makes the kernel send SIGTERM to this rank when its parent process dies, so that no rank outlives its job."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only, as Slurm is
