@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a script: sys.path[0] is jobs/
-    sys.path[0] = str(ROOT)
+if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
+    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
 
 # Before the import, which fails if the environment names a backend that is not installed, as in a notebook's shell.
 os.environ["MPLBACKEND"] = "agg"

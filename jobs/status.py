@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a script: sys.path[0] is jobs/
-    sys.path[0] = str(ROOT)
+if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
+    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
 
 from jobs.login import slurm_queries
 from jobs.login.run_status import Status, format_duration, is_run, newest_job, status

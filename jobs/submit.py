@@ -24,8 +24,8 @@ def exit_interrupted() -> NoReturn:
 
 
 ROOT = Path(__file__).resolve().parents[1]
-if not __package__:  # run as a script: sys.path[0] is jobs/
-    sys.path[0] = str(ROOT)
+if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
+    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
     gc.disable()  # imports create no garbage, and collecting takes 5 % of the command's time
     # Imports take a while: Ctrl-C may come before main.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -71,13 +71,17 @@ def wait(job: LocalJob) -> int:
 
 def run_in_foreground(job: TrainJob, run: RunFolder) -> int:
     """Runs the job in this process, where a debugger can be attached, and returns the exit code of the command."""
-    known = len(run.events())
+    known, before = len(run.events()), dict(os.environ)
+    os.environ["SUBMITIT_EXECUTOR"] = "debug"  # it may say "slurm", inside of another job
     try:
         job()
     except KeyboardInterrupt:
         pass  # the ranks received the signal too, and have saved
     except Exception as error:
         return _report_outcome(run, known, error)
+    finally:
+        os.environ.clear()  # the supervisor sets variables for its ranks, which are not for what this process does next
+        os.environ.update(before)
     return _report_outcome(run, known, None)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from jobs.login import cluster_config
 from jobs.node.prep_job import write_command
+from jobs.node.search_path import search_path
 from vit.config.paths import escape, expand
 from vit.config.user_error import UserError
 
@@ -108,7 +109,7 @@ def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
 
 def write_locally(prep: PrepConfig) -> int:
     """Writes the pending data sets on this machine; returns the exit code."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": search_path(Path(__file__).resolve().parents[2])}
     for data_set in prep.pending:
         command = write_command(data_set.arguments, len(os.sched_getaffinity(0)))
         done = subprocess.run(command, env=environment, check=False)

@@ -14,6 +14,7 @@ import submitit
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
+from jobs.node.search_path import search_path
 from vit.config.user_error import UserError
 from vit.run.folder import RunFolder
 
@@ -111,18 +112,14 @@ def megabytes(text: str) -> int:
 
 def local_executor(run: RunFolder, resources: Resources) -> submitit.LocalExecutor:
     """submitit's executor for this machine.  Its job inherits this process's environment, which is set up here."""
-    os.environ.update(source_environment(run))
+    os.environ.update(PYTHONPATH=search_path(run.source), PYTHONSAFEPATH="1")  # nothing from the working directory
     os.environ[SUBMITTER_VARIABLE] = str(os.getpid())
+    os.environ.pop(GPUS_VARIABLE, None)
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         os.environ[GPUS_VARIABLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     executor = submitit.LocalExecutor(folder=run.jobs)
     executor.update_parameters(timeout_min=NO_LIMIT_MINUTES, gpus_per_node=resources.gpus, stderr_to_stdout=True)
     return executor
-
-
-def source_environment(run: RunFolder) -> dict[str, str]:
-    """Environment in which Python imports the source in the run folder, and nothing from the working directory."""
-    return {"PYTHONPATH": str(run.source), "PYTHONSAFEPATH": "1"}
 
 
 def check_path(path: Path, on_slurm: bool) -> None:

@@ -13,8 +13,9 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from jobs.login import run_files
-from jobs.login.resources import Resources, source_environment
+from jobs.login.resources import Resources
 from jobs.login.run_folder import shared_folder_warning
+from jobs.login.sbatch_environment import sbatch_environment
 from jobs.login.slurm_queries import rejection_message
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
 from vit.run.folder import RunFolder
@@ -33,8 +34,10 @@ def submit(
 ) -> list[str]:
     """Submits one job, or an array of several, records it, and returns the job ids.  Raises SubmissionError."""
     known = {file.name for file in folder.glob("*_submission.sh")}
+    options = parameters(resources, runs)
     try:
-        with redirect_stderr(io.StringIO()):  # submitit prints errors in addition to raising them
+        # submitit prints errors in addition to raising them.
+        with redirect_stderr(io.StringIO()), sbatch_environment({*options, *options["additional_parameters"]}):
             submitted = executor(folder, resources, runs).submit_array(jobs)
         for run, job in zip(runs, submitted, strict=True):
             run_files.record_submission(run, job.job_id)
@@ -108,9 +111,9 @@ def _folder_check(resources: Resources) -> list[str]:
         return []
     requeue = f"{resources.python} -m jobs.node.requeue_excluding --requeues {resources.max_requeues}"
     return [
-        f"blind=$(srun --ntasks-per-node 1 sh -c '{WAIT_FOR_FOLDER}' \"$PYTHONPATH\""
+        f"blind=$(srun --ntasks-per-node 1 sh -c '{WAIT_FOR_FOLDER}' \"$source\""
         " $((SLURM_RESTART_COUNT ? 30 : 5))) || {",
-        '  echo ${blind:-a node} does not see "$PYTHONPATH: choose a --runs-dir that all nodes share"',
+        '  echo ${blind:-a node} does not see "$source: choose a --runs-dir that all nodes share"',
         "  [ ${SLURM_RESTART_COUNT:-0} -gt 0 ] || exit 1",
         f"  SUBMITIT_EXECUTOR=slurm {requeue} $blind",
         f"  code=$?; [ $code -ne {REQUEUED} ] || back_to_queue; exit $code",
@@ -119,13 +122,15 @@ def _folder_check(resources: Resources) -> list[str]:
 
 
 def _source_exports(runs: Sequence[RunFolder]) -> list[str]:
-    """Shell commands that make Python import the source in the run folder; in an array, that of the task's run."""
-    if len(runs) == 1:
-        return [f"export {name}={shlex.quote(value)}" for name, value in source_environment(runs[0]).items()]
-    return [
-        "sources=(\n  " + "\n  ".join(shlex.quote(str(run.source)) for run in runs) + "\n)",
-        'export PYTHONPATH="${sources[$SLURM_ARRAY_TASK_ID]}" PYTHONSAFEPATH=1',
-    ]
+    """Shell commands that make Python import the source in the run folder; in an array, that of the task's run.
+
+    PYTHONPATH keeps what the user or a module has set; with PYTHONSAFEPATH nothing comes from the working directory.
+    """
+    names = [shlex.quote(str(run.source)) for run in runs]
+    one, several = [f"source={names[0]}"], ["sources=(\n  " + "\n  ".join(names) + "\n)"]
+    several.append('source="${sources[$SLURM_ARRAY_TASK_ID]}"')
+    export = 'export PYTHONPATH="$source${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1'
+    return [*(one if len(runs) == 1 else several), export]
 
 
 def script(folder: Path, resources: Resources, runs: Sequence[RunFolder], backend: str) -> str:

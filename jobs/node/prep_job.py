@@ -54,7 +54,7 @@ class PrepJob:
             _terminate()
 
         signal.signal(signal.SIGTERM, stop)
-        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", self.cpus))
+        cpus = slurm_job.cpus_on_node(self.cpus)
         for arguments in self.sets:
             code = 0 if stopped else _write(write_command(arguments, cpus))
             if stopped:

@@ -11,6 +11,7 @@ from types import FrameType
 import psutil
 
 from jobs.node import forkserver, slurm_job
+from jobs.node.forkserver_process import is_alive
 from jobs.node.slurm_job import STOP_SECONDS
 
 _received: list[int] = []  # stop signals.  Not an Event: a second handler would wait for the lock of the first one
@@ -46,6 +47,7 @@ def install_handlers() -> None:
     """Installs handlers that stop the ranks; the kernel sends SIGTERM here when the parent process ends.
 
     On the first node submitit keeps SIGUSR2, on which it saves and requeues.  On other nodes submitit does nothing.
+    Raises StoppedError if submitit's local executor, the parent process of a local run, has ended already.
     """
     _received.clear()
     for number in FORWARDED:
@@ -54,6 +56,8 @@ def install_handlers() -> None:
     if slurm_job.node_rank() > 0:
         signal.signal(signal.SIGUSR2, forkserver.deferred_while_starting(_forward_stop))
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and os.environ["SUBMITIT_LOCAL_JOB_ID"] != str(os.getppid()):
+        raise StoppedError("the process that started this job has ended")
 
 
 def ignore_stop_signals() -> None:
@@ -89,7 +93,7 @@ def stop_when_process_ends(process_id: int) -> None:
     """Makes a local run save and exit when the command that started it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(process_id)
-        while forkserver.is_alive(process):
+        while is_alive(process):
             time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -19,12 +19,14 @@ PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.
 RUNNING_STATES = ("RUNNING", "SIGNALING", "STOPPED", "RESIZING")  # states of a job that Slurm has not ended
 
 # Lines of the batch script before srun.  The first one: srun would ask for the original number of GPUs, even where the
-# job now has fewer.  back_to_queue: a supervisor that was killed cannot requeue the job, nor can one in a container
+# job now has fewer.  The second one: with `--export=NONE` or SBATCH_EXPORT, srun would not pass on the variables that
+# this script sets.  back_to_queue: a supervisor that was killed cannot requeue the job, nor can one in a container
 # without Slurm's commands, so the batch script does it.  Not if Slurm has ended this start of the job, because then
 # Slurm has already decided: `scontrol requeue` would restart a canceled job, and with the number of an array alone all
 # of its tasks.  The controller may be down for a while.
 SETUP = (
     '[ -z "$SLURM_GPUS_ON_NODE" ] || export SLURM_GPUS_PER_NODE=$SLURM_GPUS_ON_NODE',
+    "export SLURM_EXPORT_ENV=ALL",
     "back_to_queue() {",
     "  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
     "  for _ in $(seq 300); do is=$(scontrol --oneliner show job $job 2>/dev/null) && break; sleep 2; done",
@@ -40,17 +42,19 @@ TEARDOWN = (  # after srun
 )
 
 
-def _submitted_by_us() -> bool:
-    """Whether submit.py submitted this job; a local run may be inside of another job's allocation."""
-    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+def _variable(name: str) -> str | None:
+    """A variable that Slurm has set for this job.
+
+    None if submit.py did not submit it: a local run may be inside of another job's allocation, whose variables say
+    nothing about it.  (The GPUs of that allocation are in CUDA_VISIBLE_DEVICES, which is respected.)
+    """
+    return os.environ.get(name) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None
 
 
 def job_id() -> str | None:
     """This job's id; for a task of an array `12_3`, because its other id may stand for the whole array."""
-    if not _submitted_by_us():
-        return None
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+    array, task = _variable("SLURM_ARRAY_JOB_ID"), _variable("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else _variable("SLURM_JOB_ID")
 
 
 def start_id() -> str:
@@ -59,22 +63,22 @@ def start_id() -> str:
 
 
 def _restart_count() -> str:
-    return os.environ.get("SLURM_RESTART_COUNT", "0")
+    return _variable("SLURM_RESTART_COUNT") or "0"
 
 
 def node_name() -> str:
     """This node's name in Slurm."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return _variable("SLURMD_NODENAME") or socket.gethostname()
 
 
 def node_rank() -> int:
     """This node's number in the job: that of its task, as there is one task per node."""
-    return int(os.environ.get("SLURM_PROCID", "0")) if _submitted_by_us() else 0
+    return int(_variable("SLURM_PROCID") or 0)
 
 
 def first_address() -> str:
     """The address of the job's first node, where srun was called."""
-    return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1") if _submitted_by_us() else "127.0.0.1"
+    return _variable("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
 
 
 def has_no_slurm_commands() -> bool:
@@ -88,8 +92,16 @@ def controller_responds() -> bool:
 
 
 def gpus_on_node(requested: int) -> int:
-    """The number of GPUs that the job has on this node: as many as requested, or fewer if Slurm gave it fewer."""
-    return min(requested, int(os.environ.get("SLURM_GPUS_ON_NODE", requested)))
+    """The number of GPUs that the job has on this node: as many as requested, or fewer if Slurm gave it fewer.
+
+    At least 1: if Slurm gave it none, the node health check and the rank report that.
+    """
+    return max(1, min(requested, int(_variable("SLURM_GPUS_ON_NODE") or requested)))
+
+
+def cpus_on_node(requested: int) -> int:
+    """The number of CPU cores that the job has on this node, which Slurm may have rounded up."""
+    return int(_variable("SLURM_CPUS_PER_TASK") or requested)
 
 
 def requeue(exclude: Sequence[str] = ()) -> str:

@@ -16,11 +16,12 @@ from jobs.node.forkserver import StartError
 from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
-from jobs.node.restart_policy import Decision, Failure, RetryLimits, count_silent_starts, decide, root_cause
+from jobs.node.restart_policy import Decision, Failure, Kind, RetryLimits, count_silent_starts, decide, root_cause
 from jobs.node.watchdog import FLIGHT_RECORDER_PREFIX, Watchdog
 from vit.config.parser import load_config
 from vit.config.paths import escape
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import JOB_VARIABLE, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
@@ -153,8 +154,9 @@ class Supervisor:
         except ChildFailedError as error:
             watchdog.stop()
             return diagnose(self.folder, error, watchdog, started)
-        except StartError as error:
-            return Failure(kind="exception", node=slurm_job.node_name(), rank=-1, reason=str(error), time=time.time())
+        except (StartError, UserError) as error:
+            kind: Kind = "user" if isinstance(error, UserError) else "exception"
+            return Failure(kind=kind, node=slurm_job.node_name(), rank=-1, reason=str(error), time=time.time())
         except (RendezvousError, PeerLostError) as error:
             if signals.stop_requested() or self.folder.finished():
                 return None
@@ -235,10 +237,13 @@ class Supervisor:
             os.environ.setdefault(name, str(self.folder.logs / FLIGHT_RECORDER_PREFIX))
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         os.environ.setdefault("TORCH_NCCL_COORD_CHECK_MILSEC", "200")  # how often NCCL checks for a dump request
+        os.environ.pop(JOB_VARIABLE, None)  # of another job, in which this one was started
         if self.in_slurm:
             os.environ[JOB_VARIABLE] = f"Slurm job {slurm_job.job_id()}"
-        if GPUS_VARIABLE in os.environ:
-            os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPUS_VARIABLE]
-        if SUBMITTER_VARIABLE in os.environ:
-            submitter = int(os.environ[SUBMITTER_VARIABLE])
-            threading.Thread(target=signals.stop_when_process_ends, args=(submitter,), daemon=True).start()
+        gpus, submitter = os.environ.pop(GPUS_VARIABLE, None), os.environ.pop(SUBMITTER_VARIABLE, None)
+        if os.environ.get("SUBMITIT_EXECUTOR") != "local":
+            return
+        if gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+        if submitter is not None:
+            threading.Thread(target=signals.stop_when_process_ends, args=(int(submitter),), daemon=True).start()
