@@ -91,7 +91,7 @@ def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
         )
     saved_step = run.recorded_save()
     check_recipe(run.path, before, now, allowed_changes(options), bool(saved_step), alternative="another --name")
-    if saved_step and not find_checkpoints(run.checkpoints):
+    if saved_step and not is_complete(cfg, run) and not find_checkpoints(run.checkpoints):
         raise checkpoints_lost(run.checkpoints, saved_step)
 
 
