@@ -60,10 +60,11 @@ class Attempt:
         torch.set_num_threads(1)  # a thread pool would not survive the fork
         ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # orphaned descendants become our children, so none is missed
         self._code: int | None = None  # exit code of the launcher
+        parent = os.getpid()
         self._launcher = os.fork()
         if self._launcher == 0:
             try:
-                _launcher_main([*arguments, "--run-dir", str(run.path)], ranks, self._log, fresh)
+                _launcher_main(parent, [*arguments, "--run-dir", str(run.path)], ranks, self._log, fresh)
             finally:
                 os._exit(1)
 
@@ -191,10 +192,12 @@ def _descendants() -> list[psutil.Process]:
     return alive
 
 
-def _launcher_main(arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
+def _launcher_main(parent: int, arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
     """Starts the ranks, either itself or by executing torchrun, and terminates the others when one fails."""
     os.setsid()  # Ctrl-C must reach only the parent process
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
