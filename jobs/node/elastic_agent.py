@@ -13,6 +13,7 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerSpec,
     WorkerState,
 )
+from torch.distributed.elastic.events.api import Event, EventSource
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
@@ -24,6 +25,14 @@ from jobs.node.watchdog import Watchdog
 MODULE = "vit.train"
 RENDEZVOUS_SECONDS = 600  # timeout for all nodes to begin an attempt
 MONITOR_SECONDS = 0.1  # between two looks at the ranks
+
+
+class RanksFailedError(ChildFailedError):
+    """Some ranks of this node failed: `failures`, by rank."""
+
+    def format_msg(self, *_: Any, **__: Any) -> str:
+        """Short: torch's message has this machine's name, which takes seconds if the name service does not respond."""
+        return f"ranks {', '.join(map(str, sorted(self.failures)))} failed"
 
 
 class Agent(SimpleElasticAgent):
@@ -76,6 +85,10 @@ class Agent(SimpleElasticAgent):
             return RunResult(WorkerState.HEALTHY)
         return RunResult(WorkerState.SUCCEEDED, return_values=codes)
 
+    def _construct_event(self, state: str, source: EventSource, *_: Any, **__: Any) -> Event:
+        """Without this machine's name, as above; torch discards these events."""
+        return Event(f"torchelastic.worker.status.{state}", source=source)
+
     def _stop_workers(self, *_: Any, **__: Any) -> None:
         self._shutdown()
 
@@ -92,7 +105,7 @@ def launch(
 ) -> None:
     """Runs this node's ranks until they exit.
 
-    Raises ChildFailedError if one failed, RendezvousError, UserError if the ranks of one node cannot communicate.
+    Raises RanksFailedError if one failed, RendezvousError, UserError if the ranks of one node cannot communicate.
     """
     if nodes == 1:
         handler: RendezvousHandler = OneNodeRendezvous(run_id, ranks)
@@ -110,4 +123,4 @@ def launch(
     finally:
         handler.shutdown()
     if result is not None and result.is_failed():
-        raise ChildFailedError(MODULE, result.failures)
+        raise RanksFailedError(MODULE, result.failures)

@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from jobs.node import elastic_agent, node_check_runner, signals, slurm_job
@@ -151,7 +150,7 @@ class Supervisor:
             self._launch(attempt, watchdog)
             if not self.peers.all_finished(attempt):
                 return self._secondary_failure("the ranks exited while another node failed")
-        except ChildFailedError as error:
+        except elastic_agent.RanksFailedError as error:
             watchdog.stop()
             return diagnose(self.folder, error, watchdog, started)
         except (StartError, UserError) as error:
