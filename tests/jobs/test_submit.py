@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
+from jobs.node.job_spec import SUBMITTER_VARIABLE
 from jobs.node.train_job import TrainJob
 from tests.helpers.local_runs import settings, start, steps_done, submit, weights
 from tests.helpers.paths import ROOT
@@ -118,8 +119,13 @@ def test_torchrun_trains_the_same_run(finished: tuple[RunFolder, str], betons: P
     assert weights(RunFolder(tmp_path / "runs" / "demo")) == weights(finished[0])
 
 
-def test_cluster_debug_runs_the_job_in_the_foreground(betons: Path, tmp_path: Path) -> None:
-    """In the process of submit.py, where a debugger can be attached."""
+def test_cluster_debug_runs_the_job_in_the_foreground(
+    betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process of submit.py, where a debugger can be attached; also inside of another job."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv(SUBMITTER_VARIABLE, "999999999")  # of a local run that has ended; this one does not end with it
     done = submit(tmp_path, *settings(betons, epochs=2), "--optim.warmup_epochs", "0", cluster="debug")
     assert done.returncode == 0, done.stderr
     assert "top-1" in done.stdout

@@ -21,7 +21,6 @@ from vit.distributed.launcher import RANK_VARIABLES, Place, read_place
 from vit.run.folder import RunFolder
 
 COMPLETE = dict(zip(RANK_VARIABLES, ("3", "4", "1", "2", "localhost", "1234"), strict=True))
-SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 
 
 def test_a_rank_reads_its_place_from_the_environment() -> None:
@@ -59,6 +58,10 @@ def test_training_with_a_variable_left_over_from_another_command_ends_at_once(le
     assert not (tmp_path / "run").exists()
 
 
+def become_subreaper() -> None:
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
 def start_torchrun(folder: Path, betons: Path) -> "subprocess.Popen[bytes]":
     """A shell that inherits all orphans, as init does, with torchrun and two ranks below it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
@@ -67,7 +70,7 @@ def start_torchrun(folder: Path, betons: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         ["sh", "-c", '"$@" & while :; do sleep 1 & wait $!; done', "sh", *command],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, preexec_fn=lambda: ctypes.CDLL(None).prctl(SUBREAPER, 1),
+        start_new_session=True, preexec_fn=become_subreaper,  # noqa: PLW1509
     )  # fmt: skip
 
 
