@@ -29,7 +29,7 @@ from vit.distributed.world import World, join_process_group
 from vit.run.clock import Clock
 from vit.run.command import run_command
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
-from vit.run.heartbeat import LEAVING, Heartbeat
+from vit.run.heartbeat import HEARTBEAT_VARIABLE, LEAVING, Heartbeat
 from vit.run.jsonl import flush
 from vit.run.output import protect_output
 from vit.run.progress import show
@@ -96,7 +96,8 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(_print_error(error, 0))  # the rank's number may be the one that is wrong
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
     clock.heartbeat = Heartbeat(run.logs)
-    wait_seconds = OWNER_WAIT_SECONDS if JOB_VARIABLE in os.environ else 0
+    # A supervisor may start its ranks a moment before `submit.py` leaves the folder.
+    wait_seconds = OWNER_WAIT_SECONDS if {JOB_VARIABLE, HEARTBEAT_VARIABLE} & os.environ.keys() else 0
     try:
         with run.owned(wait_seconds) if rank == 0 else nullcontext(), join_process_group(cfg) as world:
             attempt(cfg, run, world, clock, options.override_resume)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 # Environment variables that submit.py sets for the supervisor of a local job, in addition to the job itself.
 SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
 GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
-# How long a job tries to read its folder while the disk cannot be read: a job that fails with this is not requeued.
+# How long a job tries to read its folder while the disk cannot be read; then it is requeued.
 READ_SECONDS = 120.0
 
 

@@ -10,6 +10,8 @@ from vit.run.folder import Event
 
 # In this order, each kind is more likely the root cause than those after it.
 Kind = Literal["user", "unhealthy", "stalled", "exception", "signal", "node", "secondary"]
+PAUSE_SECONDS = 5.0  # before the first restart after a file could not be read; three times as long at each further one
+_FILE_ERROR = re.compile(r"\[Errno \d+\]")
 CAUSE_ORDER: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -59,6 +61,7 @@ class Decision:
     what: Literal["restart", "requeue", "give up"]
     why: str
     exclude: tuple[str, ...] = ()
+    pause: float = 0.0  # seconds before a restart
 
 
 def root_cause(failures: Sequence[Failure]) -> Failure:
@@ -80,9 +83,13 @@ def decide(events: Sequence[Event], failure: Failure, limits: RetryLimits, start
     if why := _reason_to_give_up(same, failure, limits):
         return Decision("give up", why)
     here = [e for e in before if e["event"] == "restarting in place" and e.get("life") == start_id]
+    unreadable = failure.step is None and _FILE_ERROR.search(failure.reason) is not None
     try_elsewhere = failure.kind == "exception" and failure.step is None and 1 + len(same) >= limits.same_step
+    try_elsewhere = try_elsewhere and (in_slurm or not unreadable)
     if failure.kind not in {"node", "unhealthy"} and len(here) < limits.restarts and not try_elsewhere:
-        return Decision("restart", f"restart {len(here) + 1} of {limits.restarts} without a new checkpoint")
+        pause = PAUSE_SECONDS * 3 ** len(here) if unreadable else 0.0  # a file server may respond again soon
+        why = f"restart {len(here) + 1} of {limits.restarts} without a new checkpoint"
+        return Decision("restart", why + (f", in {pause:.0f} s" if pause else ""), pause=pause)
     if not in_slurm:
         return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
     requeues = sum(e["event"] == "requeueing" for e in before)

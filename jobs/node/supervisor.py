@@ -83,7 +83,7 @@ class Supervisor:
                 return "stopped"
         for attempt in range(10**9):
             failure = self._run_attempt(attempt)
-            ended = self.folder.last("started", "finished", "stopped")
+            ended = self.folder.last("started", "finished", "stopped", "reopened")
             if ended and ended["event"] == "finished":
                 return "finished"
             if signals.stop_requested():
@@ -93,6 +93,8 @@ class Supervisor:
             self._handle_failure(
                 attempt, failure or self._secondary_failure("the ranks exited without being asked to stop")
             )
+            if signals.stop_requested():
+                return "stopped"
         raise AssertionError
 
     def _record_start(self) -> None:
@@ -203,6 +205,9 @@ class Supervisor:
         if decision.what == "restart" and self.node == 0:
             self.folder.record("restarting in place", life=self.start_id, why=decision.why, **failure.event())
             show(f"{failure.message()}\nrestarting in place: {decision.why}", lasting=True)
+        end_of_pause = time.monotonic() + decision.pause
+        while time.monotonic() < end_of_pause and not signals.stop_requested():
+            time.sleep(0.1)
         if decision.what == "requeue":
             self._requeue(decision, failure)
 

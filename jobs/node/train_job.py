@@ -4,6 +4,7 @@ It is plain data.  Its methods import what they need, so that a login node can p
 """
 
 import os
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from submitit.helpers import DelayedSubmission
 
 from jobs.node.job_spec import SUBMITTER_VARIABLE, JobSpec
+from vit.run.disk_errors import UNREACHABLE
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class TrainJob(JobSpec):
             outcome = supervise(self, check)
         except signals.StoppedError:
             outcome = "stopped"
+        except OSError as error:  # the run folder, for longer than READ_SECONDS
+            if slurm_job.job_id() is None or error.errno not in UNREACHABLE:
+                raise
+            traceback.print_exc()
+            os._exit(slurm_job.REQUEUED)
         if outcome == "stopped" and slurm_job.node_rank() == 0:
             signals.requeue_and_exit()
         return outcome

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.local_runs import SUBMIT, settings, submit
+from vit.checkpoint.format import find_checkpoints
 from vit.run.folder import RunFolder
 
 
@@ -82,6 +83,25 @@ def test_a_run_whose_checkpoints_are_gone_is_refused(
     assert refused.returncode == 2
     assert re.search(r"checkpoints has no intact checkpoint, but step \d+ .* was saved; .*--restart", refused.stderr)
     assert (run.ledger.read_bytes(), run.metrics.read_bytes(), run.config.read_bytes()) == before
+
+
+def test_an_extended_run_that_cannot_be_read_fails_and_says_so(
+    finished: tuple[RunFolder, str], betons: Path, tmp_path: Path
+) -> None:
+    """It was finished before; it is restarted, and when that does not help, the reason is printed."""
+    run = RunFolder(tmp_path / "runs" / "demo")
+    shutil.copytree(finished[0].path, run.path, symlinks=True)
+    part = find_checkpoints(run.checkpoints)[0] / "part-000.bin"
+    part.unlink()
+    part.symlink_to(part.name)  # ELOOP
+    failed = submit(tmp_path, *settings(betons), "--extend", "9", "--max-restarts", "1")
+    assert failed.returncode == 1
+    assert "may be intact" in failed.stderr
+    assert str(part) in failed.stderr
+    events = [event["event"] for event in run.events()]
+    assert events[-1] == "gave up"
+    assert events.count("restarting in place") == 1
+    assert part.is_symlink()
 
 
 def test_a_run_that_fails_prints_why(betons: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Restores a run from its newest intact checkpoint, on any number of ranks."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +18,33 @@ from vit.checkpoint.format import (
     remove_partial_saves,
 )
 from vit.checkpoint.load import load_checkpoint
+from vit.checkpoint.saved_classes import DataSetClasses, check_resumed_classes
 from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.config.recipe import check_recipe, recipe_of
-from vit.distributed.world import World
+from vit.distributed.world import World, on_rank_0
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
-Result = TypeVar("Result")
 LoadedCheckpoint = tuple[Path, dict[str, Tensor], dict[str, Any]]  # its path, tensors and manifest
 
 
 def resume(
-    run: RunFolder, world: World, state: TrainState, recipe: Mapping[str, Any], allowed_changes: list[str]
+    run: RunFolder,
+    world: World,
+    state: TrainState,
+    recipe: Mapping[str, Any],
+    classes: DataSetClasses,
+    allowed_changes: list[str],
 ) -> int | None:
     """Restores the newest intact checkpoint and returns its step; None if the run has not saved any step yet.
 
-    Also adds to the state the steps that the ledger says to skip under this recipe.  Raises UserError if the recipe
-    differs from the checkpoint's in more than `allowed_changes`, or if a step was saved but there is no checkpoint: a
-    run never begins again by itself.  Raises OSError on all ranks if a file cannot be read on one of them.
+    Also adds to the state the steps that the ledger says to skip under this recipe.  Raises UserError if the recipe or
+    the classes differ from the checkpoint's in more than `allowed_changes`, or if a step was saved but there is no
+    checkpoint: a run never begins again by itself.  Raises OSError on all ranks if one cannot read a file.
     """
-    skipped, saved_step = _on_rank_0(world, lambda: _history(run, recipe))
+    skipped, saved_step = on_rank_0(world, lambda: _history(run, recipe))
     state.skipped |= skipped
     found = newest_intact_checkpoint(run, world)
     if found is None:
@@ -52,6 +57,7 @@ def resume(
     # Settings newer than the checkpoint get their default, which is what the code did before they existed.
     saved = recipe_of(schema.Config()) | manifest["about"]["recipe"]
     check_recipe(path, saved, recipe, allowed_changes, has_begun=manifest["step"] > 0)
+    check_resumed_classes(path, manifest["about"], classes, allowed_changes)
     state.restore(manifest["step"], tensors, manifest["about"])
     return state.step
 
@@ -61,21 +67,6 @@ def _history(run: RunFolder, recipe: Mapping[str, Any]) -> tuple[set[int], int |
     checksum = recipe_checksum(recipe)
     skipped = {e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == checksum}
     return skipped, run.recorded_save()
-
-
-def _on_rank_0(world: World, function: Callable[[], Result]) -> Result:
-    """Calls a function on rank 0 and returns its result on all ranks; an OSError is raised on all of them too."""
-    shared: list[Any] = [None]
-    if world.rank == 0:
-        try:
-            shared = [function()]
-        except OSError as error:
-            shared = [error]
-    dist.broadcast_object_list(shared)
-    if isinstance(shared[0], OSError):
-        raise shared[0]
-    result: Result = shared[0]
-    return result
 
 
 def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint | None:
@@ -88,7 +79,7 @@ def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint |
         remove_partial_saves(run.checkpoints)
         return find_checkpoints(run.checkpoints)
 
-    for path in _on_rank_0(world, candidates):
+    for path in on_rank_0(world, candidates):
         problems: list[DamagedCheckpointError | OSError | None] = [None] * world.size
         problem: DamagedCheckpointError | OSError | None = None
         loaded = None

@@ -1,8 +1,9 @@
 """The class names that are stored with weights, and whether they are those of a data set.  Does not import torch."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +18,55 @@ _NAME = "data.class_names"  # of the class names in --override-resume
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, a limit of the format
 
 
+@dataclass(frozen=True)
+class DataSetClasses:
+    """The classes of a training set, with its path for messages."""
+
+    beton: Path
+    classes: list[str]  # identifiers, as in the manifest
+    names: list[str] | None = None  # readable names, if there are others
+
+
 def check_class_names(run: RunFolder, cfg: Config, allowed_changes: Collection[str]) -> None:
     """Raises UserError if the training set has other classes than a run's checkpoint, unless that is allowed.
 
-    Before there is a checkpoint: other classes than the pretrained head that the run would keep.
+    Before there is a checkpoint: other classes than the pretrained head that the run would keep.  Raises OSError.
     """
-    try:
-        has_checkpoint = run.checkpoints.is_dir() and bool(find_checkpoints(run.checkpoints))
-    except OSError:
-        return  # resuming tries again, and reports it
-    if has_checkpoint:
-        _check_resumed_classes(run.path, cfg.data.train, allowed_changes)
-    elif cfg.init_from and cfg.init_head == "keep":
-        _check_head_classes(Path(cfg.init_from), cfg.data.train)
+    manifest = read_dataset_manifest(cfg.data.train)
+    data_set = DataSetClasses(cfg.data.train, manifest.classes, manifest.names)
+    for checkpoint in find_checkpoints(run.checkpoints):
+        with suppress(DamagedCheckpointError):
+            check_resumed_classes(checkpoint, read_manifest(checkpoint)["about"], data_set, allowed_changes)
+            return
+    if cfg.init_from and cfg.init_head == "keep":
+        check_head_classes(Path(cfg.init_from), data_set)
 
 
-def _check_resumed_classes(run: Path, beton: Path, allowed_changes: Collection[str]) -> None:
-    """The digest of the data set, which is checked too, does not cover the names: they are in its manifest."""
-    saved = None if _NAME in allowed_changes else saved_classes(run)
+def check_resumed_classes(
+    checkpoint: Path, about: Mapping[str, Any], data_set: DataSetClasses, allowed_changes: Collection[str]
+) -> None:
+    """Compares the names in a checkpoint's metadata; the digest of the data, which is checked too, does not cover them.
+
+    Raises UserError.
+    """
+    saved = None if _NAME in allowed_changes else _as_names(about.get("classes"))
     if saved is None:
         return
-    if differences := class_differences(saved, read_dataset_manifest(beton).classes, ("the checkpoint", beton.name)):
+    if differences := class_differences(saved, data_set.classes, ("the checkpoint", data_set.beton.name)):
         raise UserError(
-            f"{run} was trained on other classes than {beton} has: {differences}; use a new run folder, "
+            f"{checkpoint} is of other classes than {data_set.beton} has: {differences}; use a new run folder, "
             f"or accept the change with --override-resume {_NAME} if only the names have changed"
         )
 
 
-def _check_head_classes(weights: Path, beton: Path) -> None:
-    saved, manifest = saved_classes(weights), read_dataset_manifest(beton)
-    if saved is None or len(saved) != len(manifest.classes) or saved == manifest.names:
+def check_head_classes(weights: Path, data_set: DataSetClasses) -> None:
+    """Raises UserError if pretrained weights have a head for other classes, which the run would keep."""
+    saved = saved_classes(weights)
+    if saved is None or len(saved) != len(data_set.classes) or saved == data_set.names:
         return  # not known; the model gets a new head; exported with the readable names
-    if differences := class_differences(saved, manifest.classes, short_names(weights, beton)):
+    if differences := class_differences(saved, data_set.classes, short_names(weights, data_set.beton)):
         raise UserError(
-            f"{weights} has a head for other classes than {beton}: {differences}; "
+            f"{weights} has a head for other classes than {data_set.beton}: {differences}; "
             "use --init_head new to start with a new head, or write the data set with the classes of the weights"
         )
 
@@ -58,18 +74,17 @@ def _check_head_classes(weights: Path, beton: Path) -> None:
 def saved_classes(path: Path) -> list[str] | None:
     """The class names of a run folder, a checkpoint, or a file or folder that `vit.export` wrote; None if unknown.
 
-    Those of a run are in each of its checkpoints; the newest one that can be read is used.  What cannot be read is
-    reported by the code that loads the weights.
+    Those of a run are in each of its checkpoints; the newest intact one is used.  Raises OSError if a file cannot be
+    read now.
     """
-    with suppress(OSError):
-        if path.suffix == ".safetensors" and path.is_file():
-            return _as_names(_safetensors_classes(path))
-        if (path / "config.json").is_file():
-            return _as_names(_timm_classes(path / "config.json"))
-        checkpoints = RunFolder(path).checkpoints
-        for checkpoint in find_checkpoints(checkpoints) if checkpoints.is_dir() else [path]:
-            with suppress(DamagedCheckpointError, OSError):
-                return _as_names(read_manifest(checkpoint)["about"].get("classes"))
+    if path.suffix == ".safetensors" and path.is_file():
+        return _as_names(_safetensors_classes(path))
+    if (path / "config.json").is_file():
+        return _as_names(_timm_classes(path / "config.json"))
+    checkpoints = RunFolder(path).checkpoints
+    for checkpoint in find_checkpoints(checkpoints) if checkpoints.is_dir() else [path]:
+        with suppress(DamagedCheckpointError):
+            return _as_names(read_manifest(checkpoint)["about"].get("classes"))
     return None
 
 

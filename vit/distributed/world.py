@@ -3,9 +3,10 @@
 import datetime
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.distributed.launcher import read_place
 from vit.run.loopback import find_loopback
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,21 @@ class World:
 
 
 SINGLE_RANK = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+
+
+def on_rank_0(world: World, function: Callable[[], Result]) -> Result:
+    """Calls a function on rank 0 and returns its result on all ranks; its OSError or UserError is raised on all too."""
+    shared: list[Any] = [None]
+    if world.rank == 0:
+        try:
+            shared = [function()]
+        except (OSError, UserError) as error:
+            shared = [error]
+    dist.broadcast_object_list(shared)
+    if isinstance(shared[0], OSError | UserError):
+        raise shared[0]
+    result: Result = shared[0]
+    return result
 
 
 def pick_device(choice: str, local_rank: int) -> torch.device:

@@ -12,9 +12,10 @@ The trainer returns an `Outcome`.  It never exits the process, requeues a job or
 import enum
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from vit.checkpoint.resume import initialize_weights, resume, versions
-from vit.checkpoint.saved_classes import check_class_names
+from vit.checkpoint.saved_classes import DataSetClasses, check_head_classes
 from vit.checkpoint.saver import Saver
 from vit.checkpoint.skipped_steps import NotFiniteError, record_skip
 from vit.checkpoint.train_state import TrainState
@@ -25,7 +26,7 @@ from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
 from vit.distributed.stop_signals import Agreement, StepDecision
-from vit.distributed.world import World
+from vit.distributed.world import World, on_rank_0
 from vit.run.clock import Clock
 from vit.run.folder import RunFolder
 from vit.run.metrics import MetricsLog, SampleLog
@@ -203,10 +204,12 @@ class Trainer:
 
         Returns the step of that checkpoint, None if there is none.
         """
-        cfg = self.cfg
-        check_class_names(self.run, cfg, self.allowed_changes)
-        saved_step = resume(self.run, self.world, self.state, self.recipe(), self.allowed_changes)
+        cfg, beton = self.cfg, self.train_data.beton
+        classes = DataSetClasses(beton.path, beton.classes, beton.names)
+        saved_step = resume(self.run, self.world, self.state, self.recipe(), classes, self.allowed_changes)
         if saved_step is None and cfg.init_from:
+            if cfg.init_head == "keep":
+                on_rank_0(self.world, lambda: check_head_classes(Path(cfg.init_from), classes))
             initialize_weights(self.run, self.world, self.state, cfg.init_from, cfg.init_head == "new")
         return saved_step
 

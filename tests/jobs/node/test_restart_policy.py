@@ -74,6 +74,22 @@ def test_a_repeated_exception_before_the_first_step_is_tried_on_other_nodes_befo
     assert decided([once, *moved, saved(5)], raised).what == "restart"
 
 
+def test_before_a_restart_because_of_an_unreadable_file_there_is_a_growing_pause() -> None:
+    """A file server may respond again after a while.  Without Slurm there is no other node to try."""
+    unreadable = Failure(kind="exception", node="n1", rank=0, reason="OSError: [Errno 5] Input/output error: 'a'")
+    before = [{**restarted(None), "reason": unreadable.reason} for _ in range(3)]
+    decisions = [decided(before[:count], unreadable, in_slurm=False) for count in range(4)]
+    assert [(decision.what, decision.pause) for decision in decisions] == [
+        ("restart", 5),
+        ("restart", 15),
+        ("restart", 45),
+        ("give up", 0),
+    ]
+    assert decisions[0].why == "restart 1 of 3 without a new checkpoint, in 5 s"
+    assert [decided(before[:count], unreadable).what for count in range(2)] == ["restart", "requeue"]
+    assert decided([], replace(unreadable, step=3)).pause == 0
+
+
 def test_only_requeues_because_of_the_same_exception_count_as_tries_on_other_nodes() -> None:
     """A preemption, or a node that died, in between does not."""
     raised = Failure(kind="exception", node="n1", rank=0, reason="ValueError: odd")

@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from vit.config.schema import Config, to_yaml
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
+from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
 
 OWN = """
 import sys, time
@@ -74,7 +75,10 @@ def test_another_process_fails_while_this_one_owns_the_run_folder(run: RunFolder
 def test_a_rank_of_a_job_exits_with_a_retry_code_if_its_run_folder_is_in_use(run: RunFolder) -> None:
     """A job can be retried: an earlier start of it may still be running.  Without a job, the user has to act."""
     run.config.write_text(to_yaml(Config(device="cpu")))
-    for environment, code in (({JOB_VARIABLE: "Slurm job 4711"}, os.EX_TEMPFAIL), ({}, 2)):
+    slots = HeartbeatSlots(1)  # of the supervisor of a run on this machine
+    jobs = ({JOB_VARIABLE: "Slurm job 4711"}, {HEARTBEAT_VARIABLE: slots.name})
+    run.logs.mkdir()
+    for environment, code in (*((job, os.EX_TEMPFAIL) for job in jobs), ({}, 2)):
         with run.owned():
             command = [sys.executable, "-c", TRAIN, "--config", str(run.config), "--run-dir", str(run.path)]
             other = subprocess.run(
