@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.cluster_case import SUBMIT, Case, campaign
 from tests.helpers.paths import ROOT
 from tests.jobs.test_special_paths import EVERYTHING
@@ -59,6 +61,24 @@ def test_of_several_commands_at_the_same_time_only_one_submits(case: Case, refer
     case.finish()
     assert len(case.events("submitted")) == 1
     assert case.start_steps() == [0]
+    assert case.weights() == reference_weights
+
+
+@campaign
+def test_variables_of_the_submitting_shell_do_not_change_the_job(
+    case: Case, reference_weights: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of sbatch's options, and of an allocation in which the command runs: the job has what was asked for."""
+    shell = {"SBATCH_TIMELIMIT": "3", "SBATCH_NO_REQUEUE": "1", "SBATCH_EXPORT": "NONE", "PYTHONPATH": "/opt/torch"}
+    allocation = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_CPU": "9", "SLURM_MEM_PER_NODE": "9"}
+    for name, value in (shell | allocation).items():
+        monkeypatch.setenv(name, value)
+    case.start("--gpus", "2")
+    shown = case.slurm.call("scontrol", "show", "job", case.job)
+    assert "TimeLimit=01:00:00" in shown
+    assert "Requeue=1" in shown
+    case.finish()
+    assert [e["ranks"] for e in case.events("started")] == [2]
     assert case.weights() == reference_weights
 
 

@@ -17,11 +17,11 @@ TRAIN = [sys.executable, "-m", "vit.train", "--config", str(ROOT / "configs" / "
 
 
 def run_without_network(cwd: Path, network: str, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """Runs a command in a new network namespace, after the shell commands `network`."""
-    isolated = ["unshare", "--net", "--uts", "sh", "-c"]
+    """Runs a command in a new network namespace, after the shell commands `network`; no process of it is left."""
+    isolated = ["unshare", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
     tools = all(map(shutil.which, ("unshare", "ip", "hostname")))
     if not tools or subprocess.run([*isolated, UP], capture_output=True, check=False).returncode:
-        pytest.skip("network namespaces need root, and the commands unshare, ip and hostname")
+        pytest.skip("namespaces need root, and the commands unshare, ip and hostname")
     return subprocess.run(
         [*isolated, f'hostname no-such-host && {network} && "$@"', "sh", *command], cwd=cwd, capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, timeout=120, check=False,

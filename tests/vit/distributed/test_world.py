@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
+from vit.config.user_error import UserError
 from vit.distributed.world import World, enable_determinism, join_process_group, pick_device
 
 
@@ -28,6 +29,13 @@ def test_a_number_of_ranks_that_does_not_divide_the_micro_batches_is_refused() -
     """On every rank, before the process group is created; the message lists the numbers that do."""
     with pytest.raises(ValueError, match=r"3 ranks do not divide the 4 micro-batches .* use 1, 2, 4 ranks or another"):
         run_ranks(3, rank_size_and_threads, Config(device="cpu"))
+
+
+def test_no_process_waits_for_ranks_that_nobody_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that another command left behind is refused, by training and by `vit.evaluate`."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="the environment has WORLD_SIZE=2, but not RANK"):
+        rank_size_and_threads(Config(device="cpu"))
 
 
 def test_each_rank_uses_one_thread_on_a_cpu() -> None:
