@@ -12,15 +12,17 @@ from typing import Any
 
 import submitit
 
-from jobs.login.resources import display_path
+from jobs.login.resources import command_path, display_path
 from jobs.login.run_files import record_submission
 from jobs.node.train_job import TrainJob
+from vit.run.disk_errors import retry_reads
 from vit.run.folder import Event, RunFolder
-from vit.run.jsonl import read_lines
+from vit.run.jsonl import Record, read_lines
 from vit.run.progress import progress_line, show
 
 SIGNAL_INTERVAL_SECONDS = 2  # between signals to a job that may have missed the first one
 PRINT_INTERVAL_SECONDS = 10  # between progress lines if stdout is not a terminal
+READ_SECONDS = 10.0  # for which reading how the job ended is tried again, if the disk cannot be read
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -48,7 +50,10 @@ def start(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> LocalJo
 
 
 def wait(job: LocalJob) -> int:
-    """Prints the progress of a job until it ends, and returns the exit code of the command."""
+    """Prints the progress of a job until it ends, and returns the exit code of the command.
+
+    Files that cannot be read for some time do not end this process: the job would stop with it.
+    """
     run, submitted, received, known = job.run, job.submitted, job.received, job.known
     announced, signaled_at = False, 0.0
     for _ in _until_done(submitted, run):
@@ -57,7 +62,7 @@ def wait(job: LocalJob) -> int:
             show("stopping: saving at the next step (press Ctrl-C again to stop now without saving)", lasting=True)
         # submitit's controller forwards a signal only once the job has started: repeat it until the job received it.
         due = received and time.monotonic() > signaled_at + SIGNAL_INTERVAL_SECONDS
-        if due and "told to stop" not in {event["event"] for event in run.events()[known:]}:
+        if due and not _told_to_stop(run, known, otherwise=signaled_at > 0):
             signaled_at = time.monotonic()
             with suppress(ProcessLookupError):
                 os.kill(int(submitted.job_id), signal.SIGTERM)
@@ -66,7 +71,7 @@ def wait(job: LocalJob) -> int:
             show("stopped without saving; run the same command to resume from the newest checkpoint", lasting=True)
             return INTERRUPTED
     # A job that is signaled while Python starts ends without a result, which is not a failure.
-    return _report_outcome(run, known, None if received else submitted.exception())
+    return _report_outcome(run, known, None if received else _exception(submitted))
 
 
 def run_in_foreground(job: TrainJob, run: RunFolder) -> int:
@@ -99,7 +104,7 @@ def summary(run: RunFolder, finished: Event) -> str:
             else ""
         )
         + f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
-        f"  learning curve  python jobs/report.py {folder} --out curve.png"
+        f"  learning curve  python jobs/report.py {command_path(run.path)} --out curve.png"
     )
 
 
@@ -108,28 +113,57 @@ def _until_done(submitted: submitit.Job[Any], run: RunFolder) -> Iterator[None]:
 
     If stdout is not a terminal, it prints evaluations only, and one other record every PRINT_INTERVAL_SECONDS.
     """
-    records = read_lines(run.metrics)
-    printed, modified, next_print = len(records), 0, 0.0
+    records: list[Record] | None = None
+    printed, modified, next_print = 0, -1, 0.0
     while True:
         done = submitted.done()
-        if run.metrics.exists() and (last := run.metrics.stat().st_mtime_ns) != modified:
-            records, modified = read_lines(run.metrics), last
-        printed = min(printed, len(records))  # a resumed run removes the records that follow its checkpoint
-        for record in records[printed:]:
+        with suppress(OSError):  # the file may be readable later
+            last = run.metrics.stat().st_mtime_ns if run.metrics.exists() else 0
+            if last != modified:
+                read, modified = read_lines(run.metrics), last
+                # A resumed run removes the records that follow its checkpoint; those of earlier attempts are known.
+                printed = len(read) if records is None else min(printed, len(read))
+                records = read
+        for record in (records or [])[printed:]:
             evaluation = "val_top1" in record
             if evaluation or sys.stdout.isatty() or time.monotonic() > next_print:
                 show(progress_line(record), lasting=evaluation)
                 next_print = time.monotonic() + PRINT_INTERVAL_SECONDS
-        printed = len(records)
+        printed = len(records or [])
         yield
         if done:
             return
         time.sleep(0.2)
 
 
+def _told_to_stop(run: RunFolder, known: int, otherwise: bool) -> bool:
+    """Whether the job has recorded a signal to stop; `otherwise` if its ledger cannot be read."""
+    try:
+        return "told to stop" in {event["event"] for event in run.events()[known:]}
+    except OSError:
+        return otherwise
+
+
+def _exception(submitted: submitit.Job[Any]) -> object:
+    """Why the job failed, or None.  It is told by a file, which may be unreadable for some time or for good."""
+    try:
+        return retry_reads(submitted.exception, READ_SECONDS)
+    except OSError as error:
+        return error
+
+
 def _report_outcome(run: RunFolder, known: int, error: object) -> int:
     """Prints how the job ended, given its events (all but the first `known`) and its error; returns the exit code."""
-    events = run.events()[known:]
+    run = RunFolder(run.path, patience=READ_SECONDS)
+    try:
+        events = run.events()[known:]
+    except OSError as unreadable:
+        show("the job has ended, but its ledger, which says how, cannot be read", lasting=True)
+        print(
+            f"{unreadable}; to see the state of the run: python jobs/status.py {command_path(run.path)}",
+            file=sys.stderr,
+        )
+        return 1
     ends = [event for event in events if event["event"] in {"finished", "stopped"}]
     if ends and ends[-1]["event"] == "finished":
         minutes, seconds = divmod(round(time.time() - events[0]["time"]), 60)

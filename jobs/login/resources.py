@@ -15,6 +15,7 @@ from jobs.login.cluster_config import ClusterConfig
 from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
 from jobs.node.search_path import search_path
+from vit.config.paths import shell_word
 from vit.config.user_error import UserError
 from vit.run.folder import RunFolder
 
@@ -137,6 +138,15 @@ def check_path(path: Path, on_slurm: bool) -> None:
 
 
 def display_path(path: Path) -> str:
-    """The path as a user would type it: relative if it is below the working directory, with quotes if needed."""
-    text = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    """The path for messages and for other programs: relative if it is below the working directory, quoted if needed."""
+    text = _relative(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def command_path(path: Path) -> str:
+    """The path as a user must type it for a command of this project: those expand their paths once more."""
+    return shell_word(_relative(path))
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -6,6 +6,7 @@ A shell expands them only where a word begins, so not in `--out=~/x`, in quotes,
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
 
 from vit.config.user_error import UserError
@@ -49,6 +50,12 @@ def escape(path: str | Path) -> str:
     """The text that `expand` turns into exactly this path."""
     text = str(path).replace("$", "$$")
     return f"./{text}" if text.startswith("~") else text
+
+
+def shell_word(path: str | Path) -> str:
+    """The text that a user can type in a shell so that a command of this project gets exactly this path."""
+    text = escape(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def user_path(text: str | Path) -> Path:
