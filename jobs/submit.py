@@ -36,7 +36,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
 from jobs.login.initial_weights import check_initial_weights
 from jobs.login.local_run import INTERRUPTED, summary
-from jobs.login.resources import Resources, check_path, display_path, local_executor
+from jobs.login.resources import Resources, check_path, command_path, display_path, local_executor
 from jobs.login.sbatch import SubmissionError
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
@@ -240,7 +240,7 @@ class Submission:
         print(
             f"submitted {len(pending)} runs; each is requeued as needed until it is finished\n"
             f"  job     {array}\n"
-            f"  watch   python jobs/status.py {display_path(parent)} --watch\n"
+            f"  watch   python jobs/status.py {command_path(parent)} --watch\n"
             f"  stop    scancel {array}; one of the runs: scancel {job_ids[-1]}   (run the same command to resume)"
         )
         return 0
@@ -287,7 +287,7 @@ def job_hints(run: RunFolder, job_id: str) -> str:
     return (
         f"  job     {job_id}\n"
         f"  watch   tail -F {display_path(run.logs)}/rank-0.log\n"
-        f"  status  python jobs/status.py {display_path(run.path)}\n"
+        f"  status  python jobs/status.py {command_path(run.path)}\n"
         f"  stop    scancel {job_id}   (run the same command to resume)"
     )
 

@@ -1,5 +1,6 @@
 """Submits the job that writes the data sets; without Slurm, writes them on this machine."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Preparation:
         if self.dry_run:
             print(f"# data sets to write: {_names(pending)}")
             for data_set in pending:
-                print(f"#   python -m data_prep.write_beton {' '.join(data_set.arguments)}")
+                print(f"#   python -m data_prep.write_beton {shlex.join(data_set.arguments)}")
             if self.backend == "slurm":
                 print(sbatch.script(self.run.jobs, self.resources, [self.run], self.backend))
             return 0, "PREP" if self.backend == "slurm" else ""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from vit.config.paths import shell_word
 from vit.config.schema import Config, flatten
 from vit.config.user_error import UserError
 
@@ -56,7 +57,7 @@ def check_recipe(
         reason = "determine" if len(fixed) > 1 else "determines"
         advice = (
             f"{', '.join(fixed)} {reason} which images each step uses, and cannot change in a run that has begun.\n"
-            f"Start a new run, if you like from the weights of this one: --init_from {run}"
+            f"Start a new run, if you like from the weights of this one: --init_from {shell_word(run)}"
         )
     else:
         advice = f"Use {alternative}, or accept the changes with --override-resume {' '.join(differing)}"

@@ -7,7 +7,6 @@ the next one.
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from vit.config.paths import escape, shell_word
 from vit.config.schema import Config, flatten
 from vit.run.folder import RunFolder
 from vit.run.fsync import replace_file
@@ -60,7 +60,7 @@ def write_registration(run: RunFolder, registration: Registration, new_id: bool 
 
 def send_command(run: RunFolder) -> str:
     """The command that sends by hand what the server lacks."""
-    return f"python -m {SENDER} {shlex.quote(str(run.path))}"
+    return f"python -m {SENDER} {shell_word(run.path)}"
 
 
 def _inodes(run: RunFolder) -> list[int]:
@@ -161,7 +161,7 @@ class WandbLog:
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", SENDER, *options, str(self.run.path)],
+                [sys.executable, "-m", SENDER, *options, escape(self.run.path)],
                 env=os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -101,9 +101,9 @@ def test_submit_expands_all_of_its_paths(tmp_path: Path) -> None:
     options = ["--config=$FILES/demo.yaml", "--runs-dir=~/runs", "--cluster-config=$FILES/cluster.yaml"]
     options += ["--prep=$FILES/prep.yaml", "--init_from=~/weights.pth", "--data.train=~/train.beton"]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/home/me", "SCRATCH": "/scratch", "FILES": str(tmp_path)}
-    (tmp_path / "images").mkdir()
+    (tmp_path / "my images").mkdir()
     dry = subprocess.run(
-        [*SUBMIT, "--cluster=slurm", *options], cwd=tmp_path, env=environment | {"IMAGES": str(tmp_path / "images")},
+        [*SUBMIT, "--cluster=slurm", *options], cwd=tmp_path, env=environment | {"IMAGES": str(tmp_path / "my images")},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert dry.returncode == 0, dry.stderr
@@ -111,7 +111,7 @@ def test_submit_expands_all_of_its_paths(tmp_path: Path) -> None:
         "# /home/me/runs/demo/config.yaml",
         "train: /home/me/train.beton",
         "init_from: /home/me/weights.pth",
-        f"write_beton imagefolder {tmp_path}/images --out /home/me/train.beton",
+        f"write_beton imagefolder '{tmp_path}/my images' --out /home/me/train.beton",
         "apptainer exec --bind /scratch --bind",
         "/home/me/vit.sif /scratch/python -u -m submitit",
         "/home/me/vit.sif /home/me/bin/python -u -m submitit",
@@ -126,4 +126,4 @@ def test_submit_expands_all_of_its_paths(tmp_path: Path) -> None:
         f"submit.py: {tmp_path}/prep.yaml: train: path: $IMAGES: the variable IMAGES is not set; "
         "set it, or write $$ for a dollar sign\n"
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cluster.yaml", "demo.yaml", "images", "prep.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cluster.yaml", "demo.yaml", "my images", "prep.yaml"]

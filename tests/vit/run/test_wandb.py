@@ -1,12 +1,10 @@
 """Weights & Biases has every record once, whatever happens to it, and training never waits for it or fails with it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.ports import free_ports
 from tests.helpers.records import evaluation_record, training_record
 from tests.helpers.waiting import wait_for
-from tests.helpers.wandb_server import API_KEY, WandbServer, wandb_server
+from tests.helpers.wandb_server import WandbServer
 from vit.config.schema import Config, LogConfig, to_yaml
 from vit.run import wandb_log
 from vit.run.folder import RunFolder
@@ -31,19 +29,6 @@ from vit.run.wandb_log import WandbLog, read_registration
 ONLINE = Config(log=LogConfig(wandb="online", wandb_project="my-project"))
 OFFLINE = replace(ONLINE, log=replace(ONLINE.log, wandb="offline"))
 SEND = [sys.executable, "-m", wandb_log.SENDER]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
-    """A server, and the environment of a user who has logged in there."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
-    with wandb_server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        yield server
 
 
 def registered_id(run: RunFolder) -> str:
@@ -228,6 +213,20 @@ def test_an_offline_run_is_sent_by_the_command_that_it_names(server: WandbServer
     other = subprocess.run([*SEND, str(run.path / "none")], cwd=ROOT, capture_output=True, text=True, check=False)
     assert other.returncode == 2
     assert other.stderr.endswith("none is not a run that was trained with --log.wandb online or offline\n")
+
+
+@pytest.mark.parametrize("name", ["a$HOME", "~"])
+def test_a_folder_whose_name_looks_like_a_variable_is_found_by_the_sender(
+    server: WandbServer, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands expand the paths that they are given, and training gives one to the sender."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Path(name))
+    run.path.mkdir()
+    log = MetricsLog(run, ONLINE, step=0)
+    log.write(training_record(1))
+    log.close()
+    assert [r["step"] for r in sent(server, run)] == [1]
 
 
 def test_a_copied_run_folder_logs_to_a_run_of_its_own(
