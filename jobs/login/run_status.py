@@ -154,8 +154,8 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
         return newest, "", without_log_lines(str(events[-1].get("why", "")))
     if on_slurm and jobs is None:
         return "unknown", f"job {job_id}", ""
-    if not on_slurm and (owner := _running_owner(run)):
-        return "running", owner, ""
+    if not on_slurm and (found := _local_process(run, events)):
+        return *found, ""
     return _state_after_end(run, events, job_id if on_slurm and not starts_of_job else None)
 
 
@@ -172,8 +172,8 @@ def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str
     return "lost", "", f"ended without recording a reason; see the logs in {run.jobs} and {run.logs}"
 
 
-def _running_owner(run: RunFolder) -> str:
-    """The process on this machine that owns the run, if it is still running."""
+def _local_process(run: RunFolder, events: Sequence[Event]) -> tuple[str, str] | None:
+    """`running` or `queued`, and the process on this machine that owns the run; None if there is none."""
     for name in ("owner", submitter_lock.NAME):  # between two attempts only the second one runs
         try:
             owner = (run.path / name).read_text()
@@ -183,9 +183,24 @@ def _running_owner(run: RunFolder) -> str:
             command = Path("/proc", match[1], "cmdline").read_bytes()
         except (OSError, UnicodeDecodeError):
             continue
-        if b"vit.train" in command or b"submit" in command:
-            return f"process {match[1]}"
-    return ""
+        if b"vit.train" in command:
+            return "running", f"process {match[1]}"
+        if b"submit" in command:
+            # The submit.py of a sweep has locked all runs of the sweep, and trains them one after the other.
+            return "running" if _began_after(int(match[1]), events) else "queued", f"process {match[1]}"
+    return None
+
+
+def _began_after(process: int, events: Sequence[Event]) -> bool:
+    """Whether an attempt of the run, which has not ended, is newer than the start of this process."""
+    import psutil  # not at the top: it takes time, and is rarely needed
+
+    newest = next((e for e in reversed(events) if e["event"] in {"supervising", "started", "stopped"}), None)
+    try:
+        started = psutil.Process(process).create_time()
+    except psutil.Error:  # it has just ended
+        return False
+    return newest is not None and newest["event"] != "stopped" and float(newest.get("time", 0)) > started
 
 
 def without_log_lines(reason: str) -> str:

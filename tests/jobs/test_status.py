@@ -6,14 +6,18 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from jobs.login.run_status import format_duration
+from jobs.login.run_status import format_duration, status
 from tests.helpers.local_runs import STATUS, ranks_of, run_status, settings, start, steps_done
+from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
+from vit.run.jsonl import append
 
 
 def status_of(cwd: Path, run: str) -> dict[str, object]:
@@ -48,6 +52,39 @@ def test_status_of_a_running_a_killed_and_a_finished_run(
     assert lines[0] == "runs (2 runs): 1 lost, 1 finished"
     assert lines[1].split() == ["run", "state", "step", "%", "loss", "top-1", "last", "update"]
     assert any("48/48  100.0" in line for line in lines)
+
+
+WAIT = """
+import sys
+from pathlib import Path
+from jobs.node.submitter_lock import submitting
+from vit.run.folder import RunFolder
+
+with submitting(RunFolder(Path(sys.argv[1]))):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_waits_for_others_of_its_sweep_is_queued(tmp_path: Path) -> None:
+    """On this machine submit.py locks all runs of a sweep at once, also those that an earlier command has begun."""
+    run = RunFolder(tmp_path / "seed=0")
+    run.path.mkdir()
+    earlier = {"event": "supervising", "life": "1.0", "time": time.time() - 60}
+    append(run.ledger, earlier)
+    submitter = subprocess.Popen(
+        [sys.executable, "-c", WAIT, str(run.path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert submitter.stdout is not None
+    submitter.stdout.readline()
+    expected = ["queued", "running", "running", "running", "queued"]
+    states = [status(run, {}).state]
+    for event in ("supervising", "started", "failed", "stopped"):
+        run.record(event, life="2.0")
+        states.append(status(run, {}).state)
+    submitter.communicate()
+    assert states == expected
+    assert status(run, {}).state == "stopped"
 
 
 def test_a_hundred_runs_with_long_learning_curves_take_less_than_a_second(tmp_path: Path) -> None:
