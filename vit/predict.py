@@ -190,7 +190,7 @@ def main(args: list[str] | None = None) -> int:
         parser.error(f"--top must be at least 1, not {options.top}")
     try:
         run = load_trained_model(options.run, options.which)
-        model = run.select_model(options.weights).to(pick_device(options.device, 0))
+        model = run.select_model(options.weights).to(pick_device(options.device))
         attention = options.attention is not None
         return _output(predict(model, run.cfg, run.classes, options.images, options.top, attention), options)
     except (UserError, OSError) as error:

@@ -91,9 +91,10 @@ def main(args: list[str] | None = None) -> None:
     )
     cfg, options = parse_config(parser, args)
     try:
-        rank = read_place().rank
+        place = read_place()
     except UserError as error:
         sys.exit(_print_error(error, 0))  # the rank's number may be the one that is wrong
+    rank = place.rank
     run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
     clock.heartbeat = Heartbeat(run.logs)
     # A supervisor may start its ranks a moment before `submit.py` leaves the folder.
@@ -108,9 +109,9 @@ def main(args: list[str] | None = None) -> None:
         _record_failure(run, rank, error, clock)
         if not isinstance(error, (UserError, FloatingPointError, DamagedDataError)):
             raise
-        # Damaged data are seen by one rank only, which must print the error; the others are raised on all ranks, and
-        # rank 0 prints them.
-        sys.exit(_print_error(error, 0 if isinstance(error, DamagedDataError) else rank))
+        # Damaged data are seen by one rank only, which must print the error.  The others are raised on all ranks of a
+        # node, if not on all nodes (a GPU, a variable or a file may be missing on one): its first rank prints them.
+        sys.exit(_print_error(error, 0 if isinstance(error, DamagedDataError) else place.local_rank))
 
 
 def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -> None:
@@ -124,7 +125,7 @@ def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -
 
 
 def _print_error(error: Exception, rank: int, code: int = 2) -> int:
-    """Prints an error that the user can fix, on rank 0 only; returns the exit code."""
+    """Prints an error that the user can fix, if `rank` is 0; returns the exit code."""
     if rank == 0:
         print(f"vit.train: {error}", file=sys.stderr)
     return code

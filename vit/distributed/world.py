@@ -53,8 +53,11 @@ def on_rank_0(world: World, function: Callable[[], Result]) -> Result:
     return result
 
 
-def pick_device(choice: str, local_rank: int) -> torch.device:
-    """The device of a rank.  Raises UserError if `cuda` is requested and this rank has no GPU."""
+def pick_device(choice: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """The device of one of the `local_size` ranks on this node.
+
+    Raises UserError, on all of them, if `cuda` is requested and there is no GPU, or if there are too few GPUs.
+    """
     gpus = torch.cuda.device_count()
     if choice == "cpu" or (choice == "auto" and gpus == 0):
         return torch.device("cpu")
@@ -63,8 +66,8 @@ def pick_device(choice: str, local_rank: int) -> torch.device:
             "device: cuda, but no GPU is visible (nvidia-smi lists the GPUs of this machine, CUDA_VISIBLE_DEVICES may "
             "hide them); use device: cpu to train without a GPU"
         )
-    if local_rank >= gpus:
-        raise UserError(f"{local_rank + 1} ranks on this node but only {gpus} visible GPUs; start one rank per GPU")
+    if local_size > gpus:
+        raise UserError(f"{local_size} ranks on this node but only {gpus} visible GPUs; start one rank per GPU")
     return torch.device("cuda", local_rank)
 
 
@@ -96,7 +99,7 @@ def join_process_group(cfg: Config) -> Iterator[World]:
     """
     place = read_place()
     cfg.check_ranks(place.size)
-    device = pick_device(cfg.device, place.local_rank)
+    device = pick_device(cfg.device, place.local_rank, place.local_size)
     if place.local_size == place.size and "GLOO_SOCKET_IFNAME" not in os.environ:
         # By default gloo uses the address to which this machine's name resolves; laptops and containers may have none.
         os.environ["GLOO_SOCKET_IFNAME"] = find_loopback().interface

@@ -47,8 +47,16 @@ def test_each_rank_uses_one_thread_on_a_cpu() -> None:
 def test_cuda_without_a_gpu_is_refused() -> None:
     """The message says what to do; `auto` uses the CPU."""
     with pytest.raises(ValueError, match=r"no GPU is visible .* use device: cpu"):
-        pick_device("cuda", 0)
-    assert pick_device("auto", 0) == torch.device("cpu")
+        pick_device("cuda")
+    assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("local_rank", [0, 1, 2])
+def test_fewer_gpus_than_ranks_are_refused_on_every_rank(local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank of the node prints it; without it, nobody would."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="3 ranks on this node but only 2 visible GPUs; start one rank per GPU"):
+        pick_device("auto", local_rank, 3)
 
 
 def determinism_settings() -> dict[str, object]:

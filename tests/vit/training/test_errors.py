@@ -1,5 +1,6 @@
 """What a training prints and records when it fails: one line for what the user can fix, else a traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,21 @@ def test_an_error_that_the_user_can_fix_is_one_line(run: RunFolder, betons: Path
     done = failed(run, betons, "resume", "UserError('set this to that')")
     assert done.returncode == 2
     assert done.stderr == "vit.train: set this to that\n"
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_what_is_missing_on_one_node_is_printed_there_once(run: RunFolder, betons: Path, local_rank: int) -> None:
+    """Rank 0 may be on another node, which has a GPU."""
+    run.config.write_text(to_yaml(small_config(betons)))
+    place = {"RANK": 2 + local_rank, "WORLD_SIZE": 4, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": 2}
+    variables = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    environment = os.environ | variables | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "vit.train", "--config", str(run.config), "--run-dir", str(run.path)]
+    command += ["--device", "cuda"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    message = "vit.train: device: cuda, but no GPU is visible"
+    assert done.stderr.startswith(message) if local_rank == 0 else done.stderr == ""
 
 
 def test_the_first_error_is_reported_also_if_it_cannot_be_recorded(run: RunFolder, betons: Path) -> None:
