@@ -18,7 +18,10 @@ def as_tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads the tensors of a checkpoint, on the CPU, and its manifest.  Raises DamagedCheckpointError."""
+    """Reads the tensors of a checkpoint, on the CPU, and its manifest.
+
+    Raises DamagedCheckpointError, OSError if a file cannot be read now, UserError for another format.
+    """
     manifest = read_manifest(checkpoint)
     tensors = {}
     for name, data in read_tensors(checkpoint, manifest):
