@@ -186,6 +186,7 @@ def main(args: list[str] | None = None) -> None:
         cfg = shorten(cfg, options.steps)
         for n in ranks:
             cfg.check_ranks(n)
+        cfg.check_mixing()
         if options.folder and options.folder.exists() and any(options.folder.iterdir()):
             raise UserError(f"--folder {options.folder} is not empty; name a new one")
     except UserError as error:

@@ -35,6 +35,7 @@ def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: 
     if options.extend is not None:
         cfg = replace(cfg, epochs=options.extend)
     cfg.check_ranks(options.nodes * options.gpus)
+    cfg.check_mixing()
     cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
     if cfg.init_from:
         cfg = replace(cfg, init_from=str(Path(cfg.init_from).absolute()))

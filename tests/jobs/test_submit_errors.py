@@ -17,6 +17,10 @@ from vit.run.folder import RunFolder
     ("options", "message"),
     [
         (["--gpus", "3"], "3 ranks do not divide the 4 micro-batches"),
+        (
+            ["--micro_batch", "1", "--augment.mixup", "0.8"],
+            "micro_batch 1 is too small for mixup and cutmix, which would",
+        ),
         (["--gpus", "0"], "--gpus must be at least 1"),
         (["--nodes", "2"], "without Slurm there is only one node"),
         (["--time", "tomorrow"], "--time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not 'tomorrow'"),

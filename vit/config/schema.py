@@ -233,9 +233,6 @@ class Config:
             self.optim.loss != "bce" or smoothing == 0,
             f"optim.loss bce requires augment.label_smoothing 0, not {smoothing}: it would make every class positive",
         )
-        if self.augment.mixup or self.augment.cutmix:
-            few = f"micro_batch {micro} is too small for mixup and cutmix, which would mix images with themselves"
-            _require(micro >= 2 * self.mix_distance, f"{few}; use at least {2 * self.mix_distance}")
 
     @property
     def micro_batches(self) -> int:
@@ -260,6 +257,16 @@ class Config:
             f"(global_batch {self.global_batch} / micro_batch {self.micro_batch}); "
             f"use {', '.join(map(str, allowed))} ranks or another micro_batch",
         )
+
+    def check_mixing(self) -> None:
+        """Raises UserError if mixup or CutMix would mix images with themselves.
+
+        Only before training: runs of older versions, which did not check it, can still be evaluated and exported.
+        """
+        if self.augment.mixup or self.augment.cutmix:
+            few = f"micro_batch {self.micro_batch} is too small for mixup and cutmix"
+            rule = f"which would mix images with themselves; use at least {2 * self.mix_distance}"
+            _require(self.micro_batch >= 2 * self.mix_distance, f"{few}, {rule}")
 
 
 # Settings that are paths; `data.stage` is not among them, because it is expanded on each node.

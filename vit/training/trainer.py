@@ -53,6 +53,7 @@ class Trainer:
         self.agreement = Agreement(world)
         self.agreement.install_signal_handlers()
 
+        cfg.check_mixing()
         check_data_sets(cfg.model.num_classes, cfg.data.train, cfg.data.val)
         staged_cfg = stage_data_sets(cfg, run, world, clock, lambda: self.agreement.received_signal is not None)
         self.train_data, self.val_data = TrainData(staged_cfg, world), ValData(staged_cfg, world)

@@ -12,12 +12,16 @@ import pytest
 import torch
 
 from tests.helpers.data_sets import small_config
+from tests.helpers.finished_runs import make_finished_run
 from tests.helpers.interrupted_runs import Fault, checkpoints, new_run_folder, run_attempt
 from tests.helpers.loading import simulated_world, train_stream, with_data
 from tests.helpers.ranks import run_ranks
+from vit import evaluate, export, verify
 from vit.augment.mixup import Mix
 from vit.checkpoint.format import read_manifest
-from vit.config.schema import AugmentConfig, Config
+from vit.config.parser import load_config
+from vit.config.schema import AugmentConfig, Config, to_yaml
+from vit.config.user_error import UserError
 from vit.data.loader import Batch
 from vit.training.step import augmented_batches
 
@@ -44,9 +48,10 @@ def test_no_image_is_mixed_with_itself_for_any_number_of_micro_batches(betons: P
     for count in COUNTS:
         if count not in possible:
             with pytest.raises(ValueError, match=f"micro_batch {BATCH // count} is too small for mixup and cutmix"):
-                repeating_config(betons, count, repeats, mixup=1.0)
+                repeating_config(betons, count, repeats, mixup=1.0).check_mixing()
             continue
         cfg = repeating_config(betons, count, repeats, mixup=1.0)
+        cfg.check_mixing()
         steps = SAMPLES * repeats // BATCH
         samples = train_stream(cfg, 1, 0, steps)[0].reshape(steps, BATCH)
         cfg = replace(cfg, model=replace(cfg.model, num_classes=SAMPLES))  # each sample is a class of its own
@@ -103,3 +108,21 @@ def test_a_run_that_mixed_images_with_their_repeats_is_not_continued_by_another_
     with pytest.raises(ValueError, match=r"augment\.mix_distance: \(absent\) in the run, 2 now"):
         run_ranks(1, run_attempt, cfg, run)
     assert run_ranks(1, run_attempt, cfg, run, None, ("augment.mix_distance",)) == ["finished"]
+
+
+def test_a_run_that_mixed_images_with_themselves_is_used_but_not_continued(
+    betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older versions allowed micro-batches of one image.  Its config is read, evaluated and exported as it is."""
+    cfg = repeating_config(betons, BATCH, 1, mixup=0.8)
+    make_finished_run(tmp_path / "run", cfg)
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert load_config(tmp_path / "config.yaml") == cfg
+    assert evaluate.main([str(tmp_path / "run"), "--json"]) == 0
+    assert export.export(tmp_path / "run", "safetensors", tmp_path / "a.safetensors").exists()
+    refused = "micro_batch 1 is too small for mixup and cutmix, .*; use at least 2"
+    with pytest.raises(UserError, match=refused):
+        run_ranks(1, run_attempt, cfg, tmp_path / "run")
+    with pytest.raises(SystemExit, match="2"):
+        verify.main(["--config", str(tmp_path / "config.yaml"), "--ranks", "1"])
+    assert "micro_batch 1 is too small" in capsys.readouterr().err
