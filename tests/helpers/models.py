@@ -1,10 +1,14 @@
 """Small models with random weights, random images, and torchvision's model for comparison."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import vision_transformer
 
 from vit.config.schema import ModelConfig
+from vit.model.pretrained import Tensors, converted
+from vit.model.weight_names import our_names, our_shapes
 
 SMALL = ModelConfig(image_size=28, patch_size=7, width=32, depth=3, heads=4, mlp_dim=48, num_classes=10)
 
@@ -32,3 +36,10 @@ def torchvision_model(cfg: ModelConfig) -> vision_transformer.VisionTransformer:
         mlp_dim=cfg.mlp_dim,
         num_classes=cfg.num_classes,
     )
+
+
+def to_ours(weights: Mapping[str, Tensor]) -> Tensors:
+    """Converts the state dict of a ViT of torchvision, timm, DeiT or this project to our names and shapes."""
+    named = {ours: weights[theirs] for ours, theirs in our_names(weights).items()}
+    shapes = our_shapes({name: tuple(tensor.shape) for name, tensor in named.items()})
+    return {name: converted(tensor, shapes[name]) for name, tensor in named.items()}

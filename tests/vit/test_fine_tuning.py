@@ -16,7 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import save_state
 from tests.helpers.interrupted_runs import Fault, new_run_folder, run_attempt
-from tests.helpers.models import SMALL, random_images, randomized, torchvision_model
+from tests.helpers.models import SMALL, random_images, randomized, to_ours, torchvision_model
 from tests.helpers.paths import CONFIGS
 from tests.helpers.ranks import run_ranks
 from vit.checkpoint.format import find_checkpoints
@@ -26,7 +26,7 @@ from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
 from vit.config.schema import Config, ModelConfig
-from vit.model.pretrained import load_pretrained, resize_positions, to_ours
+from vit.model.pretrained import load_pretrained, resize_positions
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.folder import RunFolder
 from vit.train import Outcome

@@ -10,16 +10,9 @@ from torch import Tensor
 from vit.config.user_error import UserError
 from vit.model.vision_transformer import VisionTransformer, sincos2d
 from vit.model.weight_fit import check_fit, position_grid
-from vit.model.weight_names import Shape, our_names, our_shapes, renamed
+from vit.model.weight_names import Shape, renamed
 
 Tensors = dict[str, Tensor]
-
-
-def to_ours(weights: Mapping[str, Tensor]) -> Tensors:
-    """Converts the state dict of a ViT of torchvision, timm, DeiT or this project to our names and shapes."""
-    named = {ours: weights[theirs] for ours, theirs in our_names(weights).items()}
-    shapes = our_shapes({name: tuple(tensor.shape) for name, tensor in named.items()})
-    return {name: converted(tensor, shapes[name]) for name, tensor in named.items()}
 
 
 def converted(tensor: Tensor, shape: Shape) -> Tensor:

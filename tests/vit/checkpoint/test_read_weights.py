@@ -19,12 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import make_finished_run
-from tests.helpers.models import SMALL, randomized, torchvision_model
+from tests.helpers.models import SMALL, randomized, to_ours, torchvision_model
 from vit import export
 from vit.checkpoint.read_weights import read_weights
 from vit.checkpoint.weight_files import find_weights
 from vit.config.user_error import UserError
-from vit.model.pretrained import to_ours
 from vit.model.weight_fit import check_fit
 
 ARGS = argparse.Namespace(

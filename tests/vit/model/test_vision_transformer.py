@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.helpers.models import SMALL, random_images, randomized, torchvision_model
+from tests.helpers.models import SMALL, random_images, randomized, to_ours, torchvision_model
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import ModelConfig
-from vit.model.pretrained import to_ours
 from vit.model.vision_transformer import PatchEmbedding, VisionTransformer, sincos2d
 
 BASE = ModelConfig()

@@ -9,11 +9,11 @@ import timm
 import torch
 from torch import Tensor
 
-from tests.helpers.models import SMALL, randomized
+from tests.helpers.models import SMALL, randomized, to_ours
 from vit.config.parser import load_config
 from vit.config.schema import ModelConfig
 from vit.config.user_error import UserError
-from vit.model.pretrained import load_pretrained, to_ours
+from vit.model.pretrained import load_pretrained
 from vit.model.vision_transformer import VisionTransformer, sincos2d
 from vit.model.weight_fit import check_fit, model_shapes
 
