@@ -26,6 +26,6 @@ def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: boo
                 print(f"# init_from: {error}")
                 continue
             raise UserError(f"init_from: {error}") from None
-        kept = {name: shape for name, shape in found.shapes.items() if head == "keep" or not name.startswith("head.")}
-        report = found.report + check_fit(kept, model, f"init_from: {source}", found.heads).report
+        fit = check_fit(found.shapes, model, f"init_from: {source}", found.heads, head == "new")
+        report = found.report + fit.report
         print(f"{'# ' if dry_run else ''}init_from: {source}: {'; '.join(report)}")

@@ -54,9 +54,7 @@ class TrainState:
         With `new_head`, their head is left out.
         """
         weights, found = read_weights(path)
-        if new_head:
-            weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-        report = found.report + load_pretrained(weights, self.model, str(path), found.heads)
+        report = found.report + load_pretrained(weights, self.model, str(path), found.heads, new_head)
         if self.ema is not None:
             self.ema.load_state_dict(self.model.state_dict())
         return report

@@ -43,16 +43,21 @@ def resize_positions(positions: Tensor, tokens: int) -> Tensor:
 
 
 def load_pretrained(
-    weights: Mapping[str, Tensor], model: VisionTransformer, source: str = "the file", heads: int | None = None
+    weights: Mapping[str, Tensor],
+    model: VisionTransformer,
+    source: str = "the file",
+    heads: int | None = None,
+    new_head: bool = False,
 ) -> list[str]:
     """Copies weights under our names into a model; returns one line each on what was loaded, initialized, resized and
     ignored.
 
-    Resizes learned positions to the model's number of patches.  If the number of classes differs, the model keeps its
-    own head.  Raises UserError that names `source` and what does not fit; `heads` is its number of attention heads.
+    Resizes learned positions to the model's number of patches.  If the number of classes differs, or with
+    `new_head`, the model keeps its own head.  Raises UserError that names `source` and what does not fit; `heads` is
+    its number of attention heads.
     """
     own, given = model.state_dict(), dict(weights)
-    fit = check_fit({name: tuple(tensor.shape) for name, tensor in given.items()}, model.cfg, source, heads)
+    fit = check_fit({name: tuple(tensor.shape) for name, tensor in given.items()}, model.cfg, source, heads, new_head)
     if fit.positions == "fixed":
         _check_sincos(given["positions"], source)
     elif fit.positions == "learned":

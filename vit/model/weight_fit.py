@@ -74,21 +74,29 @@ def _norm(name: str, width: int) -> dict[str, Shape]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def check_fit(given: Mapping[str, Shape], cfg: ModelConfig, source: str = "the file", heads: int | None = None) -> Fit:
+def check_fit(
+    given: Mapping[str, Shape],
+    cfg: ModelConfig,
+    source: str = "the file",
+    heads: int | None = None,
+    new_head: bool = False,
+) -> Fit:
     """Decides what is done with weights under our names.  Raises UserError that names `source` and all that is wrong.
 
-    `heads` is the number of attention heads of the weights, None if it is not known: no shape depends on it.
+    `heads` is the number of attention heads of the weights, None if it is not known: no shape depends on it.  With
+    `new_head`, their head is left out, whatever its classes.
     """
+    given = {name: shape for name, shape in given.items() if not (new_head and name.startswith("head."))}
     own = model_shapes(cfg)
     classes = given.get("head.weight", (0,))[0]
-    new_head = classes != cfg.num_classes
-    settings = list(_wrong_settings(given, cfg, heads, new_head))
+    other_head = classes != cfg.num_classes
+    settings = list(_wrong_settings(given, cfg, heads, other_head))
     problems = [f"set {', '.join(settings)}"] if settings else []
     explained = _explained_names(given, cfg, {setting.split()[0] for setting in settings})
 
     loaded, ignored, unknown = [], [], []
     for name in given:
-        if name.startswith(_HEAD) and new_head:
+        if name.startswith(_HEAD) and other_head:
             ignored += [] if name in own else [name]
         elif name in own:
             loaded.append(name)
@@ -97,7 +105,7 @@ def check_fit(given: Mapping[str, Shape], cfg: ModelConfig, source: str = "the f
         elif not explained.fullmatch(name):
             unknown.append(name)
     problems += [f"it has {part}, for which there is no setting" for part in _parts(unknown)]
-    missing = [n for n in own if n not in given and not (n.startswith("head.") and new_head)]
+    missing = [n for n in own if n not in given and not (n.startswith("head.") and other_head)]
     if missing := [n for n in missing if not explained.fullmatch(n)]:
         problems.append(f"it lacks {_some(missing)}")
 
@@ -116,7 +124,7 @@ def check_fit(given: Mapping[str, Shape], cfg: ModelConfig, source: str = "the f
         ][:1]
     if problems:
         raise UserError(f"{source} does not fit the model: {'; '.join(problems)}")
-    if new_head:
+    if other_head:
         pretrained = f" (pretrained: {classes})" if classes else ""
         report.insert(0, f"initialized: head for {cfg.num_classes} classes{pretrained}")
     if ignored:
@@ -124,7 +132,7 @@ def check_fit(given: Mapping[str, Shape], cfg: ModelConfig, source: str = "the f
     return Fit(loaded, positions, [f"loaded: {sum(math.prod(own[name]) for name in loaded):,} weights", *report])
 
 
-def _wrong_settings(given: Mapping[str, Shape], cfg: ModelConfig, heads: int | None, new_head: bool) -> Iterator[str]:
+def _wrong_settings(given: Mapping[str, Shape], cfg: ModelConfig, heads: int | None, other_head: bool) -> Iterator[str]:
     """`model.depth to 12 (not 6)`, for each setting that the weights show to be another."""
     width, pixels = given["patches.proj.weight"]
     side = math.isqrt(pixels // 3)
@@ -146,7 +154,7 @@ def _wrong_settings(given: Mapping[str, Shape], cfg: ModelConfig, heads: int | N
         yield "model.positions to sincos2d (not learned: the weights have no positions)"
     if "cls_token" not in given and cfg.pool == "cls":
         yield "model.pool to mean (not cls: the weights have no class token)"
-    elif "cls_token" in given and cfg.pool == "mean" and not new_head:
+    elif "cls_token" in given and cfg.pool == "mean" and not other_head:
         yield "model.pool to cls (not mean: the head was trained on the class token)"
 
 
