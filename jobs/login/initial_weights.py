@@ -7,7 +7,7 @@ from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.weight_files import find_weights
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.model.weight_fit import check_fit
+from vit.model.weight_fit import check_fit, shortened
 from vit.run.folder import RunFolder
 
 
@@ -27,5 +27,4 @@ def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: boo
                 continue
             raise UserError(f"init_from: {error}") from None
         fit = check_fit(found.shapes, model, f"init_from: {source}", found.heads, head == "new")
-        report = found.report + fit.report
-        print(f"{'# ' if dry_run else ''}init_from: {source}: {'; '.join(report)}")
+        print(f"{'# ' if dry_run else ''}init_from: {source}: {shortened(found.report + fit.report)}")

@@ -39,6 +39,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scaled = {f"blocks.0.ls{i}.gamma": torch.ones(len(reference["norm.weight"])) for i in (1, 2)}
     torch.save({"model": reference | scaled, "args": argparse.Namespace(lr=1)}, folder / "scaled.pth")
     torch.save({"model": reference, "args": random_images}, folder / "unsafe.pth")
+    extra = {f"decoder_{i}": torch.ones(1) for i in range(9)} | {f"loss.{i}": torch.ones(1) for i in range(9)}
+    torch.save({f"net.{n}" if "loss" not in n else n: t for n, t in (reference | extra).items()}, folder / "more.pth")
     torch.save({"model": reference, "loss": torch.nn.CrossEntropyLoss()}, folder / "module.pth")
     return folder
 
@@ -74,6 +76,7 @@ def test_weights_that_cannot_be_used_are_refused_at_submission(
         ("run/run-timm", "", "; ignored: positions"),
         ("run/run.safetensors", "", "; ignored: positions"),
         ("module.pth", "", "; ignored: positions"),
+        ("more.pth", "not part of the model: loss.0, loss.1, loss.2 and 6 more; ", "; ignored: .* and 7 more"),
     ],
 )
 def test_what_is_done_with_the_weights_is_shown(

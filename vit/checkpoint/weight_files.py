@@ -180,7 +180,7 @@ def _choose(path: Path, content: Any, heads: int | None) -> WeightFile:
     report = [f"taken: EMA of the weights ({model.place})"] if averaged else []
     models = tuple(one.prefix for one in candidates if one.keys == model.keys)
     if outside := [n for n in model.names if not n.startswith(models) and not n.endswith("n_averaged")]:
-        report.append(f"not part of the model: {', '.join(outside[:3])}" + (" …" if len(outside) > 3 else ""))
+        report.append(f"not part of the model: {', '.join(outside)}")
     raw = {ours: model.names[name] for ours, name in names.items()}
     return WeightFile(path, raw, shapes, model.keys, report, heads)
 

@@ -42,7 +42,7 @@ class Fit:
 
     loaded: list[str]  # our names
     positions: Literal["learned", "fixed", "none"]  # fixed: given, but the model computes them; they must be equal
-    report: list[str]  # one line each on what is loaded, initialized, resized and ignored
+    report: list[str]  # one line each on what is loaded, initialized, resized and ignored, with all names
 
 
 def model_shapes(cfg: ModelConfig) -> dict[str, Shape]:
@@ -128,7 +128,7 @@ def check_fit(
         pretrained = f" (pretrained: {classes})" if classes else ""
         report.insert(0, f"initialized: head for {cfg.num_classes} classes{pretrained}")
     if ignored:
-        report.append(f"ignored: {_some(ignored)}")
+        report.append(f"ignored: {', '.join(ignored)}")
     return Fit(loaded, positions, [f"loaded: {sum(math.prod(own[name]) for name in loaded):,} weights", *report])
 
 
@@ -214,6 +214,12 @@ def position_grid(old: int, new: int) -> tuple[int, int, int]:
     if old_side**2 + class_tokens != old or new_side**2 + class_tokens != new:
         raise UserError(f"cannot resize {old} positions to {new}: the patches do not form a square")
     return class_tokens, old_side, new_side
+
+
+def shortened(report: list[str]) -> str:
+    """A report in one line to print: of long lists of names only the first ones."""
+    lines = (line.partition(": ") for line in report)
+    return "; ".join(f"{done}{colon}{_some(names.split(', '))}" for done, colon, names in lines)
 
 
 def _some(names: list[str]) -> str:

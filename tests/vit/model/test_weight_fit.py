@@ -15,7 +15,7 @@ from vit.config.schema import ModelConfig
 from vit.config.user_error import UserError
 from vit.model.pretrained import load_pretrained
 from vit.model.vision_transformer import VisionTransformer, sincos2d
-from vit.model.weight_fit import check_fit, model_shapes
+from vit.model.weight_fit import check_fit, model_shapes, shortened
 
 ARCHITECTURES = {
     "small": SMALL,
@@ -98,9 +98,10 @@ def test_unknown_weights_are_refused_and_harmless_ones_are_reported() -> None:
     """A name that nobody knows may be anything; a token for masked pretraining and MAE's decoder have no effect."""
     weights = timm_weights()
     assert "it has blocks.0.adapter.weight, for which" in refused(weights | {"blocks.0.adapter.weight": torch.zeros(2)})
-    extra = {n: torch.zeros(2) for n in ("mask_token", "decoder_blocks.0.attn.qkv.weight", "blocks.0.total_ops")}
-    report = load_pretrained(weights | extra, VisionTransformer(SMALL))
-    assert report[1:] == ["ignored: mask_token, decoder_blocks.0.attn.qkv.weight, blocks.0.total_ops"]
+    names = ["mask_token", "decoder_blocks.0.attn.qkv.weight", "blocks.0.total_ops", "decoder_norm.weight", "total_ops"]
+    report = load_pretrained(weights | {name: torch.zeros(2) for name in names}, VisionTransformer(SMALL))
+    assert report[1:] == [f"ignored: {', '.join(names)}"], "all of them, for the ledger"
+    assert shortened(report) == f"{report[0]}; ignored: {', '.join(names[:3])} and 2 more"
 
 
 def test_a_head_that_is_not_a_single_layer_is_never_half_loaded() -> None:
