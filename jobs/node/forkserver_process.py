@@ -22,27 +22,32 @@ MAX_FOLDER_LENGTH = 60  # characters; the path of a socket may have 107
 ROOT = Path(__file__).resolve().parents[2]
 
 _server: Any = forkserver._forkserver
-_descriptors: list[int] = []  # of the running server: the anonymous file, the socket
+# Descriptors of the server that was started last.
+_ready_file: int | None = None
+_socket: int | None = None
 
 
 def start(modules: Sequence[str]) -> None:
     """Starts a server that imports the modules; returns at once.  Raises OSError."""
-    while _descriptors:
-        os.close(_descriptors.pop())
-    _descriptors.append(os.memfd_create("ready"))
+    global _ready_file, _socket  # noqa: PLW0603  # one server per process, as in multiprocessing
+    for descriptor in (_ready_file, _socket):
+        if descriptor is not None:
+            os.close(descriptor)
+    _ready_file = _socket = None
+    _ready_file = os.memfd_create("ready")
     variables = {
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         "SPT_NOENV": "1",
         "PYTHONPATH": search_path(ROOT),
         "PYTHONSAFEPATH": "1",  # nothing from the working directory
-        READY_VARIABLE: f"/proc/{os.getpid()}/fd/{_descriptors[0]}",
+        READY_VARIABLE: f"/proc/{os.getpid()}/fd/{_ready_file}",
     }
     forkserver.set_forkserver_preload(list(modules))
     with _socket_folder(), _environment(variables):
         forkserver.ensure_running()
-        _descriptors.append(os.open(_server._forkserver_address, os.O_PATH))
-    _server._forkserver_address = f"/proc/self/fd/{_descriptors[1]}"
+        _socket = os.open(_server._forkserver_address, os.O_PATH)
+    _server._forkserver_address = f"/proc/self/fd/{_socket}"
 
 
 def pid() -> int | None:
@@ -53,7 +58,7 @@ def pid() -> int | None:
 
 def is_ready() -> bool:
     """Whether the server that was started last has done all its imports."""
-    return bool(_descriptors) and os.fstat(_descriptors[0]).st_size > 0
+    return _ready_file is not None and os.fstat(_ready_file).st_size > 0
 
 
 def is_running() -> bool:
