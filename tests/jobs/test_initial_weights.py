@@ -35,6 +35,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for to in ("timm", "safetensors"):
         export.export(folder / "run", to)
     make_finished_run(folder / "deeper", demo(depth=2))
+    make_finished_run(folder / "learned", demo(positions="learned"))
+    for to in ("timm", "safetensors"):
+        export.export(folder / "learned", to)
     reference = timm.create_model(f"local-dir:{folder / 'run' / 'run-timm'}", pretrained=True).state_dict()
     scaled = {f"blocks.0.ls{i}.gamma": torch.ones(len(reference["norm.weight"])) for i in (1, 2)}
     torch.save({"model": reference | scaled, "args": argparse.Namespace(lr=1)}, folder / "scaled.pth")
@@ -52,6 +55,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("nothing.safetensors", "init_from: {path} cannot be read: No such file or directory"),
         ("deeper", "init_from: {path} does not fit the model: set model.depth to 2 (not 1)"),
         ("scaled.pth", "init_from: {path} does not fit the model: set model.layer_scale to its initial value"),
+        ("learned", "init_from: {path} does not fit the model: its positions are learned; set model.pos"),
+        ("learned/learned.safetensors", "init_from: {path} does not fit the model: its positions are learned; set "),
+        ("learned/learned-timm", "init_from: {path} does not fit the model: its positions are learned; set model.pos"),
         ("unsafe.pth", "init_from: {path} contains tests.helpers.models.random_images, which is not loaded because"),
         ("..", "init_from: {path} has no intact checkpoint"),
     ],

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import yaml
+from numpy.typing import NDArray
 
-from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, read_manifest
+from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, read_manifest, read_tensors
 from vit.checkpoint.torch_pickle import TensorShape, read_shapes
 from vit.config.user_error import UserError
 from vit.model.weight_names import PATCH_EMBEDDINGS, Shape, our_names, our_shapes
+from vit.run.disk_errors import naming
 from vit.run.folder import RunFolder
 
 # What PyTorch wraps around modules; it may be anywhere in a name.
@@ -63,6 +66,27 @@ def find_weights(path: Path) -> WeightFile:
         shapes = {name: tuple(entry["shape"]) for name, entry in manifest["tensors"].items()}
         return in_checkpoint(candidate, shapes, manifest["about"], manifest["step"])
     raise no_checkpoint(path, problems)
+
+
+def read_array(found: WeightFile, name: str) -> NDArray[np.float32] | None:
+    """One of the weights as the file has it, without conversion; None if it can be read only in the job.
+
+    That is so for files of `torch.save` and bfloat16, which take torch, and for a damaged checkpoint, in place of which
+    the job uses an older one.  Raises OSError.
+    """
+    raw = found.names[name]
+    if found.path.suffix == ".safetensors":
+        with naming(found.path), safetensors.safe_open(found.path, "np") as file:
+            readable = file.get_slice(raw).get_dtype() in ("F16", "F32", "F64")
+            return file.get_tensor(raw).astype(np.float32) if readable else None
+    if found.path.is_dir():
+        manifest = read_manifest(found.path)
+        try:
+            data = next(data for tensor, data in read_tensors(found.path, manifest) if tensor == raw)
+        except DamagedCheckpointError:
+            return None
+        return np.frombuffer(data, manifest["tensors"][raw]["dtype"]).reshape(found.shapes[name])
+    return None
 
 
 def weights_in_folder(path: Path) -> Path | None:

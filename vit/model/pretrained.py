@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.config.user_error import UserError
-from vit.model.vision_transformer import VisionTransformer, sincos2d
-from vit.model.weight_fit import check_fit, position_grid
+from vit.model.vision_transformer import VisionTransformer
+from vit.model.weight_fit import check_fit, check_fixed_positions, position_grid
 from vit.model.weight_names import Shape, renamed
 
 Tensors = dict[str, Tensor]
@@ -59,7 +58,7 @@ def load_pretrained(
     own, given = model.state_dict(), dict(weights)
     fit = check_fit({name: tuple(tensor.shape) for name, tensor in given.items()}, model.cfg, source, heads, new_head)
     if fit.positions == "fixed":
-        _check_sincos(given["positions"], source)
+        check_fixed_positions(given["positions"].float().numpy(force=True), model.cfg.width, source)
     elif fit.positions == "learned":
         if model.cls_token is None and "cls_token" in given:
             given["positions"] = given["positions"][:, 1:]
@@ -67,11 +66,3 @@ def load_pretrained(
             given["positions"] = resize_positions(given["positions"], own["positions"].shape[1])
     model.load_state_dict(own | {name: given[name] for name in fit.loaded})
     return fit.report
-
-
-def _check_sincos(positions: Tensor, source: str) -> None:
-    """Raises UserError unless these are the fixed positions of `model.positions` sincos2d, (1, N, D), of any size."""
-    side, width = math.isqrt(positions.shape[1]), positions.shape[2]
-    fixed = F.pad(sincos2d(side, width), (0, 0, positions.shape[1] - side * side, 0))
-    if not torch.allclose(positions.float(), fixed, atol=0.01):  # half precision rounds to 0.004
-        raise UserError(f"{source} does not fit the model: its positions are learned; set model.positions to learned")

@@ -129,8 +129,10 @@ def test_fixed_positions_are_those_of_the_weights() -> None:
     model = VisionTransformer(replace(SMALL, positions="sincos2d"))
     weights = timm_weights() | {"positions": torch.cat([torch.zeros(1, 1, 32), sincos2d(6, 32)], dim=1).half()}
     assert load_pretrained(weights, model)[1:] == ["ignored: positions"]
-    with pytest.raises(UserError, match=r"its positions are learned; set model\.positions to learned"):
-        load_pretrained(timm_weights(), model)
+    others = (timm_weights()["positions"], torch.zeros(1, 17, 18), torch.zeros(32), weights["positions"].flip(1))
+    for positions in others:
+        with pytest.raises(UserError, match=r"its positions are learned; set model\.positions to learned"):
+            load_pretrained(weights | {"positions": positions}, model)
 
 
 def test_positions_that_cannot_be_resized_are_found_without_loading_them(tmp_path: Path) -> None:
