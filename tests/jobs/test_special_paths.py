@@ -83,8 +83,9 @@ def test_a_name_that_is_not_a_plain_one_is_refused(name: str, betons: Path, tmp_
     assert (refused.returncode, refused.stderr[:18]) == ((2, "submit.py: --name ") if name else (0, ""))
 
 
-def test_job_scripts_are_valid_shell(betons: Path, tmp_path: Path) -> None:
+def test_job_scripts_are_valid_shell(betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Special characters are quoted."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # the job would keep it, after the source
     cwd = tmp_path / EVERYTHING.replace("\\", "")
     cwd.mkdir()
     options = ("--nodes", "2", "--gpus", "2", "--dry-run")
