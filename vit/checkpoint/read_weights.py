@@ -21,12 +21,12 @@ from vit.checkpoint.weight_files import (
     checkpoints_in,
     find_weights,
     in_checkpoint,
-    named,
     no_checkpoint,
     weights_in_folder,
 )
 from vit.config.user_error import UserError
 from vit.model.pretrained import Tensors, converted
+from vit.run.disk_errors import naming
 
 _DAMAGE = re.compile(
     r"EOF|corrupt|PytorchStreamReader|deserializing", re.IGNORECASE
@@ -71,9 +71,8 @@ def _load_file(found: WeightFile) -> Tensors:
     """The state dict of a file, under its own names."""
     path = found.path
     try:
-        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except OSError as error:
-        raise named(error, path) from None
+        with naming(path):
+            content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (RuntimeError, safetensors.SafetensorError) as error:
         if not _DAMAGE.search(str(error)):
             raise

@@ -124,30 +124,25 @@ def in_checkpoint(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, A
 def _in_file(path: Path) -> WeightFile:
     heads = None
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "np") as file:
-                content: Any = {name: TensorShape(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}  # `vit.export` writes the model's config into it
-                heads = _whole_number(lambda: json.loads(metadata["model"])["heads"])
-        else:
-            content = read_shapes(path)
+        with naming(path):
+            if path.suffix == ".safetensors":
+                with safetensors.safe_open(path, "np") as file:
+                    content: Any = {n: TensorShape(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+                    metadata = file.metadata() or {}  # `vit.export` writes the model's config into it
+                    heads = _whole_number(lambda: json.loads(metadata["model"])["heads"])
+            else:
+                content = read_shapes(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UserError:
+    except (UserError, OSError):
         raise
-    except OSError as error:
-        raise named(error, path) from None
     except Exception as error:  # unpickling a file that is no pickle can raise almost anything
         if isinstance(error.__context__, OSError):  # zipfile hides it
-            raise named(error.__context__, path) from None
+            with naming(path):
+                raise error.__context__ from None
         kind = "safetensors" if path.suffix == ".safetensors" else "torch.save"
         raise UserError(f"{path} contains no weights: it is damaged, or is not a file of {kind}") from error
     return _choose(path, content, heads)
-
-
-def named(error: OSError, path: Path) -> OSError:
-    """An error of reading, which may go away, with the name of the file."""
-    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 @dataclass(frozen=True)

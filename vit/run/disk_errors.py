@@ -23,11 +23,13 @@ DAMAGED_FILE_ERRORS = (errno.EUCLEAN, errno.EBADMSG, errno.ENOTDIR, errno.EISDIR
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Adds the file's name to an OSError that has none, as those of reads and locks through a file descriptor."""
+    """Adds the file's name to an OSError that has none, as those of reads and locks through a file descriptor, and of
+    libraries that raise it with a text alone."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
+            error.strerror = error.strerror or str(error)  # else the text would be lost
             error.filename = str(path)
         raise
 

@@ -246,10 +246,11 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_the_login_node(tmp_path: Pat
 
 def test_a_disk_that_cannot_be_read_is_not_a_damaged_file(tmp_path: Path) -> None:
     """An I/O error may go away, and the job tries again; the message names the file."""
-    (tmp_path / "vit.pth").symlink_to("/proc/self/mem")  # whose first bytes cannot be read: EIO
-    for read in (find_weights, read_weights):
-        with pytest.raises(OSError, match=r"Input/output error: .*vit\.pth"):
-            read(tmp_path / "vit.pth")
+    for name, problem in (("vit.pth", "Input/output error"), ("vit.safetensors", "No such device")):
+        (tmp_path / name).symlink_to("/proc/self/mem")  # whose first bytes cannot be read or mapped
+        for read in (find_weights, read_weights):
+            with pytest.raises(OSError, match=rf"{problem}.*: .*{name}"):
+                read(tmp_path / name)
 
 
 def test_all_that_vit_export_writes_can_be_read_again(tmp_path: Path) -> None:

@@ -54,5 +54,7 @@ def test_an_error_gets_the_name_of_its_file_if_it_has_none(tmp_path: Path) -> No
     """As those of read and flock."""
     with pytest.raises(OSError, match=r"Errno 116\] Stale file handle: '.*/a'"), naming(tmp_path / "a"):
         raise OSError(116, "Stale file handle")
+    with pytest.raises(OSError, match=r"No such device: '.*/a'"), naming(tmp_path / "a"):
+        raise OSError("No such device")  # as a library in Rust, without a number
     with pytest.raises(FileNotFoundError, match="'b'"), naming(tmp_path / "a"):
         raise FileNotFoundError(2, "No such file or directory", "b")
