@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from vit.data.class_names import ClassMatch, match_classes
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
+from vit.distributed.launcher import read_place
 from vit.distributed.world import join_process_group
 from vit.run.command import run_command
 from vit.training.scoring import Score, autocast, evaluate
@@ -75,7 +75,7 @@ def main(args: list[str] | None = None) -> int:
     except (UserError, OSError, DamagedDataError) as error:
         print(f"vit.evaluate: {error}", file=sys.stderr)
         return 2
-    if os.environ.get("RANK", "0") != "0":
+    if read_place().rank:
         return 0
     if options.json:
         classes = {"evaluated": len(match.logits), "model": match.model_classes, "matched": match.how}
