@@ -5,7 +5,6 @@ python jobs/report.py runs/demo_overfits runs/demo_augmented --out both.png
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
     sys.path[: not sys.flags.safe_path] = [str(ROOT)]
 
-# Before the import, which fails if the environment names a backend that is not installed, as in a notebook's shell.
-os.environ["MPLBACKEND"] = "agg"
-import matplotlib
+from vit.run.figures import import_matplotlib
 
-matplotlib.use("agg")
+import_matplotlib()  # before pyplot, which chooses the backend
 from matplotlib import pyplot
 
 from vit.config.paths import user_path

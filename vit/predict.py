@@ -9,12 +9,10 @@ Images are resized, cropped and normalized as in evaluation.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +30,7 @@ from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
+from vit.run.figures import import_matplotlib
 
 Pixels = NDArray[np.uint8]
 
@@ -113,26 +112,10 @@ def _classify(
         yield tuple((classes[i], value) for i, value in zip(indices, values, strict=True)), image_maps
 
 
-def _colormap() -> Any:
-    """Maps values from 0 to 1 to colors.  Matplotlib takes a second to import, so only where it is needed.
-
-    While it is imported it checks the backend that the environment names, which in the shell of a notebook is one that
-    only the notebook's own environment may have.
-    """
-    backend = os.environ.get("MPLBACKEND")
-    os.environ["MPLBACKEND"] = "agg"
-    try:
-        import matplotlib
-    finally:
-        del os.environ["MPLBACKEND"]
-        os.environ |= {"MPLBACKEND": backend} if backend is not None else {}
-    return matplotlib.colormaps["inferno"]
-
-
 def attention_figure(prediction: Prediction) -> Image.Image:
     """The image, and overlays of the rollout and of each head of the last block, side by side."""
     assert prediction.pixels is not None and prediction.maps is not None
-    colormap = _colormap()
+    colormap = import_matplotlib().colormaps["inferno"]  # maps values from 0 to 1 to colors
     image = Image.fromarray(prediction.pixels)
     side = max(_TILE, image.width)
     image = image.resize((side, side), Image.Resampling.BICUBIC)
