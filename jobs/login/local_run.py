@@ -14,6 +14,7 @@ import submitit
 
 from jobs.login.resources import command_path, display_path
 from jobs.login.run_files import record_submission
+from jobs.node.job_spec import SUBMITTER_VARIABLE
 from jobs.node.train_job import TrainJob
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import Event, RunFolder
@@ -78,6 +79,7 @@ def run_in_foreground(job: TrainJob, run: RunFolder) -> int:
     """Runs the job in this process, where a debugger can be attached, and returns the exit code of the command."""
     known, before = len(run.events()), dict(os.environ)
     os.environ["SUBMITIT_EXECUTOR"] = "debug"  # it may say "slurm", inside of another job
+    os.environ.pop(SUBMITTER_VARIABLE, None)  # of another local run: this process holds the lock of this one itself
     try:
         job()
     except KeyboardInterrupt:
