@@ -1,5 +1,6 @@
 """Folders whose names have characters with a meaning for shells, Python, submitit or Slurm."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -93,5 +94,6 @@ def test_job_scripts_are_valid_shell(betons: Path, tmp_path: Path, monkeypatch: 
     assert script.startswith("#!/bin/bash")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     program = script.partition("# setup\n")[2].partition("blind=")[0] + 'printf %s "$PYTHONPATH"'
-    shown = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": ""}
+    shown = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout == str(cwd / "runs" / "demo" / "source")
