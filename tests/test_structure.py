@@ -43,7 +43,7 @@ ALLOWED_MODULES = {
         *("vit.config.paths", "vit.run.command"),
     },
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
-    ("jobs", "vit.model"): {"vit.model.weight_fit"},
+    ("jobs", "vit.model"): {"vit.model.weight_fit", "vit.model.fixed_positions"},
     ("jobs", "vit.checkpoint"): {
         "vit.checkpoint.format",
         "vit.checkpoint.weight_files",

@@ -7,7 +7,7 @@ from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.weight_files import find_weights, read_array
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.model.weight_fit import check_fit, check_fixed_positions, shortened
+from vit.model.weight_fit import check_fit, shortened
 from vit.run.folder import RunFolder
 
 
@@ -28,5 +28,7 @@ def check_initial_weights(runs: Iterable[tuple[RunFolder, Config]], dry_run: boo
             raise UserError(f"init_from: {error}") from None
         fit = check_fit(found.shapes, model, f"init_from: {source}", found.heads, head == "new")
         if fit.positions == "fixed" and (positions := read_array(found, "positions")) is not None:
+            from vit.model.fixed_positions import check_fixed_positions  # not at the top: numpy takes time
+
             check_fixed_positions(positions, model.width, f"init_from: {source}")
         print(f"{'# ' if dry_run else ''}init_from: {source}: {shortened(found.report + fit.report)}")

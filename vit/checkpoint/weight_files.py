@@ -8,12 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors
 import yaml
-from numpy.typing import NDArray
 
 from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, read_manifest, read_tensors
 from vit.checkpoint.torch_pickle import TensorShape, read_shapes
@@ -21,6 +19,9 @@ from vit.config.user_error import UserError
 from vit.model.weight_names import PATCH_EMBEDDINGS, Shape, our_names, our_shapes
 from vit.run.disk_errors import naming
 from vit.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # What PyTorch wraps around modules; it may be anywhere in a name.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -68,17 +69,19 @@ def find_weights(path: Path) -> WeightFile:
     raise no_checkpoint(path, problems)
 
 
-def read_array(found: WeightFile, name: str) -> NDArray[np.float32] | None:
+def read_array(found: WeightFile, name: str) -> "NDArray[Any] | None":
     """One of the weights as the file has it, without conversion; None if it can be read only in the job.
 
     That is so for files of `torch.save` and bfloat16, which take torch, and for a damaged checkpoint, in place of which
     the job uses an older one.  Raises OSError.
     """
+    import numpy as np  # not at the top: submit.py rarely needs it, and it takes time
+
     raw = found.names[name]
     if found.path.suffix == ".safetensors":
         with naming(found.path), safetensors.safe_open(found.path, "np") as file:
             readable = file.get_slice(raw).get_dtype() in ("F16", "F32", "F64")
-            return file.get_tensor(raw).astype(np.float32) if readable else None
+            return file.get_tensor(raw) if readable else None
     if found.path.is_dir():
         manifest = read_manifest(found.path)
         try:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.model.fixed_positions import check_fixed_positions
 from vit.model.vision_transformer import VisionTransformer
-from vit.model.weight_fit import check_fit, check_fixed_positions, position_grid
+from vit.model.weight_fit import check_fit, position_grid
 from vit.model.weight_names import Shape, renamed
 
 Tensors = dict[str, Tensor]

@@ -9,9 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vit.config.schema import ModelConfig
 from vit.config.user_error import UserError
 from vit.model.weight_names import Shape
@@ -217,26 +214,6 @@ def position_grid(old: int, new: int) -> tuple[int, int, int]:
     if old_side**2 + class_tokens != old or new_side**2 + class_tokens != new:
         raise UserError(f"cannot resize {old} positions to {new}: the patches do not form a square")
     return class_tokens, old_side, new_side
-
-
-def check_fixed_positions(positions: NDArray[np.float32], width: int, source: str) -> None:
-    """Raises UserError unless these are the fixed positions of `model.positions` sincos2d, (1, N, D), of any size."""
-    equal = False
-    if positions.ndim == 3 and positions.shape[2] == width:
-        tokens, side = positions.shape[1], math.isqrt(positions.shape[1])
-        fixed = np.zeros((1, tokens, width))
-        fixed[:, tokens - side * side :] = _sincos2d(side, width)  # after the class token's zeros
-        equal = np.allclose(positions, fixed, atol=0.01)  # half precision rounds to 0.004
-    if not equal:
-        raise UserError(f"{source} does not fit the model: its positions are learned; set model.positions to learned")
-
-
-def _sincos2d(side: int, width: int) -> NDArray[np.float64]:
-    """The positions of `vision_transformer.sincos2d`, without torch, whose bits may differ: -> (1, side², D)."""
-    omega = 10_000.0 ** -(np.arange(width // 4) / (width // 4 - 1))
-    y, x = np.divmod(np.arange(side * side), side)
-    angles_x, angles_y = x[:, None] * omega, y[:, None] * omega
-    return np.concatenate([np.sin(angles_x), np.cos(angles_x), np.sin(angles_y), np.cos(angles_y)], axis=1)[None]
 
 
 def shortened(report: list[str]) -> str:

@@ -22,7 +22,7 @@ from tests.helpers.finished_runs import make_finished_run
 from tests.helpers.models import SMALL, randomized, to_ours, torchvision_model
 from vit import export
 from vit.checkpoint.read_weights import read_weights
-from vit.checkpoint.weight_files import find_weights
+from vit.checkpoint.weight_files import find_weights, read_array
 from vit.config.user_error import UserError
 from vit.model.weight_fit import check_fit
 
@@ -266,3 +266,21 @@ def test_all_that_vit_export_writes_can_be_read_again(tmp_path: Path) -> None:
         assert {n: t.tolist() for n, t in tensors.items()} == {n: t.tolist() for n, t in expected.items()}
         assert found.heads == heads and found.report == []
         assert find_weights(path) == found
+
+
+def test_single_weights_are_read_without_torch_where_that_is_possible(tmp_path: Path) -> None:
+    """As submit.py reads positions: from checkpoints and safetensors, not from pickles, bfloat16 or damaged parts."""
+    make_finished_run(tmp_path / "run", small_config(tmp_path))
+    tensors, found = read_weights(tmp_path / "run")
+    name, expected = "norm.weight", tensors["norm.weight"]
+    for dtype, readable in ((torch.float32, True), (torch.float16, True), (torch.bfloat16, False)):
+        safetensors.torch.save_file({n: t.to(dtype) for n, t in tensors.items()}, tmp_path / "a.safetensors")
+        read = read_array(find_weights(tmp_path / "a.safetensors"), name)
+        assert (read is not None) == readable
+        assert read is None or torch.equal(torch.from_numpy(read), expected.to(dtype))
+    torch.save(tensors, tmp_path / "a.pth")
+    assert read_array(find_weights(tmp_path / "a.pth"), name) is None
+    read = read_array(found, name)
+    assert read is not None and read.tolist() == expected.tolist()
+    (found.path / "part-000.bin").write_bytes(b"damaged")
+    assert read_array(found, name) is None
