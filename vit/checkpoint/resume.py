@@ -24,6 +24,7 @@ from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.config.recipe import check_recipe, recipe_of
 from vit.distributed.world import World, on_rank_0
+from vit.model.weight_fit import shortened
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
@@ -108,7 +109,7 @@ def initialize_weights(run: RunFolder, world: World, state: TrainState, source: 
     report = state.load_initial_weights(Path(source), new_head)
     if world.rank == 0:
         run.record("initialized", source=source, weights=report)
-        show(f"{source}: {'; '.join(report)}", lasting=True)
+        show(f"{source}: {shortened(report)}", lasting=True)
 
 
 def versions() -> dict[str, str]:
