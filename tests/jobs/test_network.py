@@ -22,9 +22,11 @@ def run_without_network(cwd: Path, network: str, command: list[str]) -> "subproc
     tools = all(map(shutil.which, ("unshare", "ip", "hostname")))
     if not tools or subprocess.run([*isolated, UP], capture_output=True, check=False).returncode:
         pytest.skip("namespaces need root, and the commands unshare, ip and hostname")
+    # Without the choice of an interface that a process group of this process has left.
+    environment = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"} | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*isolated, f'hostname no-such-host && {network} && "$@"', "sh", *command], cwd=cwd, capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, timeout=120, check=False,
+        env=environment, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
