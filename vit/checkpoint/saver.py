@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from vit.checkpoint.format import ReadBack
+from vit.checkpoint.format import ReadBack, checkpoint_name
 from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
 from vit.checkpoint.writer import TaskResult, Writer
@@ -251,6 +251,9 @@ class Saver:
         self._read_back_error = found.problem
         if found.state == "intact":
             self.intact_step = found.step
+            if found.step != self.saved_step:  # it is missing
+                self._read_back_error = f"{self.run.checkpoints / checkpoint_name(save.step or 0)} is missing"
+                self.saved_step = found.step
         if found.state == "damaged":  # quarantined if it could be renamed
             self.saved_step = found.older
             show(found.problem, lasting=True)
