@@ -42,7 +42,7 @@ test: lint  ## set up, run lint and all tests
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-chaos: setup  ## inject thousands of faults into small runs: kills, damage, failing disks, power cuts; 30 minutes on two cores
+chaos: setup  ## inject thousands of faults into small runs: kills, damage, failing disks, power cuts; an hour on two cores
 	nice -n 10 $(BIN)/python benchmarks/chaos.py
 
 cluster-chaos: setup  ## inject every fault that the tests know into runs on a real Slurm on this machine; requires root

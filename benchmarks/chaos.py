@@ -11,7 +11,7 @@ python benchmarks/chaos.py [--quick] [--only kills damage errors reads crashes] 
 The runs are small, but real: `vit.train` with four micro-batches of Fashion-MNIST on 4, 2 and 1 ranks of one thread.
 Each is finished after its faults and compared with a run without faults, bit by bit: weights, moments, EMA, metrics,
 sample ids.  Each part of the campaign is a process of its own; with --folder, parts that are already done there are not
-repeated.  The full campaign takes half an hour on two cores; its figures go to benchmarks/results/chaos.json.  The exit
+repeated.  The full campaign takes an hour on two cores; its figures go to benchmarks/results/chaos.json.  The exit
 code is 1 if there were any problems.  The last line is one JSON object with all figures.
 """
 

@@ -15,6 +15,7 @@ from tests.helpers.ranks import run_ranks
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.resume import resume
+from vit.checkpoint.saved_classes import DataSetClasses
 from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
 from vit.distributed.world import join_process_group
@@ -36,6 +37,7 @@ def resume_repeatedly(cfg: Config, source: Path, folder: Path, count: int, seed:
         run, state = RunFolder(folder), TrainState.fresh(cfg, world.device)
         newest, older = find_checkpoints(RunFolder(source).checkpoints)[:2]
         tensors, manifest = load_checkpoint(older)
+        classes = DataSetClasses(cfg.data.train, manifest["about"]["classes"])
         for number in range(2 * count):
             how = ("cut", "flipped")[number % 2]
             file = sorted(newest.iterdir())[number // 2 % len(list(newest.iterdir()))]
@@ -47,7 +49,7 @@ def resume_repeatedly(cfg: Config, source: Path, folder: Path, count: int, seed:
             dist.barrier()
             for tensor in state.tensors().values():
                 tensor.detach().fill_(77)  # no old value may pass for a resumed one
-            step = resume(run, world, state, manifest["about"]["recipe"], [])
+            step = resume(run, world, state, manifest["about"]["recipe"], classes, [])
             same = all(torch.equal(tensors[name], tensor.cpu()) for name, tensor in state.tensors().items())
             problem = _problem(run, step, step_of(older), same, newest.name, file.name)
             if problem:
