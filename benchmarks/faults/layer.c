@@ -8,20 +8,9 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 struct control {
     int64_t counting;    /* whether calls are counted and may fail */
@@ -40,33 +29,7 @@ struct record {
     int32_t path, other; /* lengths of the names, which follow; then come the bytes */
 };
 
-static struct control *control;
-static char root[PATH_MAX]; /* ends in a slash */
-
-__attribute__((constructor)) static void start(void) {
-    const char *name = getenv("FAULTS_CONTROL"), *folder = getenv("FAULTS_ROOT");
-    int fd = name && folder ? syscall(SYS_openat, AT_FDCWD, name, O_RDWR | O_CLOEXEC) : -1;
-    if (fd < 0) return;
-    snprintf(root, sizeof root, "%s/", folder);
-    void *memory = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    syscall(SYS_close, fd);
-    if (memory != MAP_FAILED) control = memory;
-}
-
-/* Whether a file is below the root; its absolute path goes to out. */
-static int below_root(int folder, const char *name, char *out) {
-    if (!control || !name) return 0;
-    if (name[0] == '/') {
-        snprintf(out, PATH_MAX, "%s", name);
-    } else {
-        char link[64];
-        snprintf(link, sizeof link, folder == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", folder);
-        ssize_t length = readlink(link, out, PATH_MAX - 1);
-        if (length < 0) return 0;
-        snprintf(out + length, PATH_MAX - length, name[0] ? "/%s" : "%s", name);
-    }
-    return strncmp(out, root, strlen(root)) == 0;
-}
+#include "layer.h"
 
 static int64_t inode_of(int fd) {
     struct stat s;
@@ -128,19 +91,6 @@ static int do_open(int folder, const char *name, int flags, mode_t mode) {
     leave(lock);
     return fd;
 }
-
-#define MODE                                                         \
-    mode_t mode = 0;                                                 \
-    if (flags & (O_CREAT | O_TMPFILE)) {                             \
-        va_list rest;                                                \
-        va_start(rest, flags);                                       \
-        mode = va_arg(rest, mode_t);                                 \
-        va_end(rest);                                                \
-    }
-int open(const char *name, int flags, ...) { MODE return do_open(AT_FDCWD, name, flags, mode); }
-int open64(const char *name, int flags, ...) { MODE return do_open(AT_FDCWD, name, flags, mode); }
-int openat(int folder, const char *name, int flags, ...) { MODE return do_open(folder, name, flags, mode); }
-int openat64(int folder, const char *name, int flags, ...) { MODE return do_open(folder, name, flags, mode); }
 
 ssize_t write(int fd, const void *data, size_t bytes) {
     char path[PATH_MAX];

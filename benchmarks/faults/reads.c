@@ -9,20 +9,9 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 enum { ONCE, FILE_LOST, DISK_LOST };
 
@@ -37,42 +26,12 @@ struct control {
     char call[16], path[1000];
 };
 
-static struct control *control;
-static char root[PATH_MAX]; /* ends in a slash */
+#include "layer.h"
 
 /* The C library's own function, which this layer replaces. */
 #define REAL(name)                                               \
     static __typeof__(name) *real;                               \
     if (!real) real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
-
-__attribute__((constructor)) static void start(void) {
-    const char *name = getenv("FAULTS_CONTROL"), *folder = getenv("FAULTS_ROOT");
-    int fd = name && folder ? syscall(SYS_openat, AT_FDCWD, name, O_RDWR | O_CLOEXEC) : -1;
-    if (fd < 0) return;
-    snprintf(root, sizeof root, "%s/", folder);
-    void *memory = (void *)syscall(SYS_mmap, NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    syscall(SYS_close, fd);
-    if (memory != MAP_FAILED) control = memory;
-}
-
-/* Whether a file is below the root; its absolute path, without a slash at the end, goes to out. */
-static int below_root(int folder, const char *name, char *out) {
-    if (!control || !name || (!control->logging && !control->armed)) return 0;
-    int saved = errno;
-    if (name[0] == '/') {
-        snprintf(out, PATH_MAX, "%s", name);
-    } else {
-        char link[64];
-        snprintf(link, sizeof link, folder == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", folder);
-        ssize_t length = syscall(SYS_readlink, link, out, PATH_MAX - 1);
-        errno = saved;
-        if (length < 0) return 0;
-        snprintf(out + length, PATH_MAX - length, name[0] ? "/%s" : "%s", name);
-    }
-    size_t length = strlen(out);
-    while (length > 1 && out[length - 1] == '/') out[--length] = 0;
-    return strncmp(out, root, strlen(root)) == 0;
-}
 
 static void record(const char *what, const char *call, const char *path) {
     int saved = errno, fd = syscall(SYS_openat, AT_FDCWD, getenv("FAULTS_LOG"), O_WRONLY | O_APPEND | O_CLOEXEC);
@@ -106,26 +65,14 @@ static int fails(const char *call, const char *path) {
 
 static int fails_at(const char *call, int folder, const char *name) {
     char path[PATH_MAX];
-    return below_root(folder, name, path) && fails(call, path);
+    int active = control && (control->logging || control->armed);
+    return active && below_root(folder, name, path) && fails(call, path);
 }
 
 static int do_open(int folder, const char *name, int flags, mode_t mode) {
     if ((flags & O_TMPFILE) != O_TMPFILE && fails_at("open", folder, name)) return -1;
     return syscall(SYS_openat, folder, name, flags, mode);
 }
-
-#define MODE                                                         \
-    mode_t mode = 0;                                                 \
-    if (flags & (O_CREAT | O_TMPFILE)) {                             \
-        va_list rest;                                                \
-        va_start(rest, flags);                                       \
-        mode = va_arg(rest, mode_t);                                 \
-        va_end(rest);                                                \
-    }
-int open(const char *name, int flags, ...) { MODE return do_open(AT_FDCWD, name, flags, mode); }
-int open64(const char *name, int flags, ...) { MODE return do_open(AT_FDCWD, name, flags, mode); }
-int openat(int folder, const char *name, int flags, ...) { MODE return do_open(folder, name, flags, mode); }
-int openat64(int folder, const char *name, int flags, ...) { MODE return do_open(folder, name, flags, mode); }
 
 #define FUNCTION(result, name, parameters, call, folder, path, ...) \
     result name parameters {                                        \
