@@ -28,10 +28,11 @@ from vit import train
 from vit.checkpoint.format import find_checkpoints, read_manifest
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
+from vit.run.parent import end_with_parent
 
 VICTIMS = ("a rank", "all ranks", "the launcher", "everything")  # killing any of these ends an attempt
 
-_DEATH_SIGNAL, _SUBREAPER = 1, 36  # prctl's PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER
+_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 
 
 class UnexpectedExitError(RuntimeError):
@@ -195,9 +196,7 @@ def _descendants() -> list[psutil.Process]:
 def _launcher_main(parent: int, arguments: list[str], ranks: int, log: Path, fresh: bool) -> None:
     """Starts the ranks, either itself or by executing torchrun, and terminates the others when one fails."""
     os.setsid()  # Ctrl-C must reach only the parent process
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with_parent(signal.SIGTERM, parent)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -233,9 +232,7 @@ def _launcher_main(parent: int, arguments: list[str], ranks: int, log: Path, fre
 
 def _rank_main(arguments: list[str], rank: int, ranks: int, launcher: int, listener: socket.socket) -> None:
     """One rank, with torchrun's environment variables.  It ends when its launcher dies."""
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != launcher:
-        os._exit(1)
+    end_with_parent(signal.SIGTERM, launcher)
     gc.freeze()  # no garbage collection of inherited objects, which would copy their pages
     port = listener.getsockname()[1]
     listener.close()

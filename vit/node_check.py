@@ -3,7 +3,6 @@
 python -m vit.node_check --run-dir runs/vit_b16 --ranks 4
 """
 
-import ctypes
 import datetime
 import json
 import os
@@ -30,6 +29,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
 from vit.run.disk_errors import DISK_FULL
 from vit.run.folder import RunFolder
+from vit.run.parent import end_with_parent
 
 RANK_BYTES = 500e6  # memory of a rank without model and data: Python, torch, threads
 MATRIX_SIZE = 1024  # rows and columns of the matrices that are multiplied
@@ -236,7 +236,7 @@ def run_checks(options: Namespace) -> dict[str, object]:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent(signal.SIGKILL)
     parser = ArgumentParser("vit.node_check", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run-dir", type=user_path, required=True, help="run folder, which has the config")
     parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")

@@ -5,7 +5,6 @@ it has one thread and never touches a GPU.  It ends with its supervisor, and the
 """
 
 import atexit
-import ctypes
 import gc
 import importlib
 import multiprocessing
@@ -29,6 +28,7 @@ from setproctitle import setproctitle, setthreadtitle
 
 from jobs.node import forkserver_process
 from jobs.node.forkserver_process import is_alive
+from vit.run.parent import end_with_parent
 
 # What the server imports: the modules that its forks run, what optimizers import when they are constructed (which
 # takes seconds), and the main module's imports (submitit's), because multiprocessing imports it again in every fork.
@@ -202,9 +202,7 @@ def _run_module(
     server: int, module: str, arguments: list[str], environment: dict[str, str], log: str, stdout: Connection | None
 ) -> None:
     """In the new process: does what Python does for `-u -m module`."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: SIGTERM when the server ends
-    if os.getppid() != server:
-        os._exit(1)  # the server has ended already
+    end_with_parent(signal.SIGTERM, server)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     gc.freeze()  # objects inherited from the server are never collected here
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

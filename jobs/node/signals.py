@@ -1,6 +1,5 @@
 """Signal handling of a job that must stop: signals its ranks, which save and exit, and requeues itself."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ import psutil
 from jobs.node import forkserver, slurm_job
 from jobs.node.forkserver_process import is_alive
 from jobs.node.slurm_job import STOP_SECONDS
+from vit.run.parent import end_with_parent
 
 _received: list[int] = []  # stop signals.  Not an Event: a second handler would wait for the lock of the first one
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,7 +55,7 @@ def install_handlers() -> None:
             signal.signal(number, forkserver.deferred_while_starting(_forward_stop))
     if slurm_job.node_rank() > 0:
         signal.signal(signal.SIGUSR2, forkserver.deferred_while_starting(_forward_stop))
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    end_with_parent(signal.SIGTERM)
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and os.environ["SUBMITIT_LOCAL_JOB_ID"] != str(os.getppid()):
         raise StoppedError("the process that started this job has ended")
 

@@ -6,7 +6,6 @@ stop are blocked in it, so that they do not kill the save that the rank makes in
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 
 from vit.checkpoint.format import commit, discard, prune, write_part
 from vit.run.disk_errors import DISK_FULL
+from vit.run.parent import end_with_parent
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 TASKS: dict[str, Callable[..., Any]] = {
@@ -127,7 +127,7 @@ class Writer:
 
 def main(parent: int, pipe: int, snapshot_fd: int, snapshot_bytes: int) -> None:
     """Runs the rank's tasks one after the other until the rank is gone."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: an orphan could write into the next attempt's files
+    end_with_parent(signal.SIGKILL, parent)  # an orphan could write into the next attempt's files
     os.nice(5)  # training goes first where cores are scarce
     connection, snapshot = Connection(pipe), memoryview(mmap(snapshot_fd, snapshot_bytes, MAP_SHARED, PROT_READ))
     with contextlib.suppress(EOFError, ConnectionError):

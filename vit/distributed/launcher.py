@@ -3,7 +3,6 @@
 Imports no torch: `end_with_launcher` must be called before imports that take seconds.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit.config.user_error import UserError
+from vit.run.parent import end_with_parent
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -54,7 +54,7 @@ def read_place(environment: Mapping[str, str] = os.environ) -> Place:
 def end_with_launcher() -> None:
     """Makes the kernel send SIGTERM to this rank when torchrun ends; exits if it has ended already."""
     if {"RANK", "TORCHELASTIC_RUN_ID"} <= os.environ.keys():
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only, as Slurm is
+        end_with_parent(signal.SIGTERM)
         if _is_reaper(os.getppid()):
             sys.exit("torchrun has ended; so does this rank")
 
