@@ -1,5 +1,15 @@
 """The exception for what a user can fix."""
 
+from collections.abc import Sequence
+
+_SHOWN = 3
+
+
+def first_few(items: Sequence[str]) -> str:
+    """Up to three items for a message, and how many more there are."""
+    more = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
 
 class UserError(ValueError):
     """A wrong setting, argument or input file.  The message names it and says what to do; no traceback is needed.

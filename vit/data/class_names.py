@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vit.config.user_error import UserError
+from vit.config.user_error import UserError, first_few
 
-_SHOWN = 3  # differences in a message
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IMAGENET_CLASSES = 1000
 
@@ -27,10 +26,10 @@ def class_differences(one: Sequence[str], other: Sequence[str], where: tuple[str
         for i, (a, b) in enumerate(zip(one, other, strict=False))
         if a != b
     ]
-    parts = [_some(moved)] if moved else []
+    parts = [first_few(moved)] if moved else []
     for (place, names), others in zip(((here, one), (there, other)), (other, one), strict=True):
         if only := _without(names, others):
-            parts.append(f"only {place} has {_some([repr(name) for name in only])}")
+            parts.append(f"only {place} has {first_few([repr(name) for name in only])}")
     if len(one) != len(other):
         parts.append(f"{here} has {len(one):,} classes, {there} has {len(other):,}")
     return "; ".join(parts)
@@ -88,7 +87,7 @@ def match_classes(
     advice = "write the data set with the names that the classes have in the training set"
     if missing := [repr(name) for name in _without(data, model)]:
         count = f"{len(missing):,} of the {len(data):,} classes of {there}"
-        raise UserError(f"{here} does not have {count}: {_some(missing)}; {advice}, and without others")
+        raise UserError(f"{here} does not have {count}: {first_few(missing)}; {advice}, and without others")
     raise UserError(f"{here} has two classes of the same name, so those of {there} cannot be told apart; {advice}")
 
 
@@ -114,8 +113,3 @@ def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
     """Those of the names that are not among the others."""
     known = set(others)
     return [name for name in names if name not in known]
-
-
-def _some(items: Sequence[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vit.config.schema import ModelConfig
-from vit.config.user_error import UserError
+from vit.config.user_error import UserError, first_few
 from vit.model.weight_names import Shape
 
 # Parts of other architectures, by substrings of their weights' names; no setting of this model gives them.
@@ -107,7 +107,7 @@ def check_fit(
     problems += [f"it has {part}, for which there is no setting" for part in _parts(unknown)]
     missing = [n for n in own if n not in given and not (n.startswith("head.") and other_head)]
     if missing := [n for n in missing if not explained.fullmatch(n)]:
-        problems.append(f"it lacks {_some(missing)}")
+        problems.append(f"it lacks {first_few(missing)}")
 
     report, positions = [], _position_kind(given, cfg)
     if positions == "learned" and len(given["positions"]) == 3:
@@ -181,7 +181,7 @@ def _parts(unknown: list[str]) -> list[str]:
     for name in unknown:
         part = next((part for substring, part in _FOREIGN.items() if substring in name), "")
         parts.setdefault(part, []).append(name)
-    return [f"{part} ({_some(names)})" if part else _some(names) for part, names in parts.items()]
+    return [f"{part} ({first_few(names)})" if part else first_few(names) for part, names in parts.items()]
 
 
 def _position_kind(given: Mapping[str, Shape], cfg: ModelConfig) -> Literal["learned", "fixed", "none"]:
@@ -219,8 +219,4 @@ def position_grid(old: int, new: int) -> tuple[int, int, int]:
 def shortened(report: list[str]) -> str:
     """A report in one line to print: of long lists of names only the first ones."""
     lines = (line.partition(": ") for line in report)
-    return "; ".join(f"{done}{colon}{_some(names.split(', '))}" for done, colon, names in lines)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return "; ".join(f"{done}{colon}{first_few(names.split(', '))}" for done, colon, names in lines)
