@@ -32,13 +32,17 @@ def check_class_names(run: RunFolder, cfg: Config, allowed_changes: Collection[s
 
     Before there is a checkpoint: other classes than the pretrained head that the run would keep.  Raises OSError.
     """
+    checkpoints = find_checkpoints(run.checkpoints)
+    keeps_head = bool(cfg.init_from) and cfg.init_head == "keep"
+    if not (checkpoints or keeps_head):
+        return
     manifest = read_dataset_manifest(cfg.data.train)
     data_set = DataSetClasses(cfg.data.train, manifest.classes, manifest.names)
-    for checkpoint in find_checkpoints(run.checkpoints):
+    for checkpoint in checkpoints:
         with suppress(DamagedCheckpointError):
             check_resumed_classes(checkpoint, read_manifest(checkpoint)["about"], data_set, allowed_changes)
             return
-    if cfg.init_from and cfg.init_head == "keep":
+    if keeps_head:
         check_head_classes(Path(cfg.init_from), data_set)
 
 

@@ -5,6 +5,7 @@ standard library, so that a login node can read the manifest quickly at every su
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -100,19 +101,18 @@ def _known_fields(path: Path, content: dict[str, Any], cls: type[Any]) -> dict[s
     return {each.name: content[each.name] for each in fields(cls) if each.name in content}
 
 
-def check_classes(beton: Path, num_classes: int) -> None:
-    """Raises UserError if the data set does not have `num_classes` classes."""
-    classes = len(read_dataset_manifest(beton).classes)
-    if classes != num_classes:
+def check_classes(beton: Path, classes: Sequence[str], num_classes: int) -> None:
+    """Raises UserError if a data set, with these classes, does not have `num_classes` of them."""
+    if (found := len(classes)) != num_classes:
         raise UserError(
-            f"model.num_classes is {num_classes}, but {beton} has {classes} classes; set model.num_classes to {classes}"
+            f"model.num_classes is {num_classes}, but {beton} has {found} classes; set model.num_classes to {found}"
         )
 
 
 def check_data_sets(num_classes: int, first: Path, *others: Path) -> None:
     """Raises UserError unless the first data set has `num_classes` classes, and the others the same ones in order."""
-    check_classes(first, num_classes)
     classes = read_dataset_manifest(first).classes
+    check_classes(first, classes, num_classes)
     for other in others:
         if differences := class_differences(classes, read_dataset_manifest(other).classes, short_names(first, other)):
             raise UserError(

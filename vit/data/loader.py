@@ -131,8 +131,8 @@ class TrainData:
     def __init__(self, cfg: Config, world: World) -> None:
         self.cfg = cfg
         self.world = world
-        check_classes(cfg.data.train, cfg.model.num_classes)
         self.beton = open_beton(cfg.data.train, cfg.data.cache, world)
+        check_classes(self.beton.path, self.beton.classes, cfg.model.num_classes)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.order = Order(cfg.seed, self.samples, cfg.data.shuffle_window, cfg.data.repeats)
         self.damaged = DamagedSamples(self.beton)
@@ -182,12 +182,12 @@ class ValData:
     def __init__(self, cfg: Config, world: World, match: ClassMatch | None = None) -> None:
         self.cfg = cfg.data
         self.world = world
+        self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
         self.logits: Tensor | None = None
         if match is None:
-            check_classes(cfg.data.val, cfg.model.num_classes)
+            check_classes(self.beton.path, self.beton.classes, cfg.model.num_classes)
         elif not match.is_identity:
             self.logits = torch.tensor(match.logits, device=world.device)
-        self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.batch = cfg.micro_batch
         self._check_pages_next = cfg.data.verify == "first-epoch"
