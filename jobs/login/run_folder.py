@@ -18,7 +18,7 @@ from vit.config.recipe import check_recipe, recipe_of
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_data_sets, manifest_path
-from vit.run.folder import RunFolder
+from vit.run.folder import RunFolder, recorded_save
 
 # Folders that differ from node to node, whatever file system they are on.
 NODE_LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -90,7 +90,7 @@ def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
         raise UserError(
             f"--extend {options.extend}: {display_path(run.path)} has {before['epochs']} epochs; use a larger number"
         )
-    saved_step = run.recorded_save()
+    saved_step = recorded_save(run.events())
     check_recipe(run.path, before, now, allowed_changes(options), bool(saved_step), alternative="another --name")
     if saved_step and not is_complete(cfg, run) and not find_checkpoints(run.checkpoints):
         raise checkpoints_lost(run.checkpoints, saved_step)

@@ -27,9 +27,8 @@ class Status:
 
     run: str
     folder: str
-    state: (
-        str  # queued, running, requeued, stopped, finished, gave up, failed, lost, unknown, not submitted, unreadable
-    )
+    # queued, running, requeued, stopped, finished, gave up, failed, lost, unknown, not submitted, unreadable
+    state: str
     detail: str = ""  # why it is pending, or where it runs
     why: str = ""  # why it ended, if it failed
     job: str | None = None  # Slurm's job id

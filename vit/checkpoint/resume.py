@@ -25,7 +25,7 @@ from vit.config import schema
 from vit.config.recipe import check_recipe, recipe_of
 from vit.distributed.world import World, on_rank_0
 from vit.model.weight_fit import shortened
-from vit.run.folder import RunFolder
+from vit.run.folder import RunFolder, recorded_save
 from vit.run.progress import show
 
 LoadedCheckpoint = tuple[Path, dict[str, Tensor], dict[str, Any]]  # its path, tensors and manifest
@@ -65,9 +65,9 @@ def resume(
 
 def _history(run: RunFolder, recipe: Mapping[str, Any]) -> tuple[set[int], int | None]:
     """The steps that the ledger says to skip under this recipe, and the newest step that was saved."""
-    checksum = recipe_checksum(recipe)
-    skipped = {e["step"] for e in run.events() if e["event"] == "skipped" and e["recipe"] == checksum}
-    return skipped, run.recorded_save()
+    checksum, events = recipe_checksum(recipe), run.events()
+    skipped = {e["step"] for e in events if e["event"] == "skipped" and e["recipe"] == checksum}
+    return skipped, recorded_save(events)
 
 
 def newest_intact_checkpoint(run: RunFolder, world: World) -> LoadedCheckpoint | None:

@@ -28,6 +28,8 @@ def recipe_of(config: Config) -> dict[str, Any]:
     }
     if config.init_from:  # absolute: independent of the working directory
         out["init_from"] = str(Path(config.init_from).absolute())
+    if config.mix_distance > 1:  # older versions always mixed neighbors, which then were repeats of one image
+        out["augment.mix_distance"] = config.mix_distance
     return out
 
 

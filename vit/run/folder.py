@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,17 @@ from vit.run.jsonl import append, read_lines
 Event = dict[str, Any]  # one line of the ledger
 
 JOB_VARIABLE = "VIT_JOB"  # environment variable that a job sets for its ranks: the name of the job
+
+
+def recorded_save(events: Iterable[Event]) -> int | None:
+    """The newest step with a checkpoint, as far as a ledger knows; without those found damaged when read back."""
+    saved: set[int] = set()
+    for event in events:
+        if event["event"] == "checkpoint":
+            saved.add(event["step"])
+        elif event["event"] == "damaged checkpoint":
+            saved.discard(event.get("step", -1))
+    return max(saved, default=None)
 
 
 class InUseError(RuntimeError):
@@ -95,16 +106,6 @@ class RunFolder:
         """The event that completed the run, or None if the run is unfinished or was extended since."""
         event = self.last("finished", "reopened")
         return event if event and event["event"] == "finished" else None
-
-    def recorded_save(self) -> int | None:
-        """The newest step with a checkpoint, as far as the ledger knows; without those found damaged when read back."""
-        saved: set[int] = set()
-        for event in self.events():
-            if event["event"] == "checkpoint":
-                saved.add(event["step"])
-            elif event["event"] == "damaged checkpoint":
-                saved.discard(event.get("step", -1))
-        return max(saved, default=None)
 
     @contextmanager
     def owned(self, wait_seconds: float = 0) -> Iterator[None]:

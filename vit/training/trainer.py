@@ -246,9 +246,7 @@ class Trainer:
         """What must not change on resuming: all settings that affect the result, and the fingerprint of the data."""
         fingerprint = self.train_data.beton.fingerprint
         data = {f"data.{name}": value for name, value in fingerprint.items()}
-        # Only where it is not 1: older versions always mixed neighbors, which then were repeats of one image.
-        mixing = {"augment.mix_distance": self.cfg.mix_distance} if self.cfg.mix_distance > 1 else {}
-        return recipe_of(self.cfg) | data | {"data.decoder": self.train_data.decoder} | mixing
+        return recipe_of(self.cfg) | data | {"data.decoder": self.train_data.decoder}
 
     # Leave.
 
