@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.login.slurm_queries import QueuedJob
 from jobs.node import submitter_lock
-from vit.run.disk_errors import is_missing, naming
+from vit.run.disk_errors import naming, read_if_exists
 from vit.run.folder import Event, RunFolder
 from vit.run.jsonl import read_lines
 
@@ -106,15 +106,14 @@ def read_events(run: RunFolder) -> list[Event]:
 
 def read_tail(path: Path) -> list[Event]:
     """The newest records of a learning curve, from the last TAIL_BYTES of the file.  Raises OSError."""
-    try:
+
+    def read() -> list[str]:
         with naming(path), path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()[size > TAIL_BYTES :]
-    except FileNotFoundError:
-        if not is_missing(path):
-            raise
-        return []
+            return file.read().decode(errors="replace").splitlines()[size > TAIL_BYTES :]
+
+    lines = read_if_exists(path, read) or []
     out = []
     for line in lines:
         try:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vit.config.user_error import UserError
-from vit.run.disk_errors import DAMAGED_FILE_ERRORS, is_missing, naming
+from vit.run.disk_errors import DAMAGED_FILE_ERRORS, is_missing, naming, read_if_exists
 from vit.run.fsync import fsync
 
 Layout = Mapping[str, dict[str, Any]]  # for each tensor: dtype, shape, part, offset in the part, and bytes
@@ -148,12 +148,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
     Raises OSError if the folder cannot be listed: `Path.glob` would return nothing, which means a new run.
     """
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        if not is_missing(folder):
-            raise
-        return []
+    names = read_if_exists(folder, lambda: os.listdir(folder)) or []
     return sorted((folder / n for n in names if n.startswith("step-") and n[5:].isdigit()), reverse=True)
 
 

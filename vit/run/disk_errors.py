@@ -46,6 +46,18 @@ def retry_reads(read: Callable[[], Result], seconds: float) -> Result:
             time.sleep(0.5)
 
 
+def read_if_exists(path: Path, read: Callable[[], Result]) -> Result | None:
+    """Calls a function that reads a file or folder; None if that does not exist.
+
+    The system may say ENOENT for one that its folder lists: it was just created, and is read again, or cannot be read
+    now.  Then raises FileNotFoundError.
+    """
+    try:
+        return read()
+    except FileNotFoundError:
+        return None if is_missing(path) else read()
+
+
 def is_missing(path: Path) -> bool:
     """Whether a path for which the system said ENOENT is really absent: its folder can be read and does not list it.
 

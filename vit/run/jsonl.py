@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vit.run.disk_errors import TOLERATED_WRITE_ERRORS, is_missing, naming
+from vit.run.disk_errors import TOLERATED_WRITE_ERRORS, naming, read_if_exists
 from vit.run.file_lock import lock
 from vit.run.fsync import fsync
 
@@ -109,13 +109,8 @@ def read_lines(path: Path) -> list[Record]:
 
 def read_raw_lines(path: Path) -> list[tuple[bytes, Record | None]]:
     """The lines of a file, with a line break each, and their records; None for a damaged line.  Raises OSError."""
-    try:
-        with naming(path):
-            content = path.read_bytes()
-    except FileNotFoundError:
-        if not is_missing(path):
-            raise
-        return []
+    with naming(path):
+        content = read_if_exists(path, path.read_bytes) or b""
     return [(text + b"\n", _parse(text)) for text in content.split(b"\n") if text]
 
 

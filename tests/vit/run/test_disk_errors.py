@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.waiting import wait_for
-from vit.run.disk_errors import is_missing, naming, retry_reads
+from vit.run.disk_errors import is_missing, naming, read_if_exists, retry_reads
 from vit.run.folder import RunFolder
 
 
@@ -48,6 +48,25 @@ def test_a_file_is_missing_only_if_its_folder_does_not_list_it(tmp_path: Path) -
     assert not is_missing(tmp_path / "a")
     assert is_missing(tmp_path / "b")
     assert is_missing(tmp_path / "b" / "c" / "d")
+
+
+def test_a_file_that_is_created_while_it_is_read_is_no_error(tmp_path: Path) -> None:
+    """As a ledger that another process begins; a file that stays unreadable although it is listed is one."""
+    file = tmp_path / "ledger"
+
+    def read_while_it_is_created() -> str:
+        if not file.exists():
+            file.write_text("first line")
+            raise FileNotFoundError(2, "No such file or directory", str(file))
+        return file.read_text()
+
+    def never() -> str:
+        raise FileNotFoundError(2, "No such file or directory", str(file))
+
+    assert read_if_exists(file, file.read_text) is None
+    assert read_if_exists(file, read_while_it_is_created) == "first line"
+    with pytest.raises(FileNotFoundError, match="ledger"):
+        read_if_exists(file, never)
 
 
 def test_an_error_gets_the_name_of_its_file_if_it_has_none(tmp_path: Path) -> None:
