@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from vit.run.file_lock import lock, try_lock
+from vit.run.file_lock import lock, owner_of, try_lock
 from vit.run.folder import InUseError, RunFolder
 
 NAME = "submitter"  # in the run folder
@@ -26,8 +26,7 @@ def submitting(run: RunFolder) -> Iterator[None]:
     """
     with (run.path / NAME).open("a+") as file:
         if not try_lock(file.fileno()):
-            file.seek(0)
-            raise InUseError(f"{run.path} is in use by {file.read().strip() or 'another process'}")
+            raise InUseError(f"{run.path} is in use by {owner_of(file)}")
         file.truncate(0)
         file.write(_name(os.getpid()))
         file.flush()

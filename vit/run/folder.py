@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.run.disk_errors import naming, retry_reads
-from vit.run.file_lock import try_lock
+from vit.run.file_lock import owner_of, try_lock
 from vit.run.jsonl import append, read_lines
 
 Event = dict[str, Any]  # one line of the ledger
@@ -119,8 +119,7 @@ class RunFolder:
             deadline = time.monotonic() + wait_seconds
             while not self._try_lock(file.fileno()):
                 if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise InUseError(f"{self.path} is in use by {file.read().strip() or 'another process'}")
+                    raise InUseError(f"{self.path} is in use by {owner_of(file)}")
                 time.sleep(0.1)
             file.truncate(0)
             job = os.environ.get(JOB_VARIABLE)
