@@ -25,7 +25,7 @@ def test_a_refused_command_names_the_owner_that_has_just_taken_the_lock(tmp_path
 
         owner = threading.Thread(target=write_name)
         owner.start()
-        with pytest.raises(InUseError, match="in use by process 2 on here$"), RunFolder(tmp_path).owned():
+        with pytest.raises(InUseError, match=r"in use by process 2 on here$"), RunFolder(tmp_path).owned():
             pass
         owner.join()
 
@@ -33,5 +33,5 @@ def test_a_refused_command_names_the_owner_that_has_just_taken_the_lock(tmp_path
 def test_an_owner_without_a_name_is_another_process(tmp_path: Path) -> None:
     with (tmp_path / "owner").open("a+") as file:
         assert try_lock(file.fileno())
-        with pytest.raises(InUseError, match="in use by another process$"), RunFolder(tmp_path).owned():
+        with pytest.raises(InUseError, match=r"in use by another process$"), RunFolder(tmp_path).owned():
             pass
