@@ -10,7 +10,6 @@ the other workers wait forever.)
 
 import math
 import multiprocessing
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,8 +24,9 @@ from numpy.typing import NDArray
 from data_prep import jpeg
 from data_prep.publish import block_signals
 from data_prep.recipe import Recipe
-from data_prep.sources.source import InputError, Pixels, Source, decode_image, read_image_file, to_rgb
+from data_prep.sources.source import InputError, Pixels, Source, read_image_file, to_rgb
 from vit.data.ffcv_format import IMAGE, JPEG, RAW
+from vit.data.image_file import decode_image
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 
@@ -117,7 +117,6 @@ def _detect_killed_worker() -> Iterator[None]:
 
 
 def _worker_main(pipe: Pipe, parent_ends: Sequence[Pipe], source: Source, recipe: Recipe) -> None:
-    warnings.filterwarnings("ignore", module="PIL")  # Pillow warns about defects that it can repair
     for each in parent_ends:
         each.close()  # inherited copies, which would keep the pipes open when the parent dies
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
@@ -172,7 +171,7 @@ def _encode_sample(source: Source, sample: int, recipe: Recipe, record: NDArray[
             if decoded is not None:
                 record["mode"], record["height"], record["width"] = JPEG, *size
                 return content, decoded, True
-    pixels = to_rgb(image) if isinstance(image, np.ndarray) else decode_image(content or b"")
+    pixels = to_rgb(image) if isinstance(image, np.ndarray) else decode_image(content or b"").pixels
     pixels = scale_down(pixels, recipe.max_resolution)
     record["mode"], record["height"], record["width"] = JPEG if mode == "jpg" else RAW, *pixels.shape[:2]
     return jpeg.encode(pixels, recipe.quality) if mode == "jpg" else pixels.tobytes(), pixels, False

@@ -1,14 +1,11 @@
 """JPEGs: which ones can be copied unchanged, their pixels as training will see them, and how images are encoded."""
 
-from io import BytesIO
-
 import numpy as np
-from PIL import Image
 
 from data_prep.sources.source import Pixels
 from vit.data.ffcv_format import ffcv_library
+from vit.data.image_file import BadImageError, is_upright
 
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _LUMA_SAMPLING = {(1, 1), (2, 1), (1, 2), (2, 2)}  # horizontal, vertical factors relative to chroma: the common ones
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frame headers; these three have other meanings
 
@@ -58,8 +55,10 @@ def baseline_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _is_upright(content: bytes) -> bool:
-    with Image.open(BytesIO(content)) as opened:
-        return bool(opened.getexif().get(_ORIENTATION, 1) == 1)
+    try:
+        return is_upright(content)
+    except BadImageError:
+        return False
 
 
 def decode(content: bytes, height: int, width: int) -> Pixels | None:

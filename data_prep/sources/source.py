@@ -1,4 +1,4 @@
-"""The interface of image sources.  A source lists all of its samples at once; worker processes decode them later.
+"""The interface of image sources.  A source lists all of its samples at once; worker processes read them later.
 
 A new kind of source is a function that returns a `Source`; a new kind of sample is one more case in `read_image_file`.
 """
@@ -9,13 +9,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]  # (height, width) gray or (height, width, 3) RGB
 
@@ -120,27 +118,6 @@ def read_image_file(image: str | Slice) -> bytes:
 def _open_cached(path: str) -> int:
     """A file descriptor that stays open: each worker reads one or two files hundreds of thousands of times."""
     return os.open(path, os.O_RDONLY)
-
-
-def decode_image(content: bytes) -> Pixels:
-    """Decodes an image file and applies its EXIF orientation: bytes -> uint8 RGB (height, width, 3).
-
-    Raises InputError, or any exception of Pillow, if the content is not an image or is damaged.
-    """
-    # The messages of InputError are recorded in manifests too.
-    try:
-        with Image.open(BytesIO(content)) as opened:
-            ImageOps.exif_transpose(opened, in_place=True)  # not in place, it would copy upright images
-            is_deep = opened.mode.startswith("I;16") or opened.mode in ("I", "F")  # more than 8 bits per channel
-            pixels = np.array(opened if is_deep or opened.mode == "RGB" else opened.convert("RGB"))
-            mode = opened.mode
-    except UnidentifiedImageError:
-        raise InputError("not an image that Pillow can read") from None
-    if mode.startswith("I;16"):  # Pillow's `convert` would clip at 255: almost every pixel would be white
-        return to_rgb((pixels >> 8).astype(np.uint8))
-    if is_deep:
-        raise InputError(f"pixels of Pillow's mode {mode} have no agreed white; save it with 8 or 16 bits")
-    return pixels
 
 
 def to_rgb(pixels: Pixels) -> Pixels:

@@ -12,7 +12,7 @@ from data_prep.beton_reader import read_beton_index
 from data_prep.encode import scale_down
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from data_prep.sources.imagenet import ilsvrc
-from data_prep.sources.source import decode_image, read_image_file
+from data_prep.sources.source import read_image_file
 from data_prep.write_beton import main
 from tests.helpers.image_files import noise, save_bytes, save_image, smooth
 from tests.helpers.imagenet import UNUSUAL_FILES
@@ -20,6 +20,7 @@ from tests.helpers.images import psnr
 from tests.helpers.stock_ffcv import StockFfcv
 from tests.helpers.write_command import file_names, needs_fashion_mnist, write_beton
 from vit.data.dataset_manifest import read_dataset_manifest
+from vit.data.image_file import decode_image
 
 
 @needs_fashion_mnist
@@ -94,7 +95,7 @@ def test_ffcv_reads_copied_jpegs_and_left_out_images_leave_no_gap(stock_ffcv: St
     kept = [i for i in range(24) if i != 5]
     assert labels.tolist() == source.labels[kept].tolist()
     for sample, image in zip(kept, images, strict=True):
-        seen = scale_down(decode_image(read_image_file(source.images[sample])), 500)  # type: ignore[arg-type]
+        seen = scale_down(decode_image(read_image_file(source.images[sample])).pixels, 500)  # type: ignore[arg-type]
         side = min(seen.shape[:2])
         top, left = ((size - side) // 2 for size in seen.shape[:2])
         square = cv2.resize(seen[top : top + side, left : left + side], (32, 32), interpolation=cv2.INTER_AREA)
@@ -105,7 +106,7 @@ def test_ffcv_reads_copied_jpegs_and_left_out_images_leave_no_gap(stock_ffcv: St
 def test_unusual_files_are_decoded_to_correct_rgb(name: str) -> None:
     """The pixels that a viewer shows, within 30 dB for lossy formats."""
     content, seen = UNUSUAL_FILES[name]()
-    pixels = scale_down(decode_image(content), 500)
+    pixels = scale_down(decode_image(content).pixels, 500)
     assert pixels.shape == seen.shape
     assert psnr(pixels, seen) > 30
 
