@@ -8,8 +8,10 @@ setup(
     ext_modules=[
         Extension(
             "vit.data._native",
-            ["vit/data/native.cpp"],
-            depends=["vit/data/cpu_dispatch.h", "vit/data/huffman.h", "vit/data/resize.h"],
+            ["vit/data/native.cpp", "vit/data/whole_jpeg.cpp"],
+            depends=[
+                f"vit/data/{name}.h" for name in ("cpu_dispatch", "huffman", "huffman_tables", "jpeg_damage", "resize")
+            ],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,
             optional=True,

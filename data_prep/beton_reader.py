@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_prep import jpeg
 from data_prep.sources.source import InputError, Pixels
 from vit.data.ffcv_format import ALLOCATION, FIELD, FIELDS, HEADER, RAW, SAMPLE, VERSION, field_names
+from vit.data.native import JpegState, decode_jpeg
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,10 @@ class BetonIndex:
         if found != (height, width):  # checked first: the decoder trusts the size it is given
             what = f"a JPEG of {found[1]} x {found[0]} pixels" if found else "not a baseline JPEG"
             raise InputError(f"is {what}; its record says {width} x {height} pixels")
-        pixels = jpeg.decode(content, height, width)
-        if pixels is None:
-            raise InputError("is a damaged JPEG")
-        return pixels
+        decoded = decode_jpeg(content, height, width)
+        if decoded.state > JpegState.HARMLESS:
+            raise InputError(f"is a damaged JPEG ({decoded.message})")
+        return decoded.pixels
 
 
 def read_beton_index(path: Path, classes: int) -> BetonIndex:

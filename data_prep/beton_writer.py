@@ -7,6 +7,7 @@ resume an unfinished file, and does not check whether its writes succeed.
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class WriteState:
     copied: int = 0  # stored JPEGs that are unchanged copies
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))  # of all stored pixels
     left_out: list[tuple[str, str]] = field(default_factory=list)  # name and reason of each
+    defects: Counter[str] = field(default_factory=Counter)  # stored samples with each kind of harmless defect
 
 
 class BetonWriter:

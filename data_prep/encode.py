@@ -10,7 +10,7 @@ the other workers wait forever.)
 
 import math
 import multiprocessing
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,7 +26,8 @@ from data_prep.publish import block_signals
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Pixels, Source, read_image_file, to_rgb
 from vit.data.ffcv_format import IMAGE, JPEG, RAW
-from vit.data.image_file import decode_image
+from vit.data.image_file import TooManyPixelsError, decode_image
+from vit.data.native import JpegState, decode_jpeg
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 
@@ -45,6 +46,7 @@ class EncodedChunk:
     copied: int = 0  # how many of them are JPEGs copied unchanged
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))  # of all their pixels
     left_out: list[tuple[str, str]] = field(default_factory=list)  # name and reason
+    defects: Counter[str] = field(default_factory=Counter)  # encoded samples with each kind of harmless defect
 
 
 @contextmanager
@@ -133,11 +135,14 @@ def _encode_chunk(samples: list[int], source: Source, recipe: Recipe) -> Encoded
     for sample in samples:
         row = len(chunk.samples)
         try:
-            content, pixels, copied = _encode_sample(source, sample, recipe, chunk.image_records[row : row + 1])
+            defects: list[str] = []
+            record = chunk.image_records[row : row + 1]
+            content, pixels, copied = _encode_sample(source, sample, recipe, record, defects)
         except Exception as error:  # Pillow and OpenCV raise many types; all of them concern this image
             why = " ".join(str(error).split()) or type(error).__name__
             if recipe.on_bad == "fail" or not is_bad_image(error):
-                advice = "replace or remove it, or leave out such images with --on-bad skip"
+                admit = "admit it with --max-megapixels, " if isinstance(error, TooManyPixelsError) else ""
+                advice = f"{admit}replace or remove it, or leave out such images with --on-bad skip"
                 raise InputError(f"{source.describe(sample)}: cannot be used: {why}; {advice}") from None
             chunk.left_out.append((source.describe(sample), why))
             continue
@@ -145,6 +150,7 @@ def _encode_chunk(samples: list[int], source: Source, recipe: Recipe) -> Encoded
         chunk.contents.append(content)
         chunk.copied += copied
         chunk.histogram += channel_histogram(pixels)
+        chunk.defects.update(defects)
     chunk.image_records = chunk.image_records[: len(chunk.samples)]
     return chunk
 
@@ -156,22 +162,27 @@ def is_bad_image(error: Exception) -> bool:
     return not isinstance(error, MemoryError)
 
 
-def _encode_sample(source: Source, sample: int, recipe: Recipe, record: NDArray[Any]) -> tuple[bytes, Pixels, bool]:
+def _encode_sample(
+    source: Source, sample: int, recipe: Recipe, record: NDArray[Any], defects: list[str]
+) -> tuple[bytes, Pixels, bool]:
     """Returns the bytes to store, the pixels (before JPEG compression), and whether the bytes are an unchanged copy.
 
-    Fills in `record` (1,), FFCV's record of the image.
+    Fills in `record` (1,), FFCV's record of the image, and `defects`, the kinds of harmless defects in its file.
     """
     image, mode = source.images[sample], recipe.storage_mode(sample)
     content = None if isinstance(image, np.ndarray) else read_image_file(image)
     if content is not None and mode == "jpg" and not recipe.reencode:
-        size = jpeg.baseline_size(content)
+        size = jpeg.baseline_size(content, defects)
         # A page has room for twice the largest image; a larger JPEG contains mostly other data.
         if size and max(size) <= recipe.max_resolution and len(content) <= 2 * recipe.max_image_bytes:
-            decoded = jpeg.decode(content, *size)
-            if decoded is not None:
+            decoded = decode_jpeg(content, *size)
+            if decoded.state is JpegState.CLEAN:  # FFCV's decoder reports harmless defects as errors
                 record["mode"], record["height"], record["width"] = JPEG, *size
-                return content, decoded, True
-    pixels = to_rgb(image) if isinstance(image, np.ndarray) else decode_image(content or b"").pixels
+                return content, decoded.pixels, True
+    if isinstance(image, np.ndarray):
+        pixels = to_rgb(image)
+    else:
+        pixels, defects[:] = decode_image(content or b"", recipe.max_megapixels)
     pixels = scale_down(pixels, recipe.max_resolution)
     record["mode"], record["height"], record["width"] = JPEG if mode == "jpg" else RAW, *pixels.shape[:2]
     return jpeg.encode(pixels, recipe.quality) if mode == "jpg" else pixels.tobytes(), pixels, False

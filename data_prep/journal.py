@@ -10,6 +10,7 @@ import json
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +121,7 @@ class Journal:
                     **{key: line[key] for key in ("stored", "position", "crc", "copied")},
                     histogram=np.array(line["histogram"], np.int64),
                     left_out=state.left_out + [(name, why) for name, why in line["left_out"]],
+                    defects=Counter(line.get("defects")),
                 )
                 self._stored, self._left_out = file.state.stored, len(file.state.left_out)
                 self._end, self._crc = end, crc
@@ -153,6 +155,7 @@ class Journal:
             "copied": state.copied,
             "histogram": state.histogram.tolist(),
             "left_out": state.left_out[self._left_out :],
+            "defects": state.defects,
             "rows": base64.b64encode(file.sample_records[rows].tobytes()).decode(),
             "sizes": base64.b64encode(file.image_sizes[rows].tobytes()).decode(),
         }

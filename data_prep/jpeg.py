@@ -1,17 +1,16 @@
-"""JPEGs: which ones can be copied unchanged, their pixels as training will see them, and how images are encoded."""
-
-import numpy as np
+"""JPEGs: which ones can be copied unchanged, and how images are encoded."""
 
 from data_prep.sources.source import Pixels
-from vit.data.ffcv_format import ffcv_library
-from vit.data.image_file import BadImageError, is_upright
+from vit.data.image_file import BadImageError, read_orientation
 
 _LUMA_SAMPLING = {(1, 1), (2, 1), (1, 2), (2, 2)}  # horizontal, vertical factors relative to chroma: the common ones
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frame headers; these three have other meanings
 
 
-def baseline_size(content: bytes) -> tuple[int, int] | None:
+def baseline_size(content: bytes, defects: list[str] | None = None) -> tuple[int, int] | None:
     """(height, width) in pixels of a JPEG that all decoders decode alike, else None.
+
+    Harmless defects of its metadata are added to `defects`.
 
     Such a JPEG is baseline (ITU T.81, SOF0), has three YCbCr components (by libjpeg's rules: JFIF, or Adobe's transform
     1, or neither and components not named R, G, B) in one scan, with common subsampling, and is not rotated by EXIF or
@@ -50,28 +49,18 @@ def baseline_size(content: bytes) -> tuple[int, int] | None:
             y, cb, cr = ((factors >> 4, factors & 15) for factors in components[1::3])
             if not is_ycbcr or y not in _LUMA_SAMPLING or not cb == cr == (1, 1):
                 return None
-            return size if not has_metadata or _is_upright(content) else None
+            return size if not has_metadata or _is_upright(content, defects) else None
     return None
 
 
-def _is_upright(content: bytes) -> bool:
+def _is_upright(content: bytes, defects: list[str] | None) -> bool:
     try:
-        return is_upright(content)
+        is_upright, found = read_orientation(content)
     except BadImageError:
         return False
-
-
-def decode(content: bytes, height: int, width: int) -> Pixels | None:
-    """A JPEG's pixels (height, width, 3) from FFCV's decoder, or None if it reports an error or a warning.
-
-    For missing data libjpeg warns and fills in gray.  FFCV ignores these warnings; training here does not.
-    """
-    source = np.frombuffer(content, np.uint8)
-    out = np.empty((height, width, 3), np.uint8)
-    failed = ffcv_library().imdecode(
-        source.ctypes.data, source.size, height, width, out.ctypes.data, height, width, 0, 0, 1, 1, False, False
-    )
-    return None if failed else out
+    if defects is not None:
+        defects += found
+    return is_upright
 
 
 def encode(pixels: Pixels, quality: int) -> bytes:

@@ -11,6 +11,7 @@ from data_prep.sources.fashion_mnist import fashion_mnist
 from data_prep.sources.folders import image_folder
 from data_prep.sources.imagenet import ilsvrc, kaggle
 from vit.config.paths import user_path
+from vit.data.image_file import MAX_MEGAPIXELS
 
 _DESCRIPTION = """\
 Write images and their labels into one .beton file, which FFCV's Loader reads.
@@ -74,6 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             limit=args.limit,
             subset=args.subset,
             per_class=args.per_class,
+            max_megapixels=args.max_megapixels,
             on_bad=args.on_bad,
         )
     except ValueError as error:
@@ -205,6 +207,14 @@ def _add_selection_options(parser: argparse.ArgumentParser) -> None:
         "--no-shuffle",
         action="store_true",
         help="keep the order of the source, which is class by class for folders and ImageNet, instead of shuffling",
+    )
+    group.add_argument(
+        "--max-megapixels",
+        type=int,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help="refuse images of more than N million pixels, which take 3 N MB of memory or more in each worker "
+        f"(default: {MAX_MEGAPIXELS}, the limit of Pillow)",
     )
     group.add_argument(
         "--on-bad",

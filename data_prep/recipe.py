@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vit.data.image_file import MAX_MEGAPIXELS
+
 MODES = ("jpg", "raw", "proportion")
 
 
@@ -23,6 +25,7 @@ class Recipe:
     limit: int | None = None  # write only the first samples of that order; None: all
     subset: int | None = None  # number of randomly chosen classes; None: all
     per_class: int | None = None  # number of randomly chosen images of each class; None: all
+    max_megapixels: int = MAX_MEGAPIXELS  # larger source images are bad
     on_bad: str = "fail"  # what to do with an image that cannot be used: "fail", or "skip" to leave it out
 
     def __post_init__(self) -> None:
@@ -36,6 +39,8 @@ class Recipe:
             raise ValueError(f"compress-probability must be 0 to 1, not {self.compress_probability}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, not {self.seed}")
+        if not 1 <= self.max_megapixels <= 100_000:
+            raise ValueError(f"max-megapixels must be 1 to 100000, not {self.max_megapixels}")
         for name, unit in (("limit", "sample"), ("subset", "class"), ("per_class", "image")):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -69,7 +69,8 @@ def _write_file(
     page_size = max(8 * MIB, 1 << (2 * recipe.max_image_bytes).bit_length())
     file = BetonWriter(temporary, len(order), page_size)
     settings = recipe.manifest_entries() | _library_versions()
-    identity = settings | {"opencv": cv2.__version__, "images": source.fingerprint()}
+    identity = settings | {"opencv": cv2.__version__, "max_megapixels": recipe.max_megapixels}
+    identity |= {"images": source.fingerprint()}
     cv2.setNumThreads(1)  # one core per worker
     with file.file, Journal(temporary, file, identity) as journal:
         reason = journal.resume(allow_left_out=recipe.on_bad == "skip")
@@ -88,6 +89,7 @@ def _write_file(
                 state.histogram += chunk.histogram
                 state.copied += chunk.copied
                 state.left_out += chunk.left_out
+                state.defects += chunk.defects
                 state.processed += len(chunk.samples) + len(chunk.left_out)
                 journal.append_if_due()
                 advance(len(chunk.samples) + len(chunk.left_out))
@@ -137,6 +139,7 @@ def _make_manifest(name: str, path: Path, source: Source, recipe: Recipe, file: 
         page_size=file.page_size,
         pages=page_digests,
         left_out=[{"image": image, "why": why} for image, why in state.left_out],
+        defects=dict(sorted(state.defects.items())),
     )
 
 
@@ -147,6 +150,9 @@ def _summary(out: Path, manifest: DatasetManifest, seconds: float) -> str:
         sizes = f"{image.max_width} x {image.max_height} pixels"
     classes = len(manifest.classes)
     more = f"  {image.copied:,} JPEGs copied unchanged\n" if image.copied else ""
+    if manifest.defects:
+        kinds = ", ".join(f"{kind} ({count:,} images)" for kind, count in manifest.defects.items())
+        more += f"  harmless defects: {kinds}\n"
     if left_out:
         more += f"  {len(left_out):,} images left out; the first is {': '.join(left_out[0].values())}\n"
     return (

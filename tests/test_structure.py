@@ -39,7 +39,13 @@ ALLOWED_IMPORTS = {
 # Between the top-level packages only these modules may be imported: they are small, and do not import torch.
 ALLOWED_MODULES = {
     ("data_prep", "vit"): {
-        *("vit.data.ffcv_format", "vit.data.dataset_manifest", "vit.data.image_file", "vit.run.fsync"),
+        *(
+            "vit.data.ffcv_format",
+            "vit.data.dataset_manifest",
+            "vit.data.image_file",
+            "vit.data.native",
+            "vit.run.fsync",
+        ),
         *("vit.config.paths", "vit.run.command"),
     },
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
@@ -56,7 +62,7 @@ ALLOWED_MODULES = {
 # These must not import torch: commands on a login node must start fast, and torch may not be installed there.
 WITHOUT_TORCH = (
     *("vit.config", "vit.run", "vit.data.dataset_manifest", "vit.data.class_names", "vit.data.ffcv_format"),
-    "vit.data.image_file",
+    *("vit.data.image_file", "vit.data.native"),
     *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "vit.distributed.launcher", "jobs", "data_prep"),
 )
 # Exceptions, which run on compute nodes: torch's elastic agent and the modules that import it.

@@ -55,6 +55,7 @@ class DatasetManifest:
     page_size: int = 0  # bytes; as in the file's header
     pages: list[str] = field(default_factory=list)  # SHA-256 of each page of `page_size` bytes; the last may be shorter
     left_out: list[dict[str, str]] = field(default_factory=list)  # source images that were skipped: "image" and "why"
+    defects: dict[str, int] = field(default_factory=dict)  # stored images with each kind of harmless defect
 
 
 def manifest_path(beton: Path) -> Path:

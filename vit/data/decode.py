@@ -7,13 +7,10 @@ every machine.
 Shapes: B samples, S side of the output in pixels.
 """
 
-import ctypes
 import functools
-import importlib.machinery
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 from vit.config.user_error import UserError
 from vit.data.beton import Beton
 from vit.data.ffcv_format import JPEG, ffcv_library
+from vit.data.native import native_library
 from vit.random_keys import U64, Stream, keys, uniform
 
 Ints = NDArray[np.int64]
@@ -245,15 +243,3 @@ def resolve_decoder(choice: str, interpolation: str = "bilinear") -> str:
             "make setup again, or use data.decoder auto or ffcv with data.interpolation bilinear"
         )
     return choice
-
-
-def native_library() -> ctypes.CDLL | None:
-    """The C++ decoder (`native.cpp`), or None if it was not built when the project was installed."""
-    spec = importlib.machinery.PathFinder.find_spec("_native", [str(Path(__file__).parent)])
-    if spec is None or spec.origin is None:
-        return None
-    library = ctypes.CDLL(spec.origin)
-    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    library.vit_decode_windows.argtypes = [pointer, i64, pointer, i64, i64, i64, pointer]
-    library.vit_decode_windows.restype = i64
-    return library

@@ -8,14 +8,16 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from vit.data.native import JpegState, decode_jpeg, native_library
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 
@@ -73,21 +75,38 @@ def decode_image(content: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> Decode
 
 def _decode(content: bytes, max_megapixels: int) -> DecodedImage:
     with _open(content, max_megapixels) as (image, defects):
-        image.load()
-        to_eight_bits = _deep_pixels(image)
+        pixels = _jpeg_pixels(content, image, defects) if image.format in ("JPEG", "MPO") else None
+        if pixels is None:
+            pixels = _eight_bits(image)
         orientation = _orientation(image, defects)
-        upright = image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
-        if to_eight_bits:
-            pixels = to_eight_bits(np.array(upright)).astype(np.uint8)
-        else:
-            pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    return DecodedImage(np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels, tuple(defects))
+        if orientation in _TRANSPOSE:
+            pixels = np.array(Image.fromarray(pixels).transpose(_TRANSPOSE[orientation]))
+    return DecodedImage(pixels, tuple(defects))
 
 
-def is_upright(content: bytes) -> bool:
-    """Whether no EXIF or XMP data that can be read turns an image.  Raises BadImageError."""
+def _jpeg_pixels(content: bytes, image: ImageFile.ImageFile, defects: list[str]) -> Pixels | None:
+    """The pixels of a JPEG, as Pillow's; None if Pillow must decode them.  Raises BadImageError if pixels are lost."""
+    is_plain = image.mode in ("L", "RGB")
+    decoded = decode_jpeg(content, image.height, image.width, to_rgb=is_plain)
+    if decoded.state is JpegState.LOST:
+        raise BadImageError(f"pixels are lost ({decoded.message})")
+    if decoded.state is JpegState.HARMLESS:
+        defects.append(decoded.message)
+        if not is_plain:
+            with Image.open(BytesIO(content + b"\xff\xd9")) as ended:  # Pillow insists on the end-of-image marker
+                return _eight_bits(ended)
+    is_exact = is_plain and decoded.state is not JpegState.UNREADABLE and native_library() is not None
+    return decoded.pixels if is_exact else None
+
+
+def read_orientation(content: bytes) -> tuple[bool, tuple[str, ...]]:
+    """Whether an image file is upright, as far as that can be read, and its metadata's harmless defects.
+
+    Thread-safe.  Raises BadImageError.
+    """
     with _open(content, None) as (image, defects):
-        return _orientation(image, defects) not in _TRANSPOSE
+        is_upright = _orientation(image, defects) not in _TRANSPOSE
+    return is_upright, tuple(defects)
 
 
 @contextmanager
@@ -129,23 +148,23 @@ def _orientation(image: ImageFile.ImageFile, defects: list[str]) -> int:
         return 1
 
 
-def _deep_pixels(image: ImageFile.ImageFile) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """How an image's pixels become 8 bits deep; None if they are so already.
-
-    Pillow's `convert` would clip them at 255.  Raises BadImageError if nothing says which value is white.
-    """
+def _eight_bits(image: ImageFile.ImageFile) -> Pixels:
+    """The pixels of an image: (height, width, 3) uint8.  Raises BadImageError if nothing says which value is white."""
+    image.load()
+    # Pillow's `convert` would clip deep pixels at 255.
     if image.mode.startswith("I;16"):
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-        if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
-            return lambda pixels: pixels >> 4
+        deep = np.array(image)
         if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow ignores
-            return lambda pixels: ~pixels >> 8
-        return lambda pixels: pixels >> 8
-    if image.mode == "I" and image.format == "PPM":  # the header says what white is; Pillow scales that to 65,535
-        return lambda pixels: np.rint(pixels / 257)
-    if image.mode in ("I", "F"):
+            deep = ~deep
+        gray = deep >> (4 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 8)
+    elif image.mode == "I" and image.format == "PPM":  # the header says what white is; Pillow scales that to 65,535
+        gray = np.rint(np.array(image) / 257)
+    elif image.mode in ("I", "F"):
         raise BadImageError(f"pixels of Pillow's mode {image.mode} have no agreed white; save it with 8 or 16 bits")
-    return None
+    else:
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _kind(warning: warnings.WarningMessage) -> str | None:

@@ -8,7 +8,6 @@
 //
 // Called through ctypes, without Python's global lock, from several threads at once.
 
-#include <csetjmp>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -18,6 +17,7 @@
 #include <jpeglib.h>
 
 #include "huffman.h"
+#include "jpeg_damage.h"
 #include "resize.h"
 
 namespace {
@@ -35,14 +35,6 @@ struct Image {
     int64_t resized_height, resized_width, out_top, out_left;
 };
 
-struct Failure {
-    jpeg_error_mgr manager;  // the first member, so that libjpeg's pointer to it also points to this struct
-    std::jmp_buf return_point;
-};
-
-void fail(j_common_ptr info) { std::longjmp(reinterpret_cast<Failure*>(info->err)->return_point, 1); }
-void ignore_message(j_common_ptr) {}
-
 // The buffers and the decoder of one thread; freed when the thread ends.
 struct Worker {
     resize::Weights across, down;
@@ -54,13 +46,11 @@ struct Worker {
     int S = 0;
     size_t pitch = 0;  // bytes from one row of `resized` to the next
     jpeg_decompress_struct info;
-    Failure failure;
+    damage::Failure failure;
     huffman::ScanDecoder scan;
 
     Worker() {
-        info.err = jpeg_std_error(&failure.manager);
-        failure.manager.error_exit = fail;
-        failure.manager.output_message = ignore_message;
+        failure.install(*reinterpret_cast<jpeg_common_struct*>(&info));
         jpeg_create_decompress(&info);
     }
     ~Worker() { jpeg_destroy_decompress(&info); }
@@ -115,6 +105,7 @@ struct Worker {
 
     // False if the bytes are not a JPEG of this size, are damaged, or end before the crop does.
     bool jpeg(const uint8_t* bytes, size_t size, int height, int width) {
+        failure.reset(bytes);
         if (setjmp(failure.return_point)) {
             jpeg_abort_decompress(&info);
             return false;
@@ -136,7 +127,7 @@ struct Worker {
         const int from = left - block > 0 ? left - block : 0, to = left + w + block < width ? left + w + block : width;
         JDIMENSION start = from, columns = to - from;
         if (columns < static_cast<JDIMENSION>(width)) jpeg_crop_scanline(&info, &start, &columns);
-        scan.install(&info, static_cast<int>(start) / block, static_cast<int>(start + columns - 1) / block);
+        const bool fast = scan.install(&info, static_cast<int>(start) / block, static_cast<int>(start + columns - 1) / block);
         const size_t stride = static_cast<size_t>(columns) * CHANNELS;
         lines.resize(stride * ROWS + across.padding());
         if (top > 0) jpeg_skip_scanlines(&info, top);
@@ -147,7 +138,14 @@ struct Worker {
             }
             resize_rows(&lines[static_cast<size_t>(left - static_cast<int>(start)) * CHANNELS], stride, y);
         }
-        const bool complete = failure.manager.num_warnings == 0;  // libjpeg fills missing data with gray and only warns
+        bool complete = true;
+        if (info.output_scanline == info.output_height) {  // what follows the image tells whether all of it was there
+            if (fast)
+                complete = scan.ends_well();
+            else
+                jpeg_finish_decompress(&info);
+        }
+        complete &= !failure.lost;
         jpeg_abort_decompress(&info);
         return complete;
     }
