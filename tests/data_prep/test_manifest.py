@@ -47,6 +47,7 @@ def test_the_manifest_describes_the_file(tmp_path: Path, capsys: pytest.CaptureF
         "names": None,
         "page_size": 8 << 20,
         "left_out": [],
+        "defects": {},
     }
     assert file_names(out.parent) == {"train.beton", "train.beton.json"}
     summary = capsys.readouterr().out
