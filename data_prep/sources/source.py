@@ -7,13 +7,15 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_prep.sources.ignored import Ignored
 
 Pixels = NDArray[np.uint8]  # (height, width) gray or (height, width, 3) RGB
 
@@ -42,6 +44,7 @@ class Source:
     images: Sequence[str | Slice | Pixels]  # path of an image file, its location in a larger file, or its pixels
     labels: NDArray[np.int64]  # (samples,)
     names: tuple[str, ...] = ()  # human-readable class names; empty: the identifiers are used
+    ignored: Ignored = field(default_factory=Ignored)  # files and folders that were left out at listing
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -97,6 +100,7 @@ class Source:
             [self.images[sample] for sample in chosen.tolist()],
             np.searchsorted(chosen_classes, self.labels[chosen]),
             tuple(self.names[label] for label in chosen_classes) if self.names else (),
+            self.ignored,
         )
 
 

@@ -1,0 +1,54 @@
+"""What a source has left out at listing, because it is no image of the data set."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_EXAMPLES = 3  # names that are kept of each reason
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Files and folders that a source has left out at listing: how many for each reason, and the first few names."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files and folders
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # reason -> names, any bytes
+
+    def render(self) -> str:
+        """One line for each reason, without a line break at the end: "2 hidden or system files: .DS_Store, …"."""
+        lines = []
+        for reason, count in self.counts.items():
+            names = list(map(_printable, self.examples[reason]))
+            lines.append(f"{count:,} {reason}: {', '.join(names + ['…'] * (count > len(names)))}")
+        return "\n".join(lines)
+
+    def manifest_entries(self) -> dict[str, dict[str, Any]]:
+        """For a manifest: reason -> "count" and a list of "examples", in text that any encoding can write."""
+        return {
+            reason: {"count": count, "examples": list(map(_printable, self.examples[reason]))}
+            for reason, count in self.counts.items()
+        }
+
+
+class IgnoredCounter:
+    """Counts what is left out while a source is listed."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Counts one file or folder; a folder stands for all that is in it."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        examples = self._examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(name)
+
+    def result(self) -> Ignored:
+        """What was counted so far."""
+        return Ignored(dict(self._counts), {reason: tuple(names) for reason, names in self._examples.items()})
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
