@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep import jpeg
 from data_prep.sources.source import InputError, Pixels
-from vit.data.ffcv_format import ALLOCATION, FIELD, FIELDS, HEADER, RAW, SAMPLE, VERSION, field_names
+from vit.data.ffcv_format import ALLOCATION, FIELD, HEADER, RAW, SAMPLE, VERSION, are_image_and_label, field_names
 from vit.data.native import JpegState, decode_jpeg
 
 
@@ -68,9 +68,9 @@ def read_beton_index(path: Path, classes: int) -> BetonIndex:
             raise InputError(f"{path}: is not an FFCV file of version {VERSION}")
         fields = _read_records(file, size, HEADER.itemsize, field_count, FIELD, "fields")
         found = field_names(fields)
-        if found != FIELDS:
+        if not are_image_and_label(found):
             names = ", ".join(f"{name} ({kind})" for name, kind in found)
-            raise InputError(f"{path}: has the fields {names}, not image (image), label (int)")
+            raise InputError(f"{path}: has the fields {names}, not one image and one int, in this order")
         start = HEADER.itemsize + fields.nbytes
         samples = _read_records(file, size, start, sample_count, SAMPLE, "sample records")
         table = _read_records(file, size, table_start, sample_count, ALLOCATION, "table entries")

@@ -143,6 +143,8 @@ def _encode_chunk(samples: list[int], source: Source, recipe: Recipe) -> Encoded
             if recipe.on_bad == "fail" or not is_bad_image(error):
                 admit = "admit it with --max-megapixels, " if isinstance(error, TooManyPixelsError) else ""
                 advice = f"{admit}replace or remove it, or leave out such images with --on-bad skip"
+                if not is_bad_image(error):  # it is not left out by --on-bad skip either
+                    advice = "the image may be good: check its permissions, the disk and the memory, and run this again"
                 raise InputError(f"{source.describe(sample)}: cannot be used: {why}; {advice}") from None
             chunk.left_out.append((source.describe(sample), why))
             continue

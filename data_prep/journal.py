@@ -1,11 +1,13 @@
 """The journal of an unfinished file: records what is safely on disk, so that a killed command can resume.
 
-The first line identifies the file (recipe, images, versions).  Every few seconds another line describes the images
-written since the previous line, after they were forced to disk.  Each line starts with the CRC-32 of all lines up to
-its end, so the journal is valid up to the first torn or damaged line.
+The first line identifies the file (recipe, list of images, versions).  Every few seconds another line describes the
+images written since the previous line, after they were forced to disk.  Each line starts with the CRC-32 of all lines
+up to its end, so the journal is valid up to the first torn or damaged line.  A line is used only while the image files
+that it describes have the same sizes and modification times.
 """
 
 import base64
+import hashlib
 import json
 import os
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.beton_writer import BetonWriter, WriteState
 from data_prep.progress import progress
@@ -24,7 +27,7 @@ from vit.data.ffcv_format import SAMPLE
 from vit.run.fsync import fsync
 
 INTERVAL = 5.0  # seconds between lines: the most work that a kill can lose
-FORMAT = "vit-beton-journal-1"
+FORMAT = "vit-beton-journal-2"
 _MB = 1_000_000
 
 
@@ -61,17 +64,20 @@ def _valid_lines(path: Path) -> Iterator[_Line]:
 class Journal:
     """The journal of `file`, an unfinished file at `temporary`; a context manager.
 
-    `identity` holds the settings that must be the same to resume.  A separate thread writes the lines, because a disk
-    may take seconds for each.
+    `identity` holds the settings that must be the same to resume; `stamps` (samples,) changes where the image file of
+    a sample is replaced.  A separate thread writes the lines, because a disk may take seconds for each.
     """
 
-    def __init__(self, temporary: Path, file: BetonWriter, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, temporary: Path, file: BetonWriter, identity: dict[str, Any], stamps: NDArray[np.uint64]
+    ) -> None:
         self._path = journal_path(temporary)
         self._file = file
+        self._stamps = stamps
         settings = {"format": FORMAT, "samples": len(file.sample_records)} | identity
         self._identity = json.loads(json.dumps(settings))  # comparable with what was read from a journal
         self._crc, self._end = 0, 0  # of the lines written so far
-        self._stored, self._left_out = 0, 0  # numbers of samples that these lines describe
+        self._processed, self._stored, self._left_out = 0, 0, 0  # numbers of samples that these lines describe
         self._next_line_at = time.monotonic() + INTERVAL
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None  # the line being written
@@ -85,33 +91,38 @@ class Journal:
     def resume(self, allow_left_out: bool) -> str:
         """Restores the state of the file from the journal, as far as the bytes of the file match it, or resets it.
 
-        Without `allow_left_out`, restores it to before the first sample that was left out.  Returns the reason if
-        earlier work was discarded, else "".
+        Without `allow_left_out`, restores it to before the first sample that was left out; always to before the first
+        image that was replaced.  Returns the reason if work was discarded for any other cause than damage at the end of
+        the file, else "".
         """
         lines = list(_valid_lines(self._path))
         reason = "the journal is damaged" if self._path.exists() and not lines else ""
         if lines and lines[0].content != self._identity:
             reason, lines = _first_difference(lines[0].content, self._identity), []
         if len(lines) > 1:
-            self._replay(lines, allow_left_out)
+            replaced = self._replay(lines, allow_left_out)
             reason = "" if self._file.state.processed else "the unfinished file is damaged"
+            reason = "the images have changed" if replaced else reason
         if not self._file.state.processed:
             self._path.unlink(missing_ok=True)
             self._file.reset()
             return reason
         os.truncate(self._path, self._end)
         self._file.file.truncate(self._file.state.position)
-        return ""
+        return reason
 
-    def _replay(self, lines: list[_Line], allow_left_out: bool) -> None:
+    def _replay(self, lines: list[_Line], allow_left_out: bool) -> bool:
+        """Restores the state; returns whether it stopped at an image that was replaced."""
         file = self._file
         with progress((lines[-1].content["position"] - file.first_page) // _MB, "MB") as advance:
             for line, end, crc in lines[1:]:
                 state = file.state
+                if line["images"] != self._digest(state.processed, line["asked"]):
+                    return True
                 if line["left_out"] and not allow_left_out:
-                    return
+                    return False
                 if file.crc_at(line["position"]) != line["crc"]:
-                    return
+                    return False
                 rows = slice(state.stored, line["stored"])
                 file.sample_records[rows] = np.frombuffer(base64.b64decode(line["rows"]), SAMPLE)
                 file.image_sizes[rows] = np.frombuffer(base64.b64decode(line["sizes"]), "<i8")
@@ -123,8 +134,14 @@ class Journal:
                     left_out=state.left_out + [(name, why) for name, why in line["left_out"]],
                     defects=Counter(line.get("defects")),
                 )
+                self._processed = file.state.processed
                 self._stored, self._left_out = file.state.stored, len(file.state.left_out)
                 self._end, self._crc = end, crc
+        return False
+
+    def _digest(self, start: int, end: int) -> str:
+        """Identifies the image files of the samples `start` to `end`, in the order of writing."""
+        return hashlib.sha256(self._stamps[start:end].astype("<u8").tobytes()).hexdigest()[:16]
 
     def append_if_due(self) -> None:
         """Starts to write a line if the last one is old enough.
@@ -156,12 +173,13 @@ class Journal:
             "histogram": state.histogram.tolist(),
             "left_out": state.left_out[self._left_out :],
             "defects": state.defects,
+            "images": self._digest(self._processed, state.processed),
             "rows": base64.b64encode(file.sample_records[rows].tobytes()).decode(),
             "sizes": base64.b64encode(file.image_sizes[rows].tobytes()).decode(),
         }
         text = b"" if self._path.exists() else self._encode(self._identity)
         text += self._encode(line)
-        self._stored, self._left_out = state.stored, len(state.left_out)
+        self._processed, self._stored, self._left_out = state.processed, state.stored, len(state.left_out)
         self._next_line_at = time.monotonic() + INTERVAL
         return self._thread.submit(self._write, text)
 

@@ -22,8 +22,8 @@ For the options of a source:  python -m data_prep.write_beton SOURCE --help
 _EPILOG = """\
 A file under its final name is always complete. If the command is killed or fails,
 run the same command again: it resumes where it was. If the file is already
-complete, nothing is done. The same images, options
-and library versions always give the same bytes.
+complete and its images have not changed, nothing is done. The same images,
+options and library versions always give the same bytes.
 
 exit codes:
   0    the file was written now or by an earlier command
@@ -149,6 +149,11 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         "--force",
         action="store_true",
         help="replace FILE if it exists; start over instead of resuming an unfinished one",
+    )
+    group.add_argument(
+        "--ignore-times",
+        action="store_true",
+        help="accept an existing FILE if its images have the same names and sizes, but other modification times",
     )
     group.add_argument(
         "--workers",

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +17,36 @@ from pathlib import Path
 from data_prep.journal import journal_path, resumable_fraction
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError
-from vit.data.dataset_manifest import DatasetManifest, manifest_path, read_dataset_manifest
+from vit.config.paths import shell_word
+from vit.data.dataset_manifest import (
+    DESCRIBED,
+    FORMAT,
+    DatasetManifest,
+    link_chain,
+    manifest_path,
+    read_dataset_manifest,
+)  # fmt: skip
 from vit.run.fsync import fsync
 
 _LOCK_TIMEOUT = 1.0  # seconds: the workers of a killed command hold the lock until they notice
 
 
-def is_already_written(out: Path, recipe: Recipe) -> bool:
-    """Whether `out` exists, is complete and was written by this recipe.
+def find_written(out: Path, recipe: Recipe) -> DatasetManifest | None:
+    """The manifest of `out` if it exists, is complete and was written by this recipe; None if it does not exist.
 
-    Raises InputError if it exists but is incomplete or was written by another recipe.
+    Raises InputError if it exists but is incomplete, was written by another recipe, or not by this command.
     """
     if not out.exists():
-        return False
-    advice = "replace it with --force, or give another --out"
+        return None
+    own = _is_own(out)
+    advice = "replace it with --force, or give another --out" if own else "move it away, or give another --out"
     try:
         manifest = read_dataset_manifest(out, training=False)
     except ValueError as error:
         problem = str(error).partition(";")[0]  # without the reader's advice
+        advice += (
+            "" if own else f"; to use a file of FFCV as it is: python -m data_prep.describe_beton {shell_word(out)}"
+        )
         raise InputError(f"{out}: already exists, but {problem}; {advice}") from None
     size, found = out.stat().st_size, asdict(manifest) | asdict(manifest.image)
     if size != manifest.bytes:
@@ -44,7 +56,49 @@ def is_already_written(out: Path, recipe: Recipe) -> bool:
             raise InputError(f"{out}: already exists with {name} {found[name]}, not {wanted}; {advice}")
     if manifest.left_out and recipe.on_bad == "fail":
         raise InputError(f"{out}: already exists, but without {len(manifest.left_out):,} bad images; {advice}")
-    return True
+    return manifest
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises InputError if `out` exists and has no manifest of `write_beton`: it may be a file of another program."""
+    if out.exists() and not _is_own(out):
+        raise InputError(
+            f"{out}: was not written by this command, or has lost its manifest, so --force does not replace it; "
+            "move it away, or give another --out"
+        )
+
+
+def _is_own(out: Path) -> bool:
+    """Whether the manifest of an existing file, of any version, says that `write_beton` wrote it."""
+    try:
+        content = json.loads(manifest_path(out).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return (
+        isinstance(content, dict)
+        and str(content.get("format")).startswith(FORMAT.rstrip("0123456789"))
+        and content.get("source") != DESCRIBED
+    )
+
+
+def link_target(out: Path) -> Path:
+    """The file that `out` links to, or would link to; `out` itself if it is not a link.
+
+    Files are written there, so that the link is kept and they are renamed within one disk.  Raises InputError if
+    readers would not find the manifest there, but another one beside a link.
+    """
+    if not out.is_symlink():
+        return out
+    target = Path(os.path.realpath(out))
+    if target.is_symlink():
+        raise InputError(f"{out}: is a link that leads to itself; remove it, or give another --out")
+    wanted = target.with_name(f"{target.name}.json")
+    for link in link_chain(out)[:-1]:
+        beside = link.with_name(f"{link.name}.json")
+        if os.path.lexists(beside) and os.path.realpath(beside) != os.path.realpath(wanted):
+            why = f"{beside} would be taken for the manifest of this link's target"
+            raise InputError(f"{out}: {why}; remove it, or give --out {shell_word(target)}")
+    return target
 
 
 @contextmanager
@@ -110,7 +164,7 @@ def remove_unfinished_file(beton: Path) -> None:
 
 def _unfinished_paths(beton: Path) -> list[Path]:
     temporary = temporary_path(beton)
-    return [journal_path(temporary), temporary, temporary_path(manifest_path(beton))]
+    return [journal_path(temporary), temporary, temporary_path(_manifest_target(beton))]
 
 
 def _delete_unfinished(beton: Path) -> None:
@@ -123,18 +177,36 @@ def publish(temporary: Path, beton: Path, manifest: DatasetManifest) -> None:
 
     The manifest is renamed first: a crash in between leaves no .beton, and the command can be repeated.
     """
-    temporary_manifest = temporary_path(manifest_path(beton))
-    with temporary_manifest.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(manifest), indent=1) + "\n")
-    for path in (temporary, temporary_manifest):
-        fsync(path)
-    with block_signals():
+    fsync(temporary)
+    with prepared_manifest(beton, manifest) as rename, block_signals():
         beton.unlink(missing_ok=True)  # an older file must never be next to a newer manifest
-        temporary_manifest.replace(manifest_path(beton))
-        fsync(beton.parent)
+        rename()
         temporary.replace(beton)
         fsync(beton.parent)
         journal_path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def prepared_manifest(beton: Path, manifest: DatasetManifest) -> Iterator[Callable[[], None]]:
+    """Writes the manifest of `beton` under a temporary name; yields a function that gives it its final name."""
+    final = _manifest_target(beton)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(final)
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(manifest), indent=1) + "\n")
+    fsync(temporary)
+
+    def rename() -> None:
+        temporary.replace(final)
+        fsync(final.parent)
+
+    yield rename
+
+
+def _manifest_target(beton: Path) -> Path:
+    """Where to write the manifest of `beton`, which is not a link; its manifest may be one."""
+    path = beton.with_name(f"{beton.name}.json")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def temporary_path(path: Path) -> Path:

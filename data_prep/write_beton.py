@@ -12,6 +12,7 @@ running it again resumes where it was; `--force` starts over.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -29,10 +30,19 @@ from data_prep.encode import WorkerKilledError, encode_in_order, mean_and_std, s
 from data_prep.journal import Journal
 from data_prep.options import parse_arguments
 from data_prep.progress import progress
-from data_prep.publish import is_already_written, lock_unfinished_file, publish, remove_unfinished_file
+from data_prep.publish import (
+    check_replaceable,
+    find_written,
+    link_target,
+    lock_unfinished_file,
+    publish,
+    remove_unfinished_file,
+)  # fmt: skip
 from data_prep.recipe import Recipe
+from data_prep.sources.fingerprint import Fingerprint, describe_changes, take_fingerprint
 from data_prep.sources.source import InputError, Source
-from vit.data.dataset_manifest import FORMAT, DatasetManifest, ImageInfo, manifest_path
+from data_prep.summary import summarize
+from vit.data.dataset_manifest import FORMAT, DatasetManifest, ImageInfo
 from vit.run.command import run_command
 
 MIB = 1 << 20
@@ -40,6 +50,8 @@ MIB = 1 << 20
 
 def write(source: Source, out: Path, recipe: Recipe, processes: int) -> DatasetManifest:
     """Writes `source` to `out` with `processes` workers, and its manifest next to it; replaces older ones.
+
+    If `out` is a link, it is kept, and the file that it links to is written.
 
     Resumes an unfinished file of the same recipe.  On failure, the unfinished file is kept for the next call, and a
     note on the exception says how much is done.  Raises InputError for an image or label that cannot be used, OSError
@@ -51,16 +63,23 @@ def write(source: Source, out: Path, recipe: Recipe, processes: int) -> DatasetM
         raise InputError(f"{source.describe(sample)}: {what}; fix the source")
     source = source.random_subset(recipe.subset, recipe.per_class, recipe.seed)
     order = recipe.sample_order(len(source.labels))
+    fingerprint = take_fingerprint(source)
+    out = link_target(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock_unfinished_file(out) as temporary:
-        file = _write_file(temporary, source, order, recipe, processes)
-        manifest = _make_manifest(out.name, temporary, source, recipe, file)
+        file = _write_file(temporary, source, fingerprint, order, recipe, processes)
+        manifest = _make_manifest(out.name, temporary, source, fingerprint, recipe, file)
         publish(temporary, out, manifest)
     return manifest
 
 
 def _write_file(
-    temporary: Path, source: Source, order: NDArray[np.int64], recipe: Recipe, processes: int
+    temporary: Path,
+    source: Source,
+    fingerprint: Fingerprint,
+    order: NDArray[np.int64],
+    recipe: Recipe,
+    processes: int,
 ) -> BetonWriter:
     """Writes the samples `order` to `temporary`, or resumes the unfinished file there."""
     import cv2
@@ -70,15 +89,16 @@ def _write_file(
     file = BetonWriter(temporary, len(order), page_size)
     settings = recipe.manifest_entries() | _library_versions()
     identity = settings | {"opencv": cv2.__version__, "max_megapixels": recipe.max_megapixels}
-    identity |= {"images": source.fingerprint()}
+    identity |= {"images": fingerprint.list_digest}
     cv2.setNumThreads(1)  # one core per worker
-    with file.file, Journal(temporary, file, identity) as journal:
+    with file.file, Journal(temporary, file, identity, fingerprint.stamps[order]) as journal:
         reason = journal.resume(allow_left_out=recipe.on_bad == "skip")
         state = file.state
-        if reason:
-            _print_message(f"starting over: {reason}")
         if state.processed:
-            _print_message(f"resuming after {state.processed:,} of {len(order):,} images")
+            why = f": {reason} after them" if reason else ""
+            _print_message(f"resuming after {state.processed:,} of {len(order):,} images{why}")
+        elif reason:
+            _print_message(f"starting over: {reason}")
         rest, chunk_size = order[state.processed :], min(64, max(1, 16 * MIB // recipe.max_image_bytes))
         with (
             start_workers(processes, source, recipe) as pipes,
@@ -105,7 +125,9 @@ def _library_versions() -> dict[str, str]:
     return {library: version(library) for library in ("ffcv", "numpy", "pillow", "torchvision")}
 
 
-def _make_manifest(name: str, path: Path, source: Source, recipe: Recipe, file: BetonWriter) -> DatasetManifest:
+def _make_manifest(
+    name: str, path: Path, source: Source, fingerprint: Fingerprint, recipe: Recipe, file: BetonWriter
+) -> DatasetManifest:
     """The manifest of the file at `path`, which will be renamed to `name`."""
     entries: dict[str, Any] = recipe.manifest_entries()
     state, records = file.state, file.sample_records[: file.state.stored]
@@ -113,6 +135,7 @@ def _make_manifest(name: str, path: Path, source: Source, recipe: Recipe, file: 
     file_digest, page_digests = compute_digests(path, file.page_size)
     mean, std = mean_and_std(state.histogram)
     height, width = records["image"]["height"], records["image"]["width"]
+    histogram = np.bincount(records["label"], minlength=len(source.classes)).tolist()
     image_settings = ("mode", "max_resolution", "quality", "reencode", "compress_probability", "compress_seed")
     return DatasetManifest(
         format=FORMAT,
@@ -121,7 +144,7 @@ def _make_manifest(name: str, path: Path, source: Source, recipe: Recipe, file: 
         sha256=file_digest,
         samples=len(records),
         classes=list(source.classes),
-        histogram=np.bincount(records["label"], minlength=len(source.classes)).tolist(),
+        histogram=histogram,
         image=ImageInfo(
             **{setting: entries[setting] for setting in image_settings},
             copied=state.copied,
@@ -140,27 +163,41 @@ def _make_manifest(name: str, path: Path, source: Source, recipe: Recipe, file: 
         pages=page_digests,
         left_out=[{"image": image, "why": why} for image, why in state.left_out],
         defects=dict(sorted(state.defects.items())),
+        empty_classes=[name for name, count in zip(source.classes, histogram, strict=True) if not count],
+        fingerprint=fingerprint.by_class,
     )
 
 
-def _summary(out: Path, manifest: DatasetManifest, seconds: float) -> str:
-    image, left_out = manifest.image, manifest.left_out
-    sizes = f"{image.min_width} to {image.max_width} x {image.min_height} to {image.max_height} pixels"
-    if image.min_width == image.max_width and image.min_height == image.max_height:
-        sizes = f"{image.max_width} x {image.max_height} pixels"
-    classes = len(manifest.classes)
-    more = f"  {image.copied:,} JPEGs copied unchanged\n" if image.copied else ""
-    if manifest.defects:
-        kinds = ", ".join(f"{kind} ({count:,} images)" for kind, count in manifest.defects.items())
-        more += f"  harmless defects: {kinds}\n"
-    if left_out:
-        more += f"  {len(left_out):,} images left out; the first is {': '.join(left_out[0].values())}\n"
-    return (
-        f"wrote {out}: {manifest.samples:,} samples, {sizes}, {image.mode}, {manifest.bytes / 1e6:,.1f} MB\n"
-        f"  {classes} classes of {min(manifest.histogram):,} to {max(manifest.histogram):,} samples\n{more}"
-        f"  in {seconds:.1f} s; manifest: {manifest_path(out)}\n"
-        f"next: set data.train or data.val to this file in the config of a run, and model.num_classes to {classes}"
-    )
+def _compare_with_source(manifest: DatasetManifest, args: argparse.Namespace) -> str:
+    """Compares the images of an existing file with its source; why it could not, or "".
+
+    Raises InputError if they have changed.  A source that is gone cannot be compared, and is not needed any more.
+    """
+    if manifest.fingerprint is None:
+        return "an older version wrote it, which did not record them"
+    recipe: Recipe = args.recipe
+    try:
+        source = args.open_source().random_subset(recipe.subset, recipe.per_class, recipe.seed)
+        found = take_fingerprint(source)
+    except (InputError, OSError) as error:
+        if _is_unreadable(error, args):
+            return str(error).partition(";")[0]  # without the advice
+        raise
+    changes = describe_changes(source, found, manifest.classes, manifest.fingerprint, args.ignore_times)
+    if changes:
+        advice = "replace it with --force, or give another --out"
+        raise InputError(f"{args.out}: already exists, but {changes}; {advice}")
+    return ""
+
+
+def _is_unreadable(error: BaseException | None, args: argparse.Namespace) -> bool:
+    """Whether a source cannot be read at all, rather than having other content than before."""
+    sources = [value for key, value in vars(args).items() if isinstance(value, Path) and key != "out"]
+    if not all(os.path.exists(path) for path in sources):
+        return True
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,10 +210,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out.is_dir():
             raise InputError(f"{out}: is a folder; give the name of the file to write")
         if args.force:
-            remove_unfinished_file(out)
-        elif is_already_written(out, recipe):
-            remove_unfinished_file(out)
-            print(f"already written: {out}")
+            check_replaceable(out)
+            remove_unfinished_file(link_target(out))
+        elif written := find_written(out, recipe):
+            why_not = _compare_with_source(written, args)
+            remove_unfinished_file(link_target(out))
+            print(f"already written: {out}" + (f" (its images were not compared: {why_not})" if why_not else ""))
             return 0
         manifest = write(args.open_source(), out, recipe, args.workers)
     except InputError as error:
@@ -191,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report_error(f"{out}: was not written: interrupted", error, args)
         return 130
     else:
-        print(_summary(out, manifest, time.monotonic() - started))
+        print(summarize("wrote", out, manifest, time.monotonic() - started))
         return 0
     return 1
 
@@ -200,7 +239,7 @@ def _report_error(message: str, error: BaseException, args: argparse.Namespace) 
     """Prints what is wrong, and how to resume if the unfinished file is kept."""
     notes = getattr(error, "__notes__", [])
     if notes and args.force and args.out.exists():  # it can never be resumed: `out` is in the way without --force
-        remove_unfinished_file(args.out)
+        remove_unfinished_file(link_target(args.out))
         notes = []
     _print_message("; ".join([f"error: {message}", *notes]) + " without --force" * bool(notes and args.force))
 

@@ -3,8 +3,6 @@
 A new kind of source is a function that returns a `Source`; a new kind of sample is one more case in `read_image_file`.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,10 +23,7 @@ class InputError(ValueError):
 
 
 class Slice(NamedTuple):
-    """An image file stored inside a larger file.
-
-    `Source.fingerprint` hashes its `repr`: renaming the class or a field invalidates the journals of unfinished files.
-    """
+    """An image file stored inside a larger file."""
 
     path: str  # of the larger file
     offset: int  # bytes
@@ -56,23 +51,6 @@ class Source:
         if isinstance(image, Slice):
             return f"{image.path}: {image.name}"
         return image if isinstance(image, str) else f"sample {index}"
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the list of samples and of the size and modification time of each tar file.
-
-        The images are not read.  Images that are files of their own can change unnoticed: checking their sizes and
-        times would send a million requests to a file server.  Raises OSError if a tar file is missing.
-        """
-        digest = hashlib.sha256(json.dumps([self.classes, self.names]).encode())
-        digest.update(self.labels.tobytes())
-        tars: dict[str, tuple[int, int]] = {}
-        for image in self.images:
-            if isinstance(image, Slice) and image.path not in tars:
-                stat = os.stat(image.path)
-                tars[image.path] = stat.st_size, stat.st_mtime_ns
-            digest.update(image.tobytes() if isinstance(image, np.ndarray) else repr(image).encode())
-        digest.update(repr(tars).encode())
-        return digest.hexdigest()
 
     def random_subset(self, classes: int | None, per_class: int | None, seed: int) -> "Source":
         """A random subset: `classes` classes and `per_class` images of each; None keeps all.  The order is kept.

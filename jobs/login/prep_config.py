@@ -74,7 +74,7 @@ def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
     """Checks the options of one data set.  Raises UserError with a message that starts with `prefix`."""
     # These import numpy and Pillow, which submitting a training does not need.
     from data_prep.options import parse_arguments
-    from data_prep.publish import is_already_written
+    from data_prep.publish import find_written
 
     for key, value in options.items():
         if not isinstance(value, str):
@@ -101,7 +101,7 @@ def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
         if file is not None and not file.exists() and source != "fashion-mnist":
             raise UserError(f"{prefix}{file} does not exist; correct `{key}`, or put the file there")
     try:
-        exists = is_already_written(args.out, args.recipe)
+        exists = find_written(args.out, args.recipe) is not None
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from None
     return DataSet(args.out.absolute(), tuple(arguments), exists)

@@ -9,6 +9,7 @@ import pytest
 from data_prep.beton_writer import BetonWriter
 from data_prep.journal import Journal
 from data_prep.publish import temporary_path
+from data_prep.sources.fingerprint import take_fingerprint
 from tests.helpers.unfinished_file import Unfinished
 from tests.helpers.write_command import are_same_files
 
@@ -24,13 +25,13 @@ def test_a_journal_truncated_anywhere_restores_what_its_complete_lines_say(
     line_ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
     identity = json.loads(content[9 : line_ends[0]])
     identity = {key: value for key, value in identity.items() if key not in ("format", "samples")}
-    pristine = temporary.read_bytes()
+    pristine, stamps = temporary.read_bytes(), take_fingerprint(unfinished.source).stamps
     near_line_ends = {end + by for end in (0, *line_ends[:2], line_ends[-1]) for by in (-2, -1, 0, 1, 9)}
     lengths = near_line_ends | set(range(0, len(content), 7919))
     for length in sorted(lengths & set(range(len(content) + 1))):
         path.write_bytes(content[:length])
         file = BetonWriter(temporary, samples, PAGE)
-        with file.file, Journal(temporary, file, identity) as journal:
+        with file.file, Journal(temporary, file, identity, stamps) as journal:
             journal.resume(allow_left_out=True)
         complete_lines = sum(end <= length for end in line_ends)
         assert file.state.processed == 22 * max(0, complete_lines - 1)

@@ -28,6 +28,8 @@ def test_the_manifest_describes_the_file(tmp_path: Path, capsys: pytest.CaptureF
     pages = manifest.pop("pages")
     content = out.read_bytes()
     assert pages == [hashlib.sha256(content[i : i + (8 << 20)]).hexdigest() for i in range(0, len(content), 8 << 20)]
+    fingerprint = manifest.pop("fingerprint")
+    assert (fingerprint["images"], set(fingerprint)) == ([4, 3], {"images", "bytes", "hashes", "stamps"})
     means, stds = np.array([manifest.pop("mean"), manifest.pop("std")])
     originals = np.concatenate([np.asarray(Image.open(path)).reshape(-1, 3) for path in folder.rglob("*.png")]) / 255
     np.testing.assert_allclose([means, stds], [originals.mean(0), originals.std(0)], rtol=1e-9)
@@ -48,6 +50,7 @@ def test_the_manifest_describes_the_file(tmp_path: Path, capsys: pytest.CaptureF
         "page_size": 8 << 20,
         "left_out": [],
         "defects": {},
+        "empty_classes": [],
     }
     assert file_names(out.parent) == {"train.beton", "train.beton.json"}
     summary = capsys.readouterr().out
@@ -71,7 +74,7 @@ def test_an_older_manifest_can_be_read(imagenet: Path) -> None:
     out = write_beton(imagenet / "x.beton", "ilsvrc", imagenet / "train.tar")
     path = imagenet / "x.beton.json"
     content = json.loads(path.read_text())
-    for key in ("names", "mean", "std", "page_size", "pages", "left_out"):
+    for key in ("names", "mean", "std", "page_size", "pages", "left_out", "empty_classes", "fingerprint"):
         del content[key]
     for key in ("reencode", "copied", "compress_probability", "compress_seed"):
         del content["image"][key]

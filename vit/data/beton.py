@@ -9,12 +9,23 @@ from numpy.typing import NDArray
 
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
-from vit.data.ffcv_format import ALLOCATION, FIELD, FIELDS, HEADER, JPEG, RAW, SAMPLE, VERSION, field_names
+from vit.data.ffcv_format import (
+    ALLOCATION,
+    FIELD,
+    FIELDS,
+    HEADER,
+    JPEG,
+    RAW,
+    SAMPLE,
+    VERSION,
+    are_image_and_label,
+    field_names,
+)  # fmt: skip
 from vit.data.storage import Cache, Storage, open_storage
 from vit.distributed.world import SINGLE_RANK, World
 from vit.run.disk_errors import naming
 
-_ADVICE = "write or copy the data set again"
+_ADVICE = "copy the data set again, or write it anew"
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def _read_records(path: Path, memory: NDArray[np.uint8]) -> tuple[np.uint64, NDA
     header = _records(path, memory, 0, 1, HEADER)[0]
     fields = _records(path, memory, HEADER.itemsize, int(header["fields"]), FIELD)
     found = field_names(fields)
-    if header["version"] != VERSION or found != FIELDS:
+    if header["version"] != VERSION or not are_image_and_label(found):
         raise UserError(
             f"{path} has version {header['version']} and the fields {found}; "
             f"expected FFCV's version {VERSION} and the fields {FIELDS}"

@@ -5,16 +5,21 @@ standard library, so that a login node can read the manifest quickly at every su
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vit.config.paths import shell_word
 from vit.config.user_error import UserError
 from vit.data.class_names import class_differences
 from vit.run.disk_errors import naming
 
 FORMAT = "vit-beton-1"
+DESCRIBED = "an existing file, described by data_prep.describe_beton"  # the source of a file that another program wrote
+_MAX_LINKS = 40  # in a chain, as in Linux
+_ADVICE = "copy it again, or move it away and make a new one with python -m data_prep.describe_beton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class ImageInfo:
 
     mode: str  # "jpg", "raw", or "proportion": each image is either
     max_resolution: int  # pixels; images with a longer side were scaled down to this
-    quality: int | None  # JPEG quality, 1 to 100; None if raw
+    quality: int | None  # JPEG quality, 1 to 100; None if raw, or not known
     min_height: int  # smallest and largest size of the stored images, in pixels
     max_height: int
     min_width: int
@@ -39,7 +44,7 @@ class DatasetManifest:
     """The description of a `.beton` file.  Fields with a default may be missing in the JSON file."""
 
     format: str  # FORMAT
-    file: str  # name of the .beton file, in the same folder
+    file: str  # name under which the .beton file was written; a copy or a link may have another
     bytes: int  # its size
     sha256: str  # its digest, hexadecimal
     samples: int  # number of samples
@@ -50,17 +55,33 @@ class DatasetManifest:
     seed: int | None  # seed of the order of the samples; None: the order of the source
     versions: dict[str, str]  # versions of the libraries that wrote the file
     names: list[str] | None = None  # readable name of each class; None: `classes` are readable
-    mean: list[float] | None = None  # mean of red, green and blue over all pixels, 0 to 1, before JPEG compression
+    mean: list[float] | None = None  # of red, green and blue over all pixels, 0 to 1, before JPEG compression if known
     std: list[float] | None = None  # their standard deviation
     page_size: int = 0  # bytes; as in the file's header
     pages: list[str] = field(default_factory=list)  # SHA-256 of each page of `page_size` bytes; the last may be shorter
     left_out: list[dict[str, str]] = field(default_factory=list)  # source images that were skipped: "image" and "why"
     defects: dict[str, int] = field(default_factory=dict)  # stored images with each kind of harmless defect
+    empty_classes: list[str] = field(default_factory=list)  # those of `classes` that have no samples
+    # Of each class, what tells later whether its source images have changed: see data_prep/sources/fingerprint.py.
+    fingerprint: dict[str, list[Any]] | None = None
 
 
 def manifest_path(beton: Path) -> Path:
-    """The path of a `.beton` file's manifest: `train.beton` -> `train.beton.json`."""
-    return beton.with_name(f"{beton.name}.json")
+    """The path of a `.beton` file's manifest: `train.beton` -> `train.beton.json`.
+
+    If `beton` is a link: the manifest beside the link, which somebody put there for it, else the one beside the file
+    that it links to.
+    """
+    candidates = [path.with_name(f"{path.name}.json") for path in link_chain(beton)]
+    return next((path for path in candidates if os.path.lexists(path)), candidates[0])
+
+
+def link_chain(path: Path) -> list[Path]:
+    """The path, the path that it links to if it is a symbolic link, and so on."""
+    chain = [path]
+    while os.path.islink(chain[-1]) and len(chain) <= _MAX_LINKS:
+        chain.append(chain[-1].parent / os.readlink(chain[-1]))
+    return chain
 
 
 def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest:
@@ -74,23 +95,27 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
         with naming(path):
             content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        missing = beton if not beton.exists() else path
-        raise UserError(f"{missing} does not exist; python -m data_prep.write_beton creates it") from None
+        if not beton.exists():
+            raise UserError(f"{beton} does not exist; python -m data_prep.write_beton creates it") from None
+        raise UserError(
+            f"{path} does not exist; if {beton.name} was copied, copy its manifest too; if another program wrote it "
+            f"with FFCV, python -m data_prep.describe_beton {shell_word(beton)} makes the manifest"
+        ) from None
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is damaged ({error}); write the data set again") from None
+        raise UserError(f"{path} is damaged ({error}); {_ADVICE}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path} has format {found!r}, but this version reads only {FORMAT}; write the data set again")
+        raise UserError(f"{path} has format {found!r}, but this version reads only {FORMAT}; {_ADVICE}")
     image = content.get("image")
     if not isinstance(image, dict):
-        raise UserError(f"{path} is damaged (no 'image'); write the data set again")
+        raise UserError(f"{path} is damaged (no 'image'); {_ADVICE}")
     known, known_of_image = (_known_fields(path, *pair) for pair in ((content, DatasetManifest), (image, ImageInfo)))
     unknown = [*(content.keys() - known.keys()), *(image.keys() - known_of_image.keys())]
     if unknown and not training:
-        raise UserError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); write the data set again")
+        raise UserError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); {_ADVICE}")
     for name in ("page_size", "pages") if training else ():
         if not known.get(name):
-            raise UserError(f"{path} is damaged (no {name!r}); write the data set again")
+            raise UserError(f"{path} is damaged (no {name!r}); {_ADVICE}")
     return DatasetManifest(**known | {"image": ImageInfo(**known_of_image)})
 
 
@@ -98,7 +123,7 @@ def _known_fields(path: Path, content: dict[str, Any], cls: type[Any]) -> dict[s
     """The entries that are fields of `cls`; others are ignored.  Raises UserError if a required one is missing."""
     for each in fields(cls):
         if each.name not in content and each.default is MISSING and each.default_factory is MISSING:
-            raise UserError(f"{path} is damaged (no {each.name!r}); write the data set again")
+            raise UserError(f"{path} is damaged (no {each.name!r}); {_ADVICE}")
     return {each.name: content[each.name] for each in fields(cls) if each.name in content}
 
 

@@ -29,7 +29,7 @@ SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])  # where an encoded image lies, in bytes
 
 TYPES = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "json", 6: "tensor"}  # FFCV's field types
-FIELDS = [("image", "image"), ("label", "int")]  # name and type of each field that this project uses
+FIELDS = [("image", "image"), ("label", "int")]  # name and type of each field; files with other names can be read
 JPEG, RAW = 0, 1  # values of IMAGE's mode: a JPEG file, or height x width x 3 bytes
 
 
@@ -39,6 +39,11 @@ def field_names(fields: np.ndarray) -> list[tuple[str, str]]:
         (bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace"), TYPES.get(int(f["type"]), f"type {f['type']}"))
         for f in fields
     ]
+
+
+def are_image_and_label(fields: list[tuple[str, str]]) -> bool:
+    """Whether a sample is an image and an integer, whatever their names: whether it is a record of SAMPLE."""
+    return [kind for _, kind in fields] == [kind for _, kind in FIELDS]
 
 
 @cache

@@ -26,6 +26,7 @@ COMMANDS = {
     "submit": [str(ROOT / "jobs" / "submit.py"), "--help"],
     "status": [str(ROOT / "jobs" / "status.py"), "--help"],
     "write_beton": ["-m", "data_prep.write_beton", "--help"],
+    "describe_beton": ["-m", "data_prep.describe_beton", "--help"],
     "check_beton": ["-m", "data_prep.check_beton", "--help"],
     "train": ["-m", "vit.train", "--help"],
 }

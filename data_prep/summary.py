@@ -1,0 +1,31 @@
+"""What a command prints about a file that it has written or described."""
+
+from pathlib import Path
+
+from vit.data.dataset_manifest import DatasetManifest, manifest_path
+
+_SHOWN = 3
+
+
+def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -> str:
+    """Counts, sizes, what was left out, and what to do next; `verb` is what the command did to the file."""
+    image, left_out, empty = manifest.image, manifest.left_out, manifest.empty_classes
+    sizes = f"{image.min_width} to {image.max_width} x {image.min_height} to {image.max_height} pixels"
+    if image.min_width == image.max_width and image.min_height == image.max_height:
+        sizes = f"{image.max_width} x {image.max_height} pixels"
+    classes = len(manifest.classes)
+    more = f"  {image.copied:,} JPEGs copied unchanged\n" if image.copied else ""
+    if manifest.defects:
+        kinds = ", ".join(f"{kind} ({count:,} images)" for kind, count in manifest.defects.items())
+        more += f"  harmless defects: {kinds}\n"
+    if left_out:
+        more += f"  {len(left_out):,} images left out; the first is {': '.join(left_out[0].values())}\n"
+    if empty:
+        names = ", ".join(empty[:_SHOWN]) + (f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else "")
+        more += f"  no samples in {len(empty):,} of the classes, which training never sees: {names}\n"
+    return (
+        f"{verb} {out}: {manifest.samples:,} samples, {sizes}, {image.mode}, {manifest.bytes / 1e6:,.1f} MB\n"
+        f"  {classes} classes of {min(manifest.histogram):,} to {max(manifest.histogram):,} samples\n{more}"
+        f"  in {seconds:.1f} s; manifest: {manifest_path(out)}\n"
+        f"next: set data.train or data.val to this file in the config of a run, and model.num_classes to {classes}"
+    )
