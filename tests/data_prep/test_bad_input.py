@@ -152,6 +152,28 @@ def test_bad_images_are_left_out_and_listed_with_on_bad_skip(
     assert read_dataset_manifest(out) == manifest
 
 
+@pytest.mark.parametrize("unreadable", ["/proc/self/mem", "/proc/self"])
+@pytest.mark.parametrize("on_bad", ["fail", "skip"])
+def test_no_message_about_a_disk_advises_to_leave_the_image_out(unreadable: str, on_bad: str, tmp_path: Path) -> None:
+    """The image may be good, and --on-bad skip does not leave it out.  These give an I/O error, and are a folder."""
+    source = Source(("a",), [noise(4, 4), unreadable], np.zeros(2, np.int64))
+    with pytest.raises(InputError, match=f"{unreadable}: cannot be used: .*; the image may be good: ") as caught:
+        write(source, tmp_path / "out.beton", Recipe(source="here", on_bad=on_bad, shuffle=False), 1)
+    assert "--on-bad" not in str(caught.value)
+
+
+def test_a_class_emptied_by_skip_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the summary and in the manifest; the other classes keep their labels."""
+    folder, out = image_folder(tmp_path / "images"), tmp_path / "out.beton"
+    for path in (folder / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    assert main(["imagefolder", str(folder), "--out", str(out), "--on-bad", "skip", "--workers", "1"]) == 0
+    assert "no samples in 1 of the classes, which training never sees: cat\n" in capsys.readouterr().out
+    manifest = read_dataset_manifest(out)
+    assert (manifest.classes, manifest.histogram, manifest.empty_classes) == (["cat", "dog"], [0, 3], ["cat"])
+    assert read_beton_index(out, 2).labels.tolist() == [1, 1, 1]
+
+
 def test_an_io_error_does_not_count_as_a_bad_image() -> None:
     """--on-bad skip must not leave out images because a network file system or memory failed."""
     for error in (OSError(errno.EIO, "x"), OSError(errno.ESTALE, "x"), OSError(errno.EACCES, "x"), MemoryError()):
