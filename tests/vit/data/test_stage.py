@@ -247,3 +247,14 @@ def test_variables_in_the_folder_are_expanded_on_the_node(
         stage.expand_folder(cfg.data.stage)
     monkeypatch.setenv("VIT_TEST_SCRATCH", str(local_disk))
     assert stage.expand_folder(cfg.data.stage) == local_disk / "sets"
+
+
+def test_a_data_set_that_is_a_link_is_copied_with_the_manifest_of_its_target(
+    source: Path, local_disk: Path, tmp_path: Path
+) -> None:
+    """The manifest is beside the file that the link points to."""
+    link = tmp_path / "links" / "train.beton"
+    link.parent.mkdir()
+    link.symlink_to("../shared/train.beton")
+    ((train, val),) = run_ranks(1, staged_paths, stage_config(link, local_disk), tmp_path)
+    assert train == val == complete_copy(source, local_disk)
