@@ -195,9 +195,12 @@ def _is_unreadable(error: BaseException | None, args: argparse.Namespace) -> boo
     sources = [value for key, value in vars(args).items() if isinstance(value, Path) and key != "out"]
     if not all(os.path.exists(path) for path in sources):
         return True
-    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+    while error is not None:
+        no_images = isinstance(error, FileNotFoundError) and error.errno is None  # torchvision's, for an empty class
+        if isinstance(error, OSError | RuntimeError) and not no_images:  # RuntimeError: a download failed
+            return True
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

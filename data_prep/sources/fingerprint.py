@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.source import InputError, Slice, Source
+from data_prep.sources.source import InputError, Source
 
 U64 = NDArray[np.uint64]
 
@@ -41,8 +41,9 @@ def take_fingerprint(source: Source) -> Fingerprint:
 
     For images in a tar, the time is that of the tar.  A file that is missing counts as one of -1 bytes.
     """
-    root = _root_length([image if isinstance(image, str) else image.path for image in source.images
-                         if isinstance(image, str | Slice)])  # fmt: skip
+    root = _root_length(
+        [each if isinstance(each, str) else each.path for each in source.images if not isinstance(each, np.ndarray)]
+    )
     texts: list[bytes] = []  # what is hashed as the name: paths below the root, so that these do not depend on `./`
     paths: list[str] = []  # of the file whose time counts
     sizes = np.full(len(source.images), -1, np.int64)
@@ -50,14 +51,14 @@ def take_fingerprint(source: Source) -> Fingerprint:
         if isinstance(image, str):
             texts.append(os.fsencode(image[root:]))
             paths.append(image)
-        elif isinstance(image, Slice):
-            texts.append(os.fsencode(f"{image.path[root:]}:{image.name}:{image.offset}"))
-            paths.append(image.path)
-            sizes[i] = image.size
-        else:
+        elif isinstance(image, np.ndarray):
             texts.append(image.tobytes())
             paths.append("")
             sizes[i] = image.nbytes
+        else:  # in a larger file
+            texts.append(os.fsencode(f"{image.path[root:]}:{image.name}:{image.offset}"))
+            paths.append(image.path)
+            sizes[i] = image.size
     file_sizes, times = _sizes_and_times(paths)
     sizes = np.where(sizes < 0, file_sizes, sizes)
     names = np.frombuffer(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts), "<u8")

@@ -128,6 +128,23 @@ def test_another_tar_of_the_same_name_is_noticed(tmp_path: Path, capsys: pytest.
     assert "(its images were not compared: " in capsys.readouterr().out
 
 
+def test_a_class_that_has_lost_its_images_is_not_taken_for_a_source_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command fails and names the class; if the whole folder is gone, the complete file is accepted."""
+    folder, out = image_folder(tmp_path / "images"), tmp_path / "train.beton"
+    arguments = ["imagefolder", str(folder), "--out", str(out), "--workers", "1"]
+    assert main(arguments) == 0
+    for path in (folder / "dog").iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "dog" in single_stderr_line(capsys)
+    shutil.rmtree(folder)
+    assert main(arguments) == 0
+    assert f"already written: {out} (its images were not compared: {folder}: no such" in capsys.readouterr().out
+
+
 def test_a_manifest_without_a_fingerprint_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An older version wrote it: the images cannot be compared, and a line says so."""
     folder, out = image_folder(tmp_path / "images"), tmp_path / "train.beton"
