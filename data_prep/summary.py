@@ -20,6 +20,10 @@ def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -
         more += f"  harmless defects: {kinds}\n"
     if left_out:
         more += f"  {len(left_out):,} images left out; the first is {': '.join(left_out[0].values())}\n"
+    for reason, found in manifest.ignored.items():
+        shown = found["examples"][:_SHOWN]
+        names = ", ".join(shown) + (", …" if found["count"] > len(shown) else "")
+        more += f"  {found['count']:,} ignored: {reason}: {names}\n"
     if empty:
         names = ", ".join(empty[:_SHOWN]) + (f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else "")
         more += f"  no samples in {len(empty):,} of the classes, which training never sees: {names}\n"

@@ -55,10 +55,10 @@ def take_fingerprint(source: Source) -> Fingerprint:
             texts.append(image.tobytes())
             paths.append("")
             sizes[i] = image.nbytes
-        else:  # in a larger file
-            texts.append(os.fsencode(f"{image.path[root:]}:{image.name}:{image.offset}"))
+        else:  # in a larger file, whose size counts if that of the image is not known
+            texts.append(os.fsencode(f"{image.path[root:]}:{image[1:]}"))
             paths.append(image.path)
-            sizes[i] = image.size
+            sizes[i] = getattr(image, "size", -1)
     file_sizes, times = _sizes_and_times(paths)
     sizes = np.where(sizes < 0, file_sizes, sizes)
     names = np.frombuffer(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts), "<u8")

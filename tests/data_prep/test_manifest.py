@@ -3,12 +3,14 @@
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.summary import summarize
 from data_prep.write_beton import main
 from tests.helpers.image_files import image_folder, save_image, smooth
 from tests.helpers.write_command import file_names, write_beton
@@ -50,6 +52,7 @@ def test_the_manifest_describes_the_file(tmp_path: Path, capsys: pytest.CaptureF
         "page_size": 8 << 20,
         "left_out": [],
         "defects": {},
+        "ignored": {},
         "empty_classes": [],
     }
     assert file_names(out.parent) == {"train.beton", "train.beton.json"}
@@ -57,6 +60,14 @@ def test_the_manifest_describes_the_file(tmp_path: Path, capsys: pytest.CaptureF
     assert str(out) in summary
     assert "7 samples" in summary
     assert "model.num_classes to 2" in summary
+
+
+def test_what_a_source_has_ignored_is_printed(imagenet: Path) -> None:
+    """Each reason, with the count and the first names."""
+    out = write_beton(imagenet / "x.beton", "ilsvrc", imagenet / "train.tar")
+    ignored = {"hidden": {"count": 1, "examples": [".DS_Store"]}, "not images": {"count": 9, "examples": list("abcd")}}
+    text = summarize("wrote", out, replace(read_dataset_manifest(out), ignored=ignored), 1)
+    assert "  1 ignored: hidden: .DS_Store\n  9 ignored: not images: a, b, c, …\n" in text
 
 
 def test_the_manifest_records_the_choice_of_a_subset(imagenet: Path) -> None:

@@ -61,6 +61,8 @@ class DatasetManifest:
     pages: list[str] = field(default_factory=list)  # SHA-256 of each page of `page_size` bytes; the last may be shorter
     left_out: list[dict[str, str]] = field(default_factory=list)  # source images that were skipped: "image" and "why"
     defects: dict[str, int] = field(default_factory=dict)  # stored images with each kind of harmless defect
+    # Files and folders of the source that were not taken for images: by reason, their "count" and a few "examples".
+    ignored: dict[str, dict[str, Any]] = field(default_factory=dict)
     empty_classes: list[str] = field(default_factory=list)  # those of `classes` that have no samples
     # Of each class, what tells later whether its source images have changed: see data_prep/sources/fingerprint.py.
     fingerprint: dict[str, list[Any]] | None = None
