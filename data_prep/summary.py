@@ -23,7 +23,7 @@ def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -
     for reason, found in manifest.ignored.items():
         shown = found["examples"][:_SHOWN]
         names = ", ".join(shown) + (", …" if found["count"] > len(shown) else "")
-        more += f"  {found['count']:,} ignored: {reason}: {names}\n"
+        more += f"  ignored: {found['count']:,} {reason}: {names}\n"
     if empty:
         names = ", ".join(empty[:_SHOWN]) + (f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else "")
         more += f"  no samples in {len(empty):,} of the classes, which training never sees: {names}\n"

@@ -67,7 +67,7 @@ def test_what_a_source_has_ignored_is_printed(imagenet: Path) -> None:
     out = write_beton(imagenet / "x.beton", "ilsvrc", imagenet / "train.tar")
     ignored = {"hidden": {"count": 1, "examples": [".DS_Store"]}, "not images": {"count": 9, "examples": list("abcd")}}
     text = summarize("wrote", out, replace(read_dataset_manifest(out), ignored=ignored), 1)
-    assert "  1 ignored: hidden: .DS_Store\n  9 ignored: not images: a, b, c, …\n" in text
+    assert "  ignored: 1 hidden: .DS_Store\n  ignored: 9 not images: a, b, c, …\n" in text
 
 
 def test_the_manifest_records_the_choice_of_a_subset(imagenet: Path) -> None:
