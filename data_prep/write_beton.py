@@ -163,6 +163,7 @@ def _make_manifest(
         pages=page_digests,
         left_out=[{"image": image, "why": why} for image, why in state.left_out],
         defects=dict(sorted(state.defects.items())),
+        ignored=source.ignored.manifest_entries(),
         empty_classes=[name for name, count in zip(source.classes, histogram, strict=True) if not count],
         fingerprint=fingerprint.by_class,
     )

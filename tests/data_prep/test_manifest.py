@@ -3,15 +3,17 @@
 import hashlib
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.recipe import Recipe
+from data_prep.sources.ignored import Ignored
+from data_prep.sources.source import Source
 from data_prep.summary import summarize
-from data_prep.write_beton import main
+from data_prep.write_beton import main, write
 from tests.helpers.image_files import image_folder, save_image, smooth
 from tests.helpers.write_command import file_names, write_beton
 from vit.data.dataset_manifest import read_dataset_manifest
@@ -62,11 +64,13 @@ def test_the_manifest_describes_the_file(tmp_path: Path, capsys: pytest.CaptureF
     assert "model.num_classes to 2" in summary
 
 
-def test_what_a_source_has_ignored_is_printed(imagenet: Path) -> None:
+def test_what_a_source_has_ignored_is_printed_and_recorded(tmp_path: Path) -> None:
     """Each reason, with the count and the first names."""
-    out = write_beton(imagenet / "x.beton", "ilsvrc", imagenet / "train.tar")
-    ignored = {"hidden": {"count": 1, "examples": [".DS_Store"]}, "not images": {"count": 9, "examples": list("abcd")}}
-    text = summarize("wrote", out, replace(read_dataset_manifest(out), ignored=ignored), 1)
+    ignored = Ignored({"hidden": 1, "not images": 9}, {"hidden": (".DS_Store",), "not images": ("a", "b", "c")})
+    source = Source(("a",), [smooth(8, 8)], np.zeros(1, np.int64), ignored=ignored)
+    manifest = write(source, tmp_path / "x.beton", Recipe(source="here"), 1)
+    assert read_dataset_manifest(tmp_path / "x.beton").ignored == ignored.manifest_entries()
+    text = summarize("wrote", tmp_path / "x.beton", manifest, 1)
     assert "  ignored: 1 hidden: .DS_Store\n  ignored: 9 not images: a, b, c, …\n" in text
 
 
