@@ -4,12 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from data_prep.recipe import MODES, Recipe
-from data_prep.sources.fashion_mnist import fashion_mnist
-from data_prep.sources.folders import image_folder
-from data_prep.sources.imagenet import ilsvrc, kaggle
+from data_prep.source_options import SOURCES
+from data_prep.sources.labels import expand_files
 from vit.config.paths import user_path
 from vit.data.image_file import MAX_MEGAPIXELS
 
@@ -39,27 +37,21 @@ examples:
       --devkit ILSVRC2012_devkit_t12.tar.gz --out data/imagenet/val.beton
   python -m data_prep.write_beton kaggle PATH --split train \\
       --out data/imagenet/train.beton
-  python -m data_prep.write_beton fashion-mnist --split train \\
-      --out data/fashion-mnist/train.beton
+  python -m data_prep.write_beton parquet 'data/train-*.parquet' \\
+      --out data/train.beton
 """
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with their `recipe` and with `open_source()`, which opens the source.  Exits with 2 for usage."""
+    """The arguments, with their `recipe` and with `open_source()`, which opens the source.  Exits with 2 for usage.
+
+    `may_download` says whether the source can be downloaded; `check_files()` raises InputError if patterns of files
+    match none.
+    """
     parser = _build_parser()
     args = parser.parse_args(arguments)
-    if args.kind == "imagefolder":
-        name = f"imagefolder {os.path.abspath(args.path)}"
-        args.open_source = partial(image_folder, args.path)
-    elif args.kind == "ilsvrc":
-        name = f"ilsvrc {os.path.abspath(args.tar)}"
-        args.open_source = partial(ilsvrc, args.tar, args.devkit, args.synsets)
-    elif args.kind == "kaggle":
-        name = f"kaggle {os.path.abspath(args.root)} {args.split}"
-        args.open_source = partial(kaggle, args.root, args.split)
-    else:
-        name = f"fashion-mnist {args.split}"
-        args.open_source = partial(fashion_mnist, args.split, args.root)
+    name, args.open_source = args.open_options(args)
+    args.check_files = partial(expand_files, args.files, args.suffix)
     try:
         if args.workers < 1:
             raise ValueError(f"workers must be at least 1 process, not {args.workers}")
@@ -71,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             reencode=args.reencode,
             compress_probability=args.compress_probability,
             seed=args.seed,
-            shuffle=not args.no_shuffle,
+            shuffle=args.shuffle,
             limit=args.limit,
             subset=args.subset,
             per_class=args.per_class,
@@ -90,49 +82,15 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     sources = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE", title="sources")
 
-    def add_source(name: str, about: str, mode: str = "jpg") -> argparse.ArgumentParser:
-        source = sources.add_parser(name, help=about, description=f"Write a .beton file from {about}.")
-        _add_output_options(source)
-        _add_storage_options(source, mode)
-        _add_selection_options(source)
-        return source
-
-    folder = add_source("imagefolder", "a folder with one subfolder per class")
-    folder.add_argument(
-        "path", type=user_path, metavar="PATH", help="the folder; classes are the sorted subfolder names"
-    )
-
-    tars = add_source("ilsvrc", "ImageNet's own tar files, read in place without unpacking")
-    tars.add_argument("tar", type=user_path, metavar="TAR", help="ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
-    tars.add_argument(
-        "--devkit",
-        type=user_path,
-        metavar="FILE",
-        help="ILSVRC2012_devkit_t12.tar.gz, which has the class names and the labels of the validation images; "
-        "required for ILSVRC2012_img_val.tar",
-    )
-    tars.add_argument(
-        "--synsets",
-        type=user_path,
-        metavar="FILE",
-        help="Kaggle's LOC_synset_mapping.txt, which has the class names too",
-    )
-
-    kaggle_files = add_source("kaggle", "the unpacked files of Kaggle's imagenet-object-localization-challenge")
-    kaggle_files.add_argument("root", type=user_path, metavar="PATH", help="the folder with LOC_synset_mapping.txt")
-    kaggle_files.add_argument("--split", choices=("train", "val"), required=True, help="the images to write")
-
-    fashion = add_source("fashion-mnist", "Fashion-MNIST: gray images of clothes, 28x28 pixels", mode="raw")
-    fashion.add_argument(
-        "--split", choices=("train", "val"), required=True, help="60,000 training images or 10,000 test images"
-    )
-    fashion.add_argument(
-        "--root",
-        type=user_path,
-        default=Path("data"),
-        metavar="PATH",
-        help="download to this folder if Debian's package dataset-fashion-mnist is not installed (default: data)",
-    )
+    for source in SOURCES:
+        options = sources.add_parser(
+            source.name, help=source.about, description=f"Write a .beton file from {source.about}."
+        )
+        _add_output_options(options)
+        _add_storage_options(options, source.mode)
+        _add_selection_options(options, source.shuffle)
+        options.set_defaults(may_download=source.may_download, files=(), suffix="")
+        options.set_defaults(open_options=source.add_options(options))
     return parser
 
 
@@ -197,7 +155,7 @@ def _add_storage_options(parser: argparse.ArgumentParser, mode: str) -> None:
     )
 
 
-def _add_selection_options(parser: argparse.ArgumentParser) -> None:
+def _add_selection_options(parser: argparse.ArgumentParser, shuffle: bool) -> None:
     group = parser.add_argument_group("which images, and in which order")
     group.add_argument(
         "--subset",
@@ -206,12 +164,19 @@ def _add_selection_options(parser: argparse.ArgumentParser) -> None:
         help="write only N classes, chosen at random; training and validation get the same ones from the same --seed",
     )
     group.add_argument("--per-class", type=int, metavar="N", help="write only N images of each class, chosen at random")
-    group.add_argument("--limit", type=int, metavar="N", help="write only the first N samples, counted after shuffling")
+    group.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="write only the first N samples, counted after shuffling, if they are shuffled",
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
     group.add_argument(
-        "--no-shuffle",
-        action="store_true",
-        help="keep the order of the source, which is class by class for folders and ImageNet, instead of shuffling",
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        default=shuffle,
+        help="shuffle the samples, or keep the order of the source, which is class by class for folders and ImageNet "
+        f"(default: --{'' if shuffle else 'no-'}shuffle)",
     )
     group.add_argument(
         "--max-megapixels",

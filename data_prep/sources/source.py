@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sources.ignored import Ignored
+from data_prep.sources.parquet_rows import Row, read_row
 
 Pixels = NDArray[np.uint8]  # (height, width) gray or (height, width, 3) RGB
 
@@ -36,7 +37,7 @@ class Source:
     """Labeled images, in the order in which the source lists them."""
 
     classes: tuple[str, ...]  # class identifiers; a label is an index into them
-    images: Sequence[str | Slice | Pixels]  # path of an image file, its location in a larger file, or its pixels
+    images: Sequence[str | Slice | Row | Pixels]  # path of a file, location in a larger file, or pixels
     labels: NDArray[np.int64]  # (samples,)
     names: tuple[str, ...] = ()  # human-readable class names; empty: the identifiers are used
     ignored: Ignored = field(default_factory=Ignored)  # files and folders that were left out at listing
@@ -48,7 +49,7 @@ class Source:
     def describe(self, index: int) -> str:
         """The name of a sample in messages: its path, or its number."""
         image = self.images[index]
-        if isinstance(image, Slice):
+        if isinstance(image, Slice | Row):
             return f"{image.path}: {image.name}"
         return image if isinstance(image, str) else f"sample {index}"
 
@@ -82,11 +83,16 @@ class Source:
         )
 
 
-def read_image_file(image: str | Slice) -> bytes:
-    """The bytes of an image file.  Raises InputError if it is empty or truncated, OSError if it cannot be read."""
+def read_image_file(image: str | Slice | Row) -> bytes:
+    """The bytes of an image file.  Raises InputError if it is empty or truncated, OSError if it cannot be read.
+
+    For a row of a parquet file it raises any exception of pyarrow too.
+    """
     # These messages are recorded in manifests as the reason why an image was left out.
     if isinstance(image, str):
         content = Path(image).read_bytes()
+    elif isinstance(image, Row):
+        content = read_row(image)
     else:
         content = os.pread(_open_cached(image.path), image.size, image.offset)
         if len(content) < image.size:

@@ -18,7 +18,8 @@ from vit.config.paths import escape, expand
 from vit.config.user_error import UserError
 
 DEFAULT_CPUS = 16
-PATHS = ("tar", "devkit", "synsets", "path", "root", "out")  # options of write_beton; all but the last must exist
+# Options of write_beton that are paths; all but the last must exist.
+PATHS = ("tar", "devkit", "synsets", "classes", "path", "root", "out")
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
         raise UserError(f"{prefix}{message or '`help` is not an option'}") from None
     for key in PATHS[:-1]:
         file = getattr(args, key, None)
-        if file is not None and not file.exists() and source != "fashion-mnist":
+        if file is not None and not file.exists() and not (key == "root" and args.may_download):
             raise UserError(f"{prefix}{file} does not exist; correct `{key}`, or put the file there")
     try:
+        args.check_files()
         exists = find_written(args.out, args.recipe) is not None
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from None

@@ -1,0 +1,129 @@
+"""Archives as downloaded (.tar.gz): finds them, downloads them with torchvision, and unpacks them.
+
+A .tar.gz can only be read from its start, so images in one cannot be read in place: it has to be unpacked.
+"""
+
+import fcntl
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.sources.source import InputError
+
+
+class Archive(NamedTuple):
+    """An archive that is published on the web."""
+
+    name: str  # of the file
+    url: str
+    md5: str
+    top: str  # the folder that it contains
+
+
+def find_archive(root: Path, archive: Archive) -> Path:
+    """The path of `archive` in `root`; downloaded there if it is missing.  Raises InputError without a network."""
+    path = root / archive.name
+    if path.is_file():
+        return path
+    from torchvision.datasets.utils import download_url
+
+    try:
+        download_url(archive.url, str(root), archive.name, archive.md5)
+    except (OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        advice = f"download {archive.url} elsewhere and put it there, or give the --root that contains it"
+        raise InputError(f"{path}: is missing, and the download failed ({why}); {advice}") from error
+    return path
+
+
+def find_folders(root: Path, folder: str, archives: Sequence[Archive]) -> Path:
+    """The folder that contains the unpacked `archives`: `root`/`folder`, or `root` itself if it has that name.
+
+    What is missing is unpacked into `root`/`folder` from the archive, which is in `root` or in `root`/`folder`, or is
+    downloaded.  Raises InputError if an archive is damaged or cannot be downloaded.
+    """
+    root = root.parent if root.name == folder else root
+    base = root / folder
+    for archive in archives:
+        if not (base / archive.top).is_dir():
+            packed = base / archive.name if (base / archive.name).is_file() else find_archive(root, archive)
+            _unpack(packed, archive.top, base)
+    return base
+
+
+def _unpack(path: Path, top: str, base: Path) -> None:
+    """Unpacks the folder `top` of an archive into `base`, where it appears when it is complete."""
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            with suppress(OSError):  # file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # another command, for the other split, may be unpacking it
+            if (base / top).is_dir():
+                return
+            temporary = base / f".{path.name}.unpacking"
+            shutil.rmtree(temporary, ignore_errors=True)  # of a command that was killed
+            try:
+                with tarfile.open(fileobj=file, mode="r:gz") as archive:
+                    archive.extractall(temporary, filter="data")
+                if not (temporary / top).is_dir():
+                    raise InputError(f"{path}: contains no folder {top}; download it again")
+                os.rename(temporary / top, base / top)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except (EOFError, tarfile.TarError, zlib.error) as error:
+        raise InputError(f"{path}: is damaged ({error}); download it again") from None
+    except OSError as error:
+        what = "is damaged" if error.errno is None else "cannot be unpacked"  # gzip's own errors have no errno
+        advice = "download it again" if error.errno is None else f"make {base} writable and free disk space"
+        raise InputError(f"{path}: {what} ({error.strerror or error}); {advice}") from None
+
+
+def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The contents of the files `names` of a .tar.gz, without unpacking it.
+
+    Raises InputError if it is damaged or a file is missing.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:  # to the end, where the checksum of the archive is
+                file = archive.extractfile(member) if member.name in names and member.isfile() else None
+                if file:
+                    found[member.name] = file.read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); download it again") from None
+    if missing := [name for name in names if name not in found]:
+        raise InputError(f"{path}: contains no {missing[0]}; download it again")
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without empty ones.  Raises InputError if it cannot be read."""
+    try:
+        return [line for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()) if line]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({why}); unpack the archive again") from None
+
+
+def require_images(paths: Sequence[Path]) -> list[str]:
+    """The paths as text.  Raises InputError, which names the first one, if some of these files do not exist.
+
+    Each folder is listed once.  A missing image would otherwise be noticed only when it is its turn.
+    """
+    try:
+        existing = {folder: set(os.listdir(folder)) for folder in {path.parent for path in paths} if folder.is_dir()}
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from None
+    missing = [path for path in paths if path.name not in existing.get(path.parent, ())]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: is missing, and {len(missing) - 1:,} other images of the list too; "
+            "delete the unpacked folder, so that the archive is unpacked again"
+        )
+    return [str(path) for path in paths]

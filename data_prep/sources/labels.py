@@ -1,0 +1,104 @@
+"""Labels as written in a data set, numbers or names, and the classes that follow from them; lists of files."""
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.sources.source import InputError
+
+_MAX_CLASSES = 1_000_000
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """A text file with the name of one class per line, in the order of their numbers; raises InputError."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({why}); give a text file with one class name per line") from None
+    names = names[:-1] if names and not names[-1] else names
+    if not names or "" in names or len(set(names)) < len(names):
+        raise InputError(f"{path}: needs one class name per line, without empty lines and without repetitions")
+    return tuple(names)
+
+
+def number_classes(
+    values: Sequence[int | str] | NDArray[np.int64], names: Sequence[str], where: str
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The classes, and the label of each sample: (S,) values -> classes and (S,) labels.
+
+    Numbers keep their value: they count the classes `names`, or "0", "1", ... without `names`.  Texts are members of
+    `names`, or their sorted set is the classes.  `where` names the data set in the InputError for bad ones.
+    """
+    if isinstance(values, np.ndarray) or all(isinstance(value, int) for value in values):
+        return _number_numbers(np.asarray(values, np.int64), tuple(names), where)
+    texts = [str(value) for value in values]
+    classes = tuple(names) or tuple(sorted(set(texts)))
+    label_of = {name: label for label, name in enumerate(classes)}
+    if unknown := [text for text in texts if text not in label_of]:
+        advice = "correct the list of classes"
+        raise InputError(f"{where}: label {unknown[0]!r} is not one of the {len(classes)} classes; {advice}")
+    return classes, np.array([label_of[text] for text in texts], np.int64)
+
+
+def _number_numbers(
+    labels: NDArray[np.int64], names: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    smallest, largest = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if smallest < 0:
+        what = f"a sample has label {smallest}, which usually means that there are no labels, as in some test sets"
+        raise InputError(f"{where}: {what}; give files with labels")
+    if largest >= (len(names) or _MAX_CLASSES):
+        what = f"label {largest} is not in 0 to {(len(names) or _MAX_CLASSES) - 1}"
+        raise InputError(f"{where}: {what}; correct the list of classes, or choose another label")
+    classes = names or tuple(map(str, range(largest + 1)))
+    if not names and (unused := sorted(set(range(largest + 1)) - set(labels.tolist()))):
+        shown = ", ".join(map(str, unused[:3])) + (f" and {len(unused) - 3:,} more" if len(unused) > 3 else "")
+        print(f"note: {where}: no sample has label {shown}; such a class stays empty", file=sys.stderr, flush=True)
+    return classes, labels
+
+
+def expand_files(patterns: Sequence[str], suffix: str) -> list[str]:
+    """The files that names, folders (their files with `suffix`), globs and shard-{000..146} stand for, in that order.
+
+    Raises InputError if there is no such file, or if one is listed twice.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        for name in [pattern] if os.path.lexists(pattern) else _expand_braces(pattern):
+            if os.path.isdir(name):
+                files = sorted(glob.glob(os.path.join(glob.escape(name), f"*{suffix}")))
+            elif os.path.lexists(name):
+                files = [name]
+            else:
+                files = sorted(glob.glob(name, recursive=True))
+            if not files:
+                what = f"contains no {suffix} file" if os.path.isdir(name) else "no such file"
+                raise InputError(f"{name}: {what}; give {suffix} files, a folder or a pattern of them")
+            found += files
+    if twice := [name for i, name in enumerate(found) if name in found[:i]] if len(set(found)) < len(found) else []:
+        raise InputError(f"{twice[0]}: is listed twice; give each file once")
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """As a shell does: a{08..10} -> a08, a09, a10; {x,y}.tar -> x.tar, y.tar."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last, choices = match.groups()
+    if choices is None:
+        step = 1 if int(first) <= int(last) else -1
+        values = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + step, step)]
+    else:
+        values = choices.split(",")
+    return [
+        each for value in values for each in _expand_braces(pattern[: match.start()] + value + pattern[match.end() :])
+    ]

@@ -1,0 +1,102 @@
+"""WebDataset's shards: tar files in which the files of a sample have one name and different extensions.
+
+Layout: https://github.com/webdataset/webdataset.  The images are read in place.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.sources.labels import expand_files, number_classes, read_class_names
+from data_prep.sources.source import InputError, Slice, Source
+from data_prep.sources.tar import Member, list_members, open_tar
+
+SUFFIX = ".tar"
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # as WebDataset: up to the first dot of the file's name
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_MAX_LABEL = 16 << 20  # bytes of a .cls or .json file
+_THREADS = 16  # they hide the latency of a network file system
+
+
+class _Sample(NamedTuple):
+    image: Slice
+    label: int | str
+
+
+def webdataset(patterns: Sequence[str], label_key: str | None = None, classes: Path | None = None) -> Source:
+    """The samples of shards in stored order; `patterns` are files, folders, globs, or names like a-{000..146}.tar.
+
+    The label is the text of KEY.cls, a number or the name of a class, or the entry `label_key` ("label" if None) of
+    KEY.json; with `label_key`, KEY.cls is not read.  `classes` is a file with one class name per line.  Samples
+    without an image are left out.  Raises InputError if a shard is damaged, or an image has no label.
+    """
+    paths = expand_files(patterns, SUFFIX)
+    names = read_class_names(classes) if classes else ()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        samples = list(chain.from_iterable(pool.map(lambda path: _list_samples(path, label_key), paths)))
+    if not samples:
+        raise InputError(f"{paths[0]}: contains no image (.{', .'.join(_IMAGES)}); give WebDataset's shards")
+    labels: list[int | str] = [sample.label for sample in samples]
+    if not all(isinstance(label, int) for label in labels):
+        labels = [str(label) for label in labels]
+    all_classes, numbers = number_classes(labels, names, paths[0] if len(paths) == 1 else f"{paths[0]}, ...")
+    return Source(all_classes, [sample.image for sample in samples], numbers)
+
+
+def _list_samples(path: str, label_key: str | None) -> list[_Sample]:
+    with open_tar(Path(path)) as descriptor:
+        start = os.pread(descriptor, 8, 0)
+        for magic, name in _COMPRESSED.items():
+            if start.startswith(magic):
+                raise InputError(f"{path}: is compressed with {name}, so it cannot be read in place; decompress it")
+        files: dict[str, dict[str, Member]] = {}
+        for member in list_members(descriptor, path):
+            match = _KEY.fullmatch(member.name)
+            if match is None:
+                continue
+            entries = files.setdefault(match[1], {})
+            if match[2].lower() in entries:
+                raise InputError(f"{path}: contains {member.name} twice; write the shard again")
+            entries[match[2].lower()] = member
+        samples = []
+        for key, entries in files.items():
+            images = [entries[kind] for kind in _IMAGES if kind in entries]
+            if not images:
+                continue
+            if len(images) > 1:
+                what = f"{images[0].name} and {images[1].name} are images of the same sample"
+                raise InputError(f"{path}: {what}; write shards with one image per sample")
+            label = _read_label(descriptor, path, key, entries, label_key)
+            samples.append(_Sample(Slice(path, images[0].offset, images[0].size, images[0].name), label))
+    return samples
+
+
+def _read_label(descriptor: int, path: str, key: str, entries: dict[str, Member], label_key: str | None) -> int | str:
+    """The label of a sample: a number, also if it is written as text, or a text."""
+    kind = "cls" if "cls" in entries and label_key is None else "json"
+    if kind not in entries:
+        wanted = f"{key}.json" if label_key else f"{key}.cls or {key}.json"
+        raise InputError(f"{path}: sample {key} has an image but no {wanted}; write the shard again")
+    member = entries[kind]
+    content = os.pread(descriptor, min(member.size, _MAX_LABEL), member.offset)
+    try:
+        value: object = content.decode("utf-8").strip()
+        if kind == "json":
+            fields = json.loads(content)
+            value = fields[label_key or "label"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        why = f"has no entry {error}, see --label-key" if isinstance(error, KeyError) else f"cannot be read ({error})"
+        raise InputError(f"{path}: {member.name}: {why}; correct it") from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII):
+        return int(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
+    if not is_number and not (isinstance(value, str) and value):
+        raise InputError(f"{path}: {member.name}: {str(value)[:60]!r} is not a label, a number or a name; correct it")
+    assert isinstance(value, int | str)
+    return value
