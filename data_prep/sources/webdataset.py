@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.sources.ignored import IgnoredCounter
 from data_prep.sources.labels import expand_files, number_classes, read_class_names
 from data_prep.sources.source import InputError, Slice, Source
 from data_prep.sources.tar import Member, list_members, open_tar
@@ -29,36 +30,48 @@ class _Sample(NamedTuple):
     label: int | str
 
 
+class _Shard(NamedTuple):
+    samples: list[_Sample]
+    ignored: list[tuple[str, str]]  # reason, and name of a file or sample
+
+
 def webdataset(patterns: Sequence[str], label_key: str | None = None, classes: Path | None = None) -> Source:
     """The samples of shards in stored order; `patterns` are files, folders, globs, or names like a-{000..146}.tar.
 
     The label is the text of KEY.cls, a number or the name of a class, or the entry `label_key` ("label" if None) of
     KEY.json; with `label_key`, KEY.cls is not read.  `classes` is a file with one class name per line.  Samples
-    without an image are left out.  Raises InputError if a shard is damaged, or an image has no label.
+    without an image are left out and counted.  Raises InputError if a shard is damaged, or an image has no label.
     """
     paths = expand_files(patterns, SUFFIX)
     names = read_class_names(classes) if classes else ()
     with ThreadPoolExecutor(_THREADS) as pool:
-        samples = list(chain.from_iterable(pool.map(lambda path: _list_samples(path, label_key), paths)))
+        shards = list(pool.map(lambda path: _list_samples(path, label_key), paths))
+    samples = list(chain.from_iterable(shard.samples for shard in shards))
+    ignored = IgnoredCounter()
+    for path, shard in zip(paths, shards, strict=True):
+        for reason, name in shard.ignored:
+            ignored.add(reason, f"{path}: {name}")
     if not samples:
         raise InputError(f"{paths[0]}: contains no image (.{', .'.join(_IMAGES)}); give WebDataset's shards")
     labels: list[int | str] = [sample.label for sample in samples]
     if not all(isinstance(label, int) for label in labels):
         labels = [str(label) for label in labels]
     all_classes, numbers = number_classes(labels, names, paths[0] if len(paths) == 1 else f"{paths[0]}, ...")
-    return Source(all_classes, [sample.image for sample in samples], numbers)
+    return Source(all_classes, [sample.image for sample in samples], numbers, ignored=ignored.result())
 
 
-def _list_samples(path: str, label_key: str | None) -> list[_Sample]:
+def _list_samples(path: str, label_key: str | None) -> _Shard:
     with open_tar(Path(path)) as descriptor:
         start = os.pread(descriptor, 8, 0)
         for magic, name in _COMPRESSED.items():
             if start.startswith(magic):
                 raise InputError(f"{path}: is compressed with {name}, so it cannot be read in place; decompress it")
         files: dict[str, dict[str, Member]] = {}
+        ignored: list[tuple[str, str]] = []
         for member in list_members(descriptor, path):
             match = _KEY.fullmatch(member.name)
             if match is None:
+                ignored.append(("files that are not KEY.EXTENSION", member.name))
                 continue
             entries = files.setdefault(match[1], {})
             if match[2].lower() in entries:
@@ -68,13 +81,14 @@ def _list_samples(path: str, label_key: str | None) -> list[_Sample]:
         for key, entries in files.items():
             images = [entries[kind] for kind in _IMAGES if kind in entries]
             if not images:
+                ignored.append(("samples without an image", key))
                 continue
             if len(images) > 1:
                 what = f"{images[0].name} and {images[1].name} are images of the same sample"
                 raise InputError(f"{path}: {what}; write shards with one image per sample")
             label = _read_label(descriptor, path, key, entries, label_key)
             samples.append(_Sample(Slice(path, images[0].offset, images[0].size, images[0].name), label))
-    return samples
+    return _Shard(samples, ignored)
 
 
 def _read_label(descriptor: int, path: str, key: str, entries: dict[str, Member], label_key: str | None) -> int | str:

@@ -140,6 +140,21 @@ def test_bad_shards_and_labels_are_named(tmp_path: Path) -> None:
             webdataset([str(tmp_path / pattern)])
 
 
+def test_samples_without_an_image_are_left_out_and_counted(tmp_path: Path) -> None:
+    """And files that belong to no sample, such as those of macOS."""
+    shards = [
+        write_tar(
+            tmp_path / f"{name}.tar",
+            {"x.jpg": PICTURES[0], "x.cls": b"0", "y.cls": b"0", "._x.jpg": b"", "readme": b""},
+        )
+        for name in "ab"
+    ]
+    source = webdataset(list(map(str, shards)))
+    assert len(source.labels) == 2
+    assert source.ignored.counts == {"files that are not KEY.EXTENSION": 4, "samples without an image": 2}
+    assert source.ignored.examples["samples without an image"] == tuple(f"{shard}: y" for shard in shards)
+
+
 def test_a_killed_command_resumes_and_writes_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From shards that have not changed in between; a replaced one starts it over."""
     images = [encode_image(noise(9, 9, i), "PNG") for i in range(90)]

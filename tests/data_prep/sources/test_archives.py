@@ -1,0 +1,83 @@
+"""Archives of published data sets: missing ones, and unpacking that was killed or runs twice at once."""
+
+import multiprocessing
+import os
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from torchvision.datasets import utils
+
+from data_prep.sources.archives import find_folders
+from data_prep.sources.food101 import ARCHIVE, food101
+from data_prep.write_beton import main
+from tests.helpers.published_data import food_files, pets_files, write_pets_archives, write_tar
+from tests.helpers.write_command import single_stderr_line
+
+
+@pytest.mark.parametrize(
+    ("source", "archive"),
+    [
+        ("oxford-pets", "images.tar.gz"),
+        ("food101", "food-101.tar.gz"),
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar100", "cifar-100-python.tar.gz"),
+    ],
+)
+def test_without_a_network_one_line_says_which_file_to_put_where(
+    source: str, archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the address from which it can be downloaded elsewhere.  All requests go to a port that nobody serves."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert main([source, "--split", "val", "--root", str(tmp_path), "--out", str(tmp_path / "x.beton")]) == 1
+    message = single_stderr_line(capsys)
+    assert f"error: {tmp_path}/{archive}: is missing, and the download failed (" in message
+    assert "refused" in message
+    assert f"/{archive} elsewhere and put it there, or give the --root that contains it" in message
+
+
+def test_a_missing_archive_is_downloaded_by_torchvision(tmp_path: Path) -> None:
+    """It checks the digest; an archive of other contents is an error."""
+    here = write_tar(tmp_path / "web" / ARCHIVE.name, food_files(), "w:gz")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(here.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        local = ARCHIVE._replace(
+            url=f"http://127.0.0.1:{server.server_port}/{here.name}", md5=utils.calculate_md5(str(here))
+        )
+        base = find_folders(tmp_path / "data", "", [local])
+        assert (base / "food-101" / "meta" / "train.txt").is_file()
+        with pytest.raises(ValueError, match=r"the download failed \(File not found or corrupted"):
+            find_folders(tmp_path / "other", "", [local._replace(md5="0" * 32)])
+        server.shutdown()
+
+
+def test_unpacking_that_was_killed_is_repeated(tmp_path: Path) -> None:
+    """Its folder appears only when it is complete, and what it left behind is removed."""
+    write_tar(tmp_path / "food-101.tar.gz", food_files(), "w:gz")
+    left = tmp_path / ".food-101.tar.gz.unpacking" / "food-101" / "images"
+    left.mkdir(parents=True)
+    assert len(food101("train", tmp_path).labels) == 6
+    assert not left.parent.parent.exists()
+
+
+def test_two_commands_can_unpack_the_same_archive(tmp_path: Path) -> None:
+    """Those for the training and the validation set, started at once: both succeed."""
+    write_pets_archives(tmp_path, pets_files())
+    context = multiprocessing.get_context("fork")
+
+    def run(split: str) -> None:
+        os._exit(
+            main(["oxford-pets", "--split", split, "--root", str(tmp_path), "--out", str(tmp_path / f"{split}.beton")])
+        )
+
+    processes = [context.Process(target=run, args=(split,)) for split in ("train", "val")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
