@@ -32,12 +32,16 @@ def find_archive(root: Path, archive: Archive) -> Path:
         return path
     from torchvision.datasets.utils import download_url
 
+    unfinished = root / f".{archive.name}.download"  # torchvision leaves a part of it when it is killed
     try:
-        download_url(archive.url, str(root), archive.name, archive.md5)
+        download_url(archive.url, str(root), unfinished.name, archive.md5)
+        unfinished.rename(path)
     except (OSError, RuntimeError) as error:
         why = " ".join(str(error).split())
         advice = f"download {archive.url} elsewhere and put it there, or give the --root that contains it"
         raise InputError(f"{path}: is missing, and the download failed ({why}); {advice}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 

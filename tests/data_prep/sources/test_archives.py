@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,16 @@ from tests.helpers.published_data import food_files, pets_files, write_pets_arch
 from tests.helpers.write_command import single_stderr_line
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests to other machines go to a port that nobody serves."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of the first request
+
+
 @pytest.mark.parametrize(
     ("source", "archive"),
     [
@@ -27,12 +38,9 @@ from tests.helpers.write_command import single_stderr_line
     ],
 )
 def test_without_a_network_one_line_says_which_file_to_put_where(
-    source: str, archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the address from which it can be downloaded elsewhere.  All requests go to a port that nobody serves."""
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
+    """With the address from which it can be downloaded elsewhere."""
     assert main([source, "--split", "val", "--root", str(tmp_path), "--out", str(tmp_path / "x.beton")]) == 1
     message = single_stderr_line(capsys)
     assert f"error: {tmp_path}/{archive}: is missing, and the download failed (" in message
@@ -53,6 +61,7 @@ def test_a_missing_archive_is_downloaded_by_torchvision(tmp_path: Path) -> None:
         assert (base / "food-101" / "meta" / "train.txt").is_file()
         with pytest.raises(ValueError, match=r"the download failed \(File not found or corrupted"):
             find_folders(tmp_path / "other", "", [local._replace(md5="0" * 32)])
+        assert not list((tmp_path / "other").iterdir())
         server.shutdown()
 
 
