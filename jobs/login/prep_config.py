@@ -88,7 +88,9 @@ def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
     source = options.pop("source", "")
     arguments = [source, *([options.pop("path")] if "path" in options else [])]
     for key, value in options.items():
-        if value.lower() != "false":
+        if key == "shuffle" and value.lower() == "false":  # some sources do not shuffle by default
+            arguments.append("--no-shuffle")
+        elif value.lower() != "false":
             arguments += [f"--{key.replace('_', '-')}", *([] if value.lower() == "true" else [value])]
     output = io.StringIO()
     try:

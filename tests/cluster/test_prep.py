@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_prep.options import parse_arguments
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from jobs.login.prep_config import load_prep
 from tests.helpers.cluster_case import Case, campaign
@@ -76,6 +77,15 @@ def test_without_slurm_a_data_set_is_written_on_this_machine_once(images: Path, 
         ("train: {source: imagefolder, path: HERE, out: a, help: true}", "train: `help` is not an option"),
         ("train: {source: imagefolder, path: HERE, out: $UNSET_7/a}", "train: out: $UNSET_7/a: the variable UNSET_7"),
         ("train: {source: imagefolder, path: nowhere, out: a}", "train: nowhere does not exist"),
+        (
+            "train: {source: parquet, path: 'HERE/x-*.parquet', out: a}",
+            "x-*.parquet: no such file; give .parquet files",
+        ),
+        ("train: {source: webdataset, path: 'HERE/x-{0..9}.tar', out: a}", "x-0.tar: no such file"),
+        (
+            "train: {source: webdataset, path: HERE, classes: nowhere, out: a}",
+            "nowhere does not exist; correct `classes`",
+        ),
         ("train: {source: imagefolder, path: HERE, out: a}\njob: {partitoin: cpu}", "job: unknown key 'partitoin'"),
         (
             "train: {source: imagefolder, path: HERE, out: a}\njob: {cpus_per_task: 0}",
@@ -92,6 +102,28 @@ def test_an_invalid_config_is_refused_in_one_line(text: str, message: str, tmp_p
         load_prep(file)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_published_data_set_can_be_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns of files may contain variables; a data set that may be downloaded need not be there yet."""
+    monkeypatch.setenv("DATA_7", str(tmp_path))
+    for name in ("t-00.parquet", "t-01.parquet", "s-0.tar", "s-1.tar"):
+        (tmp_path / name).touch()
+    file = tmp_path / "all.yaml"
+    file.write_text(
+        "a: {source: oxford-pets, split: train, root: nowhere, target: species, out: a}\n"
+        "b: {source: cifar100, split: val, target: coarse, shuffle: false, out: b}\n"
+        "c: {source: parquet, path: '$DATA_7/t-*.parquet', label_column: x, shuffle: true, out: c}\n"
+        "d: {source: webdataset, path: '$DATA_7/s-{0..1}.tar', out: d}\n"
+    )
+    parsed = [parse_arguments(data_set.arguments) for data_set in load_prep(file).data_sets]
+    assert [args.recipe.source for args in parsed] == [
+        "oxford-pets train, species",
+        "cifar100 val, coarse",
+        f"parquet {tmp_path}/t-*.parquet, label_column x",
+        f"webdataset {tmp_path}/s-{{0..1}}.tar",
+    ]
+    assert [args.recipe.shuffle for args in parsed] == [True, False, True, True]
 
 
 def test_a_data_set_that_exists_with_other_options_is_refused(images: Path, jpegs: Path, tmp_path: Path) -> None:
