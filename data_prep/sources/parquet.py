@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.sources.joined import Joined
 from data_prep.sources.labels import expand_files, number_classes, read_class_names
 from data_prep.sources.parquet_rows import Row
 from data_prep.sources.source import InputError, Source
@@ -20,16 +21,14 @@ _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-class ParquetImages(Sequence[Row]):
-    """The rows of parquet files, one image in each."""
+class _Rows(Sequence[Row]):
+    """The rows of one file, one image in each."""
 
-    def __init__(self, paths: Sequence[str], rows: Sequence[int], column: str) -> None:
-        self._paths = paths
-        self._column = column
-        self._ends = np.cumsum(rows, dtype=np.int64)
+    def __init__(self, path: str, column: str, rows: int) -> None:
+        self._path, self._column, self._rows = path, column, range(rows)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._rows)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -37,12 +36,8 @@ class ParquetImages(Sequence[Row]):
     def __getitem__(self, index: slice) -> list[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = index + len(self) if index < 0 else index
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        file = int(np.searchsorted(self._ends, index, side="right"))
-        return Row(self._paths[file], self._column, index - int(self._ends[file - 1] if file else 0))
+            return [self[row] for row in self._rows[index]]
+        return Row(self._path, self._column, self._rows[index])
 
 
 def parquet(
@@ -59,28 +54,28 @@ def parquet(
     """
     paths = expand_files(patterns, SUFFIX)
     names: tuple[str, ...] | None = read_class_names(classes) if classes else None
-    rows, labels = [], []
+    images: list[_Rows] = []
+    labels = []
     for path in paths:
         with _open(path) as file:
             image_column = image_column or _find_image_column(path, file)
             _check_image_column(path, file, image_column)
             label_column = label_column or _find_label_column(path, file, image_column)
             labels.append(_read_labels(path, file, label_column))
-            rows.append(file.metadata.num_rows)
+            images.append(_Rows(path, image_column, file.metadata.num_rows))
             if classes is None:
                 found = _class_names(path, file, label_column)
                 if names is not None and found != names:
                     raise InputError(f"{path}: its class names are not those of {paths[0]}; give files of one data set")
                 names = found
-    if not sum(rows):
+    if not any(map(len, images)):
         raise InputError(f"{paths[0]}: has no rows; give the files of a split that has images")
-    assert image_column
     numbers = [each for each in labels if isinstance(each, np.ndarray)]
     if numbers and len(numbers) < len(labels):
         raise InputError(f"{paths[0]}: column {label_column} has numbers in some files and texts in others")
     values = np.concatenate(numbers) if numbers else [text for each in labels for text in each]
     all_classes, all_labels = number_classes(values, names or (), f"{paths[0]}: column {label_column}")
-    return Source(all_classes, ParquetImages(paths, rows, image_column), all_labels)
+    return Source(all_classes, Joined(images), all_labels)
 
 
 def _open(path: str) -> Any:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.sources.ignored import IgnoredCounter
+from data_prep.sources.imagenet import TarImages
+from data_prep.sources.joined import Joined
 from data_prep.sources.labels import expand_files, number_classes, read_class_names
-from data_prep.sources.source import InputError, Slice, Source
+from data_prep.sources.source import InputError, Source
 from data_prep.sources.tar import Member, list_members, open_tar
 
 SUFFIX = ".tar"
@@ -25,13 +27,9 @@ _MAX_LABEL = 16 << 20  # bytes of a .cls or .json file
 _THREADS = 16  # they hide the latency of a network file system
 
 
-class _Sample(NamedTuple):
-    image: Slice
-    label: int | str
-
-
 class _Shard(NamedTuple):
-    samples: list[_Sample]
+    images: TarImages
+    labels: list[int | str]
     ignored: list[tuple[str, str]]  # reason, and name of a file or sample
 
 
@@ -46,18 +44,17 @@ def webdataset(patterns: Sequence[str], label_key: str | None = None, classes: P
     names = read_class_names(classes) if classes else ()
     with ThreadPoolExecutor(_THREADS) as pool:
         shards = list(pool.map(lambda path: _list_samples(path, label_key), paths))
-    samples = list(chain.from_iterable(shard.samples for shard in shards))
     ignored = IgnoredCounter()
     for path, shard in zip(paths, shards, strict=True):
         for reason, name in shard.ignored:
             ignored.add(reason, f"{path}: {name}")
-    if not samples:
+    labels = list(chain.from_iterable(shard.labels for shard in shards))
+    if not labels:
         raise InputError(f"{paths[0]}: contains no image (.{', .'.join(_IMAGES)}); give WebDataset's shards")
-    labels: list[int | str] = [sample.label for sample in samples]
     if not all(isinstance(label, int) for label in labels):
         labels = [str(label) for label in labels]
     all_classes, numbers = number_classes(labels, names, paths[0] if len(paths) == 1 else f"{paths[0]}, ...")
-    return Source(all_classes, [sample.image for sample in samples], numbers, ignored=ignored.result())
+    return Source(all_classes, Joined([shard.images for shard in shards]), numbers, ignored=ignored.result())
 
 
 def _list_samples(path: str, label_key: str | None) -> _Shard:
@@ -77,18 +74,19 @@ def _list_samples(path: str, label_key: str | None) -> _Shard:
             if match[2].lower() in entries:
                 raise InputError(f"{path}: contains {member.name} twice; write the shard again")
             entries[match[2].lower()] = member
-        samples = []
+        images: list[Member] = []
+        labels: list[int | str] = []
         for key, entries in files.items():
-            images = [entries[kind] for kind in _IMAGES if kind in entries]
-            if not images:
+            found = [entries[kind] for kind in _IMAGES if kind in entries]
+            if not found:
                 ignored.append(("samples without an image", key))
                 continue
-            if len(images) > 1:
-                what = f"{images[0].name} and {images[1].name} are images of the same sample"
+            if len(found) > 1:
+                what = f"{found[0].name} and {found[1].name} are images of the same sample"
                 raise InputError(f"{path}: {what}; write shards with one image per sample")
-            label = _read_label(descriptor, path, key, entries, label_key)
-            samples.append(_Sample(Slice(path, images[0].offset, images[0].size, images[0].name), label))
-    return _Shard(samples, ignored)
+            images.append(found[0])
+            labels.append(_read_label(descriptor, path, key, entries, label_key))
+    return _Shard(TarImages(Path(path), images), labels, ignored)
 
 
 def _read_label(descriptor: int, path: str, key: str, entries: dict[str, Member], label_key: str | None) -> int | str:
