@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_prep.sources.source import InputError
 
 _MAX_CLASSES = 1_000_000
+_SPLIT = re.compile(r"(train|test|val|dev)(ing|id|idation)?(?![a-z])", re.IGNORECASE)  # at the start of a file's name
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -68,13 +69,14 @@ def _number_numbers(
 def expand_files(patterns: Sequence[str], suffix: str) -> list[str]:
     """The files that names, folders (their files with `suffix`), globs and shard-{000..146} stand for, in that order.
 
-    Raises InputError if there is no such file, or if one is listed twice.
+    Raises InputError if there is no such file, if one is listed twice, or if a folder has files of several splits.
     """
     found: list[str] = []
     for pattern in patterns:
         for name in [pattern] if os.path.lexists(pattern) else _expand_braces(pattern):
             if os.path.isdir(name):
                 files = sorted(glob.glob(os.path.join(glob.escape(name), f"*{suffix}")))
+                _check_split(name, files)
             elif os.path.lexists(name):
                 files = [name]
             else:
@@ -86,6 +88,14 @@ def expand_files(patterns: Sequence[str], suffix: str) -> list[str]:
     if twice := [name for i, name in enumerate(found) if name in found[:i]] if len(set(found)) < len(found) else []:
         raise InputError(f"{twice[0]}: is listed twice; give each file once")
     return found
+
+
+def _check_split(folder: str, files: Sequence[str]) -> None:
+    """Raises InputError if a folder has the files of a training and of a test set, which must not be mixed."""
+    starts = [match[1].lower() for file in files if (match := _SPLIT.match(os.path.basename(file)))]
+    if found := sorted(set(starts))[1:]:
+        what = f"contains the files of several splits, such as {sorted(set(starts))[0]} and {found[0]}"
+        raise InputError(f"{folder}: {what}; name those of one, for example with the pattern '{folder}/{starts[0]}*'")
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -85,7 +85,7 @@ def _open(path: str) -> Any:
     except ImportError:
         raise InputError("parquet files need pyarrow, which is not installed; pip install 'pyarrow>=21,<27'") from None
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from None
 

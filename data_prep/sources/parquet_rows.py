@@ -61,7 +61,9 @@ class _Column:
     def __init__(self, path: str, column: str) -> None:
         import pyarrow.parquet
 
-        self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
+        self._file = pyarrow.parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+        )
         self._column = column
         self._group_starts = [0]
         for group in range(self._file.num_row_groups):

@@ -80,6 +80,17 @@ def test_files_of_the_hub_give_their_images_labels_and_class_names(tmp_path: Pat
     assert source.images[-1] == source.images[20] == list(source.images)[20]
 
 
+def test_a_folder_with_several_splits_is_refused(tmp_path: Path) -> None:
+    """Test images in a training set would make its results worthless; a pattern names one split."""
+    for name in ("train-0", "train-1", "test-0", "trainer"):
+        hub_file(tmp_path / f"{name}.parquet", pictures(2), [0, 1])
+    with pytest.raises(InputError, match=r"files of several splits, such as test and train; .*/test\*'"):
+        parquet([str(tmp_path)])
+    assert len(parquet([str(tmp_path / "train-*")]).labels) == 4
+    (tmp_path / "test-0.parquet").unlink()
+    assert len(parquet([str(tmp_path)]).labels) == 6
+
+
 def test_the_beton_keeps_the_order_of_the_files_unless_it_is_to_be_shuffled(tmp_path: Path) -> None:
     """Reading rows at random would decompress a row group for each; --limit takes the first rows."""
     images = [encode_image(smooth(20, 30, i)) for i in range(12)]
