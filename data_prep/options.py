@@ -45,12 +45,13 @@ examples:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, with their `recipe` and with `open_source()`, which opens the source.  Exits with 2 for usage.
 
-    `may_download` says whether the source can be downloaded; `check_files()` raises InputError if patterns of files
+    `may_download` says whether the source can be downloaded, which `open_source(**without_download)` does not; `check_files()` raises InputError if patterns of files
     match none.
     """
     parser = _build_parser()
     args = parser.parse_args(arguments)
     name, args.open_source = args.open_options(args)
+    args.without_download = {"fetch": False} if args.may_download else {}
     args.check_files = partial(expand_files, args.files, args.suffix)
     try:
         if args.workers < 1:

@@ -178,7 +178,7 @@ def _compare_with_source(manifest: DatasetManifest, args: argparse.Namespace) ->
         return "an older version wrote it, which did not record them"
     recipe: Recipe = args.recipe
     try:
-        source = args.open_source().random_subset(recipe.subset, recipe.per_class, recipe.seed)
+        source = args.open_source(**args.without_download).random_subset(recipe.subset, recipe.per_class, recipe.seed)
         found = take_fingerprint(source)
     except (InputError, OSError) as error:
         if _is_unreadable(error, args):

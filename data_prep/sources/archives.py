@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from errno import ENOENT
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +26,16 @@ class Archive(NamedTuple):
     top: str  # the folder that it contains
 
 
-def find_archive(root: Path, archive: Archive) -> Path:
-    """The path of `archive` in `root`; downloaded there if it is missing.  Raises InputError without a network."""
+def find_archive(root: Path, archive: Archive, fetch: bool) -> Path:
+    """The path of `archive` in `root`; downloaded there if it is missing.
+
+    Raises InputError if it is missing and cannot be downloaded, or may not be, without `fetch`.
+    """
     path = root / archive.name
     if path.is_file():
         return path
+    if not fetch:
+        raise InputError(f"{path}: no such file") from FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
     from torchvision.datasets.utils import download_url
 
     unfinished = root / f".{archive.name}.download"  # torchvision leaves a part of it when it is killed
@@ -45,18 +51,22 @@ def find_archive(root: Path, archive: Archive) -> Path:
     return path
 
 
-def find_folders(root: Path, folder: str, archives: Sequence[Archive]) -> Path:
+def find_folders(root: Path, folder: str, archives: Sequence[Archive], fetch: bool) -> Path:
     """The folder that contains the unpacked `archives`: `root`/`folder`, or `root` itself if it has that name.
 
-    What is missing is unpacked into `root`/`folder` from the archive, which is in `root` or in `root`/`folder`, or is
-    downloaded.  Raises InputError if an archive is damaged or cannot be downloaded.
+    With `fetch`, what is missing is unpacked into `root`/`folder` from the archive, which is in `root` or in
+    `root`/`folder`, or is downloaded.  Raises InputError if an archive is damaged or cannot be downloaded.
     """
     root = root.parent if root.name == folder else root
     base = root / folder
     for archive in archives:
-        if not (base / archive.top).is_dir():
-            packed = base / archive.name if (base / archive.name).is_file() else find_archive(root, archive)
-            _unpack(packed, archive.top, base)
+        if (base / archive.top).is_dir():
+            continue
+        if not fetch:
+            missing = FileNotFoundError(ENOENT, os.strerror(ENOENT), base / archive.top)
+            raise InputError(f"{base / archive.top}: no such folder") from missing
+        packed = base / archive.name if (base / archive.name).is_file() else find_archive(root, archive, fetch)
+        _unpack(packed, archive.top, base)
     return base
 
 

@@ -48,11 +48,11 @@ LAYOUTS = {
 }
 
 
-def cifar(name: str, split: str, root: Path, target: str = "fine") -> Source:
+def cifar(name: str, split: str, root: Path, target: str = "fine", fetch: bool = True) -> Source:
     """The images of "cifar10" or "cifar100"; `target` "coarse" labels the latter by its 20 superclasses.
 
     Read from `root`/cifar-10-batches-py (or cifar-100-python), or from the archive in `root`, without unpacking it;
-    torchvision downloads it if it is missing.  Raises InputError if a file is damaged, or missing without a network.
+    torchvision downloads it if it is missing; not without `fetch`.  Raises InputError if a file is damaged, or missing without a network.
     """
     layout = LAYOUTS[name]
     label_key, name_key = layout.keys[target]
@@ -63,7 +63,7 @@ def cifar(name: str, split: str, root: Path, target: str = "fine") -> Source:
         where = folder
         contents = {file: _read_file(folder / file) for file in files}
     else:
-        where = find_archive(root, layout.archive)
+        where = find_archive(root, layout.archive, fetch)
         archived = read_archive(where, [f"{layout.archive.top}/{file}" for file in files])
         contents = {file: archived[f"{layout.archive.top}/{file}"] for file in files}
     classes: tuple[str, ...] = ()

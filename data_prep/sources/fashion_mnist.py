@@ -13,10 +13,11 @@ from data_prep.sources.source import InputError, Pixels, Source
 PACKAGED_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-def fashion_mnist(split: str, root: Path, packaged: Path = PACKAGED_FASHION_MNIST) -> Source:
+def fashion_mnist(split: str, root: Path, packaged: Path = PACKAGED_FASHION_MNIST, fetch: bool = True) -> Source:
     """Fashion-MNIST: 60,000 gray 28x28 training images ("train") or 10,000 test images ("val") in 10 classes.
 
-    Reads the Debian package if it is installed, else torchvision's copy in `root`, which is downloaded if missing.
+    Reads the Debian package if it is installed, else torchvision's copy in `root`, which is downloaded if missing, but
+    not without `fetch`.
     Raises InputError if a file is damaged or cannot be downloaded.
     """
     from torchvision.datasets import FashionMNIST
@@ -27,7 +28,7 @@ def fashion_mnist(split: str, root: Path, packaged: Path = PACKAGED_FASHION_MNIS
         labels = read_idx(packaged / f"{prefix}-labels-idx1-ubyte.gz")
     else:
         try:
-            dataset = FashionMNIST(str(root), train=split == "train", download=True)
+            dataset = FashionMNIST(str(root), train=split == "train", download=fetch)
         except (OSError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise InputError(

@@ -16,14 +16,14 @@ ARCHIVE = Archive(
 _LISTS = {"train": "train.txt", "val": "test.txt"}
 
 
-def food101(split: str, root: Path) -> Source:
+def food101(split: str, root: Path, fetch: bool = True) -> Source:
     """The pictures of meta/train.txt ("train") or meta/test.txt ("val"), with labels.txt's names of the classes.
 
     Read from `root`/food-101, or unpacked there from `root`/food-101.tar.gz, which torchvision downloads if it is
-    missing.  Raises InputError if something is damaged, or missing without a network.
+    missing; not without `fetch`.  Raises InputError if something is damaged, or missing without a network.
     """
     root = root.parent if root.name == ARCHIVE.top else root
-    base = find_folders(root, "", [ARCHIVE]) / ARCHIVE.top
+    base = find_folders(root, "", [ARCHIVE], fetch) / ARCHIVE.top
     meta = base / "meta"
     classes, names = read_lines(meta / "classes.txt"), read_lines(meta / "labels.txt")
     if len(names) != len(classes) or len(set(classes)) < len(classes):

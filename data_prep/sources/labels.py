@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from errno import ENOENT
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def expand_files(patterns: Sequence[str], suffix: str) -> list[str]:
                 files = sorted(glob.glob(name, recursive=True))
             if not files:
                 what = f"contains no {suffix} file" if os.path.isdir(name) else "no such file"
-                raise InputError(f"{name}: {what}; give {suffix} files, a folder or a pattern of them")
+                missing = FileNotFoundError(ENOENT, os.strerror(ENOENT), name)
+                raise InputError(f"{name}: {what}; give {suffix} files, a folder or a pattern of them") from missing
             found += files
     if twice := [name for i, name in enumerate(found) if name in found[:i]] if len(set(found)) < len(found) else []:
         raise InputError(f"{twice[0]}: is listed twice; give each file once")

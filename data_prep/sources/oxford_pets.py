@@ -43,14 +43,14 @@ class _Line(NamedTuple):
         return self.image.rpartition("_")[0].replace("_", " ").title()
 
 
-def oxford_pets(split: str, root: Path, target: str = "breed") -> Source:
+def oxford_pets(split: str, root: Path, target: str = "breed", fetch: bool = True) -> Source:
     """The pictures of "train" (trainval.txt) or "val" (test.txt), labeled by breed, or by `target` "species".
 
     Read from `root`/oxford-iiit-pet; what is missing there is unpacked from `root`'s images.tar.gz and
-    annotations.tar.gz, which torchvision downloads if they are missing.  Raises InputError if something is damaged,
-    or missing without a network.
+    annotations.tar.gz, which torchvision downloads if they are missing; not without `fetch`.  Raises InputError if
+    something is damaged, or missing without a network.
     """
-    base = find_folders(root, FOLDER, ARCHIVES)
+    base = find_folders(root, FOLDER, ARCHIVES, fetch)
     lists = {name: _read_list(base / "annotations" / file) for name, file in _LISTS.items()}
     lines = lists[split]
     images = require_images([base / "images" / f"{line.image}.jpg" for line in lines])

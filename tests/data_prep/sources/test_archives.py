@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,8 @@ from torchvision.datasets import utils
 from data_prep.sources.archives import find_folders
 from data_prep.sources.food101 import ARCHIVE, food101
 from data_prep.write_beton import main
-from tests.helpers.published_data import food_files, pets_files, write_pets_archives, write_tar
+from tests.helpers.image_files import encode_image, smooth
+from tests.helpers.published_data import cifar_files, food_files, pets_files, write_pets_archives, write_tar
 from tests.helpers.write_command import single_stderr_line
 
 
@@ -57,10 +59,10 @@ def test_a_missing_archive_is_downloaded_by_torchvision(tmp_path: Path) -> None:
         local = ARCHIVE._replace(
             url=f"http://127.0.0.1:{server.server_port}/{here.name}", md5=utils.calculate_md5(str(here))
         )
-        base = find_folders(tmp_path / "data", "", [local])
+        base = find_folders(tmp_path / "data", "", [local], True)
         assert (base / "food-101" / "meta" / "train.txt").is_file()
         with pytest.raises(ValueError, match=r"the download failed \(File not found or corrupted"):
-            find_folders(tmp_path / "other", "", [local._replace(md5="0" * 32)])
+            find_folders(tmp_path / "other", "", [local._replace(md5="0" * 32)], True)
         assert not list((tmp_path / "other").iterdir())
         server.shutdown()
 
@@ -90,3 +92,24 @@ def test_two_commands_can_unpack_the_same_archive(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_a_finished_file_does_not_need_its_source_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command again neither downloads nor unpacks a data set that was deleted, only to compare it."""
+    write_tar(tmp_path / "food-101.tar.gz", food_files(), "w:gz")
+    write_tar(tmp_path / "cifar-10-python.tar.gz", cifar_files("cifar10"), "w:gz")
+    write_tar(tmp_path / "shards" / "a.tar", {"x.jpg": encode_image(smooth(9, 9)), "x.cls": b"0"})
+    food = ["food101", "--split", "val", "--root", str(tmp_path), "--out", str(tmp_path / "food.beton")]
+    cifar = ["cifar10", "--split", "val", "--root", str(tmp_path), "--out", str(tmp_path / "cifar.beton")]
+    shards = ["webdataset", str(tmp_path / "shards"), "--out", str(tmp_path / "shards.beton")]
+    for arguments in (food, cifar, shards):
+        assert main(arguments) == 0
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.endswith(f"already written: {arguments[-1]}\n")
+    shutil.rmtree(tmp_path / "food-101")
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    (tmp_path / "shards" / "a.tar").unlink()
+    for arguments in (food, cifar, shards):
+        assert main(arguments) == 0
+        assert "its images were not compared" in capsys.readouterr().out
+    assert not (tmp_path / "food-101").exists()
