@@ -45,8 +45,8 @@ examples:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, with their `recipe` and with `open_source()`, which opens the source.  Exits with 2 for usage.
 
-    `may_download` says whether the source can be downloaded, which `open_source(**without_download)` does not; `check_files()` raises InputError if patterns of files
-    match none.
+    `may_download` says whether the source can be downloaded, which `open_source(**without_download)` does not do;
+    `check_files()` raises InputError if patterns of files match none.
     """
     parser = _build_parser()
     args = parser.parse_args(arguments)

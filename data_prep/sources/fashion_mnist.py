@@ -17,8 +17,7 @@ def fashion_mnist(split: str, root: Path, packaged: Path = PACKAGED_FASHION_MNIS
     """Fashion-MNIST: 60,000 gray 28x28 training images ("train") or 10,000 test images ("val") in 10 classes.
 
     Reads the Debian package if it is installed, else torchvision's copy in `root`, which is downloaded if missing, but
-    not without `fetch`.
-    Raises InputError if a file is damaged or cannot be downloaded.
+    not without `fetch`.  Raises InputError if a file is damaged or cannot be downloaded.
     """
     from torchvision.datasets import FashionMNIST
 
