@@ -6,25 +6,32 @@ name.  So the tars, Kaggle's folders and an ImageFolder of the same images give 
 
 import csv
 import gzip
+import os
+import re
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.folders import image_folder
+from data_prep.sources.folders import FolderScan, image_folder
+from data_prep.sources.ignored import Ignored, IgnoredCounter
 from data_prep.sources.matlab import read_struct_array
+from data_prep.sources.recognize import HIDDEN, NOT_IMAGES, has_image_suffix, is_hidden_path, is_image
 from data_prep.sources.source import InputError, Slice, Source
 from data_prep.sources.tar import Member, list_members, open_tar
 
 _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _META = "data/meta.mat"
+_VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.jpe?g", re.IGNORECASE)
+_WNID = re.compile(r"n\d{8}")
 _INDEX_THREADS = 16  # concurrent reads hide the latency of a network file system
 
 
@@ -58,59 +65,130 @@ def ilsvrc(tar: Path, devkit: Path | None = None, synsets: Path | None = None) -
     """
     ids = read_devkit(devkit)[0] if devkit else {}
     names = dict(ids.values()) | (read_synsets(synsets) if synsets else {})
+    ignored = IgnoredCounter()
     with open_tar(tar) as descriptor:
-        outer = list_members(descriptor, str(tar))
+        outer = _visible(list_members(descriptor, str(tar)), ignored)
         if not outer:
             raise InputError(f"{tar}: contains no files; give ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
         if all(_is_tar(member) for member in outer):
             with ThreadPoolExecutor(_INDEX_THREADS) as pool:
                 labels = [f"{tar}: {member.name}" for member in outer]
                 inner = list(pool.map(list_members, [descriptor] * len(outer), labels, outer))
-            return _train_source(tar, outer, inner, names)
-    if others := [member.name for member in outer if not member.name.lower().endswith((".jpeg", ".jpg"))]:
-        raise InputError(
-            f"{tar}: {others[0]} is neither the tar of a class nor a JPEG; "
-            "give ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar"
-        )
+            inner = [_images(descriptor, _visible(files, ignored), ignored) for files in inner]
+            return _train_source(tar, outer, inner, names, ignored.result())
+    for member in outer:
+        if not member.name.lower().endswith((".jpeg", ".jpg")):
+            what = f"{member.name} is neither the tar of a class nor a JPEG"
+            raise InputError(f"{tar}: {what}; give ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
+        if not _VAL_IMAGE.fullmatch(Path(member.name).name):
+            is_in_folder = "/" in member.name.removeprefix("./")
+            what = "in a folder, and no validation image" if is_in_folder else "no validation image"
+            advice = "unpack a tar of class folders and write it as imagefolder" if is_in_folder else "give another tar"
+            why = "the training images of ImageNet are in one tar per class, the validation images have numbers"
+            raise InputError(f"{tar}: {member.name} is {what}: {why}; {advice}")
     if devkit is None:
         raise InputError(f"{tar}: has no labels of the validation images; add --devkit ILSVRC2012_devkit_t12.tar.gz")
-    return _val_source(tar, outer, devkit, names)
+    return _val_source(tar, outer, devkit, names, ignored.result())
 
 
 def _is_tar(member: Member) -> bool:
     return member.name.lower().endswith(".tar")
 
 
-def _train_source(tar: Path, outer: Sequence[Member], inner: Sequence[list[Member]], names: dict[str, str]) -> Source:
+def _visible(members: Sequence[Member], ignored: IgnoredCounter) -> list[Member]:
+    """The members that are not hidden or made by a system; the others are counted."""
+    visible = []
+    for member in members:
+        if is_hidden_path(member.name):
+            ignored.add(HIDDEN, member.name)
+        else:
+            visible.append(member)
+    return visible
+
+
+def _images(descriptor: int, members: Sequence[Member], ignored: IgnoredCounter) -> list[Member]:
+    """The members that are images by their names, or else by their content; the others are counted."""
+    images = []
+    for member in members:
+        if has_image_suffix(member.name) or is_image(
+            BytesIO(os.pread(descriptor, member.size, member.offset)), member.name
+        ):
+            images.append(member)
+        else:
+            ignored.add(NOT_IMAGES, member.name)
+    return images
+
+
+def _train_source(
+    tar: Path, outer: Sequence[Member], inner: Sequence[list[Member]], names: dict[str, str], ignored: Ignored
+) -> Source:
     images = {Path(each.name).stem: sorted(files) for each, files in zip(outer, inner, strict=True)}
     if len(images) < len(outer):
         raise InputError(f"{tar}: contains two tars for the same class; download it again")
     for wnid, files in images.items():
         if not files:
             raise InputError(f"{tar}: {wnid}.tar contains no images; download it again")
+        for one, other in pairwise(files):
+            if one.name == other.name:
+                raise InputError(f"{tar}: {wnid}.tar contains {one.name} twice; download it again")
     wnids = sorted(images)
     labels = np.repeat(np.arange(len(wnids)), [len(images[wnid]) for wnid in wnids])
     tar_images = TarImages(tar, list(chain.from_iterable(images[wnid] for wnid in wnids)))
-    return Source(tuple(wnids), tar_images, labels, _class_names(wnids, names))
+    return Source(tuple(wnids), tar_images, labels, _class_names(wnids, names), ignored)
 
 
-def _val_source(tar: Path, outer: Sequence[Member], devkit: Path, names: dict[str, str]) -> Source:
+def _val_source(tar: Path, outer: Sequence[Member], devkit: Path, names: dict[str, str], ignored: Ignored) -> Source:
     ids, ground_truth = read_devkit(devkit)
-    if len(outer) != len(ground_truth):
-        raise InputError(
-            f"{tar}: contains {len(outer):,} images, but {devkit} has labels for {len(ground_truth):,}; "
-            "give the tar and the devkit of ILSVRC2012 as downloaded"
-        )
-    wnids = sorted(wnid for wnid, _ in ids.values())
-    label_of = {number: wnids.index(wnid) for number, (wnid, _) in ids.items()}
-    if unknown := set(ground_truth) - set(label_of):
+    if unknown := set(ground_truth) - set(ids):
         raise InputError(
             f"{devkit}: {_GROUND_TRUTH} contains class {min(unknown)}, which {_META} does not define; download it again"
         )
-    files = sorted(outer)  # by name, which ends in the number of its line in the ground truth
-    labels = np.array([label_of[number] for number in ground_truth], np.int64)
+    truth = {_val_name(line): ids[number][0] for line, number in enumerate(ground_truth, 1)}
+    # Sorted by the name without folders: a repacked tar gives the same order.
+    files = sorted(outer, key=lambda member: _image_name(member.name))
+    labeled = _check_images(str(tar), [file.name for file in files], truth, str(devkit))
+    wnids = sorted(wnid for wnid, _ in ids.values())
+    labels = np.searchsorted(wnids, labeled).astype(np.int64)
     order = np.argsort(labels, kind="stable")
-    return Source(tuple(wnids), TarImages(tar, [files[i] for i in order]), labels[order], _class_names(wnids, names))
+    images = TarImages(tar, [files[i] for i in order])
+    return Source(tuple(wnids), images, labels[order], _class_names(wnids, names), ignored)
+
+
+def _val_name(number: int) -> str:
+    return f"ILSVRC2012_val_{number:08}"
+
+
+def _image_name(path: str) -> str:
+    """The name of an image without folders and suffix, by which the tables of labels call it."""
+    return Path(path).stem
+
+
+def _check_images(where: str, paths: Sequence[str], truth: Mapping[str, str], table: str) -> list[str]:
+    """The WordNet id of each image by its name, whatever its folder; `truth` has the names of all images.
+
+    Raises InputError if the images are not those of `truth`, once each, or if one is in the folder of another class.
+    """
+    found: dict[str, str] = {}
+    wnids = []
+    for path in paths:
+        name = _image_name(path)
+        if name not in truth:
+            what = f"{path} has no label in {table}, which has labels for {len(truth):,} images"
+            raise InputError(f"{where}: {what}; give the images and the labels of ILSVRC2012 as downloaded")
+        if name in found:
+            what = f"contains {name} twice, as {found[name]} and {path}"
+            raise InputError(f"{where}: {what}; remove one of them")
+        folder = Path(path).parent.name
+        if _WNID.fullmatch(folder) and folder != truth[name]:
+            what = f"{path} is in the folder of class {folder}, but by {table} its class is {truth[name]}"
+            raise InputError(f"{where}: {what}; give the files as downloaded")
+        found[name] = path
+        wnids.append(truth[name])
+    if missing := sorted(truth.keys() - found.keys()):
+        others = f" and {len(missing) - 1:,} others are" if len(missing) > 1 else " is"
+        what = f"{missing[0]}{others} missing; {table} has labels for {len(truth):,} images"
+        raise InputError(f"{where}: {what}; give all images, as downloaded")
+    return wnids
 
 
 def read_devkit(path: Path) -> tuple[dict[int, tuple[str, str]], list[int]]:
@@ -168,20 +246,26 @@ def kaggle(root: Path, split: str) -> Source:
         if different := set(source.classes) ^ set(wnids):
             here, there = (folder, mapping) if min(different) in source.classes else (mapping, folder)
             raise InputError(f"{here}: class {min(different)} is missing in {there}; unpack Kaggle's archive again")
-        return Source(source.classes, source.images, source.labels, _class_names(wnids, names))
+        return replace(source, names=_class_names(wnids, names))
     solution = root / "LOC_val_solution.csv"
     rows = list(csv.reader(_read_lines(solution)))
     if not rows or rows[0] != ["ImageId", "PredictionString"]:
         raise InputError(f"{solution}: does not start with ImageId,PredictionString; use the file from Kaggle")
-    images: list[tuple[int, str]] = []
+    truth: dict[str, str] = {}
     for number, row in enumerate(rows[1:], 2):
         wnid = row[1].split(" ")[0] if len(row) == 2 else ""
         if wnid not in names:
             raise InputError(f"{solution}: line {number} has no class of {mapping.name}; use the files from Kaggle")
-        images.append((wnids.index(wnid), str(folder / f"{row[0]}.JPEG")))
-    images.sort()
-    labels: NDArray[np.int64] = np.array([label for label, _ in images], np.int64)
-    return Source(tuple(wnids), [path for _, path in images], labels, _class_names(wnids, names))
+        if row[0] in truth:
+            raise InputError(f"{solution}: line {number} has {row[0]} a second time; use the file from Kaggle")
+        truth[row[0]] = wnid
+    scan = FolderScan(folder)
+    paths = sorted(scan.images(str(folder)), key=_image_name)
+    labeled = _check_images(str(folder), paths, truth, str(solution))
+    labels = np.searchsorted(wnids, labeled).astype(np.int64)
+    order = np.argsort(labels, kind="stable")
+    images = [paths[i] for i in order]
+    return Source(tuple(wnids), images, labels[order], _class_names(wnids, names), scan.ignored.result())
 
 
 def read_synsets(path: Path) -> dict[str, str]:

@@ -4,10 +4,10 @@ A new kind of source is a function that returns a `Source`; a new kind of sample
 """
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -84,13 +84,16 @@ class Source:
 
 
 def read_image_file(image: str | Slice | Row) -> bytes:
-    """The bytes of an image file.  Raises InputError if it is empty or truncated, OSError if it cannot be read.
+    """The bytes of an image file.  Raises InputError if it is empty, truncated or a pipe, OSError of a disk.
 
     For a row of a parquet file it raises any exception of pyarrow too.
     """
     # These messages are recorded in manifests as the reason why an image was left out.
     if isinstance(image, str):
-        content = Path(image).read_bytes()
+        with open(image, "rb", opener=open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError("it is not a regular file")
+            content = file.read()
     elif isinstance(image, Row):
         content = read_row(image)
     else:
@@ -100,6 +103,11 @@ def read_image_file(image: str | Slice | Row) -> bytes:
     if not content:
         raise InputError("the file is empty")
     return content
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @cache

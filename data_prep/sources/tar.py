@@ -14,6 +14,13 @@ from typing import NamedTuple
 from data_prep.sources.source import InputError
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 _MAX_NAME = 1 << 20  # bytes of a pax header or long name; a longer one means that the file is damaged
 
 
@@ -47,6 +54,9 @@ def list_members(descriptor: int, name: str, outer: Member | None = None) -> lis
     end = start + outer.size if outer else os.fstat(descriptor).st_size
     found: list[Member] = []
     position = start
+    begin = os.pread(descriptor, min(8, end - start), start)
+    if kind := next((kind for magic, kind in _COMPRESSED.items() if begin.startswith(magic)), None):
+        raise InputError(f"{name}: is compressed with {kind}, so it cannot be read in place; decompress it first")
     overrides: dict[str, str] = {}  # path and size of the next file, from a long-name or pax header
     while True:
         header = os.pread(descriptor, _BLOCK, position) if position + _BLOCK <= end else b""
@@ -61,16 +71,16 @@ def list_members(descriptor: int, name: str, outer: Member | None = None) -> lis
         position += _BLOCK
         if position + size > end:
             raise InputError(f"{name}: is truncated in {_header_name(header)}; download it again")
-        kind = header[156:157]
-        if kind in (b"L", b"x"):
+        member_type = header[156:157]
+        if member_type in (b"L", b"x"):
             if size > _MAX_NAME:
                 raise InputError(f"{name}: is damaged at byte {position - start:,}; download it again")
             content = os.pread(descriptor, size, position)
-            overrides |= {"path": _decode_text(content)} if kind == b"L" else _parse_pax(content)
+            overrides |= {"path": _decode_text(content)} if member_type == b"L" else _parse_pax(content)
         else:
-            if kind in (b"0", b"\0"):
+            if member_type in (b"0", b"\0"):
                 found.append(Member(overrides.get("path", _header_name(header)), position, size))
-            elif kind not in (b"5", b"g"):  # folders and global pax headers contain no images
+            elif member_type not in (b"5", b"g"):  # folders and global pax headers contain no images
                 what = f"{_header_name(header)} is a link or device, not a file"
                 raise InputError(f"{name}: {what}; give the tar file as downloaded")
             overrides = {}
