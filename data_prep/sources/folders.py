@@ -113,8 +113,8 @@ class FolderScan:
     def _is_read_already(self, folder: str, owner: str) -> bool:
         """Whether the real folder has been read, or contains the link `folder`.  Raises InputError for two classes."""
         identity = _identity(folder)
-        if identity in self._visited:
-            first, first_owner = self._visited[identity]
+        first, first_owner = self._visited.get(identity, (folder, owner))
+        if first != folder:
             if first_owner and first_owner != owner:
                 what = f"is the same folder as {first}, so its images would be in the classes {first_owner} and {owner}"
                 raise InputError(f"{folder}: {what}; remove one of the links")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.sources.folders import FolderScan, image_folder
 from data_prep.sources.ignored import Ignored, IgnoredCounter
