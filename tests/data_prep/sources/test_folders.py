@@ -5,11 +5,11 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torchvision.datasets import ImageFolder
 
-from data_prep.sources import folders
 from data_prep.sources.folders import image_folder
 from data_prep.sources.source import InputError, read_image_file
 from data_prep.write_beton import main
@@ -127,12 +127,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat" / "secret").chmod(0)
     child = os.fork()
     if not child:
-        os.setuid(65534)
+        code = 8
         try:
+            os.setuid(65534)
             image_folder(tmp_path)
         except InputError as error:
-            os._exit(7 if "cat/secret: cannot be read (Permission denied)" in str(error) else 8)
-        os._exit(9)
+            code = 7 if "cat/secret: cannot be read (Permission denied)" in str(error) else 9
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
@@ -188,10 +190,12 @@ def test_folders_are_told_apart_where_the_file_system_has_no_numbers_for_them(
         save_image(tmp_path / name, PICTURE)
     real = os.stat
 
-    def unnumbered(path: str) -> os.stat_result:
-        status = list(real(path))
+    def unnumbered(path: str, **options: Any) -> os.stat_result:
+        status = list(real(path, **options))
         status[1] = 0
         return os.stat_result(status)
 
-    monkeypatch.setattr(folders.os, "stat", unnumbered)
-    assert paths_below(tmp_path) == ["cat/a/x.png", "cat/b/x.png", "dog/x.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", unnumbered)
+        found = paths_below(tmp_path)
+    assert found == ["cat/a/x.png", "cat/b/x.png", "dog/x.png"]

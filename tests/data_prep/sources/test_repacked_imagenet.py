@@ -146,7 +146,7 @@ def test_hidden_files_in_a_training_tar_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_twice_in_the_tar_of_a_class_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{WNIDS[0]}.tar contains a.JPEG twice"):
+    with pytest.raises(InputError, match=rf"{WNIDS[0]}\.tar contains a\.JPEG twice"):
         ilsvrc(make_train_tar(tmp_path / "train.tar", ["a.JPEG", "b.JPEG", "a.JPEG"]))
 
 
@@ -163,5 +163,5 @@ def test_a_tar_of_class_folders_is_told_how_to_be_written(devkit: bool, imagenet
     """It is not mistaken for the validation images."""
     folder = imagenet / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC" / "train"
     shutil.make_archive(str(imagenet / "flat"), "tar", folder)
-    with pytest.raises(InputError, match="in a folder, and no validation image.*; unpack a tar of class folders"):
+    with pytest.raises(InputError, match=r"in a folder, and no validation image.*; unpack a tar of class folders"):
         ilsvrc(imagenet / "flat.tar", imagenet / "devkit.tar.gz" if devkit else None)
