@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_prep import journal
 from data_prep.publish import temporary_path
@@ -68,10 +69,16 @@ class Unfinished:
 
 
 def make_unfinished_file(folder: Path, finished_folder: Path) -> Unfinished:
-    """400 raw images of 100 kB in five pages, killed after 308; number 250 cannot be read and is left out."""
+    """400 raw images of 100 kB in five pages, killed after 308.
+
+    Number 250 cannot be read and is left out; numbers 100 and 350 have EXIF data that cannot be read.
+    """
     pixels = noise(190 * 2, 180 * 2)
     images: list[Pixels | str] = [pixels[i % 190 :][:190, i % 180 :][:, :180] for i in range(400)]
     images[250] = "/nowhere.png"
+    for number in (100, 350):
+        images[number] = str(finished_folder / f"{number}.webp")
+        Image.fromarray(pixels[:190, :180]).save(images[number], lossless=True, exif=b"Exif\0\0garbage")
     source = Source(("a", "b"), images, np.arange(400) % 2)
     recipe = Recipe(source="here", mode="raw", on_bad="skip", shuffle=False)
     write(source, finished_folder / "a.beton", recipe, 1)
