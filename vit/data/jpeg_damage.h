@@ -75,9 +75,9 @@ struct Failure {
         case JWRN_ADOBE_XFORM:     // a color transform that it does not know
         case JWRN_NOT_SEQUENTIAL:  // baseline files with zeros in fields that have only one possible value
             return true;
-        case JWRN_JPEG_EOF:  // followed by JWRN_HIT_MARKER if the scan is not complete
+        case JWRN_JPEG_EOF:  // followed by JWRN_HIT_MARKER if the scan is not complete, but not with arithmetic coding
             ended_early = true;
-            return true;
+            return !info->arith_code;
         case JWRN_EXTRANEOUS_DATA: {  // bytes before a marker
             const size_t count = static_cast<size_t>(manager.msg_parm.i[0]);
             const int marker = manager.msg_parm.i[1];

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_prep.write_beton import main
 from tests.helpers.image_files import encode_image, save_bytes, smooth
+from tests.helpers.odd_images import ARITHMETIC
 from tests.helpers.write_command import stored_images
 from vit.data.image_file import UNREADABLE_EXIF, BadImageError, TooManyPixelsError, decode_image
 
@@ -124,3 +125,16 @@ def test_pictures_larger_than_the_limit_are_refused() -> None:
         decode_image(content, max_megapixels=1)
     assert decode_image(content, max_megapixels=2).pixels.shape == (1000, 1001, 3)
     assert Image.MAX_IMAGE_PIXELS == 1024**3 // 12
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "TGA", "PPM", "QOI"])
+def test_half_a_picture_is_refused(kind: str) -> None:
+    """No format's missing pixels are filled in; neither is a PNG with a wrong checksum or an arithmetic-coded JPEG."""
+    content = encode_image(PICTURE, kind)
+    assert decode_image(content).pixels.shape == PICTURE.shape
+    for half in (content[: len(content) // 2], ARITHMETIC[: len(ARITHMETIC) * 4 // 5]):
+        with pytest.raises(BadImageError):
+            decode_image(half)
+    if kind == "PNG":
+        with pytest.raises(BadImageError):
+            decode_image(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
