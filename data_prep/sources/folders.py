@@ -90,20 +90,22 @@ class FolderScan:
                     for entry in entries:
                         if is_hidden(entry.name):
                             self._ignore(HIDDEN, entry.path)
+                        elif has_image_suffix(entry.name) and entry.is_file():  # first, because most are images
+                            names.append(entry.name)
                         elif entry.is_dir():
                             (links if entry.is_symlink() else folders).append(entry.path)
-                        elif self._is_image(entry):
+                        elif self._is_image_by_content(entry):
                             names.append(entry.name)
             found.append((current, sorted(names)))
-        return [os.path.join(where, name) for where, names in sorted(found) for name in names]
+        return [
+            prefix + name for where, names in sorted(found) for prefix in [os.path.join(where, "")] for name in names
+        ]
 
-    def _is_image(self, entry: os.DirEntry[str]) -> bool:
+    def _is_image_by_content(self, entry: os.DirEntry[str]) -> bool:
         if not entry.is_file():
             self._refuse_broken_link(entry)
             self._ignore(NOT_REGULAR, entry.path)
             return False
-        if has_image_suffix(entry.name):
-            return True
         with _errors_named(entry.path), open(entry.path, "rb", opener=open_at_once) as file:
             if is_image(file, entry.name):
                 return True

@@ -119,9 +119,9 @@ def test_a_link_to_nothing_is_named(link: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
     """Its images would vanish from the data set, also with --on-bad skip."""
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if (mode := folder.stat().st_mode) & 0o055 != 0o055:
+            folder.chmod(mode | 0o055)
     for name in ("cat/x.png", "cat/secret/y.png"):
         save_image(tmp_path / name, PICTURE)
     (tmp_path / "cat" / "secret").chmod(0)
