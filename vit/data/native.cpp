@@ -2,12 +2,12 @@
 //
 // A JPEG is decoded only inside of the crop: libjpeg-turbo skips the rows above and below it and the columns to its left
 // and right.  The entropy-coded data must still be decoded up to the end of the crop, which is most of the cost;
-// `huffman.h` does that.  The resize is Pillow's (`resize.h`).  The pixels are therefore exactly those of
-// `Image.crop(box).resize(size, filter)`, and of torchvision's RandomResizedCrop, Resize and CenterCrop on PIL images, up to
-// Pillow 12.  Pillow 13 resizes the columns of some tall crops first, which changes pixels by at most one level.
+// `huffman.h` does that.  The resize is that of Pillow 13 (`resize.h`).  The pixels are therefore exactly those of
+// `Image.crop(box).resize(size, filter)`, and of torchvision's RandomResizedCrop, Resize and CenterCrop on PIL images.
 //
 // Called through ctypes, without Python's global lock, from several threads at once.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -38,11 +38,13 @@ struct Image {
 // The buffers and the decoder of one thread; freed when the thread ends.
 struct Worker {
     resize::Weights across, down;
-    std::vector<uint8_t> lines;    // ROWS decoded rows
-    std::vector<uint8_t> resized;  // all rows of the crop, each resized to S pixels
+    std::vector<uint8_t> lines;    // decoded rows: ROWS of them, or those of a few outputs if the columns come first
+    std::vector<uint8_t> mixed;    // ROWS rows whose columns are resized
+    std::vector<uint8_t> resized;  // rows resized to S pixels: all rows of the crop, or ROWS if the columns come first
     int top = 0, left = 0, h = 0, w = 0;  // region of the decoded image that is needed
     int scale = 1;                        // side of a decoded pixel, in pixels of the image
     const resize::Filter* filter = &resize::BILINEAR;
+    bool columns_first = false;
     int S = 0;
     size_t pitch = 0;  // bytes from one row of `resized` to the next
     jpeg_decompress_struct info;
@@ -66,17 +68,13 @@ struct Worker {
         top = locate(down, image.top, image.box_height, image.resized_height, image.out_top);
         left = locate(across, image.left, image.box_width, image.resized_width, image.out_left);
         across.split();
+        columns_first = resize::columns_first(down.in, image.resized_height, across.in, image.resized_width);
         h = down.size;
         w = across.size;
         pitch = static_cast<size_t>(S) * CHANNELS + 1;
-        resized.resize((h + ROWS) * pitch);
-        if (image.mode != JPEG)
-            raw(bytes, static_cast<int>(image.width));
-        else if (!jpeg(bytes, static_cast<size_t>(image.size), static_cast<int>(image.height), static_cast<int>(image.width)))
-            return false;
-        for (int y = 0; y < S; y++, out += S * CHANNELS)
-            resize::columns(&resized[down.first[y] * pitch], pitch, &down.weight[static_cast<size_t>(y) * down.taps], down.count[y],
-                            S * CHANNELS, out);
+        if (image.mode == JPEG)
+            return jpeg(bytes, static_cast<size_t>(image.size), static_cast<int>(image.height), static_cast<int>(image.width), out);
+        raw(bytes, static_cast<int>(image.width), out);
         return true;
     }
 
@@ -89,22 +87,60 @@ struct Worker {
         return static_cast<int>(low) + weights.from;
     }
 
-    // Resizes ROWS rows of the crop, `stride` bytes apart, into `resized`; the first one is row y.
-    void resize_rows(const uint8_t* rows, size_t stride, int y) { resize::rows(rows, stride, across, S, &resized[y * pitch], pitch); }
-
-    void raw(const uint8_t* pixels, int width) {
-        const size_t stride = static_cast<size_t>(w) * CHANNELS;
+    // Resizes the crop.  `read(row)` decodes the next row of it into `stride` bytes, of which the first `before` are not needed.
+    template <class Read>
+    void resample(Read read, size_t stride, size_t before, uint8_t* out) {
+        if (columns_first) return resample_columns_first(read, stride, before, out);
+        resized.resize((h + ROWS) * pitch);
         lines.resize(stride * ROWS + across.padding());
         for (int y = 0; y < h; y += ROWS) {
-            // Copied, because the file may end right after the last row of the last image.
-            for (int row = 0; row < ROWS && y + row < h; row++)
-                std::memcpy(&lines[row * stride], pixels + (static_cast<size_t>(top + y + row) * width + left) * CHANNELS, stride);
-            resize_rows(lines.data(), stride, y);
+            for (int row = 0; row < ROWS && y + row < h; row++) read(&lines[row * stride]);
+            resize::rows(&lines[before], stride, across, S, &resized[y * pitch], pitch);
+        }
+        for (int y = 0; y < S; y++, out += S * CHANNELS)
+            resize::columns(&resized[down.first[y] * pitch], pitch, down.of(y), down.count[y], S * CHANNELS, out);
+    }
+
+    template <class Read>
+    void resample_columns_first(Read read, size_t stride, size_t before, uint8_t* out) {
+        const int capacity = std::min(2 * down.taps, h);
+        const size_t width = static_cast<size_t>(w) * CHANNELS, out_width = static_cast<size_t>(S) * CHANNELS;
+        lines.resize(capacity * stride);
+        mixed.resize(ROWS * width + across.padding());
+        resized.resize(ROWS * pitch);
+        int begin = 0, end = 0;  // the rows of the crop that `lines` holds
+        for (int y = 0; y < S; y += ROWS) {
+            const int count = std::min(ROWS, S - y);
+            for (int row = 0; row < count; row++) {
+                const int first = down.first[y + row], past = first + down.count[y + row];
+                for (; end < past; end++) {
+                    if (end - begin == capacity) {  // the rows before `first` are not needed anymore
+                        std::memmove(lines.data(), &lines[(first - begin) * stride], (end - first) * stride);
+                        begin = first;
+                    }
+                    read(&lines[(end - begin) * stride]);
+                }
+                resize::columns(&lines[(first - begin) * stride + before], stride, down.of(y + row), past - first,
+                                static_cast<int>(width), &mixed[row * width]);
+            }
+            resize::rows(mixed.data(), width, across, S, resized.data(), pitch);
+            for (int row = 0; row < count; row++, out += out_width) std::memcpy(out, &resized[row * pitch], out_width);
         }
     }
 
+    void raw(const uint8_t* pixels, int width, uint8_t* out) {
+        const size_t stride = static_cast<size_t>(w) * CHANNELS;
+        const uint8_t* next = pixels + (static_cast<size_t>(top) * width + left) * CHANNELS;
+        // Copied, because the file may end right after the last row of the last image.
+        const auto read = [&](uint8_t* row) {
+            std::memcpy(row, next, stride);
+            next += static_cast<size_t>(width) * CHANNELS;
+        };
+        resample(read, stride, 0, out);
+    }
+
     // False if the bytes are not a JPEG of this size, are damaged, or end before the crop does.
-    bool jpeg(const uint8_t* bytes, size_t size, int height, int width) {
+    bool jpeg(const uint8_t* bytes, size_t size, int height, int width, uint8_t* out) {
         failure.reset(bytes);
         if (setjmp(failure.return_point)) {
             jpeg_abort_decompress(&info);
@@ -128,16 +164,9 @@ struct Worker {
         JDIMENSION start = from, columns = to - from;
         if (columns < static_cast<JDIMENSION>(width)) jpeg_crop_scanline(&info, &start, &columns);
         const bool fast = scan.install(&info, static_cast<int>(start) / block, static_cast<int>(start + columns - 1) / block);
-        const size_t stride = static_cast<size_t>(columns) * CHANNELS;
-        lines.resize(stride * ROWS + across.padding());
         if (top > 0) jpeg_skip_scanlines(&info, top);
-        for (int y = 0; y < h; y += ROWS) {
-            for (int row = 0; row < ROWS && y + row < h; row++) {
-                JSAMPROW line = &lines[row * stride];
-                jpeg_read_scanlines(&info, &line, 1);
-            }
-            resize_rows(&lines[static_cast<size_t>(left - static_cast<int>(start)) * CHANNELS], stride, y);
-        }
+        const auto read = [this](uint8_t* row) { jpeg_read_scanlines(&info, &row, 1); };
+        resample(read, static_cast<size_t>(columns) * CHANNELS, static_cast<size_t>(left - static_cast<int>(start)) * CHANNELS, out);
         bool complete = true;
         if (info.output_scanline == info.output_height) {  // what follows the image tells whether all of it was there
             if (fast)

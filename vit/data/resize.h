@@ -1,5 +1,5 @@
-// Pillow's antialiased bilinear and bicubic resize, bit for bit: fixed-point weights with 22 fractional bits, first along
-// the rows, then along the columns, each pass rounded to 8 bits.
+// The antialiased bilinear and bicubic resize of Pillow 13, bit for bit: fixed-point weights with 22 fractional bits, one
+// pass along the rows and one along the columns, each rounded to 8 bits.
 // https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
 #pragma once
@@ -39,6 +39,12 @@ inline double cubic(double x) {
 
 constexpr Filter BILINEAR = {1.0, triangle}, BICUBIC = {2.0, cubic};
 
+// Whether Pillow resizes the columns before the rows: where that shortens the columns by more than twice as many pixels as
+// the rows.  Pillow 12 and earlier never did, and their pixels differ: in clipped bicubic noise by up to 20 levels.
+inline bool columns_first(int64_t height, int64_t resized_height, int64_t width, int64_t resized_width) {
+    return height > resized_height && height - resized_height > 2 * (width - resized_width);
+}
+
 inline uint8_t to_level(int32_t sum) {  // clamped: cubic weights may be negative, so a sum may be below 0 or above 255
     sum >>= BITS;
     return static_cast<uint8_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
@@ -47,6 +53,7 @@ inline uint8_t to_level(int32_t sum) {  // clamped: cubic weights may be negativ
 // Weights along one axis.  `length` of the `in` input pixels, from `start` on, are resized to `out` pixels; only `outputs`
 // of these, from `skip` on, are computed.
 struct Weights {
+    int in = 0;                          // input pixels
     int from = 0, size = 0;              // first input pixel needed, and how many
     int taps = 0, pairs = 0;             // largest number of weights per output, and of pairs of weights
     std::vector<int> first, count;       // range of input pixels of each output; `first` is relative to `from`
@@ -54,7 +61,8 @@ struct Weights {
     std::vector<uint32_t> upper, lower;  // (outputs, pairs): upper and lower halves of two weights each
     std::vector<double> exact;           // weights of one output before rounding
 
-    void set(const Filter& filter, double start, double length, int in, int out, int skip, int outputs) {
+    void set(const Filter& filter, double start, double length, int inputs, int out, int skip, int outputs) {
+        in = inputs;
         const double scale = length / out, wide = scale < 1.0 ? 1.0 : scale, support = filter.support * wide, inverse = 1.0 / wide;
         taps = static_cast<int>(std::ceil(support)) * 2 + 1;
         first.resize(outputs);
@@ -85,6 +93,8 @@ struct Weights {
         pairs = (most + 1) / 2;
     }
 
+    const int32_t* of(int output) const { return &weight[static_cast<size_t>(output) * taps]; }
+
     // Bytes after the end of a row that `rows` may read.  Their weight is 0.
     size_t padding() const { return static_cast<size_t>(pairs) * 2 * CHANNELS + 16; }
 
@@ -106,7 +116,7 @@ struct Weights {
 inline void rows_portable(const uint8_t* in, size_t stride, const Weights& across, int S, uint8_t* out, size_t pitch) {
     for (int row = 0; row < ROWS; row++, in += stride, out += pitch)
         for (int x = 0; x < S; x++) {
-            const int32_t* weight = &across.weight[static_cast<size_t>(x) * across.taps];
+            const int32_t* weight = across.of(x);
             const uint8_t* pixel = in + CHANNELS * across.first[x];
             int32_t sum[CHANNELS] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
             for (int k = 0; k < across.count[x]; k++, pixel += CHANNELS)
@@ -169,25 +179,37 @@ inline void rows(const uint8_t* in, size_t stride, const Weights& across, int S,
 }
 
 template <int COUNT>
-inline __attribute__((always_inline)) void weighted_sum(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width,
-                                                        uint8_t* out) {
-    const int taps = COUNT ? COUNT : count;
+inline __attribute__((always_inline)) void weighted_sum(const uint8_t* rows, size_t pitch, const int32_t* weight, int width, uint8_t* out) {
     for (int i = 0; i < width; i++) {
         int32_t sum = 1 << (BITS - 1);
-        for (int k = 0; k < taps; k++) sum += weight[k] * rows[k * pitch + i];
+        for (int k = 0; k < COUNT; k++) sum += weight[k] * rows[k * pitch + i];
         out[i] = to_level(sum);
+    }
+}
+
+// The same for any number of taps, a few columns at a time, whose sums stay in the first-level cache.
+inline __attribute__((always_inline)) void weighted_sums(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width,
+                                                         uint8_t* out) {
+    constexpr int PART = 256;
+    int32_t sum[PART];
+    for (int start = 0; start < width; start += PART) {
+        const int part = width - start < PART ? width - start : PART;
+        for (int i = 0; i < part; i++) sum[i] = 1 << (BITS - 1);
+        for (int k = 0; k < count; k++)
+            for (int i = 0; i < part; i++) sum[i] += weight[k] * rows[k * pitch + start + i];
+        for (int i = 0; i < part; i++) out[start + i] = to_level(sum[i]);
     }
 }
 
 // The pass along the columns: the weighted sum of `count` rows of `width` bytes, `pitch` bytes apart.
 CPU_DISPATCH inline void columns(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
     switch (count) {  // with a small number of taps known at compile time, the sums stay in registers
-        case 1: return weighted_sum<1>(rows, pitch, weight, count, width, out);
-        case 2: return weighted_sum<2>(rows, pitch, weight, count, width, out);
-        case 3: return weighted_sum<3>(rows, pitch, weight, count, width, out);
-        case 4: return weighted_sum<4>(rows, pitch, weight, count, width, out);
-        case 5: return weighted_sum<5>(rows, pitch, weight, count, width, out);
-        default: return weighted_sum<0>(rows, pitch, weight, count, width, out);
+        case 1: return weighted_sum<1>(rows, pitch, weight, width, out);
+        case 2: return weighted_sum<2>(rows, pitch, weight, width, out);
+        case 3: return weighted_sum<3>(rows, pitch, weight, width, out);
+        case 4: return weighted_sum<4>(rows, pitch, weight, width, out);
+        case 5: return weighted_sum<5>(rows, pitch, weight, width, out);
+        default: return weighted_sums(rows, pitch, weight, count, width, out);
     }
 }
 
