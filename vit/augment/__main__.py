@@ -16,35 +16,44 @@ from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.beton import open_beton
+from vit.data.damage import DamagedSamples
 from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.random_keys import Stream, key
 from vit.run.command import run_command
 
 
-def contact_sheet(cfg: Config, images: int, draws: int) -> Image.Image:
-    """One row for each of the file's first images: its center crop, then the image as augmented in `draws` steps."""
+def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, list[str]]:
+    """One row for each of the file's first images: its center crop, then the image as augmented in `draws` steps.
+
+    Damaged images are left out; the second value has a message for each.  Raises UserError if none is left.
+    """
     beton, S, interpolation = open_beton(cfg.data.train), cfg.model.image_size, cfg.data.interpolation
-    backend = resolve_decoder(cfg.data.decoder, interpolation)
+    backend, damaged = resolve_decoder(cfg.data.decoder, interpolation), DamagedSamples(beton)
     samples = np.arange(min(images, len(beton)))
-    labels = torch.from_numpy(beton.labels[samples])
-    crops = np.empty((len(samples), S, S, 3), np.uint8)
-    center = Decoder(beton, CenterCrop(cfg.data.val_crop), S, backend, interpolation=interpolation)
-    center.decode(np.zeros_like(samples), samples, crops)
-    columns = [normalize(torch.from_numpy(crops.copy()), cfg.augment)]
-    crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
-    decoder = Decoder(beton, crop, S, backend, interpolation=interpolation)
-    for draw in range(draws):
-        decoder.decode(np.full_like(samples, draw), samples, crops)
+    crops = np.zeros((1 + draws, len(samples), S, S, 3), np.uint8)
+    whole = np.ones(len(samples), bool)
+    random_crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
+    for column in range(1 + draws):
+        crop = random_crop if column else CenterCrop(cfg.data.val_crop)
+        decoder = Decoder(beton, crop, S, backend, damaged.skip, interpolation)
+        whole &= decoder.decode(np.full_like(samples, max(column - 1, 0)), samples, crops[column]) >= 0
+    messages = damaged.take_messages()
+    if not whole.any():
+        raise UserError("; ".join(messages) or f"{beton.path} has no images")
+    labels = torch.from_numpy(beton.labels[samples[whole]])
+    center, *augmented = (torch.from_numpy(column[whole]) for column in crops)
+    columns = [normalize(center, cfg.augment)]
+    for draw, batch in enumerate(augmented):
         draw_key = key(Stream.AUGMENT, cfg.seed, draw, 0)
-        columns.append(augment(torch.from_numpy(crops), labels, cfg.augment, cfg.model.num_classes, draw_key)[0])
+        columns.append(augment(batch, labels, cfg.augment, cfg.model.num_classes, draw_key)[0])
     grid = torch.stack(columns, dim=1)  # (images, 1 + draws, 3, S, S)
     levels = grid * channel_levels(cfg.augment.std, grid.device) + channel_levels(cfg.augment.mean, grid.device)
     canvas = levels.round().clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 4, 2)  # (images, S, 1 + draws, S, 3)
-    return Image.fromarray(canvas.reshape(len(samples) * S, (1 + draws) * S, 3).numpy())
+    return Image.fromarray(canvas.reshape(len(labels) * S, (1 + draws) * S, 3).numpy()), messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line; returns the exit code: 1 if an image was damaged, 2 for other errors that the user can fix."""
     parser = config_parser("vit.augment", "Renders a few training images as augmented during a run.")
     parser.add_argument("--out", type=user_path, required=True, help="image file to write")
     parser.add_argument("--images", type=int, default=6, help="number of images, one row each (default: 6)")
@@ -53,12 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if min(options.images, options.draws) < 1:
             raise UserError("--images and --draws must be at least 1")
-        contact_sheet(cfg, options.images, options.draws).save(options.out)
+        if options.out.suffix.lower() not in Image.registered_extensions():
+            raise UserError(f"--out {options.out}: its extension is not that of an image; use .png, for example")
+        sheet, messages = contact_sheet(cfg, options.images, options.draws)
+        sheet.save(options.out)
     except (UserError, OSError) as error:
         print(f"vit.augment: {error}", file=sys.stderr)
         return 2
+    for message in messages:
+        print(f"vit.augment: {message}", file=sys.stderr)
     print(f"wrote {options.out}: each row is the unaugmented image and {options.draws} augmented versions")
-    return 0
+    return int(bool(messages))
 
 
 if __name__ == "__main__":
