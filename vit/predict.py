@@ -9,32 +9,32 @@ Images are resized, cropped and normalized as in evaluation.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vit.augment.pipeline import normalize
 from vit.checkpoint.trained_model import load_trained_model
-from vit.config.paths import user_path
+from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.data.decode import CenterCrop
+from vit.data.image_file import Pixels
+from vit.data.image_input import load_image
 from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
 from vit.run.figures import import_matplotlib
 
-Pixels = NDArray[np.uint8]
-
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
+_MAX_STEM = 200  # bytes of an image's name in that of its attention map; file systems allow 255 in all
 _TILE = 224  # minimum side of an attention map in the figure, in pixels
 
 
@@ -49,51 +49,55 @@ class Prediction:
     maps: Tensor | None = None  # (1 + H, G, G): rollout, and the heads of the last block
 
 
-def load_image(path: Path, cfg: Config) -> Pixels:
-    """Reads, resizes and crops an image as evaluation does: (S, S, 3) uint8.
-
-    Raises OSError or ValueError if the file is not an image or is damaged.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-    except (SyntaxError, Image.DecompressionBombError) as error:  # of broken PNGs; of more than 180 megapixels
-        raise UserError(str(error)) from None
-    if image.mode.startswith("I;16"):  # Pillow's convert() would clip values at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    size, one = cfg.model.image_size, np.ones(1, np.int64)
-    window = CenterCrop(cfg.data.val_crop).windows(one, one, image.height * one, image.width * one, size)
-    height, width = int(window.resized_height[0]), int(window.resized_width[0])
-    top, left = int(window.out_top[0]), int(window.out_left[0])
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    resized = image.convert("RGB").resize((width, height), filters[cfg.data.interpolation])
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
-
-
 def predict(
     model: VisionTransformer, cfg: Config, classes: list[str], files: list[Path], top: int = 5, attention: bool = False
 ) -> Iterator[Prediction]:
     """Yields a prediction for each file, in order; with `attention`, attention maps too."""
-    device = next(model.parameters()).device
     for start in range(0, len(files), _BATCH):
-        batch = files[start : start + _BATCH]
-        pixels: dict[Path, Pixels] = {}
-        errors: dict[Path, str] = {}
-        for file in batch:
-            try:
-                pixels[file] = load_image(file, cfg)
-            except (OSError, ValueError) as error:
-                errors[file] = str(error)
-        results = {}
-        if pixels:
-            images = normalize(torch.from_numpy(np.stack(list(pixels.values()))).to(device), cfg.augment)
-            results = dict(zip(pixels, _classify(model, images, classes, top, attention), strict=True))
-        for file in batch:
-            if file in errors:
-                yield Prediction(file, error=errors[file])
-            else:
-                best, maps = results[file]
-                yield Prediction(file, best=best, pixels=pixels[file], maps=maps)
+        batch = [_read(file, cfg) for file in files[start : start + _BATCH]]
+        readable = [image for image in batch if image.error is None]
+        predicted = iter(_predict_batch(model, cfg, classes, readable, top, attention))
+        yield from (image if image.error is not None else next(predicted) for image in batch)
+
+
+def _read(file: Path, cfg: Config) -> Prediction:
+    """The pixels of an image, or why it cannot be read."""
+    try:
+        return Prediction(file, pixels=load_image(file, cfg))
+    except MemoryError:
+        return Prediction(file, error="not enough memory to read it")
+    except OSError as error:
+        return Prediction(file, error=error.strerror or str(error))
+    except ValueError as error:
+        return Prediction(file, error=str(error))
+
+
+def _predict_batch(
+    model: VisionTransformer, cfg: Config, classes: list[str], batch: list[Prediction], top: int, attention: bool
+) -> list[Prediction]:
+    """Classifies images that were read; in smaller batches if the memory is not enough."""
+    if not batch:
+        return []
+    try:
+        pixels = np.stack([image.pixels for image in batch if image.pixels is not None])
+        images = normalize(torch.from_numpy(pixels).to(next(model.parameters()).device), cfg.augment)
+        results = list(_classify(model, images, classes, top, attention))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    else:
+        return [replace(image, best=best, maps=maps) for image, (best, maps) in zip(batch, results, strict=True)]
+    if len(batch) == 1:
+        return [replace(batch[0], error="not enough memory to classify it", pixels=None)]
+    half = len(batch) // 2
+    parts = (batch[:half], batch[half:])
+    return [image for part in parts for image in _predict_batch(model, cfg, classes, part, top, attention)]
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Also by errors of torch that have no type of their own."""
+    texts = ("can't allocate memory", "bad_alloc", "ALLOC_FAILED")  # of its allocator, of C++, of CUDA's libraries
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
 
 
 @torch.inference_mode()
@@ -139,18 +143,19 @@ def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> i
     for i, prediction in enumerate(predictions):
         if prediction.error is not None:
             failed = True
-            print(f"vit.predict: {prediction.file}: {prediction.error}", file=sys.stderr)
+            print(f"vit.predict: {printable(prediction.file)}: {prediction.error}", file=sys.stderr)
         if options.json:
             best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best]
             result = {"error": prediction.error} if prediction.error is not None else {"predictions": best}
             print(json.dumps({"file": str(prediction.file)} | result), flush=True)
         elif prediction.error is None:
-            print(prediction.file)
+            print(printable(prediction.file))
             for name, probability in prediction.best:
                 print(f"  {probability:7.2%}  {name}")
         if options.attention and prediction.maps is not None:
             options.attention.mkdir(parents=True, exist_ok=True)
-            name = f"{i:03}-{prediction.file.stem}.png"  # file names may not be unique
+            stem = os.fsdecode(os.fsencode(prediction.file.stem)[:_MAX_STEM])
+            name = f"{i:03}-{stem}.png"  # file names may not be unique
             attention_figure(prediction).save(options.attention / name)
     return int(failed)
 

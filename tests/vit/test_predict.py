@@ -14,11 +14,12 @@ from tests.helpers.finished_runs import NAMES, make_finished_run
 from tests.helpers.models import SMALL, random_images, randomized
 from vit import predict
 from vit.augment.pipeline import normalize
+from vit.data.image_input import load_image
 from vit.data.loader import ValData
 from vit.distributed.world import SINGLE_RANK
 from vit.model.attention_maps import attention_weights, forward_with_attention, patch_maps, rollout
 from vit.model.vision_transformer import VisionTransformer
-from vit.predict import Prediction, attention_figure, load_image
+from vit.predict import Prediction, attention_figure
 
 
 @pytest.fixture(scope="module")

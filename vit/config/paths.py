@@ -52,6 +52,14 @@ def escape(path: str | Path) -> str:
     return f"./{text}" if text.startswith("~") else text
 
 
+def printable(path: str | Path) -> str:
+    """A path in one line of text: what cannot be printed, and bytes that are not UTF-8, as `\\xNN`."""
+    return "".join(
+        c if c.isprintable() else "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape"))
+        for c in str(path)
+    )
+
+
 def shell_word(path: str | Path) -> str:
     """The text that a user can type in a shell so that a command of this project gets exactly this path."""
     text = escape(path)

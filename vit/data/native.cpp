@@ -83,7 +83,7 @@ struct Worker {
     int locate(resize::Weights& weights, int64_t start, int64_t length, int64_t resized_to, int64_t skip) const {
         const int64_t low = start / scale, high = (start + length + scale - 1) / scale;
         weights.set(*filter, static_cast<double>(start) / scale - static_cast<double>(low), static_cast<double>(length) / scale,
-                    static_cast<int>(high - low), static_cast<int>(resized_to), static_cast<int>(skip), S);
+                    static_cast<int>(high - low), resized_to, skip, S);
         return static_cast<int>(low) + weights.from;
     }
 

@@ -61,9 +61,9 @@ struct Weights {
     std::vector<uint32_t> upper, lower;  // (outputs, pairs): upper and lower halves of two weights each
     std::vector<double> exact;           // weights of one output before rounding
 
-    void set(const Filter& filter, double start, double length, int inputs, int out, int skip, int outputs) {
+    void set(const Filter& filter, double start, double length, int inputs, int64_t out, int64_t skip, int outputs) {
         in = inputs;
-        const double scale = length / out, wide = scale < 1.0 ? 1.0 : scale, support = filter.support * wide, inverse = 1.0 / wide;
+        const double scale = length / static_cast<double>(out), wide = scale < 1.0 ? 1.0 : scale, support = filter.support * wide, inverse = 1.0 / wide;
         taps = static_cast<int>(std::ceil(support)) * 2 + 1;
         first.resize(outputs);
         count.resize(outputs);
@@ -71,7 +71,7 @@ struct Weights {
         weight.assign(static_cast<size_t>(outputs) * taps, 0);
         int most = 1;
         for (int i = 0; i < outputs; i++) {
-            const double center = start + (i + skip + 0.5) * scale;
+            const double center = start + (static_cast<double>(i + skip) + 0.5) * scale;
             int low = static_cast<int>(center - support + 0.5), high = static_cast<int>(center + support + 0.5);
             if (low < 0) low = 0;
             if (high > in) high = in;
