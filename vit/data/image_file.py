@@ -4,6 +4,7 @@ A defect that costs no pixels, such as EXIF data that cannot be read, is reporte
 are damaged is refused.
 """
 
+import ctypes
 import logging
 import re
 import threading
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging
 
 from vit.data.native import JpegState, decode_jpeg, native_library
 
@@ -174,3 +175,16 @@ def _kind(warning: warnings.WarningMessage) -> str | None:
     if warning.category is not UserWarning or text.startswith("Palette images"):
         return None
     return re.split(r"[.,:;(]|\d", text)[0].strip()
+
+
+def _silence_libtiff() -> None:
+    """libtiff itself prints on stderr what Pillow also raises."""
+    pillow = ctypes.CDLL(_imaging.__file__)  # finds the functions of the libraries that it is linked with, too
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        with suppress(AttributeError):  # a build of Pillow without libtiff
+            set_handler = getattr(pillow, name)
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
+
+
+_silence_libtiff()
