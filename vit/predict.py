@@ -25,7 +25,7 @@ from vit.checkpoint.trained_model import load_trained_model
 from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.data.image_file import Pixels
+from vit.data.image_file import MAX_MEGAPIXELS, Pixels, TooManyPixelsError
 from vit.data.image_input import load_image
 from vit.distributed.world import pick_device
 from vit.model import attention_maps
@@ -50,22 +50,30 @@ class Prediction:
 
 
 def predict(
-    model: VisionTransformer, cfg: Config, classes: list[str], files: list[Path], top: int = 5, attention: bool = False
+    model: VisionTransformer,
+    cfg: Config,
+    classes: list[str],
+    files: list[Path],
+    top: int = 5,
+    attention: bool = False,
+    max_megapixels: int = MAX_MEGAPIXELS,
 ) -> Iterator[Prediction]:
     """Yields a prediction for each file, in order; with `attention`, attention maps too."""
     for start in range(0, len(files), _BATCH):
-        batch = [_read(file, cfg) for file in files[start : start + _BATCH]]
+        batch = [_read(file, cfg, max_megapixels) for file in files[start : start + _BATCH]]
         readable = [image for image in batch if image.error is None]
         predicted = iter(_predict_batch(model, cfg, classes, readable, top, attention))
         yield from (image if image.error is not None else next(predicted) for image in batch)
 
 
-def _read(file: Path, cfg: Config) -> Prediction:
+def _read(file: Path, cfg: Config, max_megapixels: int) -> Prediction:
     """The pixels of an image, or why it cannot be read."""
     try:
-        return Prediction(file, pixels=load_image(file, cfg))
+        return Prediction(file, pixels=load_image(file, cfg, max_megapixels))
     except MemoryError:
         return Prediction(file, error="not enough memory to read it")
+    except TooManyPixelsError as error:
+        return Prediction(file, error=f"{error}; --max-megapixels admits it")
     except OSError as error:
         return Prediction(file, error=error.strerror or str(error))
     except ValueError as error:
@@ -173,6 +181,13 @@ def main(args: list[str] | None = None) -> int:
     )
     parser.add_argument("--weights", choices=("ema", "last"), help="weights to use (default: the EMA if there is one)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--max-megapixels",
+        type=int,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help="size of the largest image to read (default: %(default)s)",
+    )
     options = parser.parse_args(args)
     if options.top < 1:
         parser.error(f"--top must be at least 1, not {options.top}")
@@ -180,7 +195,8 @@ def main(args: list[str] | None = None) -> int:
         run = load_trained_model(options.run, options.which)
         model = run.select_model(options.weights).to(pick_device(options.device))
         attention = options.attention is not None
-        return _output(predict(model, run.cfg, run.classes, options.images, options.top, attention), options)
+        limits = (options.top, attention, options.max_megapixels)
+        return _output(predict(model, run.cfg, run.classes, options.images, *limits), options)
     except (UserError, OSError) as error:
         print(f"vit.predict: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from tests.helpers.image_files import save_image, smooth
 from vit.augment.pipeline import normalize
 from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
-from vit.predict import load_image
+from vit.data.image_input import load_image
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx"]
 IMAGES = 3  # of each class

@@ -22,7 +22,7 @@ from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import NAMES, make_finished_run
 from tests.helpers.image_files import encode_image, save_bytes, save_image, smooth
 from tests.helpers.paths import ROOT
-from vit.predict import predict
+from vit.predict import main, predict
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
@@ -48,12 +48,17 @@ def mixture(tmp_path: Path) -> Mixture:
     """Good pictures with odd names and shapes, and everything else that a folder may have."""
     picture = smooth(40, 50)
     os.mkfifo(tmp_path / "pipe.jpg")
+    tiff = bytearray(encode_image(picture, "TIFF", compression="tiff_lzw"))
+    tiff[100:150] = bytes(50)  # libtiff has its own messages about this
     bad = {
         save_bytes(tmp_path / "damaged.avif", encode_image(picture, "AVIF")[:-200]): "",
         save_bytes(tmp_path / "damaged.dds", b"DDS " + bytes(range(200))): "",
+        save_bytes(tmp_path / "damaged.tif", bytes(tiff)): "",
         save_bytes(tmp_path / "cut.png", encode_image(picture, "PNG")[:-300]): "",
         save_bytes(tmp_path / "empty.jpg", b""): "not an image",
-        save_bytes(tmp_path / "large.png", _png_header(20_000, 20_000)): "179 megapixels",
+        save_bytes(
+            tmp_path / "large.png", _png_header(20_000, 20_000)
+        ): "more than 179 megapixels; --max-megapixels admits it",
         tmp_path / "pipe.jpg": "not a regular file",
         tmp_path: "a folder",
         tmp_path / "none\n.jpg": "No such file",
@@ -109,6 +114,17 @@ def test_every_image_is_answered_and_every_other_file_is_one_line_on_stderr(run:
     names = [Path(line).name for line in out[::2]]
     assert names == ["a.png", r"caf\xe9.png", r"a\x0ab.png", "wide.png", "tall.png", f"{'n' * 251}.png", "a.png"]
     assert out[1] == out[3] == out[5] == out[-1] and out[1].endswith(tuple(NAMES))
+
+
+def test_a_larger_image_is_answered_if_it_is_admitted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--max-megapixels` sets the limit, which keeps a small file from taking all of the memory."""
+    image = save_image(tmp_path / "image.png", smooth(1000, 1001))
+    assert main([str(run), str(image), "--max-megapixels", "2"]) == 0
+    assert main([str(run), str(image), "--max-megapixels", "1"]) == 1
+    expected = f"vit.predict: {image}: it has more than 1 megapixels; --max-megapixels admits it\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_json_and_attention_maps_name_every_file(run: Path, mixture: Mixture, tmp_path: Path) -> None:

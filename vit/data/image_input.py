@@ -16,27 +16,30 @@ from vit.data.image_file import MAX_MEGAPIXELS, Pixels, decode_image
 from vit.data.native import native_library
 from vit.data.storage import MemoryStorage
 
-_MAX_BYTES = int(8e6 * MAX_MEGAPIXELS)  # four channels of 16 bits: a larger file, such as a video, is not read
+_BYTES_PER_PIXEL = 8  # four channels of 16 bits: a larger file, such as a video, is not read
 _MAX_ASPECT = 16  # of an image that Pillow resizes as a whole
 
 
-def load_image(path: Path, cfg: Config) -> Pixels:
+def load_image(path: Path, cfg: Config, max_megapixels: int = MAX_MEGAPIXELS) -> Pixels:
     """Reads, resizes and crops an image as evaluation does: (S, S, 3) uint8.
 
     Raises OSError if the file cannot be read, ValueError if it is not an image or is damaged, MemoryError.
     """
-    return center_crop(decode_image(read_file(path)).pixels, cfg)
+    return center_crop(decode_image(read_file(path, max_megapixels), max_megapixels).pixels, cfg)
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a regular file.  Raises UserError for others: reading from a pipe or a device may never end."""
+def read_file(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
+    """The content of a regular file, which may have the bytes of an image of that size.
+
+    Raises OSError, and UserError for other files: reading from a pipe or a device may never end.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without it, opening a pipe waits for a writer
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UserError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
-        if status.st_size > _MAX_BYTES:
-            raise UserError(f"it has {status.st_size:,} bytes, more than an image of {MAX_MEGAPIXELS} megapixels")
+        if status.st_size > 1e6 * max_megapixels * _BYTES_PER_PIXEL:
+            raise UserError(f"it has {status.st_size:,} bytes, more than an image of {max_megapixels} megapixels")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:
