@@ -14,10 +14,10 @@ from tests.helpers.image_files import save_image, smooth
 from tests.helpers.write_command import write_beton
 from vit.config.schema import Config
 from vit.data import image_input
-from vit.data.native import native_library
 from vit.data.image_file import Pixels
 from vit.data.image_input import center_crop, load_image, read_file
 from vit.data.loader import ValData
+from vit.data.native import native_library
 from vit.distributed.world import SINGLE_RANK
 
 SHAPES = [(60, 90), (201, 77), (77, 201), (28, 28), (1, 1), (5, 480), (480, 5), (33, 32), (32, 33)]
