@@ -2,13 +2,10 @@
 
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from torch import Tensor
 from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import NAMES, make_finished_run
 from tests.helpers.image_files import encode_image, save_bytes, save_image, smooth
+from tests.helpers.memory import address_space
 from tests.helpers.paths import ROOT
 from vit.predict import main, predict
 
@@ -138,18 +136,6 @@ def test_json_and_attention_maps_name_every_file(run: Path, mixture: Mixture, tm
     written = {path.name for path in maps.iterdir()}
     assert len(written) == mixture.reasons.count("")
     assert f"002-{NOT_UTF8}" in written and "000-a.png" in written and f"010-{'n' * 200}.png" in written
-
-
-@contextmanager
-def address_space(more: int) -> Iterator[None]:
-    """Lets this process allocate only so many bytes more."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_an_image_for_which_the_memory_is_not_enough_is_reported(betons: Path, tmp_path: Path) -> None:

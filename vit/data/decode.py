@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 
 _ATTEMPTS = 10  # as in torchvision's RandomResizedCrop and in FFCV
 _NATIVE = ("native", "scaled")  # backends implemented in `native.cpp`
+_OUT_OF_MEMORY = -2  # result of the C++ decoder
 _RATIOS = 4096  # number of aspect ratios to choose from, evenly spaced on a logarithmic scale
 
 
@@ -203,9 +204,12 @@ class Decoder:
         assert self._library is not None
         scaled, cubic = self._backend == "scaled", self._interpolation == "bicubic"
         images_pointer, out_pointer = images.ctypes.data, out.ctypes.data
-        return int(
-            self._library.vit_decode_windows(base, len(images), images_pointer, self.size, scaled, cubic, out_pointer)
+        failed = self._library.vit_decode_windows(
+            base, len(images), images_pointer, self.size, scaled, cubic, out_pointer
         )
+        if failed == _OUT_OF_MEMORY:
+            raise MemoryError(f"not enough memory to decode images of {self.beton.path}")
+        return int(failed)
 
     def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """Decodes each image into this thread's scratch memory, then resizes its crop; returns as `_native`."""

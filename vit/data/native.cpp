@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include <jpeglib.h>
@@ -183,13 +184,18 @@ struct Worker {
 }  // namespace
 
 // Decodes `count` images of the file at `file` into `out` (count, S, S, 3).  Returns -1, or the index in the batch of the
-// first damaged image.  `cubic` selects the bicubic filter, else bilinear.  `scaled`: boxes at least twice as large as the
+// first damaged image, or -2 if the memory is not enough.  `cubic` selects the bicubic filter, else bilinear.  `scaled`: boxes at least twice as large as the
 // output are decoded at 1/2, 1/4 or 1/8 of their size by the inverse DCT, which is faster and less exact.
 extern "C" int64_t vit_decode_windows(const uint8_t* file, int64_t count, const Image* images, int64_t S, int64_t scaled, int64_t cubic,
                                       uint8_t* out) {
     thread_local Worker worker;
     worker.filter = cubic ? &resize::BICUBIC : &resize::BILINEAR;
-    for (int64_t i = 0; i < count; i++)
-        if (!worker.decode(images[i], file + images[i].offset, static_cast<int>(S), scaled != 0, out + i * S * S * CHANNELS)) return i;
+    try {
+        for (int64_t i = 0; i < count; i++)
+            if (!worker.decode(images[i], file + images[i].offset, static_cast<int>(S), scaled != 0, out + i * S * S * CHANNELS)) return i;
+    } catch (const std::bad_alloc&) {
+        jpeg_abort_decompress(&worker.info);
+        return -2;
+    }
     return -1;
 }

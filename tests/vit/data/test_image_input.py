@@ -1,6 +1,7 @@
 """Image files as a model's input: the pixels of evaluation, without the cost of resizing more than is used."""
 
 import os
+import re
 import resource
 import time
 from dataclasses import replace
@@ -11,13 +12,18 @@ import pytest
 
 from tests.helpers.data_sets import small_config
 from tests.helpers.image_files import save_image, smooth
+from tests.helpers.memory import address_space
 from tests.helpers.write_command import write_beton
 from vit.config.schema import Config
 from vit.data import image_input
+from vit.data.beton import open_beton
+from vit.data.decode import Decoder, RandomCrop
+from vit.data.ffcv_format import RAW
 from vit.data.image_file import Pixels
 from vit.data.image_input import center_crop, load_image, read_file
 from vit.data.loader import ValData
 from vit.data.native import native_library
+from vit.data.storage import MemoryStorage
 from vit.distributed.world import SINGLE_RANK
 
 SHAPES = [(60, 90), (201, 77), (77, 201), (28, 28), (1, 1), (5, 480), (480, 5), (33, 32), (32, 33)]
@@ -116,3 +122,17 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(ValueError, match=r"^it has 1,099,511,627,776 bytes, more than an image of 179 megapixels$"):
         read_file(tmp_path / "video.mp4")
+
+
+@needs_native
+def test_memory_that_is_not_enough_for_the_decoder_is_an_error_that_names_the_file(jpegs: Path) -> None:
+    """Not the end of the process: 160 MB of weights for a row of ten million pixels.  Later images are decoded."""
+    beton = replace(open_beton(jpegs), storage=MemoryStorage(np.zeros(30_000_000, np.uint8)))
+    fields = ("labels", "mode", "height", "width", "offset", "size")
+    row = replace(beton, **{k: np.array([v]) for k, v in zip(fields, (0, RAW, 1, 10**7, 0, 3 * 10**7), strict=True)})
+    crop, zero, out = RandomCrop(0, (1.0, 1.0), (1e7, 1e7)), np.zeros(1, np.int64), np.ones((1, 28, 28, 3), np.uint8)
+    decoder = Decoder(row, crop, 28, "native")
+    with address_space(50_000_000), pytest.raises(MemoryError, match=re.escape(str(jpegs))):
+        decoder.decode(zero, zero, out)
+    decoder.decode(zero, zero, out)
+    assert (out == 0).all()
