@@ -40,7 +40,7 @@ inline double cubic(double x) {
 constexpr Filter BILINEAR = {1.0, triangle}, BICUBIC = {2.0, cubic};
 
 // Whether Pillow resizes the columns before the rows: where that shortens the columns by more than twice as many pixels as
-// the rows.  Pillow 12 and earlier never did, and their pixels differ: in clipped bicubic noise by up to 20 levels.
+// the rows.  Pillow 12 and earlier never did: bilinear pixels differ by 1 level, bicubic ones of noise by up to 31.
 inline bool columns_first(int64_t height, int64_t resized_height, int64_t width, int64_t resized_width) {
     return height > resized_height && height - resized_height > 2 * (width - resized_width);
 }
