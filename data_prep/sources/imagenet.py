@@ -76,15 +76,12 @@ def ilsvrc(tar: Path, devkit: Path | None = None, synsets: Path | None = None) -
             inner = [_images(descriptor, _visible(files, ignored), ignored) for files in inner]
             return _train_source(tar, outer, inner, names, ignored.result())
     for member in outer:
-        if not member.name.lower().endswith((".jpeg", ".jpg")):
-            what = f"{member.name} is neither the tar of a class nor a JPEG"
-            raise InputError(f"{tar}: {what}; give ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar")
         if not _VAL_IMAGE.fullmatch(Path(member.name).name):
-            is_in_folder = "/" in member.name.removeprefix("./")
-            what = "in a folder, and no validation image" if is_in_folder else "no validation image"
-            advice = "unpack a tar of class folders and write it as imagefolder" if is_in_folder else "give another tar"
-            why = "the training images of ImageNet are in one tar per class, the validation images have numbers"
-            raise InputError(f"{tar}: {member.name} is {what}: {why}; {advice}")
+            what = f"{member.name} is neither the tar of a class nor a validation image ({_val_name(1)}.JPEG)"
+            advice = "give ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar"
+            if "/" in member.name.removeprefix("./"):
+                advice += ", or unpack a tar of class folders and write it as imagefolder"
+            raise InputError(f"{tar}: {what}; {advice}")
     if devkit is None:
         raise InputError(f"{tar}: has no labels of the validation images; add --devkit ILSVRC2012_devkit_t12.tar.gz")
     return _val_source(tar, outer, devkit, names, ignored.result())

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -105,7 +106,7 @@ def read_image_file(image: str | Slice | Row) -> bytes:
     return content
 
 
-def open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str | Path, flags: int) -> int:
     """Opens a file without waiting for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 

@@ -6,12 +6,13 @@ https://www.gnu.org/software/tar/manual/html_node/Standard.html
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.sources.source import InputError
+from data_prep.sources.source import InputError, open_at_once
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
 _COMPRESSED = {
@@ -36,8 +37,10 @@ class Member(NamedTuple):
 def open_tar(path: Path) -> Iterator[int]:
     """A file descriptor of `path`, open during the block.  Raises InputError for an OSError, also from the block."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_at_once(path, os.O_RDONLY)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(f"{path}: is not a regular file; give the tar file as downloaded")
             yield descriptor
         finally:
             os.close(descriptor)

@@ -18,6 +18,7 @@ from tests.helpers.write_command import single_stderr_line
 
 PICTURE = noise(4, 4)
 OTHER_FILES = {"notes.txt": b"cat", "video.mpg": b"\0\0\1\xb3" + bytes(99), "data.bin": b"\x0c\0\0\0" + bytes(99)}
+OTHER_FILES |= {"paper.pdf": b"%PDF-1.4", "empty": b""}
 
 
 def paths_below(folder: Path) -> list[str]:
@@ -50,8 +51,9 @@ def test_pictures_are_recognized_by_their_content(tmp_path: Path) -> None:
         save_bytes(tmp_path / "cat" / name, content)
     source = image_folder(tmp_path)
     assert paths_below(tmp_path) == [f"cat/{name}" for name in sorted(kinds)]
-    assert source.ignored.counts == {"files that are not images": 3}
-    assert sorted(source.ignored.examples["files that are not images"]) == sorted(f"cat/{n}" for n in OTHER_FILES)
+    assert source.ignored.counts == {"files that are not images": len(OTHER_FILES)}
+    examples = source.ignored.examples["files that are not images"]
+    assert len(set(examples)) == 3 and set(examples) <= {f"cat/{name}" for name in OTHER_FILES}
     assert source.random_subset(1, 2, 0).ignored is source.ignored
 
 

@@ -66,7 +66,7 @@ def test_a_repacked_validation_tar_gives_the_same_beton(place: Callable[[int], s
         ([*map(val_name, (1, 2, 3, 4, 5, 5))], "val_00000005 twice"),
         ([*map(val_name, (1, 2, 3, 4, 5, 6)), "more/" + val_name(5)], "val_00000005 twice, as .* and"),
         ([*map(in_class_folders, (1, 2, 3, 4, 5)), f"{WNIDS[0]}/{val_name(6)}"], f"{WNIDS[0]}/.*6.JPEG is in the fold"),
-        ([*map(val_name, (1, 2, 3, 4, 5)), "6.JPEG"], "6.JPEG is no validation image"),
+        ([*map(val_name, (1, 2, 3, 4, 5)), "6.JPEG"], "6.JPEG is neither the tar of a class nor a validation"),
     ],
 )
 def test_validation_images_that_are_not_1_to_n_once_each_are_refused(
@@ -163,5 +163,7 @@ def test_a_tar_of_class_folders_is_told_how_to_be_written(devkit: bool, imagenet
     """It is not mistaken for the validation images."""
     folder = imagenet / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC" / "train"
     shutil.make_archive(str(imagenet / "flat"), "tar", folder)
-    with pytest.raises(InputError, match=r"in a folder, and no validation image.*; unpack a tar of class folders"):
+    with pytest.raises(
+        InputError, match=r"nor a validation image .* or unpack a tar of class folders and write it as imagefolder"
+    ):
         ilsvrc(imagenet / "flat.tar", imagenet / "devkit.tar.gz" if devkit else None)

@@ -69,7 +69,7 @@ def missing(imagenet: Path) -> tuple[str, str]:
 def other_files(imagenet: Path) -> tuple[str, str]:
     with tarfile.open(imagenet / "train.tar", "w") as archive:
         add_member(archive, "readme.txt", b"hello")
-    return "readme.txt", "neither the tar of a class nor a JPEG"
+    return "readme.txt", "neither the tar of a class nor a validation image"
 
 
 def link(imagenet: Path) -> tuple[str, str]:
@@ -80,6 +80,12 @@ def link(imagenet: Path) -> tuple[str, str]:
     return "n1.tar", "is a link"
 
 
+def pipe(imagenet: Path) -> tuple[str, str]:
+    (imagenet / "train.tar").unlink()
+    os.mkfifo(imagenet / "train.tar")
+    return "train.tar", "is not a regular file"
+
+
 def empty_class(imagenet: Path) -> tuple[str, str]:
     with tarfile.open(imagenet / "train.tar", "w") as archive:
         add_member(archive, "n1.tar", bytes(10240))
@@ -88,7 +94,7 @@ def empty_class(imagenet: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncated, without_end_marker, flipped_bit, not_a_tar, missing, other_files, link, empty_class],
+    [truncated, without_end_marker, flipped_bit, not_a_tar, missing, other_files, link, pipe, empty_class],
     ids=lambda damage: damage.__name__,
 )
 def test_a_damaged_tar_is_named_in_one_line(
