@@ -9,12 +9,14 @@ import numpy as np
 
 from data_prep.sources.ignored import IgnoredCounter
 from data_prep.sources.recognize import (
+    CAMERA_RAW,
     HIDDEN,
     NO_CLASS,
     NOT_IMAGES,
     NOT_REGULAR,
     READ_ALREADY,
     has_image_suffix,
+    is_camera_raw,
     is_hidden,
     is_image,
 )
@@ -105,6 +107,9 @@ class FolderScan:
         if not entry.is_file():
             self._refuse_broken_link(entry)
             self._ignore(NOT_REGULAR, entry.path)
+            return False
+        if is_camera_raw(entry.name):
+            self._ignore(CAMERA_RAW, entry.path)
             return False
         with _errors_named(entry.path), open(entry.path, "rb", opener=open_at_once) as file:
             if is_image(file, entry.name):

@@ -9,6 +9,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 # Why something is left out at listing; the keys of `Source.ignored`.
 HIDDEN = "hidden or system files and folders"
 NOT_IMAGES = "files that are not images"
+CAMERA_RAW = "raw files of cameras, which must be converted first"
 NOT_REGULAR = "pipes, sockets and devices"
 NO_CLASS = "files that are not in the folder of a class"
 READ_ALREADY = "links to folders that are read already"
@@ -22,6 +23,8 @@ _IMAGE_SUFFIXES = {
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "gif", "bmp", "webp", "tif", "tiff", "ppm", "pgm", "pbm"),
     *("pnm", "avif", "heic", "heif", "jp2", "j2k", "jpx", "jpf", "jxl"),
 }
+# Pillow takes these for TIFFs, and would decode a small preview.
+_RAW_SUFFIXES = {"3fr", "arw", "cr2", "dng", "iiq", "nef", "nrw", "orf", "pef", "raf", "rw2", "sr2", "srf"}
 _WEAK_MAGIC = {"DIB"}  # Pillow knows these by a few bytes that files of other kinds begin with too
 
 
@@ -40,6 +43,11 @@ def is_hidden_path(path: str) -> bool:
 def has_image_suffix(name: str) -> bool:
     """Whether the name ends as those of images usually do.  Such a file need not be opened to take it for an image."""
     return name.rpartition(".")[2].lower() in _IMAGE_SUFFIXES
+
+
+def is_camera_raw(name: str) -> bool:
+    """Whether the name ends as those of a camera's raw files do."""
+    return name.rpartition(".")[2].lower() in _RAW_SUFFIXES
 
 
 def is_image(file: BinaryIO, name: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from data_prep.sources.folders import image_folder
+from data_prep.sources.recognize import CAMERA_RAW
 from data_prep.sources.source import InputError, read_image_file
 from data_prep.write_beton import main
 from tests.helpers.image_files import encode_image, noise, save_bytes, save_image
@@ -62,6 +63,15 @@ def test_a_damaged_image_is_not_taken_for_junk(tmp_path: Path) -> None:
     for name in ("empty.jpg", "phone.HEIC"):
         save_bytes(tmp_path / "cat" / name, b"")
     assert paths_below(tmp_path) == ["cat/empty.jpg", "cat/phone.HEIC"]
+
+
+def test_the_preview_in_a_cameras_raw_file_is_not_taken_for_the_picture(tmp_path: Path) -> None:
+    """A DNG is a TIFF by its content, whose first picture is a small preview."""
+    save_image(tmp_path / "cat" / "1.png", noise(8, 8))
+    save_image(tmp_path / "cat" / "2.tif", noise(8, 8)).rename(tmp_path / "cat" / "2.DNG")
+    source = image_folder(tmp_path)
+    assert len(source.images) == 1
+    assert source.ignored.counts == {CAMERA_RAW: 1}
 
 
 def test_hidden_and_system_files_are_not_trained_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset as library
 
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Source, read_image_file
@@ -53,8 +54,6 @@ def test_shards_give_their_images_and_labels_in_stored_order(tmp_path: Path) -> 
 
 
 def test_the_library_of_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
-    """Where it is installed."""
-    library = pytest.importorskip("webdataset")
     files = {f"s{i}.{end}": data for i in range(4) for end, data in (("jpg", PICTURES[i]), ("cls", b"%d" % i))}
     shard = str(write_tar(tmp_path / "a.tar", files))
     theirs = list(library.WebDataset(shard, shardshuffle=False))
