@@ -12,6 +12,10 @@ from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.saver import READ_BACK_ATTEMPTS, Saver
 
 
+# More than READ_BACK_ATTEMPTS: an attempt that finds the damage early saves twice.
+ALWAYS = 100
+
+
 class DamagingSaver(Saver):
     """Damages, hides or removes the newest checkpoint after it was committed, before it is read back."""
 
@@ -60,7 +64,7 @@ def test_a_damaged_last_checkpoint_is_saved_again(tmp_path: Path, faults: int) -
 
 def test_a_last_checkpoint_that_stays_damaged_is_an_error(tmp_path: Path) -> None:
     """On all ranks; the checkpoint before it remains."""
-    results = run_ranks(4, finish, tmp_path, READ_BACK_ATTEMPTS)
+    results = run_ranks(4, finish, tmp_path, ALWAYS)
     assert len({error for error, _ in results}) == 1
     error, _ = results[0]
     assert error is not None
@@ -81,7 +85,7 @@ def test_a_last_checkpoint_that_is_gone_is_saved_again(tmp_path: Path) -> None:
     """As long as it does not disappear again and again; then the message names it."""
     assert run_ranks(4, finish, tmp_path / "once", 1, "remove") == [(None, 2)] * 4
     assert saved_steps(tmp_path / "once") == [2, 1]
-    error, _ = run_ranks(1, finish, tmp_path / "always", READ_BACK_ATTEMPTS, "remove")[0]
+    error, _ = run_ranks(1, finish, tmp_path / "always", ALWAYS, "remove")[0]
     assert error == (
         f"step 2 could not be read back after it was saved: {tmp_path}/always/checkpoints/step-00000002 is missing"
     )
