@@ -11,7 +11,6 @@ from tests.helpers.savers import events, saved_steps, saver_on_rank
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.saver import READ_BACK_ATTEMPTS, Saver
 
-
 # More than READ_BACK_ATTEMPTS: an attempt that finds the damage early saves twice.
 ALWAYS = 100
 
