@@ -1,5 +1,6 @@
 """Draws a contact sheet: random images of a data set with their class names, for visual inspection."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ def draw(beton: BetonIndex, names: Sequence[str], picture: Path, count: int = 48
     rows = -(-len(samples) // _COLUMNS)
     column_step, row_step = _TILE + _GAP, _TILE + _CAPTION + _GAP
     sheet = Image.new("RGB", (_GAP + _COLUMNS * column_step, _GAP + rows * row_step), "white")
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    canvas, font = ImageDraw.Draw(sheet), _font()
     descriptor = os.open(beton.path, os.O_RDONLY)
     try:
         for i, sample in enumerate(samples):
@@ -41,3 +42,10 @@ def draw(beton: BetonIndex, names: Sequence[str], picture: Path, count: int = 48
         os.close(descriptor)
     picture.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(picture, "PNG")
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """The font of Matplotlib, which has Latin, Greek and Cyrillic letters; Pillow's own has only those of English."""
+    package = importlib.util.find_spec("matplotlib")  # located without importing it, which takes a second
+    assert package and package.origin
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 11)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_prep.beton_reader import read_beton_index
 from data_prep.check_beton import main
+from data_prep.contact_sheet import draw
 from tests.helpers.image_files import noise, save_image
 from tests.helpers.paths import ROOT
 from tests.helpers.write_command import write_beton
@@ -44,6 +45,17 @@ def test_an_intact_file_passes(mode: str, intact_betons: Path, capsys: pytest.Ca
     printed = capsys.readouterr()
     assert "12 samples in 3 classes" in printed.out
     assert printed.err == ""
+
+
+def test_class_names_of_many_languages_are_readable_in_the_picture(tmp_path: Path) -> None:
+    """Letters that a font lacks would all be drawn as the same box."""
+    save_image(tmp_path / "images" / "a" / "1.png", noise(50, 50))
+    beton = write_beton(tmp_path / "raw.beton", "imagefolder", tmp_path / "images", "--mode", "raw")
+    pictures = set()
+    for name in "éèñßøжΩ":
+        draw(read_beton_index(beton, 1), [name], tmp_path / "a.png")
+        pictures.add((tmp_path / "a.png").read_bytes())
+    assert len(pictures) == 7
 
 
 def test_the_picture_shows_random_samples_with_their_classes(tmp_path: Path) -> None:

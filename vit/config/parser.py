@@ -125,7 +125,8 @@ class Parser(ArgumentParser):
         unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
         unknown = unknown or re.search(r"(?:[Uu]nrecognized arguments: --|[Oo]ption ')([\w.-]+)", message)
         if unknown:
-            name, names = ".".join(unknown.groups()), [action.dest for action in self._actions]
+            name = ".".join(unknown.groups())
+            names = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
             leaf = name.rpartition(".")[2]  # `--lr` means `--optim.lr`
             matches = [n for n in names if n.endswith(f".{leaf}")] or difflib.get_close_matches(name, names, cutoff=0.5)
             suggestion = f"; did you mean {matches[0]!r}?" if matches else ""

@@ -153,3 +153,11 @@ def test_a_missing_file_is_reported(capsys: pytest.CaptureFixture[str], tmp_path
     assert "--config FILE is required" in error_message(capsys)
     assert "--optim.lr" in error_message(capsys, "--config", DEMO, "--optim.lr")
     assert "stray" in error_message(capsys, "--config", DEMO, "stray")
+
+
+def test_a_misspelled_option_of_a_command_is_reported_as_it_must_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = config_parser("vit.train", "Trains.")
+    parser.add_argument("--run-dir")
+    with pytest.raises(SystemExit):
+        parse_config(parser, ["--config", str(DEMO), "--run_dir", "x"])
+    assert "unknown setting 'run_dir'; did you mean 'run-dir'?" in capsys.readouterr().err
