@@ -88,7 +88,9 @@ def test_pictures_that_no_library_can_read_are_named(tmp_path: Path, capsys: pyt
     for name, content in {"0.jpg": half, **bad}.items():
         save_bytes(tmp_path / "in" / "beach" / name, content)
     assert main(["imagefolder", str(tmp_path / "in"), "--out", str(tmp_path / "x.beton"), "--no-shuffle"]) == 1
-    assert "beach/a.heic: cannot be used: not an image that Pillow can read" in single_stderr_line(capsys)
+    assert "beach/a.heic: cannot be used: a HEIC image, which Pillow cannot read; convert it" in single_stderr_line(
+        capsys
+    )
     out = write_beton(tmp_path / "x.beton", "imagefolder", tmp_path / "in", "--on-bad", "skip")
     manifest = read_dataset_manifest(out)
     assert manifest.samples == 1

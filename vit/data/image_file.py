@@ -127,7 +127,7 @@ def _open(content: bytes, max_megapixels: int | None) -> Iterator[tuple[ImageFil
         except (BadImageError, MemoryError):
             raise
         except UnidentifiedImageError:
-            raise BadImageError("not an image that Pillow can read") from None
+            raise BadImageError(_unidentified(content)) from None
         except Image.DecompressionBombError:
             raise TooManyPixelsError(f"it has more than {max_megapixels} megapixels") from None
         except Exception as error:  # Pillow's decoders raise many types
@@ -188,3 +188,12 @@ def _silence_libtiff() -> None:
 
 
 _silence_libtiff()
+
+
+def _unidentified(content: bytes) -> str:
+    """Why Pillow does not know an image: names the formats of phones and cameras, which it lacks."""
+    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return "a HEIC image, which Pillow cannot read; convert it to JPEG or PNG"
+    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "a JPEG XL image, which Pillow cannot read; convert it to JPEG or PNG"
+    return "not an image that Pillow can read"
