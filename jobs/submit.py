@@ -118,7 +118,7 @@ class Submission:
         for run in runs:
             check_path(run.folder.path, self.backend == "slurm")
             if run_files.is_interrupted(run.folder) and not self.options.dry_run:
-                with run.folder.owned(), submitter_lock.submitting(run.folder):
+                with submitter_lock.owned(run.folder), submitter_lock.submitting(run.folder):
                     run_files.recover(run.folder)
             run_folder.check_unchanged(run.cfg, run.folder, self.options)
             run_folder.check_class_names(run.cfg, run.folder, self.options)
@@ -165,7 +165,7 @@ class Submission:
             print(message)
             return 0
         with ExitStack() as until_end:
-            with folder.owned():
+            with submitter_lock.owned(folder):
                 until_end.enter_context(submitter_lock.submitting(folder))
                 # Again: another command may have run at the same time.
                 run_folder.check_unchanged(cfg, folder, self.options)
@@ -216,7 +216,7 @@ class Submission:
         with ExitStack() as until_end, ExitStack() as submission:
             _, queued, pending = self.sort_by_state(runs)
             for run in pending:
-                submission.enter_context(run.folder.owned())
+                submission.enter_context(submitter_lock.owned(run.folder))
                 until_end.enter_context(submitter_lock.submitting(run.folder))
             # Again: another command may have run at the same time.
             complete, queued, pending = self.sort_by_state(runs)
@@ -261,7 +261,7 @@ class Submission:
         for run in runs:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # run_locally replaces it
             try:
-                with run.folder.owned():
+                with submitter_lock.owned(run.folder):
                     wait = self.start_here(run)
             except InUseError as error:
                 print(f"submit.py: {error}", file=sys.stderr)

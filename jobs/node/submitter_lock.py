@@ -8,14 +8,23 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 from vit.run.file_lock import lock, owner_of, try_lock
 from vit.run.folder import InUseError, RunFolder
 
 NAME = "submitter"  # in the run folder
+_REFUSAL_SECONDS = 2.0
 _joined: list[TextIO] = []  # open until this process ends
+
+
+def owned(run: RunFolder) -> AbstractContextManager[None]:
+    """Holds the run folder for a command that submits the run.  Raises InUseError, which names the owner.
+
+    Waits a moment for it: another command may hold it just until `submitting` has refused that one.
+    """
+    return run.owned(_REFUSAL_SECONDS)
 
 
 @contextmanager

@@ -4,9 +4,10 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_of_several_local_commands_at_the_same_time_one_trains(betons: Path, tmp
     ]  # fmt: skip
     assert run.events()[0]["time"] > begun
     assert [record["step"] for record in read_lines(run.metrics) if "loss" in record] == list(range(1, 17))
+
+
+def test_a_command_is_not_refused_because_of_another_one_that_is(tmp_path: Path) -> None:
+    """A command holds the run folder for a moment until it is refused; the one after it waits for that."""
+    run = RunFolder(tmp_path)
+    with ExitStack() as refused:
+        refused.enter_context(run.owned())
+        threading.Timer(0.5, refused.close).start()
+        with submitter_lock.owned(run), submitter_lock.submitting(run):
+            assert (run.path / submitter_lock.NAME).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_second_command_is_refused_at_every_time_of_the_first_one(betons: Path, tmp_path: Path) -> None:
