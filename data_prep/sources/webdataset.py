@@ -16,13 +16,13 @@ from data_prep.sources.ignored import IgnoredCounter
 from data_prep.sources.imagenet import TarImages
 from data_prep.sources.joined import Joined
 from data_prep.sources.labels import expand_files, number_classes, read_class_names
+from data_prep.sources.recognize import HIDDEN, has_image_suffix, is_hidden_path
 from data_prep.sources.source import InputError, Source
 from data_prep.sources.tar import Member, list_members, open_tar
 
 SUFFIX = ".tar"
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # as WebDataset: up to the first dot of the file's name
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _MAX_LABEL = 16 << 20  # bytes of a .cls or .json file
 _THREADS = 16  # they hide the latency of a network file system
 
@@ -37,8 +37,9 @@ def webdataset(patterns: Sequence[str], label_key: str | None = None, classes: P
     """The samples of shards in stored order; `patterns` are files, folders, globs, or names like a-{000..146}.tar.
 
     The label is the text of KEY.cls, a number or the name of a class, or the entry `label_key` ("label" if None) of
-    KEY.json; with `label_key`, KEY.cls is not read.  `classes` is a file with one class name per line.  Samples
-    without an image are left out and counted.  Raises InputError if a shard is damaged, or an image has no label.
+    KEY.json; with `label_key`, KEY.cls is not read.  Texts are numbers only if all labels are.  `classes` is a file
+    with one class name per line.  Samples without an image are left out and counted.  Raises InputError if a shard is
+    damaged, or an image has no label.
     """
     paths = expand_files(patterns, SUFFIX)
     names = read_class_names(classes) if classes else ()
@@ -50,22 +51,21 @@ def webdataset(patterns: Sequence[str], label_key: str | None = None, classes: P
             ignored.add(reason, f"{path}: {name}")
     labels = list(chain.from_iterable(shard.labels for shard in shards))
     if not labels:
-        raise InputError(f"{paths[0]}: contains no image (.{', .'.join(_IMAGES)}); give WebDataset's shards")
-    if not all(isinstance(label, int) for label in labels):
-        labels = [str(label) for label in labels]
+        raise InputError(f"{paths[0]}: contains no image; give WebDataset's shards")
+    if all(isinstance(label, int) or _NUMBER.fullmatch(label) for label in labels):
+        labels = list(map(int, labels))
     all_classes, numbers = number_classes(labels, names, paths[0] if len(paths) == 1 else f"{paths[0]}, ...")
     return Source(all_classes, Joined([shard.images for shard in shards]), numbers, ignored=ignored.result())
 
 
 def _list_samples(path: str, label_key: str | None) -> _Shard:
     with open_tar(Path(path)) as descriptor:
-        start = os.pread(descriptor, 8, 0)
-        for magic, name in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise InputError(f"{path}: is compressed with {name}, so it cannot be read in place; decompress it")
         files: dict[str, dict[str, Member]] = {}
         ignored: list[tuple[str, str]] = []
         for member in list_members(descriptor, path):
+            if is_hidden_path(member.name):
+                ignored.append((HIDDEN, member.name))
+                continue
             match = _KEY.fullmatch(member.name)
             if match is None:
                 ignored.append(("files that are not KEY.EXTENSION", member.name))
@@ -77,7 +77,7 @@ def _list_samples(path: str, label_key: str | None) -> _Shard:
         images: list[Member] = []
         labels: list[int | str] = []
         for key, entries in files.items():
-            found = [entries[kind] for kind in _IMAGES if kind in entries]
+            found = [entry for kind, entry in entries.items() if "." not in kind and has_image_suffix(kind)]
             if not found:
                 ignored.append(("samples without an image", key))
                 continue
@@ -90,7 +90,7 @@ def _list_samples(path: str, label_key: str | None) -> _Shard:
 
 
 def _read_label(descriptor: int, path: str, key: str, entries: dict[str, Member], label_key: str | None) -> int | str:
-    """The label of a sample: a number, also if it is written as text, or a text."""
+    """The label of a sample: a number of JSON, or a text, which may be a number too."""
     kind = "cls" if "cls" in entries and label_key is None else "json"
     if kind not in entries:
         wanted = f"{key}.json" if label_key else f"{key}.cls or {key}.json"
@@ -105,8 +105,6 @@ def _read_label(descriptor: int, path: str, key: str, entries: dict[str, Member]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         why = f"has no entry {error}, see --label-key" if isinstance(error, KeyError) else f"cannot be read ({error})"
         raise InputError(f"{path}: {member.name}: {why}; correct it") from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII):
-        return int(value)
     is_number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
     if not is_number and not (isinstance(value, str) and value):
         raise InputError(f"{path}: {member.name}: {str(value)[:60]!r} is not a label, a number or a name; correct it")

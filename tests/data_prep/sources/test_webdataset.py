@@ -76,6 +76,8 @@ def test_labels_may_be_names_numbers_or_entries_of_json(tmp_path: Path, capsys: 
     assert (source.classes, source.labels.tolist()) == (("ant", "mole"), [1, 0, 1])
     source = webdataset(shard(["10", "cat", "9"]))
     assert (source.classes, source.labels.tolist()) == (("10", "9", "cat"), [0, 2, 1])
+    source = webdataset(shard(["007", "+7", "7", "x"]))
+    assert (source.classes, source.labels.tolist()) == (("+7", "007", "7", "x"), [1, 0, 2, 3])
     source = webdataset(shard([{"label": 3}, {"label": 1}], "json"))
     assert (source.classes, source.labels.tolist()) == (("0", "1", "2", "3"), [3, 1])
     assert "no sample has label 0, 2;" in single_stderr_line(capsys)
@@ -139,18 +141,34 @@ def test_bad_shards_and_labels_are_named(tmp_path: Path) -> None:
             webdataset([str(tmp_path / pattern)])
 
 
+def test_images_of_every_format_are_taken(tmp_path: Path) -> None:
+    """By the last extension; one with a further dot, such as a mask, belongs to a sample, but is not its image."""
+    kinds = ("gif", "bmp", "tiff", "ppm", "AVIF")
+    files: dict[str, bytes] = {}
+    for i, kind in enumerate(kinds):
+        picture = encode_image(smooth(20 + i, 30, i), kind.upper())
+        files |= {f"{i}.{kind}": picture, f"{i}.mask.png": PICTURES[0], f"{i}.cls": b"%d" % i}
+    source = webdataset([str(write_tar(tmp_path / "a.tar", files))])
+    assert [Path(source.describe(i)).suffix for i in range(5)] == [f".{kind}" for kind in kinds]
+    assert source.labels.tolist() == [0, 1, 2, 3, 4] and not source.ignored.counts
+
+
 def test_samples_without_an_image_are_left_out_and_counted(tmp_path: Path) -> None:
     """And files that belong to no sample, such as those of macOS."""
     shards = [
         write_tar(
             tmp_path / f"{name}.tar",
-            {"x.jpg": PICTURES[0], "x.cls": b"0", "y.cls": b"0", "._x.jpg": b"", "readme": b""},
+            {"x.jpg": PICTURES[0], "x.cls": b"0", "y.cls": b"0", "._x.jpg": b"", "__MACOSX/x.jpg": b"", "readme": b""},
         )
         for name in "ab"
     ]
     source = webdataset(list(map(str, shards)))
     assert len(source.labels) == 2
-    assert source.ignored.counts == {"files that are not KEY.EXTENSION": 4, "samples without an image": 2}
+    assert source.ignored.counts == {
+        "hidden or system files and folders": 4,
+        "files that are not KEY.EXTENSION": 2,
+        "samples without an image": 2,
+    }
     assert source.ignored.examples["samples without an image"] == tuple(f"{shard}: y" for shard in shards)
 
 
