@@ -6,7 +6,6 @@ The file itself is not changed.  Training reads it afterwards, without FFCV, lik
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +22,7 @@ from data_prep.digests import compute_digests
 from data_prep.encode import channel_histogram, mean_and_std
 from data_prep.progress import progress
 from data_prep.publish import link_target, prepared_manifest
+from data_prep.sources.labels import read_classes
 from data_prep.sources.source import InputError
 from data_prep.summary import summarize
 from vit.config.paths import user_path
@@ -137,34 +136,6 @@ def _decode_all(beton: BetonIndex, threads: int) -> NDArray[np.int64]:
         pool.shutdown(cancel_futures=True)
         os.close(descriptor)
     return total
-
-
-def read_classes(path: Path) -> tuple[list[str], list[str] | None]:
-    """Class identifiers, and their readable names if the file has both.
-
-    A file has one identifier on each line, or is a JSON list of them, or the manifest of another data set.
-    Raises InputError if it is none of these or an identifier is there twice.
-    """
-    names: Any = None
-    try:
-        text = path.read_text(encoding="utf-8")
-        content: Any = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.rstrip().splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a text file with one class on each line") from None
-    if isinstance(content, dict):
-        content, names = content.get("classes"), content.get("names")
-    if not isinstance(content, list) or not content or not all(isinstance(each, str) for each in content):
-        raise InputError(f"{path}: has no list of classes; give a text file with one class on each line")
-    classes = [each.strip() for each in content]
-    seen: dict[str, int] = {}
-    for number, name in enumerate(classes):
-        if not name:
-            raise InputError(f"{path}: class {number} has no name; write one class on each line, without empty lines")
-        if name in seen:
-            why = f"classes {seen[name]} and {number} are both called {name}"
-            raise InputError(f"{path}: {why}; data sets are compared by these names: make them different")
-        seen[name] = number
-    return classes, names if isinstance(names, list) and len(names) == len(classes) else None
 
 
 def _check_manifest(path: Path) -> None:

@@ -194,7 +194,8 @@ def _add_classes(options: ArgumentParser, default: str) -> None:
         "--classes",
         type=user_path,
         metavar="FILE",
-        help=f"text file with one class name per line, in the order of the labels (default: {default})",
+        help="names of the classes in the order of the labels: a text file with one per line, a JSON list, or the "
+        f"manifest of another data set (default: {default})",
     )
 
 

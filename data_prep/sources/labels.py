@@ -1,12 +1,14 @@
 """Labels as written in a data set, numbers or names, and the classes that follow from them; lists of files."""
 
 import glob
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from errno import ENOENT
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +20,32 @@ _SPLIT = re.compile(r"(train|test|val|dev)(ing|id|idation)?(?![a-z])", re.IGNORE
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """A text file with the name of one class per line, in the order of their numbers; raises InputError."""
+def read_classes(path: Path) -> tuple[list[str], list[str] | None]:
+    """Class identifiers, and their readable names if the file has both.
+
+    A file has one identifier on each line, or is a JSON list of them, or the manifest of another data set.
+    Raises InputError if it is none of these or an identifier is there twice.
+    """
+    names: Any = None
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot be read ({why}); give a text file with one class name per line") from None
-    names = names[:-1] if names and not names[-1] else names
-    if not names or "" in names or len(set(names)) < len(names):
-        raise InputError(f"{path}: needs one class name per line, without empty lines and without repetitions")
-    return tuple(names)
+        text = path.read_text(encoding="utf-8-sig")
+        content: Any = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a text file with one class on each line") from None
+    if isinstance(content, dict):
+        content, names = content.get("classes"), content.get("names")
+    if not isinstance(content, list) or not content or not all(isinstance(each, str) for each in content):
+        raise InputError(f"{path}: has no list of classes; give a text file with one class on each line")
+    classes = [each.strip() for each in content]
+    seen: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        if not name:
+            raise InputError(f"{path}: class {number} has no name; write one class on each line, without empty lines")
+        if name in seen:
+            why = f"classes {seen[name]} and {number} are both called {name}"
+            raise InputError(f"{path}: {why}; data sets are compared by these names: make them different")
+        seen[name] = number
+    return classes, names if isinstance(names, list) and len(names) == len(classes) else None
 
 
 def number_classes(

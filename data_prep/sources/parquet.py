@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sources.joined import Joined
-from data_prep.sources.labels import expand_files, number_classes, read_class_names
+from data_prep.sources.labels import expand_files, number_classes, read_classes
 from data_prep.sources.parquet_rows import Row
 from data_prep.sources.source import InputError, Source
 
@@ -53,7 +53,7 @@ def parquet(
     row without a label; whether a row has an image is not known before it is read.
     """
     paths = expand_files(patterns, SUFFIX)
-    names: tuple[str, ...] | None = read_class_names(classes) if classes else None
+    names: tuple[str, ...] | None = tuple(read_classes(classes)[0]) if classes else None
     images: list[_Rows] = []
     labels = []
     for path in paths:

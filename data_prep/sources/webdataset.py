@@ -15,7 +15,7 @@ from typing import NamedTuple
 from data_prep.sources.ignored import IgnoredCounter
 from data_prep.sources.imagenet import TarImages
 from data_prep.sources.joined import Joined
-from data_prep.sources.labels import expand_files, number_classes, read_class_names
+from data_prep.sources.labels import expand_files, number_classes, read_classes
 from data_prep.sources.recognize import HIDDEN, has_image_suffix, is_hidden_path
 from data_prep.sources.source import InputError, Source
 from data_prep.sources.tar import Member, list_members, open_tar
@@ -42,7 +42,7 @@ def webdataset(patterns: Sequence[str], label_key: str | None = None, classes: P
     damaged, or an image has no label.
     """
     paths = expand_files(patterns, SUFFIX)
-    names = read_class_names(classes) if classes else ()
+    names = tuple(read_classes(classes)[0]) if classes else ()
     with ThreadPoolExecutor(_THREADS) as pool:
         shards = list(pool.map(lambda path: _list_samples(path, label_key), paths))
     ignored = IgnoredCounter()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data_prep import check_beton, write_beton
-from data_prep.describe_beton import main, read_classes
+from data_prep.describe_beton import main
+from data_prep.sources.labels import read_classes
 from data_prep.sources.source import InputError
 from tests.helpers.image_files import Pixels, encode_image, image_folder, smooth
 from tests.helpers.stock_ffcv import StockFfcv

@@ -83,9 +83,10 @@ def test_labels_may_be_names_numbers_or_entries_of_json(tmp_path: Path, capsys: 
     assert "no sample has label 0, 2;" in single_stderr_line(capsys)
     source = webdataset(shard([{"id": "x", "label": 0}, {"id": "a"}], "json"), "id")
     assert (source.classes, source.labels.tolist()) == (("a", "x"), [1, 0])
-    (tmp_path / "classes.txt").write_text("mole\nant\nbee\n")
-    source = webdataset(shard(["ant", "mole"]), classes=tmp_path / "classes.txt")
-    assert (source.classes, source.labels.tolist()) == (("mole", "ant", "bee"), [1, 0])
+    for text in ("mole\nant\nbee\n", "\ufeffmole\r\nant\r\nbee", '["mole", "ant", "bee"]'):
+        (tmp_path / "classes.txt").write_text(text)
+        source = webdataset(shard(["ant", "mole"]), classes=tmp_path / "classes.txt")
+        assert (source.classes, source.labels.tolist()) == (("mole", "ant", "bee"), [1, 0])
     source = webdataset(shard([2, 0]), classes=tmp_path / "classes.txt")
     assert (source.classes, source.labels.tolist()) == (("mole", "ant", "bee"), [2, 0])
     with pytest.raises(InputError, match="label 3 is not in 0 to 2"):
