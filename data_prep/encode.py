@@ -26,7 +26,7 @@ from data_prep.publish import block_signals
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Pixels, Source, read_image_file, to_rgb
 from vit.data.ffcv_format import IMAGE, JPEG, RAW
-from vit.data.image_file import TooManyPixelsError, decode_image
+from vit.data.image_file import TooManyPixelsError, decode_image, jpeg_defects
 from vit.data.native import JpegState, decode_jpeg
 
 Pipe: TypeAlias = "Connection[Any, Any]"
@@ -180,6 +180,7 @@ def _encode_sample(
             decoded = decode_jpeg(content, *size)
             if decoded.state is JpegState.CLEAN:  # FFCV's decoder reports harmless defects as errors
                 record["mode"], record["height"], record["width"] = JPEG, *size
+                defects += jpeg_defects(content, decoded)
                 return content, decoded.pixels, True
     if isinstance(image, np.ndarray):
         pixels = to_rgb(image)

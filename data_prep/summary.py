@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vit.config.paths import printable
 from vit.data.dataset_manifest import DatasetManifest, manifest_path
 
 _SHOWN = 3
@@ -19,17 +20,20 @@ def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -
         kinds = ", ".join(f"{kind} ({count:,} images)" for kind, count in manifest.defects.items())
         more += f"  harmless defects: {kinds}\n"
     if left_out:
-        more += f"  {len(left_out):,} images left out; the first is {': '.join(left_out[0].values())}\n"
+        more += f"  {len(left_out):,} images left out; the first is {printable(': '.join(left_out[0].values()))}\n"
     for reason, found in manifest.ignored.items():
         shown = found["examples"][:_SHOWN]
-        names = ", ".join(shown) + (", …" if found["count"] > len(shown) else "")
+        names = printable(", ".join(shown)) + (", …" if found["count"] > len(shown) else "")
         more += f"  ignored: {found['count']:,} {reason}: {names}\n"
     if empty:
-        names = ", ".join(empty[:_SHOWN]) + (f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else "")
+        names = printable(", ".join(empty[:_SHOWN])) + (
+            f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else ""
+        )
         more += f"  no samples in {len(empty):,} of the classes, which training never sees: {names}\n"
+    megabytes = f"{manifest.bytes / 1e6:,.1f} MB"
     return (
-        f"{verb} {out}: {manifest.samples:,} samples, {sizes}, {image.mode}, {manifest.bytes / 1e6:,.1f} MB\n"
+        f"{verb} {printable(out)}: {manifest.samples:,} samples, {sizes}, {image.mode}, {megabytes}\n"
         f"  {classes} classes of {min(manifest.histogram):,} to {max(manifest.histogram):,} samples\n{more}"
-        f"  in {seconds:.1f} s; manifest: {manifest_path(out)}\n"
+        f"  in {seconds:.1f} s; manifest: {printable(manifest_path(out))}\n"
         f"next: set data.train or data.val to this file in the config of a run, and model.num_classes to {classes}"
     )

@@ -42,6 +42,7 @@ from data_prep.recipe import Recipe
 from data_prep.sources.fingerprint import Fingerprint, describe_changes, take_fingerprint
 from data_prep.sources.source import InputError, Source
 from data_prep.summary import summarize
+from vit.config.paths import printable
 from vit.data.dataset_manifest import FORMAT, DatasetManifest, ImageInfo
 from vit.run.command import run_command
 
@@ -219,7 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif written := find_written(out, recipe):
             why_not = _compare_with_source(written, args)
             remove_unfinished_file(link_target(out))
-            print(f"already written: {out}" + (f" (its images were not compared: {why_not})" if why_not else ""))
+            print(
+                f"already written: {printable(out)}"
+                + (f" (its images were not compared: {why_not})" if why_not else "")
+            )
             return 0
         manifest = write(args.open_source(), out, recipe, args.workers)
     except InputError as error:
@@ -245,7 +249,9 @@ def _report_error(message: str, error: BaseException, args: argparse.Namespace) 
     if notes and args.force and args.out.exists():  # it can never be resumed: `out` is in the way without --force
         remove_unfinished_file(link_target(args.out))
         notes = []
-    _print_message("; ".join([f"error: {message}", *notes]) + " without --force" * bool(notes and args.force))
+    _print_message(
+        "; ".join([f"error: {printable(message)}", *notes]) + " without --force" * bool(notes and args.force)
+    )
 
 
 def _print_message(message: str) -> None:

@@ -191,6 +191,8 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if options.top < 1:
         parser.error(f"--top must be at least 1, not {options.top}")
+    if options.max_megapixels < 1:
+        parser.error(f"--max-megapixels must be at least 1, not {options.max_megapixels}")
     try:
         run = load_trained_model(options.run, options.which)
         model = run.select_model(options.weights).to(pick_device(options.device))

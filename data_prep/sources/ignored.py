@@ -15,14 +15,6 @@ class Ignored:
     counts: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files and folders
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # reason -> names, any bytes
 
-    def render(self) -> str:
-        """One line for each reason, without a line break at the end: "2 hidden or system files: .DS_Store, …"."""
-        lines = []
-        for reason, count in self.counts.items():
-            names = list(map(_printable, self.examples[reason]))
-            lines.append(f"{count:,} {reason}: {', '.join(names + ['…'] * (count > len(names)))}")
-        return "\n".join(lines)
-
     def manifest_entries(self) -> dict[str, dict[str, Any]]:
         """For a manifest: reason -> "count" and a list of "examples", in text that any encoding can write."""
         return {

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging
 
-from vit.data.native import JpegState, decode_jpeg, native_library
+from vit.data.native import DecodedJpeg, JpegState, decode_jpeg, native_library
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 MAX_MEGAPIXELS = 179  # Pillow's own limit: a small file may decode to any number of pixels
 
+BYTES_AFTER_END = "bytes after the end-of-image marker"
 UNREADABLE_EXIF = "EXIF data that cannot be read"
 
 _TRANSPOSE = {
@@ -91,13 +92,19 @@ def _jpeg_pixels(content: bytes, image: ImageFile.ImageFile, defects: list[str])
     decoded = decode_jpeg(content, image.height, image.width, to_rgb=is_plain)
     if decoded.state is JpegState.LOST:
         raise BadImageError(f"pixels are lost ({decoded.message})")
-    if decoded.state is JpegState.HARMLESS:
-        defects.append(decoded.message)
-        if not is_plain:
-            with Image.open(BytesIO(content + b"\xff\xd9")) as ended:  # Pillow insists on the end-of-image marker
-                return _eight_bits(ended)
+    defects += jpeg_defects(content, decoded)
+    if decoded.state is JpegState.HARMLESS and not is_plain:
+        with Image.open(BytesIO(content + b"\xff\xd9")) as ended:  # Pillow insists on the end-of-image marker
+            return _eight_bits(ended)
     is_exact = is_plain and decoded.state is not JpegState.UNREADABLE and native_library() is not None
     return decoded.pixels if is_exact else None
+
+
+def jpeg_defects(content: bytes, decoded: DecodedJpeg) -> tuple[str, ...]:
+    """The harmless defects of a JPEG file.  libjpeg does not report bytes that follow the image."""
+    if decoded.state is JpegState.HARMLESS:
+        return (decoded.message,)
+    return () if decoded.state is not JpegState.CLEAN or content.endswith(b"\xff\xd9") else (BYTES_AFTER_END,)
 
 
 def read_orientation(content: bytes) -> tuple[bool, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from tests.helpers.write_command import single_stderr_line, stored_images, write
 from vit.data import native
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.data.decode import CenterCrop, DecodeError, Decoder
-from vit.data.image_file import BadImageError, decode_image
+from vit.data.image_file import BYTES_AFTER_END, BadImageError, decode_image
 
 COPIED = ("baseline", "full-chroma", "optimized", "restarts")  # kinds of JPEGs that are copied unchanged
 needs_native = pytest.mark.skipif(native.native_library() is None, reason="the C++ decoder was not built")
@@ -79,6 +79,7 @@ def test_write_beton_leaves_out_damaged_jpegs_and_counts_harmless_defects(
     assert manifest.image.copied == len(COPIED) * 4  # padded with ones, 3 more bytes, trailing bytes, unknown marker
     assert manifest.defects["Premature end of JPEG file"] == len(KINDS)
     assert manifest.defects["Warning: unknown JFIF revision number"] == len(KINDS) - 1  # Adobe's CMYK is no JFIF
+    assert manifest.defects[BYTES_AFTER_END] == len(KINDS)
     assert "harmless defects: Corrupt JPEG data: extraneous bytes before marker (" in capsys.readouterr().out
     assert check_beton([str(out)]) == 0
     assert any(DEFECTS["trailing-bytes"](KINDS["baseline"]()) == stored for stored in stored_images(out))
