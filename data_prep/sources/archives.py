@@ -8,8 +8,8 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from errno import ENOENT
 from pathlib import Path
 from typing import NamedTuple
@@ -40,15 +40,31 @@ def find_archive(root: Path, archive: Archive, fetch: bool) -> Path:
 
     unfinished = root / f".{archive.name}.download"  # torchvision leaves a part of it when it is killed
     try:
-        download_url(archive.url, str(root), unfinished.name, archive.md5)
-        unfinished.rename(path)
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root):  # another command, for the other split, may be downloading it
+            try:
+                if not path.is_file():
+                    download_url(archive.url, str(root), unfinished.name, archive.md5)
+                    unfinished.rename(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         why = " ".join(str(error).split())
         advice = f"download {archive.url} elsewhere and put it there, or give the --root that contains it"
         raise InputError(f"{path}: is missing, and the download failed ({why}); {advice}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file or folder, where the file system has locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def find_folders(root: Path, folder: str, archives: Sequence[Archive], fetch: bool) -> Path:
@@ -74,9 +90,7 @@ def _unpack(path: Path, top: str, base: Path) -> None:
     """Unpacks the folder `top` of an archive into `base`, where it appears when it is complete."""
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            with suppress(OSError):  # file systems without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # another command, for the other split, may be unpacking it
+        with _locked(path), path.open("rb") as file:  # another command, for the other split, may be unpacking it
             if (base / top).is_dir():
                 return
             temporary = base / f".{path.name}.unpacking"

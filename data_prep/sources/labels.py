@@ -77,6 +77,10 @@ def _number_numbers(
     if largest >= (len(names) or _MAX_CLASSES):
         what = f"label {largest} is not in 0 to {(len(names) or _MAX_CLASSES) - 1}"
         raise InputError(f"{where}: {what}; correct the list of classes, or choose another label")
+    for label in np.unique(labels).tolist():
+        if str(label) in names and names[label] != str(label):
+            what = f"label {label} may be class number {label}, which is called {names[label]}, or the class {label}"
+            raise InputError(f"{where}: {what}; give the classes other names, or list them in the order of the labels")
     classes = names or tuple(map(str, range(largest + 1)))
     if not names and (unused := sorted(set(range(largest + 1)) - set(labels.tolist()))):
         shown = ", ".join(map(str, unused[:3])) + (f" and {len(unused) - 3:,} more" if len(unused) > 3 else "")

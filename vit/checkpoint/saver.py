@@ -141,14 +141,15 @@ class Saver:
             self.finish()
         if self.saved_step == self.state.step:
             return None
-        assert self._last_failure is not None
-        return f"step {self.state.step:,} is not saved: {self._last_failure.error}; {self._newest_saved()}"
+        # Without a failure it was saved, but already found damaged when it was read back.
+        why = self._last_failure.error if self._last_failure else "it was damaged on the disk"
+        return f"step {self.state.step:,} is not saved: {why}; {self._newest_saved()}"
 
     def save_before_finish(self) -> str | None:
         """As `save_before_exit`, but also reads the checkpoint back, and saves it again if it is damaged."""
         for _ in range(READ_BACK_ATTEMPTS):
             error = self.save_before_exit()
-            if error is not None:
+            if error is not None and self._last_failure is not None:
                 return error
             self.wait_until_pruned()
             if self.world.rank == 0 and self.intact_step != self.saved_step == self.state.step:  # it was not readable

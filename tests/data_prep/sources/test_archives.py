@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,17 +51,29 @@ def test_without_a_network_one_line_says_which_file_to_put_where(
     assert f"/{archive} elsewhere and put it there, or give the --root that contains it" in message
 
 
+class CountingHandler(SimpleHTTPRequestHandler):
+    """Counts the downloads that it serves."""
+
+    downloads = 0
+
+    def do_GET(self) -> None:
+        CountingHandler.downloads += 1
+        super().do_GET()
+
+
 def test_a_missing_archive_is_downloaded_by_torchvision(tmp_path: Path) -> None:
-    """It checks the digest; an archive of other contents is an error."""
+    """Once, also by commands for both splits at a time; an archive with another digest is an error."""
     here = write_tar(tmp_path / "web" / ARCHIVE.name, food_files(), "w:gz")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(here.parent))
+    handler = partial(CountingHandler, directory=str(here.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever).start()
+        Thread(target=server.serve_forever, daemon=True).start()
         local = ARCHIVE._replace(
             url=f"http://127.0.0.1:{server.server_port}/{here.name}", md5=utils.calculate_md5(str(here))
         )
-        base = find_folders(tmp_path / "data", "", [local], True)
-        assert (base / "food-101" / "meta" / "train.txt").is_file()
+        with ThreadPoolExecutor(4) as commands:
+            bases = list(commands.map(find_folders, [tmp_path / "data"] * 4, [""] * 4, [[local]] * 4, [True] * 4))
+        assert (bases[0] / "food-101" / "meta" / "train.txt").is_file()
+        assert CountingHandler.downloads == 2  # torchvision's first request only asks for the address
         with pytest.raises(ValueError, match=r"the download failed \(File not found or corrupted"):
             find_folders(tmp_path / "other", "", [local._replace(md5="0" * 32)], True)
         assert not list((tmp_path / "other").iterdir())

@@ -91,6 +91,9 @@ def test_labels_may_be_names_numbers_or_entries_of_json(tmp_path: Path, capsys: 
     assert (source.classes, source.labels.tolist()) == (("mole", "ant", "bee"), [2, 0])
     with pytest.raises(InputError, match="label 3 is not in 0 to 2"):
         webdataset(shard([3]), classes=tmp_path / "classes.txt")
+    (tmp_path / "digits.txt").write_text("1\n3\n5\n")
+    with pytest.raises(InputError, match="label 1 may be class number 1, which is called 3, or the class 1"):
+        webdataset(shard([1]), classes=tmp_path / "digits.txt")
     with pytest.raises(InputError, match="'wasp' is not one of the 3 classes"):
         webdataset(shard(["wasp"]), classes=tmp_path / "classes.txt")
     for names in (b"", b"a\na\n", b"a\n\nb\n", b"\xff\n"):

@@ -20,6 +20,12 @@ class DamagingSaver(Saver):
 
     faults = 0
     how = "damage"
+    early = False  # whether the result of reading back is there as soon as that of the commit
+
+    def _poll(self, wait: bool = False) -> None:
+        super()._poll(wait)
+        if self.early:
+            self.wait_until_pruned()
 
     def _prune(self, *args: Any, **options: Any) -> None:
         if self.faults:
@@ -39,31 +45,33 @@ class DamagingSaver(Saver):
         super()._prune(*args, **options)
 
 
-def finish(run: Path, faults: int, how: str = "damage") -> tuple[str | None, int | None]:
+def finish(run: Path, faults: int, how: str = "damage", early: bool = False) -> tuple[str | None, int | None]:
     """Saves steps 1 and 2 as the last ones of a run; returns the error message and the newest saved step."""
     with saver_on_rank(run) as (state, saver):
         saver.__class__ = DamagingSaver
         state.train(1)
         assert saver.save_before_exit() is None
         saver.wait_until_pruned()
-        saver.faults, saver.how = faults if saver.world.rank == 0 else 0, how
+        saver.faults, saver.how, saver.early = faults if saver.world.rank == 0 else 0, how, early
         state.train(2)
         saver.save()
         error = saver.save_before_finish()
         return error, saver.saved_step
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("faults", [0, 1, READ_BACK_ATTEMPTS - 1])
-def test_a_damaged_last_checkpoint_is_saved_again(tmp_path: Path, faults: int) -> None:
+def test_a_damaged_last_checkpoint_is_saved_again(tmp_path: Path, faults: int, early: bool) -> None:
     """All ranks agree; the damaged ones are quarantined and recorded."""
-    assert run_ranks(4, finish, tmp_path, faults) == [(None, 2)] * 4
+    assert run_ranks(4, finish, tmp_path, faults, "damage", early) == [(None, 2)] * 4
     assert saved_steps(tmp_path) == [2, 1]
     assert [event["step"] for event in events(tmp_path, "damaged checkpoint")] == [2] * faults
 
 
-def test_a_last_checkpoint_that_stays_damaged_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_a_last_checkpoint_that_stays_damaged_is_an_error(tmp_path: Path, early: bool) -> None:
     """On all ranks; the checkpoint before it remains."""
-    results = run_ranks(4, finish, tmp_path, ALWAYS)
+    results = run_ranks(4, finish, tmp_path, ALWAYS, "damage", early)
     assert len({error for error, _ in results}) == 1
     error, _ = results[0]
     assert error is not None
