@@ -32,12 +32,16 @@ class Job:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """A file gives an error when it is read, also for root: a folder in its place gives EISDIR."""
-    aside = path.rename(path.with_suffix(".aside"))
-    path.mkdir()
+    """A file gives an error when it is read, also for root: a link to itself in its place gives ELOOP.
+
+    It never seems to be missing: both changes are a single rename.
+    """
+    aside, loop = path.with_suffix(".aside"), path.with_suffix(".loop")
+    aside.hardlink_to(path)
+    loop.symlink_to(path.name)
+    loop.replace(path)
     yield
-    path.rmdir()
-    aside.rename(path)
+    aside.replace(path)
 
 
 @pytest.fixture
