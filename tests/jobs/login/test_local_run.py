@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from errno import ELOOP
 from pathlib import Path
 
 import pytest
@@ -114,4 +115,5 @@ def test_a_ledger_that_remains_unreadable_is_named(
         assert local_run.wait(job) == 1
     printed = capsys.readouterr()
     assert "the job has ended, but its ledger, which says how, cannot be read" in printed.out
-    assert printed.err.startswith(f"[Errno 21] {os.strerror(21)}: '{job.run.ledger}'; to see the state of the run: ")
+    expected = f"{OSError(ELOOP, os.strerror(ELOOP), str(job.run.ledger))}; to see the state of the run: "
+    assert printed.err.startswith(expected)
