@@ -1,17 +1,25 @@
 """Reads a `.beton` as FFCV's `Loader` does, but validates every number in it first: FFCV validates none."""
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import jpeg
+from data_prep.progress import progress
 from data_prep.sources.source import InputError, Pixels
 from vit.data.ffcv_format import ALLOCATION, FIELD, HEADER, RAW, SAMPLE, VERSION, are_image_and_label, field_names
 from vit.data.native import JpegState, decode_jpeg
+
+T = TypeVar("T")
+
+_CHUNK = 64  # images per task of a thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +58,21 @@ class BetonIndex:
         if decoded.state > JpegState.HARMLESS:
             raise InputError(f"is a damaged JPEG ({decoded.message})")
         return decoded.pixels
+
+
+def decode_in_chunks(beton: BetonIndex, threads: int, decode_chunk: Callable[[int, range], T]) -> Iterator[T]:
+    """The results of `decode_chunk`, in order, for a descriptor of the file and each range of samples."""
+    descriptor = os.open(beton.path, os.O_RDONLY)
+    chunks = [range(start, min(start + _CHUNK, len(beton))) for start in range(0, len(beton), _CHUNK)]
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with progress(len(beton)) as advance:
+            for chunk, result in zip(chunks, pool.map(partial(decode_chunk, descriptor), chunks), strict=True):
+                yield result
+                advance(len(chunk))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        os.close(descriptor)
 
 
 def read_beton_index(path: Path, classes: int) -> BetonIndex:

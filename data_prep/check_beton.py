@@ -12,21 +12,18 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from data_prep import contact_sheet
-from data_prep.beton_reader import BetonIndex, read_beton_index
+from data_prep.beton_reader import BetonIndex, decode_in_chunks, read_beton_index
 from data_prep.digests import compute_digests
-from data_prep.progress import progress
 from data_prep.sources.source import InputError
 from vit.config.paths import user_path
 from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
 from vit.run.command import run_command
 
-_CHUNK = 64  # images per task of a thread
 _ADVICE = "copy or write the file again"
 
 _DESCRIPTION = """\
@@ -93,11 +90,10 @@ def _read_index(path: Path, manifest: DatasetManifest, page_report: str = "") ->
 
 def _undecodable_samples(beton: BetonIndex, threads: int) -> Iterator[tuple[int, str]]:
     """The samples that cannot be decoded, and why, in order."""
-    descriptor = os.open(beton.path, os.O_RDONLY)
 
-    def decode_chunk(start: int) -> list[tuple[int, str]]:
+    def decode_chunk(descriptor: int, samples: range) -> list[tuple[int, str]]:
         failed = []
-        for sample in range(start, min(start + _CHUNK, len(beton))):
+        for sample in samples:
             try:
                 beton.read_pixels(descriptor, sample)
             except InputError as error:
@@ -106,15 +102,7 @@ def _undecodable_samples(beton: BetonIndex, threads: int) -> Iterator[tuple[int,
                 failed.append((sample, f"cannot be read ({error.strerror or error})"))
         return failed
 
-    pool = ThreadPoolExecutor(threads)
-    try:
-        with progress(len(beton)) as advance:
-            for failed in pool.map(decode_chunk, range(0, len(beton), _CHUNK)):
-                yield from failed
-                advance(_CHUNK)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        os.close(descriptor)
+    return itertools.chain.from_iterable(decode_in_chunks(beton, threads, decode_chunk))
 
 
 def _page_report(wrong_pages: Sequence[int], page_size: int) -> str:

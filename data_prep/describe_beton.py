@@ -11,18 +11,16 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton_reader import BetonIndex, read_beton_index
+from data_prep.beton_reader import BetonIndex, decode_in_chunks, read_beton_index
 from data_prep.digests import compute_digests
 from data_prep.encode import channel_histogram, mean_and_std
-from data_prep.progress import progress
 from data_prep.publish import link_target, prepared_manifest
-from data_prep.sources.labels import read_classes
+from data_prep.sources.labels import MAX_CLASSES, read_classes
 from data_prep.sources.source import InputError
 from data_prep.summary import summarize
 from vit.config.paths import user_path
@@ -37,8 +35,6 @@ from vit.data.dataset_manifest import (
 from vit.data.ffcv_format import JPEG
 from vit.run.command import run_command
 
-_CHUNK = 64  # images per task of a thread
-_MAX_CLASSES = 1_000_000  # without --classes; a larger label is not the number of a class
 _MIN_PAGE = 1 << 10  # bytes; FFCV's smallest is 2 MiB
 _MAX_COUNTED = 3 << 23  # values whose histogram is exact: see `channel_histogram`
 _ADVICE = "the file cannot be used as it is"
@@ -67,7 +63,7 @@ def describe(path: Path, classes: Sequence[str], names: Sequence[str] | None, th
     Raises InputError, which names the first sample that training cannot use; OSError if the file cannot be read.
     """
     try:
-        beton = read_beton_index(path, len(classes) or _MAX_CLASSES)
+        beton = read_beton_index(path, len(classes) or MAX_CLASSES)
     except InputError as error:
         raise InputError(f"{error}; {_ADVICE}") from None
     if not len(beton):
@@ -111,11 +107,10 @@ def describe(path: Path, classes: Sequence[str], names: Sequence[str] | None, th
 
 def _decode_all(beton: BetonIndex, threads: int) -> NDArray[np.int64]:
     """Decodes all images: counts of each value in each channel (3, 256).  Raises InputError for the first bad one."""
-    descriptor = os.open(beton.path, os.O_RDONLY)
 
-    def decode_chunk(start: int) -> NDArray[np.int64]:
+    def decode_chunk(descriptor: int, samples: range) -> NDArray[np.int64]:
         counts = np.zeros((3, 256), np.int64)
-        for sample in range(start, min(start + _CHUNK, len(beton))):
+        for sample in samples:
             try:
                 pixels = beton.read_pixels(descriptor, sample)
                 for rows in np.array_split(pixels, 1 + pixels.size // _MAX_COUNTED):
@@ -125,17 +120,7 @@ def _decode_all(beton: BetonIndex, threads: int) -> NDArray[np.int64]:
                 raise InputError(f"{beton.path}: {where} {error}; {_ADVICE}") from None
         return counts
 
-    pool = ThreadPoolExecutor(threads)
-    total = np.zeros((3, 256), np.int64)
-    try:
-        with progress(len(beton)) as advance:
-            for counts in pool.map(decode_chunk, range(0, len(beton), _CHUNK)):
-                total += counts
-                advance(_CHUNK)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        os.close(descriptor)
-    return total
+    return sum(decode_in_chunks(beton, threads, decode_chunk), np.zeros((3, 256), np.int64))
 
 
 def _check_manifest(path: Path) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 from data_prep.recipe import MODES, Recipe
 from data_prep.source_options import SOURCES
-from data_prep.sources.labels import expand_files
+from data_prep.sources.file_patterns import expand_files
 from vit.config.paths import user_path
 from vit.data.image_file import MAX_MEGAPIXELS
 

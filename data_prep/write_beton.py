@@ -198,8 +198,7 @@ def _is_unreadable(error: BaseException | None, args: argparse.Namespace) -> boo
     if not all(os.path.exists(path) for path in sources):
         return True
     while error is not None:
-        no_images = isinstance(error, FileNotFoundError) and error.errno is None  # torchvision's, for an empty class
-        if isinstance(error, OSError | RuntimeError) and not no_images:  # RuntimeError: a download failed
+        if isinstance(error, OSError | RuntimeError):  # RuntimeError: torchvision's, for files that are missing
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,6 +1,5 @@
 """What a source has left out at listing, because it is no image of the data set."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +15,9 @@ class Ignored:
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # reason -> names, any bytes
 
     def manifest_entries(self) -> dict[str, dict[str, Any]]:
-        """For a manifest: reason -> "count" and a list of "examples", in text that any encoding can write."""
+        """For a manifest: reason -> "count" and a list of "examples"."""
         return {
-            reason: {"count": count, "examples": list(map(_printable, self.examples[reason]))}
-            for reason, count in self.counts.items()
+            reason: {"count": count, "examples": list(self.examples[reason])} for reason, count in self.counts.items()
         }
 
 
@@ -40,7 +38,3 @@ class IgnoredCounter:
     def result(self) -> Ignored:
         """What was counted so far."""
         return Ignored(dict(self._counts), {reason: tuple(names) for reason, names in self._examples.items()})
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

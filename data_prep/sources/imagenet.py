@@ -16,7 +16,6 @@ from dataclasses import replace
 from io import BytesIO
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -24,36 +23,14 @@ from data_prep.sources.folders import FolderScan, image_folder
 from data_prep.sources.ignored import Ignored, IgnoredCounter
 from data_prep.sources.matlab import read_struct_array
 from data_prep.sources.recognize import HIDDEN, NOT_IMAGES, has_image_suffix, is_hidden_path, is_image
-from data_prep.sources.source import InputError, Slice, Source
-from data_prep.sources.tar import Member, list_members, open_tar
+from data_prep.sources.source import InputError, Source
+from data_prep.sources.tar import Member, TarImages, list_members, open_tar
 
 _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _META = "data/meta.mat"
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.jpe?g", re.IGNORECASE)
 _WNID = re.compile(r"n\d{8}")
 _INDEX_THREADS = 16  # concurrent reads hide the latency of a network file system
-
-
-class TarImages(Sequence[Slice]):
-    """The images of one tar, stored compactly: 1.3 million take 60 MB."""
-
-    def __init__(self, path: Path, images: Sequence[Member]) -> None:
-        self.path = str(path)
-        self._names = np.array([image.name.encode("utf-8", "surrogateescape") for image in images], np.bytes_)
-        self._locations = np.array([image[1:] for image in images], np.int64).reshape(-1, 2)  # offset, size
-
-    def __len__(self) -> int:
-        return len(self._locations)
-
-    @overload
-    def __getitem__(self, index: int) -> Slice: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Slice]: ...
-    def __getitem__(self, index: int | slice) -> Slice | list[Slice]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        offset, size = self._locations[index].tolist()
-        return Slice(self.path, offset, size, self._names[index].decode("utf-8", "surrogateescape"))
 
 
 def ilsvrc(tar: Path, devkit: Path | None = None, synsets: Path | None = None) -> Source:

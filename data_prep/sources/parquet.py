@@ -11,8 +11,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.sources.file_patterns import expand_files
 from data_prep.sources.joined import Joined
-from data_prep.sources.labels import expand_files, number_classes, read_classes
+from data_prep.sources.labels import number_classes, read_classes
 from data_prep.sources.parquet_rows import Row
 from data_prep.sources.source import InputError, Source
 

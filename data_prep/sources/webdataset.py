@@ -12,13 +12,13 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.sources.file_patterns import expand_files
 from data_prep.sources.ignored import IgnoredCounter
-from data_prep.sources.imagenet import TarImages
 from data_prep.sources.joined import Joined
-from data_prep.sources.labels import expand_files, number_classes, read_classes
+from data_prep.sources.labels import number_classes, read_classes
 from data_prep.sources.recognize import HIDDEN, has_image_suffix, is_hidden_path
 from data_prep.sources.source import InputError, Source
-from data_prep.sources.tar import Member, list_members, open_tar
+from data_prep.sources.tar import Member, TarImages, list_members, open_tar
 
 SUFFIX = ".tar"
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # as WebDataset: up to the first dot of the file's name

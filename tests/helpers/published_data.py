@@ -4,13 +4,19 @@ import io
 import json
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.helpers.image_files import Pixels, encode_image, noise, smooth
 from tests.helpers.imagenet import add_member
+
+NAMES = ("zebra", "ant", "mole")
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 BREEDS = (("Abyssinian", 1), ("american_bulldog", 2), ("Bengal", 1))  # name, 1: cat or 2: dog
 
@@ -99,3 +105,24 @@ def cifar_pixels(content: bytes) -> Pixels:
     """The images of a batch, computed plane by plane: (N, 32, 32, 3)."""
     planes = pickle.loads(content)["data"].reshape(-1, 3, 32, 32)
     return np.stack([planes[:, channel] for channel in range(3)], axis=-1)
+
+
+def hub_file(
+    path: Path,
+    images: Sequence[bytes | None],
+    labels: Sequence[object],
+    names: Sequence[str] | None = NAMES,
+    column: str = "label",
+    image: str = "image",
+    **options: Any,
+) -> Path:
+    """A file as `datasets` writes it: struct{bytes, path}, labels, and the names in the schema's metadata."""
+    values = [each if each is None else {"bytes": each, "path": f"{i}.jpg"} for i, each in enumerate(images)]
+    features: dict[str, object] = {image: {"_type": "Image"}, "id": {"dtype": "string", "_type": "Value"}}
+    features[column] = {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    table = pa.table(
+        {"id": [f"id{i}" for i in range(len(values))], image: pa.array(values, IMAGE), column: pa.array(labels)}
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **({"row_group_size": 4} | options))
+    return path

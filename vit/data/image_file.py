@@ -125,9 +125,8 @@ def _open(content: bytes, max_megapixels: int | None) -> Iterator[tuple[ImageFil
     with _pillow_lock, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = (
-            max_megapixels and max_megapixels * 500_000
-        )  # Pillow warns there, and refuses twice as many
+        # Pillow warns of more pixels, and refuses twice as many.
+        Image.MAX_IMAGE_PIXELS = max_megapixels and max_megapixels * 500_000
         try:
             with Image.open(BytesIO(content)) as image:
                 yield image, defects
@@ -175,6 +174,15 @@ def _eight_bits(image: ImageFile.ImageFile) -> Pixels:
     return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
+def _unidentified(content: bytes) -> str:
+    """Why Pillow does not know an image: names the formats of phones and cameras, which it lacks."""
+    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return "a HEIC image, which Pillow cannot read; convert it to JPEG or PNG"
+    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "a JPEG XL image, which Pillow cannot read; convert it to JPEG or PNG"
+    return "not an image that Pillow can read"
+
+
 def _kind(warning: warnings.WarningMessage) -> str | None:
     """What a warning of Pillow says about the file, without the numbers in it; None if it is about something else."""
     text = str(warning.message)
@@ -195,12 +203,3 @@ def _silence_libtiff() -> None:
 
 
 _silence_libtiff()
-
-
-def _unidentified(content: bytes) -> str:
-    """Why Pillow does not know an image: names the formats of phones and cameras, which it lacks."""
-    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
-        return "a HEIC image, which Pillow cannot read; convert it to JPEG or PNG"
-    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return "a JPEG XL image, which Pillow cannot read; convert it to JPEG or PNG"
-    return "not an image that Pillow can read"

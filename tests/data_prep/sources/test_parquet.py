@@ -1,9 +1,7 @@
 """Parquet files of images, as Hugging Face's `datasets` writes them."""
 
 import io
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.recipe import Recipe
 from data_prep.sources.parquet import parquet
 from data_prep.sources.parquet_rows import Row
 from data_prep.sources.source import InputError, Source, read_image_file
-from data_prep.write_beton import main, write
+from data_prep.write_beton import main
 from tests.helpers.image_files import encode_image, noise, smooth
-from tests.helpers.unfinished_file import Unfinished
-from tests.helpers.write_command import are_same_files, single_stderr_line, stored_images, write_beton
+from tests.helpers.published_data import IMAGE, NAMES, hub_file
+from tests.helpers.write_command import single_stderr_line, stored_images, write_beton
 from vit.data.dataset_manifest import read_dataset_manifest
-
-NAMES = ("zebra", "ant", "mole")
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def pictures(count: int, first: int = 0) -> list[bytes]:
     return [encode_image(smooth(20 + i % 9, 30, first + i), ("JPEG", "PNG")[i % 2]) for i in range(count)]
-
-
-def hub_file(
-    path: Path,
-    images: Sequence[bytes | None],
-    labels: Sequence[object],
-    names: Sequence[str] | None = NAMES,
-    column: str = "label",
-    image: str = "image",
-    **options: Any,
-) -> Path:
-    """A file as `datasets` writes it: struct{bytes, path}, labels, and the names in the schema's metadata."""
-    values = [each if each is None else {"bytes": each, "path": f"{i}.jpg"} for i, each in enumerate(images)]
-    features: dict[str, object] = {image: {"_type": "Image"}, "id": {"dtype": "string", "_type": "Value"}}
-    features[column] = {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
-    table = pa.table(
-        {"id": [f"id{i}" for i in range(len(values))], image: pa.array(values, IMAGE), column: pa.array(labels)}
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, **({"row_group_size": 4} | options))
-    return path
 
 
 def contents(source: Source) -> list[bytes]:
@@ -223,26 +196,6 @@ def test_without_pyarrow_one_line_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["parquet", str(file), "--out", str(tmp_path / "a.beton")]) == 1
     assert "pip install 'pyarrow" in single_stderr_line(capsys)
-
-
-def test_a_killed_command_resumes_and_writes_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the middle of a row group; a file that was replaced in between starts it over."""
-    images = [encode_image(noise(9, 9, i), "PNG") for i in range(90)]
-    file = hub_file(tmp_path / "a.parquet", images, [i % 3 for i in range(90)], row_group_size=40)
-    (tmp_path / "finished").mkdir()
-    (tmp_path / "killed").mkdir()
-    recipe = Recipe(source="here", mode="raw", shuffle=False)
-    source = parquet([str(file)])
-    write(source, tmp_path / "finished" / "a.beton", recipe, 2)
-    unfinished = Unfinished(tmp_path / "killed", tmp_path / "finished" / "a.beton", source, recipe)
-    unfinished.write_and_kill(tmp_path / "killed", 44)
-    unfinished.copy_to(tmp_path / "changed")
-    capsys.readouterr()
-    assert are_same_files(unfinished.resume_in(tmp_path / "killed"), unfinished.finished)
-    assert "resuming after " in capsys.readouterr().err
-    hub_file(file, images[::-1], [i % 3 for i in range(90)], row_group_size=40)
-    unfinished.resume_in(tmp_path / "changed")
-    assert "starting over" in capsys.readouterr().err
 
 
 def test_rows_are_read_in_batches_of_bounded_size(tmp_path: Path) -> None:

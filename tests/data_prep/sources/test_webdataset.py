@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import webdataset as library
 
-from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Source, read_image_file
 from data_prep.sources.webdataset import webdataset
-from data_prep.write_beton import main, write
-from tests.helpers.image_files import encode_image, noise, smooth
+from data_prep.write_beton import main
+from tests.helpers.image_files import encode_image, smooth
 from tests.helpers.published_data import write_tar
-from tests.helpers.unfinished_file import Unfinished
-from tests.helpers.write_command import are_same_files, single_stderr_line, stored_images, write_beton
+from tests.helpers.write_command import single_stderr_line, stored_images, write_beton
 from vit.data.dataset_manifest import read_dataset_manifest
 
 PICTURES = [encode_image(smooth(20 + i, 30, i)) for i in range(6)]
@@ -174,33 +172,6 @@ def test_samples_without_an_image_are_left_out_and_counted(tmp_path: Path) -> No
         "samples without an image": 2,
     }
     assert source.ignored.examples["samples without an image"] == tuple(f"{shard}: y" for shard in shards)
-
-
-def test_a_killed_command_resumes_and_writes_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From shards that have not changed in between; a replaced one starts it over."""
-    images = [encode_image(noise(9, 9, i), "PNG") for i in range(90)]
-
-    def write_shards(order: list[bytes]) -> None:
-        for shard in range(2):
-            rows = range(45 * shard, 45 * shard + 45)
-            files = {f"{i}.{end}": data for i in rows for end, data in (("png", order[i]), ("cls", b"%d" % (i % 3)))}
-            write_tar(tmp_path / f"s-{shard}.tar", files)
-
-    write_shards(images)
-    for name in ("finished", "killed"):
-        (tmp_path / name).mkdir()
-    recipe = Recipe(source="here", mode="raw")
-    source = webdataset([str(tmp_path / "s-{0..1}.tar")])
-    write(source, tmp_path / "finished" / "a.beton", recipe, 2)
-    unfinished = Unfinished(tmp_path / "killed", tmp_path / "finished" / "a.beton", source, recipe)
-    unfinished.write_and_kill(tmp_path / "killed", 44)
-    unfinished.copy_to(tmp_path / "changed")
-    capsys.readouterr()
-    assert are_same_files(unfinished.resume_in(tmp_path / "killed"), unfinished.finished)
-    assert "resuming after " in capsys.readouterr().err
-    write_shards(images[::-1])
-    unfinished.resume_in(tmp_path / "changed")
-    assert "starting over" in capsys.readouterr().err
 
 
 def test_a_damaged_image_in_a_shard_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
