@@ -4,6 +4,7 @@ Shapes: B images, H, W pixels, C classes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,12 +96,12 @@ def draw_erasing(B: int, H: int, W: int, probability: float, random: np.random.G
 
 
 def erase(
-    images: Tensor, boxes: NDArray[np.int64], fill: Literal["noise", "mean"], generator: torch.Generator
+    images: Tensor, boxes: NDArray[np.int64], fill: Literal["noise", "mean"], generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Overwrites each image's box in place: (B, 3, H, W) float32, normalized -> the same.
 
     `noise` fills it with normal noise for each pixel, as in DeiT; `mean` with the channel's mean, which is 0, as in
-    torchvision.
+    torchvision.  Each of the generators makes the noise of one micro-batch.
     """
     erased = np.flatnonzero(boxes[:, 1] > boxes[:, 0])
     if not len(erased):
@@ -111,7 +112,14 @@ def erase(
     y, x = torch.arange(H, device=device), torch.arange(W, device=device)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (n, H), (n, W)
     inside = rows[:, None, :, None] & columns[:, None, None, :]  # (n, 1, H, W)
-    shape = (len(erased), 3, H, W)
-    new = torch.randn(shape, generator=generator, device=device) if fill == "noise" else torch.zeros((), device=device)
+    new = _noise(boxes, H, W, generators) if fill == "noise" else torch.zeros((), device=device)
     images[indices] = torch.where(inside, new, images[indices])
     return images
+
+
+def _noise(boxes: NDArray[np.int64], H: int, W: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """Noise for the n images that have a box: (B, 4) -> (n, 3, H, W) float32."""
+    counts = (boxes[:, 1] > boxes[:, 0]).reshape(len(generators), -1).sum(1).tolist()  # in each micro-batch
+    return torch.cat(
+        [torch.randn(n, 3, H, W, generator=g, device=g.device) for n, g in zip(counts, generators, strict=True)]
+    )

@@ -1,4 +1,4 @@
-"""Augmentation of a micro-batch on its device: flip, RandAugment, 3-Augment, erasing, mixup or CutMix, normalization.
+"""Augmentation of micro-batches on their device: flip, RandAugment, 3-Augment, erasing, mixup or CutMix, normalization.
 
     (B, H, W, 3) uint8, (B,) int64 -> (B, 3, H, W) float32, (B, C) float32
 
@@ -10,13 +10,15 @@ Shapes: B images, H, W pixels, C classes.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vit.augment import pixel_ops
-from vit.augment.mixup import draw_erasing, draw_mix, erase, smooth_targets
+from vit.augment.draws import draw, join
+from vit.augment.mixup import erase, smooth_targets
 from vit.augment.pixel_ops import to_planes
 from vit.augment.randaugment import rand_augment
 from vit.augment.three_augment import color_jitter, three_augment
@@ -31,21 +33,36 @@ def augment(
     The images are normalized; the targets are soft and sum to 1 for each image.  Mixup and CutMix mix each image with
     the one `mix_distance` places before it, cyclically.
     """
+    return augment_micro_batches(images, labels, cfg, num_classes, [key], mix_distance)
+
+
+def augment_micro_batches(
+    images: Tensor, labels: Tensor, cfg: AugmentConfig, num_classes: int, keys: Sequence[int], mix_distance: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Augments micro-batches of equal size that follow each other, in far fewer kernels than one after the other.
+
+    The values of each depend on its own key only, as if it had been augmented alone; B counts the images of all.
+    """
     B, H, W, _ = images.shape
-    random = np.random.Generator(np.random.Philox(key=key))
-    images = to_planes(images, random.random(B) < cfg.flip)  # (B, 3, H, W)
-    images = rand_augment(images, cfg, random)
+    m = B // len(keys)
+    drawn = [draw(cfg, m, H, W, key, mix_distance) for key in keys]
+    draws = join([each for each, _ in drawn])
+    images = to_planes(images, draws.mirrored)  # (B, 3, H, W)
+    images = rand_augment(images, draws.operations, draws.amounts, cfg)
     if cfg.three_augment:
-        images = three_augment(images, random)
+        images = three_augment(images, draws.three_augment, draws.sigma)
     if cfg.color_jitter:
-        images = color_jitter(images, cfg.color_jitter, random)
+        images = color_jitter(images, draws.jitter_order, draws.jitter_factors)
 
     values, targets = _normalize(images, cfg), smooth_targets(labels, num_classes, cfg.label_smoothing)
     if cfg.erasing:
-        noise = torch.Generator(images.device).manual_seed(key)
-        values = erase(values, draw_erasing(B, H, W, cfg.erasing, random), cfg.erasing_fill, noise)
-    if mix := draw_mix(cfg, H, W, random, mix_distance):
-        values, targets = mix.images(values), mix.targets(targets)
+        noise = [torch.Generator(images.device).manual_seed(key) for key in keys]
+        values = erase(values, draws.boxes, cfg.erasing_fill, noise)
+    for j, (_, mix) in enumerate(drawn):
+        if mix is not None:
+            mine = slice(j * m, (j + 1) * m)
+            mix.images(values[mine])  # in place
+            targets[mine] = mix.targets(targets[mine])
     return values, targets
 
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vit.augment.gpu_kernels import gpu_warp
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Color = tuple[int, int, int]  # gray levels of red, green and blue
@@ -73,8 +75,14 @@ class Selection:
         `fill` is the color outside of the image.
         """
         color = torch.tensor(fill, dtype=torch.uint8)
-        if not self._call("vit_warp", torch.from_numpy(matrices), color):
-            self.apply(lambda images: _warp(images, self.to_device(matrices, torch.float64)[..., 0], fill))
+        if self._call("vit_warp", torch.from_numpy(matrices), color):
+            return
+        on_device = self.to_device(matrices, torch.float64)  # (n, 6, 1, 1, 1)
+        kernel = gpu_warp() if type(self.images) is Tensor and self.images.is_cuda else None
+        if kernel is None:
+            self.apply(lambda images: _warp(images, on_device[..., 0], fill))
+        else:
+            self.apply(lambda images: kernel(images, on_device.flatten(1), fill))
 
     def shift(self, by: Ints, fill: Color) -> None:
         """Moves each image by whole pixels to the right and down: (n, 2).  `fill` is the color outside of the image."""

@@ -90,17 +90,25 @@ def apply(images: Tensor, op: Ints, amount: Floats, fill: Color = BLACK) -> Tens
     return apply_by_choice(images, op, lambda selection, i, indices: operations[i](selection, amount[indices], fill))
 
 
-def rand_augment(images: Tensor, cfg: AugmentConfig, random: np.random.Generator) -> Tensor:
-    """Applies `randaugment_ops` operations: (B, 3, H, W) uint8 -> the same.  May overwrite `images`."""
-    B, _, H, W = images.shape
-    for _ in range(cfg.randaugment_ops):
+def draw_rand_augment(cfg: AugmentConfig, B: int, H: int, W: int, random: np.random.Generator) -> tuple[Ints, Floats]:
+    """Draws the operations of each image, in their order, and their amounts: 2 x (B, randaugment_ops)."""
+    operations, amounts = np.empty((B, cfg.randaugment_ops), np.int64), np.empty((B, cfg.randaugment_ops))
+    for k in range(cfg.randaugment_ops):
         if cfg.randaugment == "timm":
             op, magnitude, sign = draw_timm(B, cfg.randaugment_magnitude, cfg.randaugment_deviation, random)
-            red, green, blue = (round(255 * mean) for mean in cfg.mean)
-            images = apply(images, op, timm_amounts(op, magnitude, sign, H, W), (red, green, blue))
+            operations[:, k], amounts[:, k] = op, timm_amounts(op, magnitude, sign, H, W)
         else:
             op, sign = draw_torchvision(B, random)
-            images = apply(images, op, torchvision_amounts(op, cfg.randaugment_magnitude, sign, H, W))
+            operations[:, k], amounts[:, k] = op, torchvision_amounts(op, cfg.randaugment_magnitude, sign, H, W)
+    return operations, amounts
+
+
+def rand_augment(images: Tensor, operations: Ints, amounts: Floats, cfg: AugmentConfig) -> Tensor:
+    """Applies drawn operations: (B, 3, H, W) uint8, 2 x (B, ops) -> the images.  May overwrite `images`."""
+    red, green, blue = (round(255 * mean) for mean in cfg.mean)
+    fill = (red, green, blue) if cfg.randaugment == "timm" else BLACK
+    for k in range(operations.shape[1]):
+        images = apply(images, operations[:, k], amounts[:, k], fill)
     return images
 
 

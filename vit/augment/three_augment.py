@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit.augment.pixel_ops import Ints, Selection, apply_by_choice
+from vit.augment.pixel_ops import Floats, Ints, Selection, apply_by_choice
 from vit.augment.randaugment import invert_from
 
 GRAY, SOLARIZE, BLUR = range(3)
@@ -20,12 +20,16 @@ _SIGMA = (0.1, 2.0)  # standard deviation of the blur in pixels, [min, max]
 _RADIUS = 6  # radius of the blur's kernel in pixels: three times the largest sigma
 
 
-def three_augment(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Converts each image to grayscale, solarizes it or blurs it, with probability 1/3 each.
+def draw_three_augment(B: int, random: np.random.Generator) -> tuple[Ints, Floats]:
+    """Draws the operation of each image, with probability 1/3 each, and the sigma of a blur in pixels: 2 x (B,)."""
+    return random.integers(3, size=B), random.uniform(*_SIGMA, B)
 
-    (B, 3, H, W) uint8 -> the same.  `images` may be overwritten.
+
+def three_augment(images: Tensor, choice: Ints, sigma: Floats) -> Tensor:
+    """Converts each image to grayscale, solarizes it or blurs it, as drawn.
+
+    (B, 3, H, W) uint8, 2 x (B,) -> the images.  `images` may be overwritten.
     """
-    choice, sigma = random.integers(3, size=len(images)), random.uniform(*_SIGMA, len(images))
 
     def run(selection: Selection, operation: int, indices: Ints) -> None:
         if operation == GRAY:
@@ -38,13 +42,18 @@ def three_augment(images: Tensor, random: np.random.Generator) -> Tensor:
     return apply_by_choice(images, choice, run)
 
 
-def color_jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tensor:
-    """Changes brightness, contrast and saturation by up to `strength` each, in a random order for each image.
+def draw_color_jitter(B: int, strength: float, random: np.random.Generator) -> tuple[Ints, Floats]:
+    """Draws the order of the three changes for each image, and their factors, up to `strength` from 1: 2 x (B, 3)."""
+    order = random.permuted(np.tile(np.arange(3), (B, 1)), axis=1)
+    return order, random.uniform(1 - strength, 1 + strength, (B, 3))
 
-    (B, 3, H, W) uint8 -> the same.  This is torchvision's ColorJitter without hue.  `images` may be overwritten.
+
+def color_jitter(images: Tensor, order: Ints, factors: Floats) -> Tensor:
+    """Changes brightness, contrast and saturation by the drawn factors, in the drawn order of each image.
+
+    (B, 3, H, W) uint8, 2 x (B, 3) -> the images.  This is torchvision's ColorJitter without hue.  `images` may be
+    overwritten.
     """
-    order = random.permuted(np.tile(np.arange(3), (len(images), 1)), axis=1)  # (B, 3)
-    factors = random.uniform(1 - strength, 1 + strength, (len(images), 3))
 
     def run(selection: Selection, operation: int, indices: Ints) -> None:
         adjust(selection, operation, factors[indices, operation])

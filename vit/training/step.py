@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vit.augment.pipeline import augment
+from vit.augment.pipeline import augment_micro_batches
 from vit.checkpoint.skipped_steps import NotFiniteError
 from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
@@ -51,18 +51,11 @@ def augmented_batches(cfg: Config, world: World, batches: Iterator[Batch], start
 def _augment_batch(
     cfg: Config, world: World, step: int, batch: Batch, stream: torch.cuda.Stream | None
 ) -> AugmentedBatch:
-    m = cfg.micro_batch
-    micro_batches = [
-        augment(
-            batch.images[j * m : (j + 1) * m],
-            batch.labels[j * m : (j + 1) * m],
-            cfg.augment,
-            cfg.model.num_classes,
-            key(Stream.AUGMENT, cfg.seed, step, index),
-            cfg.mix_distance,
-        )
-        for j, index in enumerate(world.my_micro_batches(cfg.micro_batches))
-    ]
+    keys = [key(Stream.AUGMENT, cfg.seed, step, index) for index in world.my_micro_batches(cfg.micro_batches)]
+    images, targets = augment_micro_batches(
+        batch.images, batch.labels, cfg.augment, cfg.model.num_classes, keys, cfg.mix_distance
+    )
+    micro_batches = list(zip(images.split(cfg.micro_batch), targets.split(cfg.micro_batch), strict=True))
     return AugmentedBatch(micro_batches, batch.samples, stream.record_event() if stream else None)
 
 

@@ -1,7 +1,9 @@
 """The augmentation pipeline: a pure function of images and key, flips, normalization, and no synchronization."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 
 from tests.helpers.images import micro_batch, photographs
-from vit.augment.pipeline import augment, normalize
+from vit.augment import pixel_ops
+from vit.augment.pipeline import augment, augment_micro_batches, normalize
 from vit.augment.randaugment import TORCHVISION_OPERATIONS, apply, torchvision_amounts
 from vit.config.schema import AugmentConfig
 
@@ -48,6 +51,22 @@ def test_an_image_depends_only_on_itself_and_the_image_it_is_mixed_with() -> Non
     for cfg, changed in ((replace(EVERYTHING, mixup=0.0, cutmix=0.0), [5]), (EVERYTHING, [5, 6])):
         before, after = (augment(x, labels, cfg, 10, 3)[0] for x in (images, replaced))
         assert (before != after).flatten(1).any(1).nonzero().flatten().tolist() == changed
+
+
+@pytest.mark.parametrize("cfg", [EVERYTHING, replace(EVERYTHING, randaugment="timm", randaugment_deviation=0.5)])
+def test_micro_batches_augmented_together_are_as_augmented_alone(cfg: AugmentConfig) -> None:
+    """To the bit, whatever is drawn for the others: in any number, by the C++ library and by torch."""
+    images, labels = micro_batch()
+    cfg = replace(cfg, three_augment=True, color_jitter=0.3, erasing=0.5)
+    for native in (True, False):
+        with nullcontext() if native else mock.patch.object(pixel_ops, "_library", return_value=None):
+            for m in (16, 8, 4):
+                keys = [10 * m + j for j in range(len(images) // m)]
+                parts = zip(images.split(m), labels.split(m), keys, strict=True)
+                alone = [augment(each, its_labels, cfg, 10, key, 3) for each, its_labels, key in parts]
+                together = augment_micro_batches(images, labels, cfg, 10, keys, 3)
+                for one, all_of_them in zip(zip(*alone, strict=True), together, strict=True):
+                    assert torch.equal(torch.cat(one), all_of_them)
 
 
 def test_the_host_never_waits_for_the_device() -> None:

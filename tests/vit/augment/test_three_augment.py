@@ -18,7 +18,17 @@ from tests.helpers.statistics import KS_LIMIT, chi_square, generator, ks_distanc
 from vit.augment.mixup import draw_erasing, erase
 from vit.augment.pipeline import augment
 from vit.augment.pixel_ops import Selection
-from vit.augment.three_augment import BRIGHTNESS, CONTRAST, SATURATION, adjust, blur, color_jitter, three_augment
+from vit.augment.three_augment import (
+    BRIGHTNESS,
+    CONTRAST,
+    SATURATION,
+    adjust,
+    blur,
+    color_jitter,
+    draw_color_jitter,
+    draw_three_augment,
+    three_augment,
+)
 from vit.config.schema import AugmentConfig
 
 IMAGES = {"photographs": photographs(6, 40, 56), "noise": noise(6, 33, 47)}
@@ -67,7 +77,7 @@ def test_three_augment_applies_one_of_three_operations_to_each_image() -> None:
     images = photographs(48, 24, 24)
     counts = np.zeros(3, int)
     for key in range(30):
-        out = three_augment(images.clone(), generator(key))
+        out = three_augment(images.clone(), *draw_three_augment(len(images), generator(key)))
         gray = (out[:, 0] == out[:, 1]).flatten(1).all(1) & (out[:, 1] == out[:, 2]).flatten(1).all(1)
         solarized = (out == torch.where(images >= 128, 255 - images, images)).flatten(1).all(1)
         counts += [int(gray.sum()), int(solarized.sum()), int((~gray & ~solarized).sum())]
@@ -80,7 +90,8 @@ def test_factors_of_color_jitter_are_distributed_as_in_torchvision() -> None:
     """Uniform around 1."""
     # Of a uniform gray image, only the brightness changes.
     flat = torch.full((64, 3, 4, 4), 100, dtype=torch.uint8)
-    ours = np.concatenate([color_jitter(flat.clone(), 0.3, generator(key))[:, 0, 0, 0].numpy() for key in range(40)])
+    draws = [draw_color_jitter(len(flat), 0.3, generator(key)) for key in range(40)]
+    ours = np.concatenate([color_jitter(flat.clone(), *drawn)[:, 0, 0, 0].numpy() for drawn in draws])
     torch.manual_seed(0)
     jitter = v2.ColorJitter(0.3, 0.3, 0.3)
     theirs = np.array([int(jitter(flat[0])[0, 0, 0]) for _ in range(len(ours))])
@@ -132,7 +143,7 @@ def test_images_are_erased_with_the_configured_probability(probability: float) -
     values = []
     for key in range(10):
         boxes = draw_erasing(64, 32, 32, probability, generator(key))
-        out = erase(plain.clone(), boxes, "noise", torch.Generator().manual_seed(key))
+        out = erase(plain.clone(), boxes, "noise", [torch.Generator().manual_seed(key)])
         for image, (top, bottom, left, right) in zip(out, boxes.tolist(), strict=True):
             inside = torch.zeros(32, 32, dtype=torch.bool)
             inside[top:bottom, left:right] = True
@@ -140,7 +151,7 @@ def test_images_are_erased_with_the_configured_probability(probability: float) -
             assert (image[:, inside] != 9).all()
             erased += bool(inside.any())
             values.append(image[:, inside].flatten())
-        means = erase(plain.clone(), boxes, "mean", torch.Generator())
+        means = erase(plain.clone(), boxes, "mean", [torch.Generator()])
         assert set(means.unique().tolist()) <= {0.0, 9.0}
         assert torch.equal(means == 0, out != 9)
     margin = 4 * math.sqrt(probability * (1 - probability) / 640)
