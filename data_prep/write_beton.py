@@ -17,7 +17,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,12 @@ def _write_file(
 
 
 def _library_versions() -> dict[str, str]:
-    return {library: version(library) for library in ("ffcv", "numpy", "pillow", "torchvision")}
+    """Those that are installed: of FFCV only its format is needed."""
+    found = {}
+    for library in ("ffcv", "numpy", "pillow", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
 
 
 def _make_manifest(
