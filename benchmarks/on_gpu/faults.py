@@ -1,0 +1,101 @@
+"""What a person would meet when something goes wrong on a GPU.
+
+python -m benchmarks.on_gpu.faults [NAME]
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from benchmarks.on_gpu.checks import ROOT, Checks, main, work_folder
+from benchmarks.on_gpu.images import data_settings
+from benchmarks.on_gpu.jobs import SMALL, event_time, events, run
+
+checks = Checks("faults")
+ONE_GPU = ["--nodes", "1", "--gpus", "1", "--cluster", "debug"]
+
+
+def recipe(name: str, *options: str) -> list[str]:
+    warm_up = ["--optim.warmup_epochs", "0.5"]
+    return ["--config", f"configs/{name}.yaml", *options, *warm_up, *data_settings(work_folder())]
+
+
+@checks.add
+def out_of_memory_ends_with_a_sentence_that_says_what_to_set() -> str:
+    runs = ["--name", "memory", "--runs-dir", str(work_folder() / "runs")]
+    large = ["--micro_batch", "1536", "--compile", "false", "--epochs", "2", "--model.depth", "48"]
+    output = run("jobs/submit.py", *recipe("vit_b16", *large), *runs, *ONE_GPU, seconds=150, check=False)
+    names = [each["event"] for each in events(work_folder() / "runs" / "memory")]
+    assert "micro_batch" in output[-3000:] and "out of memory" in output.lower(), output[-1500:]
+    assert names.count("failed") <= 1, f"it was tried again: {names}"
+    return output.strip().splitlines()[-1][:300]
+
+
+@checks.add
+def a_second_attempt_takes_over_the_compiled_graphs() -> tuple[str, dict[str, float]]:
+    folder, seconds = work_folder() / "runs" / "compiled", []
+    shutil.rmtree(folder, ignore_errors=True)
+    for attempt in (1, 2):
+        cache = work_folder() / f"inductor-{attempt}"
+        shutil.rmtree(cache, ignore_errors=True)
+        options = ["--global_batch", "384", "--epochs", str(2 * attempt), "--override-resume", "epochs"]
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+        run("-m", "vit.train", *recipe("vit_b16", *options), "--run-dir", str(folder), seconds=120, **caches)
+        seconds.append(next(each for each in events(folder)[::-1] if each["event"] == "finished")["seconds"])
+    figures = {f"compile_seconds_{i}": each.get("compile", 0.0) for i, each in enumerate(seconds, 1)}
+    return f"{seconds}", figures
+
+
+@checks.add
+def a_job_that_is_suspended_for_twenty_seconds_goes_on() -> str:
+    folder = work_folder() / "runs" / "suspended"
+    shutil.rmtree(folder, ignore_errors=True)
+    options = [*SMALL, "--micro_batch", "64", "--global_batch", "64", "--epochs", "400", "--compile", "false"]
+    runs = ["--name", "suspended", "--runs-dir", str(work_folder() / "runs")]
+    command = [sys.executable, "jobs/submit.py", *recipe("vit_b16", *options), *runs, *ONE_GPU]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 90
+    while not event_time(folder, "started"):
+        assert time.monotonic() < deadline and process.poll() is None, "it did not start"
+        time.sleep(0.2)
+    time.sleep(4)
+    job = psutil.Process(process.pid).children(recursive=True)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for each in job:
+            each.send_signal(number)
+        time.sleep(20 if number == signal.SIGSTOP else 12)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    names = [each["event"] for each in events(folder) if each["event"] != "checkpoint"]
+    assert names.count("started") == 1 and names[-1] == "stopped", (names, output[-800:])
+    return f"{names}"
+
+
+@checks.add
+def a_run_folder_that_takes_no_pipe_does_not_end_a_rank() -> str:
+    folder = work_folder() / "runs" / "pipe"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": "/nonexistent/pipe-", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+    options = [*SMALL, "--micro_batch", "64", "--global_batch", "64", "--epochs", "1", "--compile", "false"]
+    arguments = ["-m", "vit.train", *recipe("vit_b16", *options), "--run-dir", str(folder)]
+    run(*arguments, seconds=60, TORCH_FR_BUFFER_SIZE="2000", **pipe)
+    return "finished"
+
+
+@checks.add
+def a_compiled_run_that_is_killed_ends_with_the_same_bits() -> str:
+    model = [*SMALL, "--micro_batch", "64", "--global_batch", "128", "--data.repeats", "1"]
+    options = ["--kills", "4", "--ranks", "1", "--steps", "40", *recipe("vit_b16_deit", *model)]
+    output = run("-m", "vit.verify", *options, seconds=170)
+    assert "identical after" in output, output[-1500:]
+    return "; ".join(output.splitlines()[-2:])
+
+
+if __name__ == "__main__":
+    os.environ.pop("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", None)
+    main(checks)

@@ -1,0 +1,116 @@
+"""Whole jobs on the GPUs of this machine: one that is killed and goes on, and `vit.verify`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.on_gpu.checks import ROOT, work_folder
+from benchmarks.on_gpu.images import data_settings
+
+SMALL = ["--model.width", "192", "--model.heads", "3", "--model.depth", "6", "--model.mlp_dim", "768"]
+BATCHES = ["--micro_batch", "64", "--global_batch", "256", "--optim.warmup_epochs", "0.5"]
+
+
+def run(*command: str, seconds: float, check: bool = True, **environment: str) -> str:
+    """Runs `python COMMAND` in the project's folder; returns its output.  Raises RuntimeError with its end."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} … exited with {done.returncode}: {done.stdout[-1500:]}")
+    return done.stdout
+
+
+def events(run_folder: Path) -> list[dict[str, Any]]:
+    """The ledger of a run."""
+    file = run_folder / "ledger.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def event_time(run_folder: Path, name: str) -> float:
+    """When the newest event of this name was recorded; 0 if never."""
+    return max((each["time"] for each in events(run_folder) if each["event"] == name), default=0.0)
+
+
+def killed_job() -> tuple[str, dict[str, float]]:
+    """A job whose rank is killed takes over its compiled graphs and finishes."""
+    folder = work_folder()
+    run_folder = folder / "runs" / "killed"
+    options = ["--epochs", "40", "--optim.ema_decay", "0.99", "--log.eval_every_epochs", "20"]
+    command = ["jobs/submit.py", "--config", "configs/vit_b16_deit.yaml", "--name", "killed"]
+    command += ["--runs-dir", str(folder / "runs"), "--checkpoint.every_minutes", "0.05", *options]
+    command += [*SMALL, *BATCHES, *data_settings(folder), "--nodes", "1", "--gpus", "1", "--cluster", "debug"]
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        return _kill_its_rank(process, run_folder)
+    finally:
+        if process.poll() is None:
+            end_tree(process.pid)
+
+
+def end_tree(pid: int) -> None:
+    """Kills a process and all its descendants."""
+    process = psutil.Process(pid)
+    for each in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def _kill_its_rank(process: "subprocess.Popen[str]", run_folder: Path) -> tuple[str, dict[str, float]]:
+    deadline = time.monotonic() + 150
+    while not list((run_folder / "compiled").glob("*/*/*.bin")) or not list(
+        (run_folder / "checkpoints").glob("step-*")
+    ):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0][-2000:]
+        time.sleep(0.1)
+    time.sleep(3)
+    (rank,) = [
+        each for each in psutil.Process(process.pid).children(recursive=True)
+        if "vit.train (rank 0)" in " ".join(each.cmdline())
+    ]  # fmt: skip
+    killed_at = time.time()
+    rank.send_signal(signal.SIGKILL)
+    output = process.communicate(timeout=170)[0]
+    assert process.returncode == 0, output[-2000:]
+    starts = [each["time"] for each in events(run_folder) if each["event"] == "started"]
+    finished = next(each for each in events(run_folder) if each["event"] == "finished")
+    figures = {
+        "first_attempt_compile_seconds": compile_seconds(run_folder, 0),
+        "started_again_seconds": round(starts[-1] - killed_at, 1),
+        "top1": finished.get("top1", 0.0),
+    }
+    assert len(starts) >= 2, f"the job started {len(starts)} times"
+    return f"{figures}; {finished.get('seconds')}", figures
+
+
+def compile_seconds(run_folder: Path, attempt: int) -> float:
+    """Seconds that the given attempt spent compiling, by its last event; 0 if it recorded none."""
+    endings = [each["seconds"] for each in events(run_folder) if "seconds" in each]
+    return float(endings[attempt].get("compile", 0.0)) if len(endings) > attempt else 0.0
+
+
+def verify() -> str:
+    """vit.verify: a run that is killed five times ends with the bits of the undisturbed one."""
+    folder = work_folder()
+    options = ["--config", "configs/vit_b16_deit.yaml", "--compile", "false", "--kills", "5", "--ranks", "1"]
+    options += ["--steps", "60", *SMALL, *BATCHES, "--data.repeats", "1", *data_settings(folder)]
+    output = run("-m", "vit.verify", *options, seconds=170)
+    assert "identical after" in output, output[-1500:]
+    return "; ".join(output.splitlines()[-2:])

@@ -1,0 +1,100 @@
+"""Bits on 1, 2 and 4 ranks, and the whole trainer at its full size.
+
+python -m benchmarks.on_gpu.ranks [NAME]
+
+With one GPU the ranks share it and exchange over gloo; with more, NCCL connects one rank on each.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.on_gpu.checks import ROOT, Checks, main, work_folder
+from benchmarks.on_gpu.images import data_settings
+from benchmarks.on_gpu.jobs import events, run
+from vit.checkpoint.format import find_checkpoints
+from vit.checkpoint.load import load_checkpoint
+
+checks = Checks("ranks")
+SMALL = ["--model.width", "192", "--model.heads", "3", "--model.depth", "4", "--model.mlp_dim", "768"]
+OPTIONS = ["--config", "configs/vit_b16_deit.yaml", "--compile", "false", *SMALL, "--micro_batch", "32"]
+OPTIONS += ["--global_batch", "256", "--optim.warmup_epochs", "0.5", "--epochs", "6", "--optim.ema_decay", "0.99"]
+
+
+def program(ranks: int) -> str:
+    return "vit.train" if torch.cuda.device_count() >= ranks else "benchmarks.on_gpu.shared_gpu"
+
+
+def command(folder: Path, ranks: int, *options: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", program(ranks)]
+    return [*launcher, *OPTIONS, *data_settings(work_folder()), "--run-dir", str(folder), *options]
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Names of the tensors that differ between the newest checkpoints of two runs."""
+    a, b = (load_checkpoint(find_checkpoints(run / "checkpoints")[0])[0] for run in (first, second))
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+@checks.add
+def one_two_and_four_ranks_end_with_the_same_bits() -> str:
+    folder, seconds = work_folder() / "ranks", []
+    shutil.rmtree(folder, ignore_errors=True)
+    for ranks in (1, 2, 4):
+        started = time.monotonic()
+        run(*command(folder / str(ranks), ranks), seconds=150)
+        seconds.append(round(time.monotonic() - started, 1))
+    for ranks in (2, 4):
+        differ = differences(folder / "1", folder / str(ranks))
+        assert not differ, f"{len(differ)} tensors differ between 1 and {ranks} ranks, the first is {differ[0]}"
+    return f"{seconds} s"
+
+
+@checks.add
+def a_run_killed_on_two_ranks_and_finished_on_four_ends_with_the_same_bits() -> str:
+    folder = work_folder() / "ranks" / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    often = ["--checkpoint.every_minutes", "0.02"]
+    process = subprocess.Popen([sys.executable, *command(folder, 2, *often)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list((folder / "checkpoints").glob("step-*[0-9]")):
+        assert time.monotonic() < deadline and process.poll() is None, "no checkpoint was written"
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children():
+        child.send_signal(signal.SIGKILL)
+        break
+    process.wait(timeout=60)
+    killed_at = max(each.get("step", 0) for each in events(folder))
+    assert not [each for each in events(folder) if each["event"] == "finished"], "it finished before it was killed"
+    run(*command(folder, 4), seconds=120)
+    differ = differences(work_folder() / "ranks" / "1", folder)
+    assert not differ, f"{len(differ)} tensors differ, the first is {differ[0]}"
+    return f"killed after step {killed_at}"
+
+
+@checks.add
+def the_whole_trainer_at_full_size() -> tuple[str, dict[str, Any]]:
+    folder = work_folder() / "ranks" / "whole"
+    shutil.rmtree(folder, ignore_errors=True)
+    options = ["--config", "configs/vit_b16.yaml", "--global_batch", "384", "--epochs", "16"]
+    options += ["--optim.warmup_epochs", "1", "--log.every_steps", "10", "--checkpoint.every_minutes", "0.1"]
+    options += ["--log.eval_every_epochs", "8", *data_settings(work_folder()), "--run-dir", str(folder)]
+    run("-m", "vit.train", *options, seconds=170)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    speeds = [round(each["images_per_second"]) for each in records if "images_per_second" in each]
+    finished = next(each for each in events(folder) if each["event"] == "finished")
+    figures = {"images_per_second": speeds, "seconds": finished["seconds"], "cores": os.cpu_count()}
+    return json.dumps(figures), figures
+
+
+if __name__ == "__main__":
+    main(checks)

@@ -1,0 +1,65 @@
+"""How fast each recipe trains on this card, and what each choice costs.
+
+python -m benchmarks.on_gpu.speed [NAME]
+"""
+
+import json
+import os
+from typing import Any
+
+from benchmarks.on_gpu.checks import Checks, main, work_folder
+from benchmarks.on_gpu.jobs import run
+
+checks = Checks("speed")
+
+
+def step(*arguments: str, **environment: str) -> tuple[str, dict[str, Any]]:
+    """Figures of a recipe's step, measured in a process of its own."""
+    output = run("-m", "benchmarks.on_gpu.step_time", *arguments, seconds=150, **environment)
+    figures = json.loads(output.splitlines()[-1])
+    return ", ".join(f"{key} {value}" for key, value in figures.items() if key not in ("name", "loss")), figures
+
+
+def profile(name: str) -> list[str]:
+    folder = work_folder() / "profiles"
+    folder.mkdir(exist_ok=True)
+    return ["--profile", str(folder / f"{name}.txt")]
+
+
+@checks.add
+def ceilings() -> tuple[str, dict[str, Any]]:
+    figures = json.loads(run("-m", "benchmarks.on_gpu.ceilings", seconds=90).splitlines()[-1])
+    return json.dumps(figures), figures
+
+
+STEPS: dict[str, list[str]] = {
+    "vit_b16": ["vit_b16"],
+    "vit_b16 with DDPOptimizer": ["vit_b16", "--lever", "ddp_optimizer"],
+    "vit_b16 without DDPOptimizer": ["vit_b16", "--lever", "no_ddp_optimizer"],
+    "vit_b16 warp in torch": ["vit_b16", "--lever", "warp_in_torch"],
+    "vit_b16 not compiled": ["vit_b16", "--compile", "false"],
+    "vit_b16 exact samples": ["vit_b16", "--exact", "samples"],
+    "vit_b16_noaug": ["vit_b16_noaug"],
+    "vit_b16_deit": ["vit_b16_deit"],
+    "vit_ti16_deit": ["vit_ti16_deit"],
+    "vit_s16_90ep": ["vit_s16_90ep"],
+    "vit_b16_torchvision": ["vit_b16_torchvision"],
+    "vit_b16_deit3_192": ["vit_b16_deit3_192"],
+}
+PROFILED = ("vit_b16", "vit_b16_deit")
+
+
+def _add(name: str, arguments: list[str]) -> None:
+    def check() -> tuple[str, dict[str, Any]]:
+        return step(*arguments, *(profile(name) if name in PROFILED else []))
+
+    check.__name__ = f"step_of_{name.replace(' ', '_')}"
+    checks.add(check)
+
+
+for _name, _arguments in STEPS.items():
+    if not (only := os.environ.get("GPU_CHECKS_STEPS")) or _name in only.split(","):
+        _add(_name, _arguments)
+
+if __name__ == "__main__":
+    main(checks)

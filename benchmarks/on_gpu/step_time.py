@@ -1,0 +1,149 @@
+"""Measures training steps of a recipe, with the share of the global batch that one of four GPUs has, without decoding.
+
+python -m benchmarks.on_gpu.step_time vit_b16 [--lever NAME] [--profile FILE] [--steps N] [--setting value …]
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.on_gpu.checks import ROOT
+from vit.augment import pixel_ops
+from vit.checkpoint.train_state import TrainState
+from vit.config.parser import load_config
+from vit.config.schema import Config, ModelConfig
+from vit.data.loader import Batch, _Buffer
+from vit.distributed.world import World, join_process_group
+from vit.training.step import StepRunner, augmented_batches
+
+SHARE, WARM_UP = 4, 6  # of the recipe's GPUs one; steps that are not measured
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16 without sparsity, by the vendor
+
+
+def _use_ddp_optimizer(use: bool) -> None:
+    torch._dynamo.config.optimize_ddp = use
+
+
+# Changes of the code that are measured beside it.
+LEVERS: dict[str, Callable[[], None]] = {
+    "ddp_optimizer": functools.partial(_use_ddp_optimizer, True),
+    "no_ddp_optimizer": functools.partial(_use_ddp_optimizer, False),
+    "warp_in_torch": lambda: setattr(pixel_ops, "gpu_warp", lambda: None),
+}
+
+
+def flops_per_image(model: ModelConfig) -> float:
+    """Of forward and backward: 6 for each weight and token of the linear layers, 12 N D for each token's attention."""
+    N, D = (model.image_size // model.patch_size) ** 2 + 1, model.width
+    layers = model.depth * (4 * D * D + 2 * D * model.mlp_dim)
+    patches = 3 * model.patch_size**2 * D
+    return 6.0 * (N * (layers + patches) + D * model.num_classes) + 12.0 * model.depth * N * N * D
+
+
+def batches(cfg: Config, world: World) -> Iterator[Batch]:
+    """Endless random batches that are copied to the device as the loader does it."""
+    B, S = cfg.global_batch, cfg.model.image_size
+    buffers = [_Buffer(B, S, world.device) for _ in range(4)]
+    for buffer in buffers:
+        buffer.images.random_(0, 256)
+        buffer.labels.random_(0, cfg.model.num_classes)
+    for buffer in itertools.cycle(buffers):
+        images = buffer.images.to(world.device, non_blocking=True)
+        labels = buffer.labels.to(world.device, non_blocking=True)
+        buffer.copied.record()
+        yield Batch(images, labels, np.zeros(B, np.int64))
+
+
+def measure(cfg: Config, steps: int, profile_file: Path | None) -> dict[str, Any]:
+    """Trains some steps and returns their figures."""
+    with join_process_group(cfg) as world:
+        state = TrainState.fresh(cfg, world.device)
+        runner = StepRunner(cfg, world, state, 1_281_167)
+        stream = augmented_batches(cfg, world, batches(cfg, world), 0)
+        host, started = [], time.perf_counter()
+
+        def step(number: int) -> None:
+            times = [time.perf_counter()]
+            batch = next(stream)
+            times.append(time.perf_counter())
+            runner.forward_backward(number, batch)
+            times.append(time.perf_counter())
+            runner.update(number)
+            times.append(time.perf_counter())
+            host.append([b - a for a, b in itertools.pairwise(times)])
+
+        step(0)
+        torch.cuda.synchronize()
+        first = time.perf_counter() - started
+        for number in range(1, WARM_UP):
+            step(number)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        rounds = []
+        for start in range(WARM_UP, steps, 6):
+            began = time.perf_counter()
+            for number in range(start, start + 6):
+                step(number)
+            torch.cuda.synchronize()
+            rounds.append(1e3 * (time.perf_counter() - began) / 6)
+        ms = statistics.median(rounds)
+        if profile_file is not None:
+            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+                step(steps + 6)
+                step(steps + 7)
+                torch.cuda.synchronize()
+            table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=110)
+            profile_file.write_text(table)
+        loss = runner.check_finite()
+        images_per_second = 1e3 * cfg.global_batch / ms
+        name = torch.cuda.get_device_name()
+        peak = next((value for key, value in PEAK.items() if key in name), math.nan)
+        least = [round(1e3 * min(part), 1) for part in zip(*host[WARM_UP:], strict=True)]
+        return {
+            "ms": round(ms, 1),
+            "spread_percent": round(100 * (max(rounds) - min(rounds)) / ms, 1),
+            "images_per_second": round(images_per_second),
+            "mfu_percent": round(100 * images_per_second * flops_per_image(cfg.model) / peak, 1),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "reserved_gib": round(torch.cuda.memory_reserved() / 2**30, 2),
+            "host_ms_augment_gradient_update": least,
+            "first_step_seconds": round(first, 1),
+            "loss": loss[0] if loss else None,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("recipe")
+    parser.add_argument("--lever", choices=LEVERS)
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--steps", type=int, default=24)
+    options, settings = parser.parse_known_args()
+    cfg = load_config(ROOT / f"configs/{options.recipe}.yaml", *settings)
+    cfg = replace(cfg, global_batch=cfg.global_batch // SHARE)
+    if options.lever:
+        LEVERS[options.lever]()
+    name = " ".join([options.recipe, *settings, *filter(None, [options.lever])])
+    try:
+        figures = measure(cfg, options.steps, options.profile)
+    except torch.OutOfMemoryError as error:
+        figures = {"out_of_memory": str(error)[:200]}
+    print(json.dumps({"name": name, "images_per_step": cfg.global_batch} | figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
