@@ -92,7 +92,7 @@ def enable_determinism() -> None:
 
 @contextmanager
 def join_process_group(cfg: Config) -> Iterator[World]:
-    """Joins the process group of torchrun's environment (or creates a group of one), and destroys it at the end.
+    """Joins the process group of torchrun's environment (or creates a group of one), and leaves it at the end.
 
     CPU tensors use gloo even if gradients use NCCL, so that exchanging flags never waits for the GPU.
     Raises UserError if the environment, the config or this machine does not allow it.
@@ -119,10 +119,34 @@ def join_process_group(cfg: Config) -> Iterator[World]:
         timeout=datetime.timedelta(minutes=cfg.timeout_minutes),
         device_id=device if device.type == "cuda" else None,
     )
-    try:
+    with _leaving(device):
         yield World(place.rank, place.size, place.local_size, device, place.local_rank)
-    finally:
-        # Collect what still uses the group first: a DDP reducer that is destroyed at interpreter exit, when the group's
-        # threads can no longer run Python code, aborts the process (seen in 2 of 10 runs on four ranks).
-        gc.collect()
-        dist.destroy_process_group()
+
+
+@contextmanager
+def _leaving(device: torch.device) -> Iterator[None]:
+    """Destroys the process group at the end; after an error so that the error is neither delayed nor replaced.
+
+    NCCL's destroy may wait, for minutes, for ranks that are gone or know of no error.  On GPUs a rank that failed
+    therefore leaves without it: the end of its process closes gloo's connections, and this tells the others.
+    """
+    try:
+        yield
+    except SystemExit:  # the rank ends by itself, with an exit code
+        _destroy_process_group()
+        raise
+    except BaseException as error:
+        if device.type != "cuda":
+            try:
+                _destroy_process_group()
+            except Exception as problem:
+                error.add_note(f"The process group could not be destroyed either: {problem}")
+        raise
+    _destroy_process_group()
+
+
+def _destroy_process_group() -> None:
+    # Collect what still uses the group first: a DDP reducer that is destroyed at interpreter exit, when the group's
+    # threads can no longer run Python code, aborts the process (seen in 2 of 10 runs on four ranks).
+    gc.collect()
+    dist.destroy_process_group()

@@ -1,9 +1,13 @@
 """Ranks, devices, and their share of the micro-batches."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
@@ -57,6 +61,68 @@ def test_fewer_gpus_than_ranks_are_refused_on_every_rank(local_rank: int, monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="3 ranks on this node but only 2 visible GPUs; start one rank per GPU"):
         pick_device("auto", local_rank, 3)
+
+
+@contextmanager
+def joined_as_on_gpus(cfg: Config, destroy: Callable[[], None]) -> Iterator[World]:
+    """Joins a process group as a rank on a GPU does, with gloo in the place of NCCL and another way to destroy it."""
+
+    def with_gloo(backend: str, device_id: torch.device, **options: object) -> None:
+        join(backend="gloo", **options)
+
+    join = dist.init_process_group
+    with ExitStack() as patches:
+        for name, stand_in in (
+            ("vit.distributed.world.pick_device", lambda *_: torch.device("cuda", 0)),
+            ("torch.cuda.set_device", lambda _: None),
+            ("torch.distributed.init_process_group", with_gloo),
+            ("torch.distributed.destroy_process_group", destroy),
+        ):
+            patches.enter_context(mock.patch(name, stand_in))
+        with join_process_group(cfg) as world:
+            yield world
+
+
+def fail_while_another_rank_waits(cfg: Config) -> None:
+    with joined_as_on_gpus(cfg, destroy=dist.barrier) as world:  # NCCL's destroy may wait for all ranks
+        if world.rank == 1:
+            raise UserError("page 3 is damaged")
+        dist.recv(torch.empty(1), 1)
+
+
+def test_the_error_of_a_rank_on_a_gpu_is_seen_at_once() -> None:
+    """Another rank is in the middle of a step, and would wait for minutes for this one."""
+    with pytest.raises(UserError, match="page 3 is damaged"):
+        run_ranks(2, fail_while_another_rank_waits, Config(device="cpu"), timeout=20)
+
+
+def count_destroys(cfg: Config, error: BaseException | None) -> int:
+    """How often a rank on a GPU destroys its process group if it ends with an error, or without one."""
+    destroyed = []
+    with suppress(SystemExit, UserError), joined_as_on_gpus(cfg, lambda: destroyed.append(1)):
+        if error is not None:
+            raise error
+    dist.destroy_process_group()
+    return len(destroyed)
+
+
+@pytest.mark.parametrize(("error", "count"), [(None, 1), (SystemExit(1), 1), (UserError("page 3 is damaged"), 0)])
+def test_a_rank_on_a_gpu_that_ends_by_itself_destroys_its_process_group(error: BaseException, count: int) -> None:
+    """With exit code 0, or with another one; only an error must not wait for it."""
+    assert run_ranks(1, count_destroys, Config(device="cpu"), error) == [count]
+
+
+def fail_twice(cfg: Config) -> None:
+    destroy = mock.patch("torch.distributed.destroy_process_group", side_effect=RuntimeError("connection reset"))
+    with destroy, join_process_group(cfg):
+        raise UserError("page 3 is damaged")
+
+
+def test_the_first_error_remains_if_the_process_group_cannot_be_destroyed() -> None:
+    """The second one is a note."""
+    with pytest.raises(UserError, match="page 3 is damaged") as raised:
+        run_ranks(1, fail_twice, Config(device="cpu"))
+    assert "The process group could not be destroyed either: connection reset" in str(raised.value.__notes__)
 
 
 def determinism_settings() -> dict[str, object]:
