@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from jobs.node import elastic_agent, node_check_runner, signals, slurm_job
+from jobs.node import elastic_agent, flight_recorder, node_check_runner, signals, slurm_job
 from jobs.node.diagnosis import diagnose
 from jobs.node.forkserver import StartError
 from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Decision, Failure, Kind, RetryLimits, count_silent_starts, decide, root_cause
-from jobs.node.watchdog import FLIGHT_RECORDER_PREFIX, Watchdog
+from jobs.node.watchdog import Watchdog
 from vit.config.parser import load_config
 from vit.config.paths import escape
 from vit.config.schema import Config
@@ -149,7 +149,8 @@ class Supervisor:
         watchdog = Watchdog(self.slots, self.peers, attempt, self.job.stall_seconds, self.folder.logs)
         watchdog.start()
         try:
-            self._launch(attempt, watchdog)
+            with flight_recorder.pipes():
+                self._launch(attempt, watchdog)
             if not self.peers.all_finished(attempt):
                 return self._secondary_failure("the ranks exited while another node failed")
         except elastic_agent.RanksFailedError as error:
@@ -236,11 +237,7 @@ class Supervisor:
         os.environ[HEARTBEAT_VARIABLE] = self.slots.name
         # Otherwise the ranks of a second attempt find the addresses of dead ranks in the store that attempts share.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # NCCL operations that are recorded
-        for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"):
-            os.environ.setdefault(name, str(self.folder.logs / FLIGHT_RECORDER_PREFIX))
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-        os.environ.setdefault("TORCH_NCCL_COORD_CHECK_MILSEC", "200")  # how often NCCL checks for a dump request
+        flight_recorder.set_variables(self.folder.logs)
         os.environ.pop(JOB_VARIABLE, None)  # of another job, in which this one was started
         if self.in_slurm:
             os.environ[JOB_VARIABLE] = f"Slurm job {slurm_job.job_id()}"

@@ -14,6 +14,7 @@ import psutil
 
 from jobs.node.forkserver import KILL_SECONDS
 from jobs.node.peers import SUSPENDED_SECONDS, PeerLostError, Peers
+from vit.run.dump_pipe import request_dump
 from vit.run.heartbeat import LEAVING, STACKS_SIGNAL, Beat, HeartbeatSlots
 
 POLL_SECONDS = 0.2
@@ -21,7 +22,6 @@ ERROR_SECONDS = 3  # for the other ranks to report that they lost a peer
 STACKS_SECONDS = 1  # for ranks to write their stack traces
 FLIGHT_RECORDER_SECONDS = 5  # for NCCL, if it is used, to write its last operations
 TIMEOUT_FACTOR = 10  # multiplies `stall_seconds` in rare, long phases, and the longest time seen for a phase
-FLIGHT_RECORDER_PREFIX = "flight-"  # of files in the log folder: NCCL's record of its last operations
 
 
 class Watchdog(threading.Thread):
@@ -124,10 +124,7 @@ class Watchdog(threading.Thread):
             with suppress(ProcessLookupError):
                 os.kill(beat.pid, STACKS_SIGNAL)
                 os.kill(beat.pid, signal.SIGCONT)  # a stopped rank would never write
-            with suppress(OSError):  # the pipe exists only with NCCL
-                fd = os.open(self.logs / f"{FLIGHT_RECORDER_PREFIX}{beat.rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
-                os.write(fd, b"1")
-                os.close(fd)
+            if request_dump(beat.rank):
                 seconds = FLIGHT_RECORDER_SECONDS
         return seconds
 

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.distributed.launcher import read_place
+from vit.run.dump_pipe import unset_unusable_pipe
 from vit.run.loopback import find_loopback
+from vit.run.progress import show
 
 Result = TypeVar("Result")
 
@@ -90,6 +92,12 @@ def enable_determinism() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass is not deterministic
 
 
+def _prepare_nccl(rank: int) -> None:
+    """Checks what the NCCL backend would abort the process for."""
+    if problem := unset_unusable_pipe(rank):
+        show(f"{problem}; NCCL cannot be asked for its last operations", lasting=True)
+
+
 @contextmanager
 def join_process_group(cfg: Config) -> Iterator[World]:
     """Joins the process group of torchrun's environment (or creates a group of one), and leaves it at the end.
@@ -104,6 +112,7 @@ def join_process_group(cfg: Config) -> Iterator[World]:
         # By default gloo uses the address to which this machine's name resolves; laptops and containers may have none.
         os.environ["GLOO_SOCKET_IFNAME"] = find_loopback().interface
     if device.type == "cuda":
+        _prepare_nccl(place.rank)
         if cfg.exact == "bits":
             enable_determinism()
         torch.cuda.set_device(device)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,6 +14,7 @@ from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.distributed.world import World, enable_determinism, join_process_group, pick_device
+from vit.run.dump_pipe import PIPE_VARIABLE
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
@@ -123,6 +125,21 @@ def test_the_first_error_remains_if_the_process_group_cannot_be_destroyed() -> N
     with pytest.raises(UserError, match="page 3 is damaged") as raised:
         run_ranks(1, fail_twice, Config(device="cpu"))
     assert "The process group could not be destroyed either: connection reset" in str(raised.value.__notes__)
+
+
+def start_on_gpu(cfg: Config, pipe_prefix: str) -> str | None:
+    """The prefix that remains for NCCL's pipe."""
+    os.environ[PIPE_VARIABLE] = pipe_prefix
+    with joined_as_on_gpus(cfg, dist.destroy_process_group):
+        return os.environ.get(PIPE_VARIABLE)
+
+
+def test_a_rank_starts_although_nccl_cannot_create_its_pipe(tmp_path: Path) -> None:
+    """torch would abort it; it does not try without the variable."""
+    (tmp_path / "full-0.pipe").mkdir()
+    for prefix, remaining in (("missing/flight-", None), ("full-", None), ("flight-", str(tmp_path / "flight-"))):
+        assert run_ranks(1, start_on_gpu, Config(device="cpu"), str(tmp_path / prefix)) == [remaining]
+    assert [path.name for path in tmp_path.iterdir()] == ["full-0.pipe"]
 
 
 def determinism_settings() -> dict[str, object]:
