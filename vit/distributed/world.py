@@ -93,7 +93,10 @@ def enable_determinism() -> None:
 
 
 def _prepare_nccl(rank: int) -> None:
-    """Checks what the NCCL backend would abort the process for."""
+    """Chooses the implementation of the NCCL backend, and checks what it would abort the process for."""
+    # Read by newer versions of torch when they create the group.  Their default (in torch 2.15 ProcessGroupNCCL2) has
+    # neither a monitor nor a pipe: a rank that hangs would never write its last operations, the flight recorder.
+    os.environ.setdefault("TORCH_DIST_USE_NCCL2", "0")
     if problem := unset_unusable_pipe(rank):
         show(f"{problem}; NCCL cannot be asked for its last operations", lasting=True)
 

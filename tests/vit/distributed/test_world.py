@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import BackendConfig
 
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
@@ -127,19 +128,28 @@ def test_the_first_error_remains_if_the_process_group_cannot_be_destroyed() -> N
     assert "The process group could not be destroyed either: connection reset" in str(raised.value.__notes__)
 
 
-def start_on_gpu(cfg: Config, pipe_prefix: str) -> str | None:
-    """The prefix that remains for NCCL's pipe."""
+def start_on_gpu(cfg: Config, pipe_prefix: str) -> tuple[str | None, str]:
+    """The prefix that remains for NCCL's pipe, and the function of torch that creates a process group of NCCL."""
     os.environ[PIPE_VARIABLE] = pipe_prefix
     with joined_as_on_gpus(cfg, dist.destroy_process_group):
-        return os.environ.get(PIPE_VARIABLE)
+        BackendConfig("cpu:gloo,cuda:nccl")  # from torch 2.15 on, this chooses the function
+        plugin = dist.Backend._plugins.get("NCCL")
+        return os.environ.get(PIPE_VARIABLE), plugin.creator_fn.__name__ if plugin else "the only one"
 
 
 def test_a_rank_starts_although_nccl_cannot_create_its_pipe(tmp_path: Path) -> None:
     """torch would abort it; it does not try without the variable."""
     (tmp_path / "full-0.pipe").mkdir()
     for prefix, remaining in (("missing/flight-", None), ("full-", None), ("flight-", str(tmp_path / "flight-"))):
-        assert run_ranks(1, start_on_gpu, Config(device="cpu"), str(tmp_path / prefix)) == [remaining]
+        ((found, _),) = run_ranks(1, start_on_gpu, Config(device="cpu"), str(tmp_path / prefix))
+        assert found == remaining
     assert [path.name for path in tmp_path.iterdir()] == ["full-0.pipe"]
+
+
+def test_all_versions_of_torch_use_the_same_implementation_of_nccl(tmp_path: Path) -> None:
+    """The one that records its last operations, and writes them if a rank hangs."""
+    ((_, creator),) = run_ranks(1, start_on_gpu, Config(device="cpu"), str(tmp_path / "flight-"))
+    assert creator in {"_create_nccl_process_group", "the only one"}
 
 
 def determinism_settings() -> dict[str, object]:
