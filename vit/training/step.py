@@ -69,6 +69,9 @@ class StepRunner:
         self.cfg, self.world, self.state, self.samples = cfg, world, state, samples
         if cfg.compile:
             # Block by block: all blocks share one graph, and the all-reduce of gradients still overlaps with backward.
+            # DDPOptimizer would cut this graph in two, at the end of DDP's first bucket, which takes more memory and
+            # launches, and which torch's cache of graphs does not keep.
+            torch._dynamo.config.optimize_ddp = False
             for model in filter(None, (state.model, state.ema)):
                 for block in model.blocks:
                     block.compile()

@@ -1,0 +1,42 @@
+"""One optimizer step: what is compiled."""
+
+from collections.abc import Callable
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.ranks import run_ranks
+from vit.checkpoint.train_state import TrainState
+from vit.config.schema import Config, ModelConfig
+from vit.distributed.world import join_process_group
+from vit.training.step import AugmentedBatch, StepRunner
+
+# Each block is larger than DDP's first bucket of gradients, which has 1 MiB.
+MODEL = ModelConfig(image_size=28, patch_size=7, width=192, depth=3, heads=3, mlp_dim=768, num_classes=10)
+
+
+def graphs_of_a_step(cfg: Config) -> int:
+    """The number of graphs that are compiled for forward and backward of two micro-batches."""
+    graphs, compile_block = [], nn.Module.compile
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_with_count(block: nn.Module) -> None:
+        compile_block(block, backend=count)
+
+    with join_process_group(cfg) as world, mock.patch.object(nn.Module, "compile", compile_with_count):
+        runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), samples=64)
+        images, targets = torch.zeros(cfg.micro_batch, 3, 28, 28), torch.zeros(cfg.micro_batch, 10)
+        batch = AugmentedBatch([(images, targets)] * cfg.micro_batches, np.arange(cfg.global_batch), None)
+        runner.forward_backward(0, batch)
+    return len(graphs)
+
+
+def test_all_blocks_share_one_compiled_graph() -> None:
+    """It is not cut where a bucket of DDP's ends, which would take more memory, launches and time to compile."""
+    cfg = Config(device="cpu", compile=True, global_batch=4, micro_batch=2, model=MODEL)
+    assert run_ranks(1, graphs_of_a_step, cfg) == [1]
