@@ -4,6 +4,7 @@ python -m vit.verify --config configs/demo.yaml --kills 20 --ranks 4,2,1
 """
 
 import hashlib
+import itertools
 import math
 import re
 import shutil
@@ -57,11 +58,14 @@ class Artifact:
 
 
 def shorten(cfg: Config, steps: int) -> Config:
-    """The same training on a subset of the images, such that `steps` steps are two epochs, with all logs enabled."""
-    samples = read_dataset_manifest(cfg.data.train).samples
-    # Epochs end in the middle of a batch.
-    limit = min(samples, max(1, (steps * cfg.global_batch - cfg.global_batch // 3) // 2))
-    epochs = math.ceil((steps * cfg.global_batch - cfg.global_batch // 3) / limit)
+    """The same training on a subset of the images, such that `steps` steps are two passes, with all logs enabled.
+
+    A pass uses each image `data.repeats` times, and so it is as many epochs.
+    """
+    samples, repeats = read_dataset_manifest(cfg.data.train).samples, cfg.data.repeats
+    views = steps * cfg.global_batch - cfg.global_batch // 3  # passes end in the middle of a batch
+    limit = min(samples, max(1, views // (2 * repeats)))
+    epochs = 2 * repeats if limit < samples else math.ceil(views / limit)
     return replace(
         cfg,
         epochs=epochs,
@@ -102,12 +106,21 @@ def index(records: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) 
     return out
 
 
-def epochs_are_complete(run: RunFolder, samples: int) -> bool:
-    """Whether each completed epoch used each of `samples` images exactly once."""
+def passes_are_complete(run: RunFolder, samples: int, repeats: int = 1) -> bool:
+    """Whether each completed pass over `samples` images used each of them exactly `repeats` times, in a row."""
+    stream: list[int] = []
     used = sorted(read_lines(run.samples), key=lambda r: (r["step"], r["shard"]))
-    stream = [i for record in used for i in record["samples"]]
-    epochs = [stream[i : i + samples] for i in range(0, len(stream) - samples + 1, samples)]
-    return bool(epochs) and all(sorted(epoch) == list(range(samples)) for epoch in epochs)
+    for _, records in itertools.groupby(used, key=lambda r: r["step"]):
+        rows = [record["samples"] for record in records]
+        # With repeats, neighbors in the stream are at the same place of different micro-batches.
+        stream += [i for row in (zip(*rows, strict=True) if repeats > 1 else rows) for i in row]
+    views = samples * repeats
+    passes = [stream[start : start + views] for start in range(0, len(stream) - views + 1, views)]
+    return bool(passes) and all(
+        sorted(each[::repeats]) == list(range(samples))
+        and all(each[repeat::repeats] == each[::repeats] for repeat in range(1, repeats))
+        for each in passes
+    )
 
 
 def first_difference(undisturbed: Artifact, killed: Artifact) -> str | None:
@@ -137,7 +150,7 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize])
 
 
-def compare(undisturbed: RunFolder, killed: RunFolder, samples: int) -> list[str]:
+def compare(undisturbed: RunFolder, killed: RunFolder, samples: int, repeats: int) -> list[str]:
     """Prints a table of all results and returns the differences."""
     print(f"{'':<18}{'':<32}{'undisturbed':<12}{'killed':<12}")
     differences = []
@@ -145,10 +158,11 @@ def compare(undisturbed: RunFolder, killed: RunFolder, samples: int) -> list[str
         difference = first_difference(a, b)
         print(f"{a.name:<18}{a.size:<32}{a.digest:<12}{b.digest:<12}{'differ' if difference else 'same'}")
         differences += [f"{a.name}: {difference}"] if difference else []
-    complete = [epochs_are_complete(run, samples) for run in (undisturbed, killed)]
+    complete = [passes_are_complete(run, samples, repeats) for run in (undisturbed, killed)]
     answers = ["yes" if c else "no" for c in complete]
-    print(f"{'complete epochs':<18}{f'each of {samples:,} samples once':<32}{answers[0]:<12}{answers[1]:<12}")
-    return differences if all(complete) else [*differences, "sample ids: an epoch does not have each sample once"]
+    count = "once" if repeats == 1 else f"{repeats} times"
+    print(f"{'complete passes':<18}{f'each of {samples:,} samples {count}':<32}{answers[0]:<12}{answers[1]:<12}")
+    return differences if all(complete) else [*differences, f"sample ids: a pass does not have each sample {count}"]
 
 
 def slowdown(bits: RunFolder, samples: RunFolder) -> float:
@@ -168,7 +182,7 @@ def main(args: list[str] | None = None) -> None:
     parser = config_parser("vit.verify", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="number of kills (default: 20)")
     parser.add_argument("--ranks", default="4,2,1", help="numbers of ranks of the attempts, in turn (default: 4,2,1)")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps, which are two epochs (default: 60)")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps, for two passes (default: 60)")
     parser.add_argument("--kill-seed", type=int, default=0, help="seed of the times and victims of kills (default: 0)")
     parser.add_argument("--fresh", action="store_true", help="start the ranks with torchrun, not as forks")
     parser.add_argument("--cost", action="store_true", help="measure what exact bits cost; done anyway on GPUs")
@@ -229,7 +243,7 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
         row = f"{count:>4}{kill.seconds:>7.2f} s{kill.step:>9}{kill.ranks:>7}{kill.lost:>12}  {kill.victim}"
         print(row, flush=True)
     print()
-    differences = compare(undisturbed, killed, samples)
+    differences = compare(undisturbed, killed, samples, cfg.data.repeats)
     on_gpus = (undisturbed.last("started") or {}).get("device") == "cuda"
     if options.cost or (on_gpus and steps > WARM_UP_STEPS):
         other = RunFolder(folder / "samples")

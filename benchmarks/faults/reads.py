@@ -54,7 +54,7 @@ from vit.kill_attempts import Attempt
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.training.trainer import Trainer
-from vit.verify import Artifact, artifacts, epochs_are_complete, first_difference, shorten
+from vit.verify import Artifact, artifacts, first_difference, passes_are_complete, shorten
 
 QUICK = 4  # faults of each command and each reader with --quick
 STEPS, INTERRUPTED = 4, 3  # steps of a run; the step after which the run to be resumed was killed
@@ -269,7 +269,7 @@ class Reads:
             return ["the run is not finished"]
         pairs = zip(self._expected, artifacts(self.run), strict=True)
         out = [f"{a.name}: {difference}" for a, b in pairs if (difference := first_difference(a, b))]
-        return out if epochs_are_complete(self.run, self.samples) else [*out, "an epoch is not complete"]
+        return out if passes_are_complete(self.run, self.samples) else [*out, "a pass is not complete"]
 
 
 def campaign(data: Path, folder: Path, quick: bool) -> dict[str, Any]:

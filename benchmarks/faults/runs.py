@@ -8,7 +8,7 @@ from vit.config.parser import load_config
 from vit.config.schema import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, to_yaml
 from vit.kill_attempts import Attempt
 from vit.run.folder import RunFolder
-from vit.verify import artifacts, epochs_are_complete, first_difference, shorten
+from vit.verify import artifacts, first_difference, passes_are_complete, shorten
 
 SAMPLES, KEEP = {"train": 960, "val": 32}, 2
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ class Runs:
         for a, b in zip(self._expected, artifacts(run), strict=True):
             difference = first_difference(a, b)
             out += [f"{a.name}: {difference}"] if difference else []
-        return out if epochs_are_complete(run, self.samples) else [*out, "an epoch does not have each sample once"]
+        return out if passes_are_complete(run, self.samples) else [*out, "a pass does not have each sample once"]
 
 
 def tiny_config(data: Path) -> Config:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.helpers.paths import ROOT
 from vit.config.schema import to_yaml
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
-from vit.verify import Artifact, artifacts, epochs_are_complete, first_difference, main, slowdown
+from vit.verify import Artifact, artifacts, first_difference, main, passes_are_complete, slowdown
 
 STEPS = 12
 
@@ -99,16 +100,47 @@ def test_every_kind_of_difference_is_reported(killed: Any) -> None:
     )
 
 
+def samples_of(run: RunFolder) -> int:
+    """The number of images that a run used."""
+    return 1 + max(i for line in read_lines(run.samples) for i in line["samples"])
+
+
+def with_other_samples(run: RunFolder, folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> RunFolder:
+    """A run with a changed record of the samples of its steps."""
+    lines, other = read_lines(run.samples), RunFolder(folder)
+    change(lines)
+    other.samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return other
+
+
 def test_a_sample_that_is_missing_or_used_twice_is_detected(killed: Any, tmp_path: Path) -> None:
-    """Each completed epoch must have each image exactly once, independently of the other run."""
-    undisturbed = RunFolder(killed[1] / "straight")
-    lines = read_lines(undisturbed.samples)
-    samples = 1 + max(i for line in lines for i in line["samples"])
-    assert epochs_are_complete(undisturbed, samples)
-    lines[3]["samples"][0] = lines[3]["samples"][1]
-    run = RunFolder(tmp_path)
-    run.samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert not epochs_are_complete(run, samples)
+    """Each completed pass must have each image exactly once, independently of the other run."""
+    run = RunFolder(killed[1] / "straight")
+    assert passes_are_complete(run, samples_of(run))
+
+    def use_twice(lines: list[dict[str, Any]]) -> None:
+        lines[3]["samples"][0] = lines[3]["samples"][1]
+
+    assert not passes_are_complete(with_other_samples(run, tmp_path, use_twice), samples_of(run))
+
+
+def test_a_run_with_repeated_augmentation_is_identical(betons: Path, tmp_path: Path) -> None:
+    """Each pass has each image exactly three times, in a row; once more or less, or elsewhere, is detected."""
+    done = verify(betons, tmp_path / "verify", "--kills", "1", "--ranks", "2,1", "--data.repeats", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunFolder(tmp_path / "verify" / "runs" / "straight")
+    samples = samples_of(run)
+    assert re.search(rf"^complete passes +each of {samples} samples 3 times +yes +yes +$", done.stdout, re.M)
+
+    def use_four_times(lines: list[dict[str, Any]]) -> None:
+        lines[0]["samples"][1] = lines[0]["samples"][0]
+
+    def exchange(lines: list[dict[str, Any]]) -> None:
+        first = lines[0]["samples"]
+        first[0], first[1] = first[1], first[0]
+
+    for change in (use_four_times, exchange):
+        assert not passes_are_complete(with_other_samples(run, tmp_path, change), samples, 3)
 
 
 def test_without_exact_bits_the_differences_are_reported(betons: Path, tmp_path: Path) -> None:
