@@ -6,6 +6,7 @@ biases, positions and the class token get Adam's update.  FusedLAMB also clips t
 `optim.clip_norm` does that, for all optimizers.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,17 +17,27 @@ from torch import Tensor
 class Lamb(torch.optim.Optimizer):
     """LAMB.  Its state has AdamW's names: `step`, `exp_avg`, `exp_avg_sq`.  `step()` never waits for the GPU."""
 
+    # torch's GradScaler then leaves it to `step()` to skip an update, and does not wait for the GPU to decide about it.
+    _step_supports_amp_scaling = True
+
     def __init__(self, params: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Updates all weights that have a gradient."""
+        """Updates all weights that have a gradient; none if GradScaler found a gradient that is not finite."""
         assert closure is None
+        assert getattr(self, "grad_scale", None) is None, "the gradients are not unscaled"
+        found: Tensor | None = getattr(self, "found_inf", None)  # (), above 0 if GradScaler found one
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
+                updated = [*weights, *itertools.chain(*self._state_of(weights))]
+                before = [tensor.clone() for tensor in updated] if found is not None else []
                 self._step(group, weights, [p.grad for p in weights])
+                if found is not None:
+                    for tensor, old in zip(updated, before, strict=True):
+                        tensor.copy_(torch.where(found > 0, old, tensor))
 
     def _step(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]

@@ -1,15 +1,17 @@
 """AdamW and LAMB agree with PyTorch, timm and the papers, and weight decay applies only to matrices."""
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import timm
 import timm.optim
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.data_sets import small_config
 from vit.checkpoint.train_state import TrainState
@@ -148,6 +150,37 @@ def test_lamb_resumes_bit_identically_from_a_checkpoint(tmp_path: Path) -> None:
         steps(resumed.optimizer, resumed.model, 2), steps(state.optimizer, state.model, 2), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Forbids to read the value of a tensor, for which Python waits until a GPU has computed it."""
+
+    def __torch_dispatch__(self, operation: Any, _: object, args: Any = (), kwargs: Any = None) -> object:
+        assert operation is not torch.ops.aten._local_scalar_dense.default, "reads a tensor's value"
+        return operation(*args, **(kwargs or {}))
+
+
+def test_lamb_in_fp16_skips_an_update_that_overflows_without_waiting_for_the_gpu() -> None:
+    """With the bits of LAMB without that update; the gradients of the second of three steps are not finite."""
+    torch.manual_seed(0)
+    model = VisionTransformer(SMALL)
+    reference = copy.deepcopy(model)
+    cfg = OptimConfig(optimizer="lamb", lr=0.01)
+    optimizer, expected = build_optimizer(model, cfg), build_optimizer(reference, cfg)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(3):
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            q.grad = torch.randn_like(p)
+            p.grad = scaler.scale(q.grad) if step != 1 else torch.full_like(p, math.nan)
+        with NeverWaiting():
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        if step != 1:
+            expected.step()
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert all(torch.equal(value, expected.state[q][name]) for name, value in optimizer.state[p].items())
 
 
 def test_weight_decay_can_apply_to_all_parameters() -> None:
