@@ -73,10 +73,11 @@ def pick_device(choice: str, local_rank: int = 0, local_size: int = 1) -> torch.
     return torch.device("cuda", local_rank)
 
 
-# Read when CUDA and NCCL are initialized.
+# Read when CUDA and NCCL are initialized, and when kernels are compiled.
 DETERMINISM_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may choose another algorithm if streams share its workspace
     "NCCL_NVLS_ENABLE": "0",  # sums inside of NVSwitch differ from call to call
+    "TRITON_DEFAULT_FP_FUSION": "1",  # a * b + c is rounded once; the default of Triton 3.9, not of later versions
 }
 
 

@@ -161,12 +161,13 @@ def determinism_settings() -> dict[str, object]:
         "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),
         "cublas": os.environ["CUBLAS_WORKSPACE_CONFIG"],
         "nvls": os.environ["NCCL_NVLS_ENABLE"],
+        "triton's fused multiply-add": os.environ.get("TRITON_DEFAULT_FP_FUSION"),
         "compiler benchmarks": not torch._inductor.config.deterministic,
     }
 
 
 def test_enable_determinism_sets_all_that_torch_documents() -> None:
-    """For cuBLAS and NCCL too, but not the filling of memory, which only takes time."""
+    """For cuBLAS, NCCL and Triton too, but not the filling of memory, which only takes time."""
     (settings,) = run_ranks(1, determinism_settings)
     assert settings == {
         "deterministic": True,
@@ -175,5 +176,6 @@ def test_enable_determinism_sets_all_that_torch_documents() -> None:
         "cudnn attention": False,
         "cublas": ":4096:8",
         "nvls": "0",
+        "triton's fused multiply-add": "1",
         "compiler benchmarks": False,
     }
