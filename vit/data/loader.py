@@ -55,7 +55,8 @@ class _Buffer:
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
         self.images = torch.empty((batch, size, size, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.labels = torch.empty(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.copied = torch.cuda.Event() if device.type == "cuda" else None  # the copy to the GPU is done
+        # The copy to the GPU is done.  Threads that wait for it sleep, and leave their cores to others.
+        self.copied = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
 
 
 class BatchReader:

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ from tests.helpers.ranks import run_ranks
 from vit.config.schema import DataConfig
 from vit.data.beton import open_beton
 from vit.data.decode import CenterCrop, DecodeError, Decoder, RandomCrop, resolve_decoder
-from vit.data.loader import TrainData, ValData, decoding_threads
+from vit.data.loader import TrainData, ValData, _Buffer, decoding_threads
 from vit.data.order import Order
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -107,6 +108,15 @@ def test_a_rank_decodes_on_its_share_of_the_cores_of_the_job(jpegs: Path) -> Non
     assert decoding_threads(automatic, simulated_world(0, 2)) == max(1, len(cores) // 2)
     assert decoding_threads(automatic, simulated_world(0, 4096)) == 1
     assert decoding_threads(replace(automatic, workers=5), simulated_world(0, 2)) == 5
+
+
+def test_threads_that_wait_for_a_copy_to_the_gpu_use_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default they would spin, on cores on which others decode."""
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: torch.zeros(shape, dtype=dtype))
+    event = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    _Buffer(2, 28, torch.device("cuda"))
+    event.assert_called_once_with(blocking=True)
 
 
 @pytest.mark.parametrize("num_classes", [CLASSES - 1, CLASSES + 1])
