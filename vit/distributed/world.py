@@ -119,6 +119,7 @@ def join_process_group(cfg: Config) -> Iterator[World]:
         _prepare_nccl(place.rank)
         if cfg.exact == "bits":
             enable_determinism()
+        torch.set_float32_matmul_precision("highest")  # no TF32, which a variable of NVIDIA's containers enables
         torch.cuda.set_device(device)
     else:
         # The summation order of a matrix product depends on the number of threads.  With one thread per rank it is the

@@ -152,6 +152,17 @@ def test_all_versions_of_torch_use_the_same_implementation_of_nccl(tmp_path: Pat
     assert creator in {"_create_nccl_process_group", "the only one"}
 
 
+def uses_tf32(cfg: Config) -> bool:
+    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE does in NVIDIA's containers
+    with joined_as_on_gpus(cfg, dist.destroy_process_group):
+        return torch.backends.cuda.matmul.allow_tf32
+
+
+def test_float32_is_never_tf32() -> None:
+    """Wherever the run is; `--help` says it."""
+    assert run_ranks(1, uses_tf32, Config(device="cpu", precision="float32")) == [False]
+
+
 def determinism_settings() -> dict[str, object]:
     enable_determinism()
     return {
