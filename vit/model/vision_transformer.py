@@ -208,8 +208,9 @@ class VisionTransformer(nn.Module):
         x = self.dropout(x + self.positions)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
-        return self.head(x[:, 0] if self.cls_token is not None else x.mean(dim=1))  # (B, C)
+        # Only the class token is normalized, if there is one: the head needs no other.
+        x = self.norm(x[:, 0]) if self.cls_token is not None else self.norm(x).mean(dim=1)  # (B, D)
+        return self.head(x)  # (B, C)
 
 
 def drop_path_rates(cfg: ModelConfig) -> list[float]:
