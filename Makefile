@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # an inherited value would shadow the packages of .venv
 
-.PHONY: setup help demo ablation lint test chaos cluster-chaos clean
+.PHONY: setup help demo ablation lint test gpu chaos cluster-chaos clean
 
 setup: $(VENV)/ready  ## create .venv; a second run takes seconds
 
@@ -41,6 +41,9 @@ lint: setup  ## run linter, formatter check and type checker
 test: lint  ## set up, run lint and all tests
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
+gpu: setup  ## check everything that matters on a GPU: right pixels and bits, speed, ranks, faults; twenty minutes
+	$(BIN)/python benchmarks/gpu.py
 
 chaos: setup  ## inject thousands of faults into small runs: kills, damage, failing disks, power cuts; an hour on two cores
 	nice -n 10 $(BIN)/python benchmarks/chaos.py

@@ -82,6 +82,26 @@ def a_run_killed_on_two_ranks_and_finished_on_four_ends_with_the_same_bits() -> 
 
 
 @checks.add
+def a_rank_that_finds_damaged_data_names_the_page_at_once() -> tuple[str, dict[str, float]]:
+    folder = work_folder() / "ranks" / "damaged"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data = folder / "train.beton"
+    content = bytearray((work_folder() / "train.beton").read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    shutil.copy(work_folder() / "train.beton.json", folder / "train.beton.json")
+    started = time.monotonic()
+    options = ["--data.train", str(data), "--data.verify", "first-epoch"]
+    output = run(*command(folder / "run", 2, *options), seconds=150, check=False)
+    seconds = round(time.monotonic() - started, 1)
+    failures = [each["error"] for each in events(folder / "run") if each["event"] == "failed"]
+    assert any("page" in each for each in failures), (failures, output[-1500:])
+    assert seconds < 60, f"it took {seconds} s: {failures}"
+    return f"{seconds} s: {failures[0][:150]}", {"seconds": seconds}
+
+
+@checks.add
 def the_whole_trainer_at_full_size() -> tuple[str, dict[str, Any]]:
     folder = work_folder() / "ranks" / "whole"
     shutil.rmtree(folder, ignore_errors=True)
