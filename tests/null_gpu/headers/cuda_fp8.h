@@ -1,0 +1,2 @@
+/* NCCL's header includes it, but uses nothing of it; as cuda_fp16.h. */
+#pragma once
