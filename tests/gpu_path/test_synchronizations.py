@@ -1,0 +1,44 @@
+"""The host never waits for the GPU between two steps, so that the GPU always has work queued."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.gpu_runs import ANSWERS, DISTINCT_RECIPES, run_options, train_and_count
+from tests.helpers.null_gpu_counts import Counts, Synchronization
+from tests.helpers.null_gpu_ranks import NullGpu
+
+# No evaluation, checkpoint or log line in the steps that are counted: these do wait.
+SELDOM = ("--log.eval_every_epochs", "1000", "--checkpoint.every_minutes", "1000", "--log.every_steps", "1000")
+FIRST, LAST = 12, 16
+FP16_LAMB = "GradScaler reads from the GPU whether a gradient overflowed, because LAMB does not"
+CASES = [
+    *((recipe, False, 1 + i % 2, "bf16") for i, recipe in enumerate(DISTINCT_RECIPES)),
+    ("vit_b16", True, 1, "bf16"),
+    ("vit_b16", False, 1, "fp16"),
+    pytest.param("vit_b16_deit3_192", False, 1, "fp16", marks=pytest.mark.xfail(reason=FP16_LAMB)),
+]
+
+
+def waits(counts: Counts) -> Counter[Synchronization]:
+    """All but those of the decoding threads, which wait until a batch is copied before they overwrite it."""
+    return Counter({w: times for w, times in counts.synchronizations.items() if not w.thread.startswith("decode")})
+
+
+@pytest.mark.parametrize(("recipe", "compiled", "gpus", "precision"), CASES)
+def test_the_host_does_not_wait_for_the_gpu_in_a_step(
+    recipe: str, compiled: bool, gpus: int, precision: str, null_gpu: NullGpu, jpegs: Path, tmp_path: Path
+) -> None:
+    """Each place where it does is listed with its file and line."""
+    options = run_options(recipe, compiled, jpegs, tmp_path, "--epochs", "9", "--precision", precision, *SELDOM)
+    for counts in null_gpu.run(train_and_count, options, FIRST, LAST, ranks=gpus, answers=ANSWERS, timeout=200):
+        assert counts.launches > 0
+        assert not waits(counts)
+
+
+def test_the_host_does_not_wait_in_any_of_a_hundred_steps(null_gpu: NullGpu, jpegs: Path, tmp_path: Path) -> None:
+    """DDP would, in each hundredth step, to measure times that nobody reads."""
+    options = run_options("vit_b16_noaug", False, jpegs, tmp_path, "--epochs", "60", *SELDOM)
+    (counts,) = null_gpu.run(train_and_count, options, FIRST, FIRST + 100, answers=ANSWERS)
+    assert not waits(counts)
