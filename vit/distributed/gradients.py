@@ -40,6 +40,8 @@ class MicroBatchGradients:
         constants = [name for name, _ in model.named_buffers()]  # the same on all ranks: DDP need not broadcast them
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        # In each hundredth step DDP would wait for the GPU, to measure times that nobody reads.
+        self.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)
         # The hook must not refer to the model: DDP keeps it, and a reference cycle through C++ is never collected.
         self._tree_sum = _TreeSum(world) if exact == "bits" else None
         self.model.register_comm_hook(None, self._tree_sum.hook if self._tree_sum else _all_reduce)
