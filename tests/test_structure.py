@@ -65,8 +65,9 @@ WITHOUT_TORCH = (
     *("vit.data.image_file", "vit.data.native"),
     *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "vit.distributed.launcher", "jobs", "data_prep"),
 )
-# Exceptions, which run on compute nodes: torch's elastic agent and the modules that import it.
+# Exceptions, which run on compute nodes: torch's elastic agent and the modules that import it, and torch's compiler.
 WITH_TORCH = (
+    "jobs.node.forkserver_compiler",
     "jobs.node.supervisor",
     "jobs.node.elastic_agent",
     "jobs.node.one_node_rendezvous",

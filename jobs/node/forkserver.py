@@ -33,7 +33,7 @@ from vit.run.parent import end_with_parent
 # What the server imports: the modules that its forks run, what optimizers import when they are constructed (which
 # takes seconds), and the main module's imports (submitit's), because multiprocessing imports it again in every fork.
 IMPORTED = ("vit.train", "torch._dynamo", "vit.node_check", "submitit.core.submission")
-PRELOADED = ("jobs.node.forkserver_first", *IMPORTED, "jobs.node.forkserver_ready")
+PRELOADED = ("jobs.node.forkserver_first", *IMPORTED, "jobs.node.forkserver_compiler", "jobs.node.forkserver_ready")
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 KILL_SECONDS = 20  # after SIGKILL; a process that waits in the kernel for a dead disk or GPU may never end
 

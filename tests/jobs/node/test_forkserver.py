@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from jobs.node.forkserver import IMPORTED, STOP_SIGNALS
+from jobs.node.forkserver import PRELOADED, STOP_SIGNALS
 from tests.helpers.fork_supervisor import Supervisor, run_program, write_module
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_for
@@ -49,6 +50,17 @@ def test_a_forked_process_behaves_like_one_started_by_python(supervisor: Supervi
     assert names == ["started", "jobs.forkserver"], "no blanks: Slurm reads /proc/PID/stat up to the first one"
     process.send_signal(signal.SIGTERM)
     assert supervisor.read_line() == "7"
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 15), reason="torch's compiler cannot be imported without using the GPU")
+def test_a_forked_process_need_not_import_the_compiler(supervisor: Supervisor) -> None:
+    """That would take most of the time of a restart in place.  The server still has one thread and no subprocess."""
+    supervisor.start("print('compiler imported:', 'torch._inductor.compile_fx' in sys.modules)")
+    assert supervisor.read_line() == "0"
+    assert "compiler imported: True" in supervisor.log()
+    process, server = supervisor.start_waiting()
+    assert server.num_threads() == 1
+    assert server.children(recursive=True) == [process]
 
 
 def test_the_signals_that_stop_a_job_do_not_end_the_fork_server(supervisor: Supervisor) -> None:
@@ -194,7 +206,7 @@ for name in ("_cuda_getDeviceCount", "_cuda_init"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, fail)
 torch.cuda.is_available = torch.cuda.device_count = fail
-for module in {IMPORTED!r}:
+for module in {PRELOADED[1:-1]!r}:
     importlib.import_module(module)
 assert not torch.cuda.is_initialized()
 """
