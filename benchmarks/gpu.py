@@ -1,6 +1,6 @@
 """Checks everything that matters on a GPU, in twenty minutes: that it is right, how fast it is, and what faults do.
 
-python benchmarks/gpu.py [truth] [speed] [ranks] [faults] [--folder DIR] [--out FILE]
+python benchmarks/gpu.py [truth] [speed] [ranks] [faults] [--quick] [--folder DIR] [--out FILE]
 
 Needs at least one NVIDIA GPU, but neither network nor FFCV: it makes its own images.  With more GPUs, ranks exchange
 over NCCL; with one, they share it and exchange over gloo.  Prints a line for each check, and
@@ -24,6 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 import torch
 
+from benchmarks.on_gpu.checks import FOLDER_VARIABLE, QUICK_VARIABLE
 from benchmarks.on_gpu.images import make_data
 
 PARTS = ("truth", "speed", "ranks", "faults")
@@ -50,7 +51,7 @@ def machine() -> dict[str, Any]:
 
 def run_part(part: str, folder: Path) -> list[dict[str, Any]]:
     """Runs one part in a process of its own and shows its lines; returns its checks."""
-    environment = os.environ | {"GPU_CHECKS_FOLDER": str(folder), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {FOLDER_VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
     log = folder / f"{part}.log"
     command = [sys.executable, "-m", f"benchmarks.on_gpu.{part}"]
     with log.open("w") as errors:
@@ -72,11 +73,17 @@ def run_part(part: str, folder: Path) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "--quick", action="store_true", help="take less than 50 seconds: pixels, copies, bits, one recipe"
+    )
     parser.add_argument("--folder", type=Path, help="folder for data, runs, logs and profiles (default: a new one)")
     parser.add_argument("--out", type=Path, help="file for the figures, in JSON")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    if options.quick:
+        os.environ[QUICK_VARIABLE] = "1"
+        options.parts = options.parts or ["truth", "speed"]
     if not torch.cuda.is_available():
         print("no GPU is visible to torch (nvidia-smi lists those of this machine)", file=sys.stderr)
         return 2

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER_VARIABLE = "GPU_CHECKS_FOLDER"  # the folder for data, runs and logs, which `benchmarks/gpu.py` creates
+QUICK_VARIABLE = "GPU_CHECKS_QUICK"
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,22 @@ class Checks:
     def __init__(self, part: str) -> None:
         self.part = part
         self._functions: list[Callable[[], Any]] = []
+        self._quick: list[Callable[[], Any]] = []
 
     def add(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Adds a check; used as a decorator."""
         self._functions.append(function)
         return function
 
+    def add_quick(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Adds a check that `--quick` runs too."""
+        self._quick.append(function)
+        return self.add(function)
+
     def run(self, only: str = "") -> list[Check]:
         """Runs all checks whose name contains `only`."""
-        return [run_check(function) for function in self._functions if only in function.__name__]
+        functions = self._quick if os.environ.get(QUICK_VARIABLE) else self._functions
+        return [run_check(function) for function in functions if only in function.__name__]
 
 
 def run_check(function: Callable[[], Any]) -> Check:
@@ -70,6 +79,6 @@ def main(checks: Checks) -> None:
 
 def work_folder() -> Path:
     """The folder for data, runs and logs, which `benchmarks/gpu.py` creates."""
-    folder = Path(os.environ["GPU_CHECKS_FOLDER"])
+    folder = Path(os.environ[FOLDER_VARIABLE])
     folder.mkdir(parents=True, exist_ok=True)
     return folder

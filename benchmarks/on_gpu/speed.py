@@ -4,7 +4,6 @@ python -m benchmarks.on_gpu.speed [NAME]
 """
 
 import json
-import os
 from typing import Any
 
 from benchmarks.on_gpu.checks import Checks, main, work_folder
@@ -26,25 +25,21 @@ def profile(name: str) -> list[str]:
     return ["--profile", str(folder / f"{name}.txt")]
 
 
-@checks.add
+@checks.add_quick
 def ceilings() -> tuple[str, dict[str, Any]]:
     figures = json.loads(run("-m", "benchmarks.on_gpu.ceilings", seconds=90).splitlines()[-1])
     return json.dumps(figures), figures
 
 
-STEPS: dict[str, list[str]] = {
-    "vit_b16": ["vit_b16"],
+RECIPES = (
+    *("vit_b16", "vit_b16_noaug", "vit_b16_deit", "vit_b16_torchvision", "vit_b16_deit3_192", "vit_s16_90ep"),
+    "vit_ti16_deit",
+)
+STEPS = {name: [name] for name in RECIPES} | {
     "vit_b16 with DDPOptimizer": ["vit_b16", "--lever", "ddp_optimizer"],
-    "vit_b16 without DDPOptimizer": ["vit_b16", "--lever", "no_ddp_optimizer"],
-    "vit_b16 warp in torch": ["vit_b16", "--lever", "warp_in_torch"],
+    "vit_b16 with the warp in torch": ["vit_b16", "--lever", "warp_in_torch"],
     "vit_b16 not compiled": ["vit_b16", "--compile", "false"],
-    "vit_b16 exact samples": ["vit_b16", "--exact", "samples"],
-    "vit_b16_noaug": ["vit_b16_noaug"],
-    "vit_b16_deit": ["vit_b16_deit"],
-    "vit_ti16_deit": ["vit_ti16_deit"],
-    "vit_s16_90ep": ["vit_s16_90ep"],
-    "vit_b16_torchvision": ["vit_b16_torchvision"],
-    "vit_b16_deit3_192": ["vit_b16_deit3_192"],
+    "vit_b16 with exact samples": ["vit_b16", "--exact", "samples"],
 }
 PROFILED = ("vit_b16", "vit_b16_deit")
 
@@ -54,12 +49,12 @@ def _add(name: str, arguments: list[str]) -> None:
         return step(*arguments, *(profile(name) if name in PROFILED else []))
 
     check.__name__ = f"step_of_{name.replace(' ', '_')}"
-    checks.add(check)
+    add = checks.add_quick if name == "vit_b16 not compiled" else checks.add
+    add(check)
 
 
 for _name, _arguments in STEPS.items():
-    if not (only := os.environ.get("GPU_CHECKS_STEPS")) or _name in only.split(","):
-        _add(_name, _arguments)
+    _add(_name, _arguments)
 
 if __name__ == "__main__":
     main(checks)

@@ -4,7 +4,6 @@ python -m benchmarks.on_gpu.step_time vit_b16 [--lever NAME] [--profile FILE] [-
 """
 
 import argparse
-import functools
 import itertools
 import json
 import math
@@ -34,14 +33,14 @@ SHARE, WARM_UP = 4, 6  # of the recipe's GPUs one; steps that are not measured
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16 without sparsity, by the vendor
 
 
-def _use_ddp_optimizer(use: bool) -> None:
-    torch._dynamo.config.optimize_ddp = use
+def _use_ddp_optimizer() -> None:
+    """Lets torch cut the blocks' graph, which StepRunner forbids."""
+    torch._dynamo.config.optimize_ddp = True
 
 
-# Changes of the code that are measured beside it.
+# Changes of the code that are measured beside it; made once StepRunner exists, before anything is compiled.
 LEVERS: dict[str, Callable[[], None]] = {
-    "ddp_optimizer": functools.partial(_use_ddp_optimizer, True),
-    "no_ddp_optimizer": functools.partial(_use_ddp_optimizer, False),
+    "ddp_optimizer": _use_ddp_optimizer,
     "warp_in_torch": lambda: setattr(pixel_ops, "gpu_warp", lambda: None),
 }
 
@@ -68,11 +67,12 @@ def batches(cfg: Config, world: World) -> Iterator[Batch]:
         yield Batch(images, labels, np.zeros(B, np.int64))
 
 
-def measure(cfg: Config, steps: int, profile_file: Path | None) -> dict[str, Any]:
+def measure(cfg: Config, steps: int, lever: Callable[[], None], profile_file: Path | None) -> dict[str, Any]:
     """Trains some steps and returns their figures."""
     with join_process_group(cfg) as world:
         state = TrainState.fresh(cfg, world.device)
         runner = StepRunner(cfg, world, state, 1_281_167)
+        lever()
         stream = augmented_batches(cfg, world, batches(cfg, world), 0)
         host, started = [], time.perf_counter()
 
@@ -135,11 +135,10 @@ def main() -> None:
     options, settings = parser.parse_known_args()
     cfg = load_config(ROOT / f"configs/{options.recipe}.yaml", *settings)
     cfg = replace(cfg, global_batch=cfg.global_batch // SHARE)
-    if options.lever:
-        LEVERS[options.lever]()
+    lever = LEVERS[options.lever] if options.lever else lambda: None
     name = " ".join([options.recipe, *settings, *filter(None, [options.lever])])
     try:
-        figures = measure(cfg, options.steps, options.profile)
+        figures = measure(cfg, options.steps, lever, options.profile)
     except torch.OutOfMemoryError as error:
         figures = {"out_of_memory": str(error)[:200]}
     print(json.dumps({"name": name, "images_per_step": cfg.global_batch} | figures))

@@ -39,7 +39,7 @@ def photos(count: int, side: int = 224) -> Tensor:
     return F.interpolate(small, (side, side), mode="bicubic").clamp(0, 255).to(torch.uint8)
 
 
-@checks.add
+@checks.add_quick
 def the_fork_server_does_not_touch_the_gpu_and_its_forks_can() -> str:
     log = work_folder() / "fork.log"
     command = [sys.executable, "-m", "benchmarks.on_gpu.fork_probe", str(log)]
@@ -57,7 +57,7 @@ def _amounts(name: str, count: int) -> np.ndarray:
     return np.full(count, fixed[name], np.float64) if name in fixed else spread
 
 
-@checks.add
+@checks.add_quick
 def each_operation_gives_the_cpus_bytes() -> tuple[str, dict[str, Any]]:
     images, found = photos(56), {}
     assert pixel_ops.native_library(images) is not None, "the C++ extension was not built"
@@ -96,7 +96,7 @@ def each_operation_gives_the_cpus_bytes() -> tuple[str, dict[str, Any]]:
     return f"of {images.numel():,} values each, these differ: {found or 'none'}", found
 
 
-@checks.add
+@checks.add_quick
 def a_recipe_augments_as_on_the_cpu_and_twice_the_same() -> str:
     out = {}
     for name in RECIPES:
@@ -114,7 +114,7 @@ def a_recipe_augments_as_on_the_cpu_and_twice_the_same() -> str:
     return f"largest difference of normalized pixels: {out}"
 
 
-@checks.add
+@checks.add_quick
 def a_snapshot_holds_the_bytes_from_before_the_update() -> tuple[str, dict[str, float]]:
     tensors = {f"model.{i}": torch.randn(1000 + 977 * i, device=GPU) for i in range(200)}
     snapshot = Snapshot(make_layout(tensors, 1), 0, GPU)
@@ -148,7 +148,7 @@ def a_snapshot_holds_the_bytes_from_before_the_update() -> tuple[str, dict[str, 
     return f"346 MB: {figures}", figures
 
 
-@checks.add
+@checks.add_quick
 def the_same_steps_give_the_same_bits_twice() -> str:
     said = []
     options = ["--micro_batch", "32", "--global_batch", "128", "--optim.ema_decay", "0.99"]

@@ -1,0 +1,57 @@
+"""`make gpu` on the null GPU: all its checks run to their end, and say that what a GPU computes is missing."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.null_gpu import environment
+from tests.helpers.paths import ROOT
+
+COMMAND = [sys.executable, "benchmarks/gpu.py"]
+COUNTS = struct.pack("3q", 32, 160, 320)  # top-1, top-5, images of an evaluation
+
+
+def run_checks(folder: Path, tmp_path: Path, *options: str) -> dict[str, dict[str, Any]]:
+    """Runs the command on a null GPU; returns its checks by name."""
+    variables = os.environ | environment(folder, answers={1: b"\1", 24: COUNTS})
+    command = [*COMMAND, *options, "--folder", str(tmp_path / "checks")]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout, done.stderr  # no kernel runs: pixels are wrong
+    parts = json.loads(done.stdout.splitlines()[-1])["parts"]
+    return {check["name"]: check for checks in parts.values() for check in checks}
+
+
+def errors(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the checks that could not run to their end say."""
+    return {name: check["text"] for name, check in checks.items() if check["state"] == "ERROR"}
+
+
+def test_without_a_gpu_the_checks_say_so() -> None:
+    """Exit code 2, and a sentence."""
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(COMMAND, cwd=ROOT, env=hidden, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no GPU is visible" in done.stderr
+
+
+def test_the_quick_checks_run_to_their_end(null_gpu_folder: Path, tmp_path: Path) -> None:
+    """They find that pixels are wrong, and measure a recipe."""
+    checks = run_checks(null_gpu_folder, tmp_path, "--quick")
+    assert checks["each operation gives the cpus bytes"]["state"] == "WRONG"
+    assert not errors(checks)
+    assert checks["step of vit b16 not compiled"]["figures"]["images_per_step"] == 384
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3000)
+def test_all_checks_run_to_their_end(null_gpu_folder: Path, tmp_path: Path) -> None:
+    """Truth, speed, ranks and faults: jobs that are killed, suspended, or out of memory included."""
+    checks = run_checks(null_gpu_folder, tmp_path)
+    assert not errors(checks)
+    assert len(checks) > 20
