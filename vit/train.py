@@ -33,6 +33,7 @@ from vit.run.heartbeat import HEARTBEAT_VARIABLE, LEAVING, Heartbeat
 from vit.run.jsonl import flush
 from vit.run.output import protect_output
 from vit.run.progress import show
+from vit.training.gpu_memory import GpuMemoryError, explained_out_of_memory
 from vit.training.trainer import Outcome, Trainer
 
 OWNER_WAIT_SECONDS = 60  # for processes of an earlier, killed attempt of the same job that still use the run folder
@@ -100,7 +101,8 @@ def main(args: list[str] | None = None) -> None:
     # A supervisor may start its ranks a moment before `submit.py` leaves the folder.
     wait_seconds = OWNER_WAIT_SECONDS if {JOB_VARIABLE, HEARTBEAT_VARIABLE} & os.environ.keys() else 0
     try:
-        with run.owned(wait_seconds) if rank == 0 else nullcontext(), join_process_group(cfg) as world:
+        owned = run.owned(wait_seconds) if rank == 0 else nullcontext()
+        with owned, join_process_group(cfg) as world, explained_out_of_memory(cfg, world):
             attempt(cfg, run, world, clock, options.override_resume)
     except InUseError as error:
         # A job may find the folder free later; a user must stop the other process first.
@@ -109,9 +111,10 @@ def main(args: list[str] | None = None) -> None:
         _record_failure(run, rank, error, clock)
         if not isinstance(error, (UserError, FloatingPointError, DamagedDataError)):
             raise
-        # Damaged data are seen by one rank only, which must print the error.  The others are raised on all ranks of a
-        # node, if not on all nodes (a GPU, a variable or a file may be missing on one): its first rank prints them.
-        sys.exit(_print_error(error, 0 if isinstance(error, DamagedDataError) else place.local_rank))
+        # Damaged data or a full GPU may be seen by one rank only, which must print the error.  The others are raised on
+        # all ranks of a node, if not on all nodes (a GPU, a variable or a file may be missing): its first rank prints.
+        on_one_rank = isinstance(error, (DamagedDataError, GpuMemoryError))
+        sys.exit(_print_error(error, 0 if on_one_rank else place.local_rank))
 
 
 def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -> None:

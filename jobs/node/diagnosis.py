@@ -38,9 +38,11 @@ def _cause(
     recorded = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started and e["rank"] in ours]
     if watchdog.unkillable or watchdog.stalled:
         return *_stall(watchdog), when
-    if failed.exitcode == USER_ERROR:
-        # "UserError: data.limit …": the message says what to do; the exception's name is of no use.
-        return "user", rank, recorded[0]["error"].partition(": ")[2] if recorded else "exit code 2", when
+    if users := [r for r, f in error.failures.items() if f.exitcode == USER_ERROR]:
+        # The others may have ended first, because they lost this rank.  "UserError: data.limit …": the message says
+        # what to do; the exception's name is of no use.
+        mine = [e for e in recorded if e["rank"] in users] or recorded
+        return "user", users[0], mine[0]["error"].partition(": ")[2] if mine else "exit code 2", when
     if own := [e for e in recorded if not PEER_LOST.search(e["error"])]:
         return "exception", own[0]["rank"], own[0]["error"], own[0]["time"]
     if killed := [r for r, f in error.failures.items() if f.exitcode < 0 and r not in watchdog.killed]:

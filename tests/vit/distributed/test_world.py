@@ -1,8 +1,7 @@
 """Ranks, devices, and their share of the micro-batches."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import BackendConfig
 
+from tests.helpers.gpu_ranks import joined_as_on_gpus
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -64,26 +64,6 @@ def test_fewer_gpus_than_ranks_are_refused_on_every_rank(local_rank: int, monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="3 ranks on this node but only 2 visible GPUs; start one rank per GPU"):
         pick_device("auto", local_rank, 3)
-
-
-@contextmanager
-def joined_as_on_gpus(cfg: Config, destroy: Callable[[], None]) -> Iterator[World]:
-    """Joins a process group as a rank on a GPU does, with gloo in the place of NCCL and another way to destroy it."""
-
-    def with_gloo(backend: str, device_id: torch.device, **options: object) -> None:
-        join(backend="gloo", **options)
-
-    join = dist.init_process_group
-    with ExitStack() as patches:
-        for name, stand_in in (
-            ("vit.distributed.world.pick_device", lambda *_: torch.device("cuda", 0)),
-            ("torch.cuda.set_device", lambda _: None),
-            ("torch.distributed.init_process_group", with_gloo),
-            ("torch.distributed.destroy_process_group", destroy),
-        ):
-            patches.enter_context(mock.patch(name, stand_in))
-        with join_process_group(cfg) as world:
-            yield world
 
 
 def fail_while_another_rank_waits(cfg: Config) -> None:

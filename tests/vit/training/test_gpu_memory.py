@@ -1,0 +1,105 @@
+"""A run that does not fit into the memory of its GPUs ends with a sentence that names a micro-batch which fits."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.data_sets import small_config
+from tests.helpers.paths import CONFIGS, ROOT
+from vit.config.parser import load_config
+from vit.config.schema import to_yaml
+from vit.run.folder import RunFolder
+from vit.training.gpu_memory import smaller_micro_batch, step_bytes
+
+GIB = 2**30
+# A rank on a GPU that is full, on a machine without one: gloo stands in for NCCL, and torch's error is raised.
+FULL_GPU = """
+import sys
+from unittest import mock
+import torch
+from tests.helpers.gpu_ranks import joined_as_on_gpus
+from vit import train
+from vit.training import trainer
+
+def fail(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")
+
+trainer.check_data_sets = fail
+train.join_process_group = lambda cfg: joined_as_on_gpus(cfg, torch.distributed.destroy_process_group)
+torch.cuda.mem_get_info = lambda _: (100, {total})
+torch.cuda.memory_reserved = lambda _: {reserved}
+train.main(sys.argv[1:])
+"""
+
+
+def train_on_full_gpu(run: RunFolder, data: Path, total: int, reserved: int) -> "subprocess.CompletedProcess[str]":
+    """Starts a training of a small model on a GPU with `total` bytes, of which torch holds `reserved`."""
+    run.path.mkdir()
+    run.config.write_text(to_yaml(small_config(data)))
+    program = FULL_GPU.format(total=total, reserved=reserved)
+    command = [sys.executable, "-c", program, "--config", str(run.config), "--run-dir", str(run.path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_full_gpu_is_reported_with_a_micro_batch_that_fits(jpegs: Path, tmp_path: Path) -> None:
+    """In one line, with exit code 2: another try would fail the same way."""
+    run, cfg = RunFolder(tmp_path / "run"), small_config(jpegs)
+    memory = round(1.2 * step_bytes(cfg, 4, ranks=1))  # enough for micro-batches of 4, not of 8
+    done = train_on_full_gpu(run, jpegs, total=memory, reserved=memory - 100)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "vit.train: micro_batch 8 does not fit into the memory of a GPU (0.0 GiB); "
+        "use --micro_batch 4, which needs about 0.0 GiB, or GPUs with more memory\n"
+    )
+    event = run.last("failed")
+    assert event is not None
+    assert "micro_batch 8 does not fit" in event["error"]
+
+
+def test_memory_of_other_processes_is_not_blamed_on_the_config(jpegs: Path, tmp_path: Path) -> None:
+    """They may be gone at the next try, or on another node."""
+    done = train_on_full_gpu(RunFolder(tmp_path / "run"), jpegs, total=40 * GIB, reserved=20 * GIB)
+    assert done.returncode == 1
+    assert "OutOfMemoryError: CUDA out of memory." in done.stderr
+    assert done.stderr.endswith("20.0 GiB of this GPU are used by other processes\n")
+
+
+# Measured with torch 2.15, on one of 4 ranks, in GiB: the peak of what torch's allocator had given out.
+@pytest.mark.parametrize(
+    ("name", "settings", "measured"),
+    [
+        ("vit_b16", {}, 24.90),
+        ("vit_b16", {"compile": False}, 26.39),
+        ("vit_b16_torchvision", {}, 33.98),
+        ("vit_b16_deit", {}, 6.31),
+        ("vit_b16_deit3_192", {}, 14.18),
+        ("vit_s16_deit", {}, 8.45),
+        ("vit_s16_deit3_224", {}, 9.26),
+        ("vit_ti16_deit", {}, 4.36),
+    ],
+)
+def test_the_estimate_is_close_to_the_memory_of_each_recipe(
+    name: str, settings: dict[str, object], measured: float
+) -> None:
+    """It only has to find a micro-batch that fits."""
+    cfg = dataclasses.replace(load_config(CONFIGS / f"{name}.yaml"), **settings)
+    assert step_bytes(cfg, cfg.micro_batch, ranks=4) / GIB == pytest.approx(measured, rel=0.1)
+
+
+def test_the_suggested_micro_batch_is_one_that_the_run_accepts() -> None:
+    """It divides the batch among the ranks, and is large enough for mixup."""
+    cfg = load_config(CONFIGS / "vit_b16.yaml")  # 4 micro-batches of 384
+    assert smaller_micro_batch(cfg, 4, 24 * GIB) == 192
+    assert smaller_micro_batch(cfg, 4, 40 * GIB) == 192, "if it did not fit, although the estimate says that it does"
+    for ranks in (1, 2, 4):
+        for memory in (8, 12, 24):
+            smaller = smaller_micro_batch(cfg, ranks, memory * GIB)
+            assert smaller is not None
+            assert 1536 % (smaller * ranks) == 0
+            assert step_bytes(cfg, smaller, ranks) < memory * GIB
+    assert smaller_micro_batch(cfg, 4, 1 * GIB) is None
+    repeated = dataclasses.replace(cfg, micro_batch=4, data=dataclasses.replace(cfg.data, repeats=3))
+    assert smaller_micro_batch(repeated, 4, 4 * GIB) == 2

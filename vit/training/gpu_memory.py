@@ -1,0 +1,80 @@
+"""A full GPU: the error that names a micro-batch which fits, by an estimate of what a step needs."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from vit.config.schema import Config
+from vit.config.user_error import UserError
+from vit.distributed.world import World
+
+USABLE = 0.9  # share of the free memory that a step may need by the estimate; the allocator's gaps take the rest
+OTHERS = 0.25  # share of a GPU's memory that other processes may use before they count as the cause
+
+
+class GpuMemoryError(UserError):
+    """The micro-batch needs more memory than the GPU has."""
+
+
+@contextmanager
+def explained_out_of_memory(cfg: Config, world: World) -> Iterator[None]:
+    """Raises GpuMemoryError in the place of torch's OutOfMemoryError, unless other processes use much of the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info(world.device)
+        available = free + torch.cuda.memory_reserved(world.device)
+        if total - available > OTHERS * total:
+            error.add_note(f"{(total - available) / 2**30:.1f} GiB of this GPU are used by other processes")
+            raise
+        raise GpuMemoryError(_message(cfg, world, available)) from error
+
+
+def _message(cfg: Config, world: World, available: int) -> str:
+    what = f"micro_batch {cfg.micro_batch} does not fit into the memory of a GPU ({available / 2**30:.1f} GiB)"
+    smaller = smaller_micro_batch(cfg, world.size, available)
+    if smaller is None:
+        return f"{what}, and no smaller one does: use GPUs with more memory, or a smaller model"
+    need = step_bytes(cfg, smaller, world.size) / 2**30
+    return f"{what}; use --micro_batch {smaller}, which needs about {need:.1f} GiB, or GPUs with more memory"
+
+
+def smaller_micro_batch(cfg: Config, ranks: int, available: int) -> int | None:
+    """The largest micro-batch that is allowed and fits into `available` bytes, where the config's does not."""
+    # If the estimate says that the config's fits too, it is too low by this factor or more.
+    factor = max(1.0, USABLE * available / step_bytes(cfg, cfg.micro_batch, ranks))
+    for micro_batch in range(cfg.micro_batch - 1, 0, -1):
+        fits = factor * step_bytes(cfg, micro_batch, ranks) < USABLE * available
+        if fits and _is_allowed(cfg, micro_batch, ranks):
+            return micro_batch
+    return None
+
+
+def _is_allowed(cfg: Config, micro_batch: int, ranks: int) -> bool:
+    try:
+        other = dataclasses.replace(cfg, micro_batch=micro_batch)
+        other.check_ranks(ranks)
+        other.check_mixing()
+    except UserError:
+        return False
+    return True
+
+
+def step_bytes(cfg: Config, micro_batch: int, ranks: int) -> float:
+    """Estimates what a step allocates on each GPU; within 10 % of the measured memory of the recipes in `configs/`."""
+    model, count = cfg.model, cfg.global_batch // ranks // micro_batch
+    D, M, side = model.width, model.mlp_dim, model.image_size // model.patch_size
+    weights = model.depth * (4 * D * D + 2 * D * M) + D * (model.num_classes + 3 * model.patch_size**2)
+    # Weights, gradients, two moments, the EMA, and sums of the gradients of 1, 2, 4, … micro-batches.
+    copies = 4 + bool(cfg.optim.ema_decay) + (math.ceil(math.log2(count)) if cfg.exact == "bits" else 0)
+    state = 4 * weights * copies
+    # Of a block, autograd keeps for each token: the input of the block and of the MLP in float32; both inputs after
+    # LayerNorm, Q, K, V, the output of attention, and both layers of the MLP in the precision of matrix products.
+    bytes_each = 4 if cfg.precision == "float32" else 2
+    block = 2 * D * 4 + (6 * D + 2 * M) * bytes_each
+    activations = micro_batch * (side**2 + 1) * model.depth * block
+    images = 2 * (cfg.global_batch // ranks) * 3 * model.image_size**2 * 4  # of this step and of the next one
+    return state + activations + images
