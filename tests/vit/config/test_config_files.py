@@ -1,6 +1,7 @@
 """The files in `configs/`: each can be trained, and states its command, its cost and its source."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
 from vit.config.schema import AugmentConfig, ModelConfig, OptimConfig
 from vit.model.vision_transformer import VisionTransformer
+from vit.training.gpu_memory import step_bytes
 
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.name)
@@ -48,6 +50,18 @@ def test_every_config_starts_with_its_command_its_cost_and_its_source(path: Path
         check=False,
     )
     assert preview.returncode == 0, preview.stderr
+
+
+@pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.name)
+def test_every_config_for_gpus_says_how_much_memory_they_need(path: Path) -> None:
+    """Enough for a step, by the estimate, with the number of GPUs of its command."""
+    cfg = load_config(path)
+    command, cost, *_ = path.read_text().splitlines()
+    found = re.search(r"(\d+) GB per GPU", cost)
+    assert (found is None) == (cfg.device == "cpu")
+    if found is not None:
+        gpus = int(command.rpartition("--gpus ")[2])
+        assert step_bytes(cfg, cfg.micro_batch, gpus) < 0.9 * int(found[1]) * 2**30
 
 
 def test_no_two_configs_describe_the_same_run() -> None:
