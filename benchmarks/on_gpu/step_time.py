@@ -33,15 +33,31 @@ SHARE, WARM_UP = 4, 6  # of the recipe's GPUs one; steps that are not measured
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16 without sparsity, by the vendor
 
 
-def _use_ddp_optimizer() -> None:
+Lever = Callable[[StepRunner], None]
+
+
+def _use_ddp_optimizer(runner: StepRunner) -> None:
     """Lets torch cut the blocks' graph, which StepRunner forbids."""
     torch._dynamo.config.optimize_ddp = True
 
 
+def _warp_in_torch(runner: StepRunner) -> None:
+    """Leaves the Triton kernel of the affine warp unused."""
+    pixel_ops.gpu_warp = lambda: None  # type: ignore[assignment]
+
+
+def _one_graph(runner: StepRunner) -> None:
+    """Compiles the whole model to one graph instead of block by block."""
+    for block in runner.state.model.blocks:
+        block._compiled_call_impl = None
+    runner.state.model.compile()
+
+
 # Changes of the code that are measured beside it; made once StepRunner exists, before anything is compiled.
-LEVERS: dict[str, Callable[[], None]] = {
+LEVERS: dict[str, Lever] = {
     "ddp_optimizer": _use_ddp_optimizer,
-    "warp_in_torch": lambda: setattr(pixel_ops, "gpu_warp", lambda: None),
+    "warp_in_torch": _warp_in_torch,
+    "one_graph": _one_graph,
 }
 
 
@@ -67,12 +83,15 @@ def batches(cfg: Config, world: World) -> Iterator[Batch]:
         yield Batch(images, labels, np.zeros(B, np.int64))
 
 
-def measure(cfg: Config, steps: int, lever: Callable[[], None], profile_file: Path | None) -> dict[str, Any]:
+def measure(
+    cfg: Config, steps: int, lever: Callable[[StepRunner], None] | None, profile_file: Path | None
+) -> dict[str, Any]:
     """Trains some steps and returns their figures."""
     with join_process_group(cfg) as world:
         state = TrainState.fresh(cfg, world.device)
         runner = StepRunner(cfg, world, state, 1_281_167)
-        lever()
+        if lever is not None:
+            lever(runner)
         stream = augmented_batches(cfg, world, batches(cfg, world), 0)
         host, started = [], time.perf_counter()
 
@@ -135,7 +154,7 @@ def main() -> None:
     options, settings = parser.parse_known_args()
     cfg = load_config(ROOT / f"configs/{options.recipe}.yaml", *settings)
     cfg = replace(cfg, global_batch=cfg.global_batch // SHARE)
-    lever = LEVERS[options.lever] if options.lever else lambda: None
+    lever = LEVERS[options.lever] if options.lever else None
     name = " ".join([options.recipe, *settings, *filter(None, [options.lever])])
     try:
         figures = measure(cfg, options.steps, lever, options.profile)
