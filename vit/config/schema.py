@@ -210,9 +210,7 @@ class Config:
     global_batch: int = 1536  # images per optimizer step, over all ranks
     micro_batch: int = 384  # images per forward pass; the number of ranks must divide global_batch / micro_batch
     exact: Literal["bits", "samples"] = "bits"  # identical after interruptions: all bits, or only samples and draws
-    precision: Literal["float32", "bf16", "fp16"] = (
-        "float32"  # of matrix products (float32: never TF32); weights: float32
-    )
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products; float32: no TF32; weights: float32
     compile: bool = False  # compile the model with torch.compile
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: cuda if there is a GPU, else cpu
     timeout_minutes: float = 10.0  # minutes until a collective operation fails, e.g. because a rank was lost

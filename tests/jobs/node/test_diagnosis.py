@@ -17,7 +17,7 @@ PEERS = Peers(1, 0, "here", "localhost", "1.0")
 
 def test_an_error_of_the_user_on_one_rank_is_not_hidden_by_the_ranks_that_lost_it(tmp_path: Path) -> None:
     """Such as a full GPU.  The others may end before it, with other errors; another try would fail the same way."""
-    run, started = RunFolder(tmp_path), time.time()
+    run, started = RunFolder(tmp_path), time.time() - 1
     run.record("failed", rank=3, error="GpuMemoryError: micro_batch 512 does not fit; use 256")
     run.record("failed", rank=0, error="RuntimeError: the batch of another rank is missing")
     codes = {0: 1, 1: 1, 2: -9, 3: 2}

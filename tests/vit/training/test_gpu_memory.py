@@ -101,5 +101,7 @@ def test_the_suggested_micro_batch_is_one_that_the_run_accepts() -> None:
             assert 1536 % (smaller * ranks) == 0
             assert step_bytes(cfg, smaller, ranks) < memory * GIB
     assert smaller_micro_batch(cfg, 4, 1 * GIB) is None
-    repeated = dataclasses.replace(cfg, micro_batch=4, data=dataclasses.replace(cfg.data, repeats=3))
-    assert smaller_micro_batch(repeated, 4, 4 * GIB) == 2
+    pairs = dataclasses.replace(cfg, micro_batch=2, exact="samples")
+    assert smaller_micro_batch(pairs, 4, 24 * GIB) is None, "mixup needs two images"
+    alone = dataclasses.replace(pairs, augment=dataclasses.replace(cfg.augment, mixup=0.0, cutmix=0.0))
+    assert smaller_micro_batch(alone, 4, 24 * GIB) == 1
