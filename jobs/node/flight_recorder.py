@@ -1,6 +1,8 @@
 """NCCL's flight recorder: each rank keeps a record of its last operations, and writes it to a file on request."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -9,7 +11,8 @@ from pathlib import Path
 from vit.run.dump_pipe import PIPE_VARIABLE
 
 FILE_PREFIX = "flight-"  # of files in the log folder; the number of the rank follows
-FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for pipes, after TMPDIR
+FOLDER_PREFIX = "vit-nccl-pipes-"
+PARENTS = ("/tmp", "/var/tmp", "/dev/shm")  # of the folder for pipes, after TMPDIR
 
 
 def set_variables(logs: Path) -> None:
@@ -31,12 +34,36 @@ def pipes() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        for parent in (tempfile.gettempdir(), *FOLDERS):
+        for parent in (tempfile.gettempdir(), *PARENTS):
+            _remove_abandoned(parent)
             with suppress(OSError):
-                temporary = tempfile.TemporaryDirectory(prefix="nccl-", dir=parent, ignore_cleanup_errors=True)
+                temporary = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir=parent, ignore_cleanup_errors=True)
                 folder = stack.enter_context(temporary)
+                stack.callback(os.close, _lock(folder))
                 os.mkfifo(f"{folder}/try")
                 os.environ[PIPE_VARIABLE] = f"{folder}/{FILE_PREFIX}"
-                stack.callback(os.environ.pop, PIPE_VARIABLE)
+                stack.callback(os.environ.pop, PIPE_VARIABLE, None)
                 break
         yield
+
+
+def _lock(folder: str | Path) -> int:
+    """Locks a folder for as long as this process lives, or until the descriptor is closed.  Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_abandoned(parent: str) -> None:
+    """Removes the folders of supervisors that were killed."""
+    for folder in Path(parent).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):  # it is in use, or belongs to another user
+            descriptor = _lock(folder)
+            try:
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)

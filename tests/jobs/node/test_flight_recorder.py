@@ -76,7 +76,34 @@ def test_ranks_have_no_pipe_where_no_disk_takes_one(tmp_path: Path, monkeypatch:
     """They run all the same, and nobody asks them."""
     monkeypatch.delenv(PIPE_VARIABLE, raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("jobs.node.flight_recorder.FOLDERS", (str(tmp_path / "missing"),))
+    monkeypatch.setattr("jobs.node.flight_recorder.PARENTS", (str(tmp_path / "missing"),))
     with tmpfs_mounted(tmp_path, "1m,nr_inodes=1"), pipes():
         assert PIPE_VARIABLE not in os.environ
         assert not request_dump(0)
+
+
+KILLED = """
+import os, signal
+from jobs.node.flight_recorder import pipes
+with pipes():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_folder_of_a_killed_supervisor_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not the folder of one that lives."""
+    monkeypatch.delenv(PIPE_VARIABLE, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False).returncode == -9
+    (abandoned,) = tmp_path.iterdir()
+    with pipes():
+        assert not abandoned.exists()
+        (first,) = tmp_path.iterdir()
+        monkeypatch.delenv(PIPE_VARIABLE)
+        with pipes():
+            assert len([*tmp_path.iterdir()]) == 2
+            assert first.exists()
+    assert [*tmp_path.iterdir()] == []
