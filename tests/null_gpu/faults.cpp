@@ -1,9 +1,7 @@
 #include "faults.h"
 
 #include <atomic>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -27,11 +25,6 @@ void wait_while_stuck() {
 }
 
 void abort_stuck_work() { aborted = true; }
-
-bool destroy_fails() {
-    const char* how = getenv("NULL_GPU_DESTROY");
-    return how && !strcmp(how, "fails");
-}
 
 void wait_for_all_ranks(const std::string& communicator, int rank, int ranks) {
     const char* folder = getenv("NULL_GPU_DESTROY_FOLDER");

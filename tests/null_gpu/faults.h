@@ -8,8 +8,5 @@ bool device_is_stuck();
 void wait_while_stuck();
 void abort_stuck_work();
 
-// NULL_GPU_DESTROY=fails: ncclCommDestroy and ncclCommFinalize return an error.
-bool destroy_fails();
-
 // NULL_GPU_DESTROY_FOLDER: ncclCommDestroy waits until all ranks of the communicator have called it.
 void wait_for_all_ranks(const std::string& communicator, int rank, int ranks);

@@ -1,7 +1,6 @@
 // NCCL: a collective operation returns this rank's own values, as if all other ranks had the same.
 #include <nccl.h>
 
-#include <cstdio>
 #include <cstring>
 #include <sys/random.h>
 #include <vector>
@@ -77,13 +76,13 @@ EXPORT ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     count("ncclCommDestroy");
     wait_for_all_ranks(comm->id, comm->rank, comm->ranks);
     wait_while_stuck();
-    return destroy_fails() ? ncclUnhandledCudaError : ncclSuccess;
+    return ncclSuccess;
 }
 
 EXPORT ncclResult_t ncclCommFinalize(ncclComm_t) {
     count("ncclCommFinalize");
     wait_while_stuck();
-    return destroy_fails() ? ncclUnhandledCudaError : ncclSuccess;
+    return ncclSuccess;
 }
 
 EXPORT ncclResult_t ncclCommAbort(ncclComm_t) {
