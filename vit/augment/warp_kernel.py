@@ -17,7 +17,8 @@ def _warp(source, target, matrices, H, W, red, green, blue, block: tl.constexpr)
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * block + tl.arange(0, block)
     y, x = pixel // W, pixel % W
-    center_x, center_y = (W - 1).to(tl.float64) * 0.5, (H - 1).to(tl.float64) * 0.5
+    # H and W are Python integers, without `.to`, where they are 1: Triton compiles that value into the kernel.
+    center_x, center_y = tl.cast(W - 1, tl.float64) * 0.5, tl.cast(H - 1, tl.float64) * 0.5
     from_center_x, from_center_y = x.to(tl.float64) - center_x, y.to(tl.float64) - center_y
     a, b, c = tl.load(matrices + 6 * image), tl.load(matrices + 6 * image + 1), tl.load(matrices + 6 * image + 2)
     d, e, f = tl.load(matrices + 6 * image + 3), tl.load(matrices + 6 * image + 4), tl.load(matrices + 6 * image + 5)
@@ -27,8 +28,8 @@ def _warp(source, target, matrices, H, W, red, green, blue, block: tl.constexpr)
     left_share, top_share = left + 1.0 - source_x, top + 1.0 - source_y
     right_share, bottom_share = tl.maximum(source_x - left, 0.0), tl.maximum(source_y - top, 0.0)
     # Positions more than one pixel outside of the image have only the fill color.
-    column = tl.minimum(tl.maximum(left, -2.0), W.to(tl.float64)).to(tl.int32)
-    row = tl.minimum(tl.maximum(top, -2.0), H.to(tl.float64)).to(tl.int32)
+    column = tl.minimum(tl.maximum(left, -2.0), tl.cast(W, tl.float64)).to(tl.int32)
+    row = tl.minimum(tl.maximum(top, -2.0), tl.cast(H, tl.float64)).to(tl.int32)
     weight_0, weight_1 = (left_share * top_share).to(tl.float32), (left_share * bottom_share).to(tl.float32)
     weight_2, weight_3 = (right_share * top_share).to(tl.float32), (right_share * bottom_share).to(tl.float32)
     in_left, in_right = (column >= 0) & (column < W), (column >= -1) & (column < W - 1)
@@ -57,6 +58,7 @@ def _warp(source, target, matrices, H, W, red, green, blue, block: tl.constexpr)
 def warp(images: Tensor, matrices: Tensor, fill: tuple[int, int, int]) -> Tensor:
     """(n, 3, H, W) uint8, (n, 6) float64, both on one GPU -> (n, 3, H, W) uint8."""
     n, _, H, W = images.shape
+    images = images.contiguous()
     out = torch.empty_like(images)
     grid = (triton.cdiv(H * W, BLOCK), n)
     # Products and sums are rounded separately, as in C++: without fusion, the bytes are those of the CPU.

@@ -24,6 +24,8 @@ pixel_ops.Selection(expected, np.arange(8)).warp(matrices, (1, 116, 0))
 out = warp_kernel.warp(images, torch.from_numpy(matrices), (1, 116, 0))
 assert torch.equal(out, expected), int((out != expected).sum())
 assert (expected[1] == torch.tensor([1, 116, 0])[:, None, None]).all()
+out = warp_kernel.warp(images.repeat_interleave(2, 0)[::2], torch.from_numpy(matrices), (1, 116, 0))
+assert torch.equal(out, expected), "every second image of a tensor"
 """
 
 
