@@ -19,6 +19,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from vit.checkpoint.trained_model import TrainedModel, load_trained_model
 from vit.config.paths import user_path
 from vit.config.schema import Config
@@ -74,6 +76,10 @@ def main(args: list[str] | None = None) -> int:
         found = scores(run, replace(run.cfg, data=data, device=options.device), match)
     except (UserError, OSError, DamagedDataError) as error:
         print(f"vit.evaluate: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        what = f"the memory of the GPU is not enough for the model and {run.cfg.micro_batch} images (micro_batch)"
+        print(f"vit.evaluate: {what}; use another GPU, or --device cpu", file=sys.stderr)
         return 2
     if read_place().rank:
         return 0

@@ -202,6 +202,10 @@ def main(args: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"vit.predict: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        what = "the memory of the GPU is not enough for the model"
+        print(f"vit.predict: {what}; use another GPU, or --device cpu", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -134,6 +135,19 @@ def test_the_command_prints_the_scores_of_the_weights_and_of_their_ema(
         assert main([*args, "--device", "cpu"]) == 2
         err = capsys.readouterr().err
         assert message in err and err.startswith("vit.evaluate: ") and err.count("\n") == 1
+
+
+def test_a_full_gpu_is_reported_in_one_line(
+    betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be smaller than those of the training."""
+    make_finished_run(tmp_path / "run", small_config(betons))
+    monkeypatch.setattr("vit.evaluate.evaluate", mock.Mock(side_effect=torch.OutOfMemoryError("Tried to allocate")))
+    assert main([str(tmp_path / "run"), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == (
+        "vit.evaluate: the memory of the GPU is not enough for the model and 8 images (micro_batch); "
+        "use another GPU, or --device cpu\n"
+    )
 
 
 def score_of_model(cfg: Config, model: nn.Module) -> Score | None:

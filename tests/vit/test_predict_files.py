@@ -8,6 +8,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.helpers.finished_runs import NAMES, make_finished_run
 from tests.helpers.image_files import encode_image, save_bytes, save_image, smooth
 from tests.helpers.memory import address_space
 from tests.helpers.paths import ROOT
+from vit.model.vision_transformer import VisionTransformer
 from vit.predict import main, predict
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
@@ -147,6 +149,16 @@ def test_an_image_for_which_the_memory_is_not_enough_is_reported(betons: Path, t
     with address_space(200_000_000):
         answers = list(predict(model, cfg, NAMES, [small, tmp_path / "large.png", small]))
     assert [answer.error for answer in answers] == [None, "not enough memory to read it", None]
+
+
+def test_a_gpu_that_is_too_small_for_the_model_is_reported_in_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be smaller than those of the training, or in use."""
+    monkeypatch.setattr(VisionTransformer, "to", mock.Mock(side_effect=torch.OutOfMemoryError("Tried to allocate")))
+    assert main([str(run), str(save_image(tmp_path / "image.png", smooth(40, 50)))]) == 2
+    expected = "vit.predict: the memory of the GPU is not enough for the model; use another GPU, or --device cpu\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_images_that_do_not_fit_into_the_memory_together_are_classified_in_smaller_batches(
