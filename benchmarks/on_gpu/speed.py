@@ -25,7 +25,7 @@ def profile(name: str) -> list[str]:
     return ["--profile", str(folder / f"{name}.txt")]
 
 
-@checks.add_quick
+@checks.add
 def ceilings() -> tuple[str, dict[str, Any]]:
     figures = json.loads(run("-m", "benchmarks.on_gpu.ceilings", seconds=90).splitlines()[-1])
     return json.dumps(figures), figures
