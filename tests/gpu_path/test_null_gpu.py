@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from tests.helpers import null_gpu_counts
 from tests.helpers.null_gpu_counts import Counts
@@ -68,3 +69,22 @@ def test_cuda_cannot_be_used_in_the_fork_of_a_process_that_has_used_it(null_gpu:
     """As with NVIDIA's driver; else these tests could not show that the fork server leaves the GPU alone."""
     assert null_gpu.run(use_in_fork, False) == [0]
     assert null_gpu.run(use_in_fork, True) == [INITIALIZATION_ERROR]
+
+
+def lose_the_other_rank() -> str:
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if dist.get_rank() == 1:
+        dist.destroy_process_group()
+        return ""
+    try:
+        dist.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        return str(error)
+    return "the sum of both"
+
+
+def test_a_lost_rank_is_an_error_of_the_others(null_gpu: NullGpu) -> None:
+    """The preloaded library must leave torch's C++ exceptions, here those of gloo's thread, to torch's C++ runtime."""
+    error, _ = null_gpu.run(lose_the_other_rank, ranks=2)
+    assert "Connection" in error

@@ -27,7 +27,9 @@ CUDA_MAJOR = "13"  # the functions in tests/null_gpu have the signatures of this
 MEMORY_GIB = {40: 39.4, 80: 79.1}  # what CUDA reports for cards that are sold as 40 and 80 GB
 TRUE_FLAGS = {1: b"\1"}
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter")
-CPP = ("g++", "-O1", "-std=c++17", "-fvisibility=hidden", "-static-libstdc++", "-static-libgcc")
+# A C++ runtime of its own, because it is loaded into all programs; torch's exceptions must not pass through it.
+OWN_RUNTIME = ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
+CPP = ("g++", "-O1", "-std=c++17", "-fvisibility=hidden", *OWN_RUNTIME)
 
 
 def missing() -> str | None:
