@@ -142,7 +142,8 @@ def _leaving(device: torch.device) -> Iterator[None]:
     """Destroys the process group at the end; after an error so that the error is neither delayed nor replaced.
 
     NCCL's destroy may wait, for minutes, for ranks that are gone or know of no error.  On GPUs a rank that failed
-    therefore leaves without it: the end of its process closes gloo's connections, and this tells the others.
+    therefore leaves without it, unless it is alone: the end of its process closes gloo's connections, and this tells
+    the others.
     """
     try:
         yield
@@ -150,7 +151,7 @@ def _leaving(device: torch.device) -> Iterator[None]:
         _destroy_process_group()
         raise
     except BaseException as error:
-        if device.type != "cuda":
+        if device.type != "cuda" or dist.get_world_size() == 1:
             try:
                 _destroy_process_group()
             except Exception as problem:

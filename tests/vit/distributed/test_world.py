@@ -92,7 +92,12 @@ def count_destroys(cfg: Config, error: BaseException | None) -> int:
 @pytest.mark.parametrize(("error", "count"), [(None, 1), (SystemExit(1), 1), (UserError("page 3 is damaged"), 0)])
 def test_a_rank_on_a_gpu_that_ends_by_itself_destroys_its_process_group(error: BaseException, count: int) -> None:
     """With exit code 0, or with another one; only an error must not wait for it."""
-    assert run_ranks(1, count_destroys, Config(device="cpu"), error) == [count]
+    assert run_ranks(2, count_destroys, Config(device="cpu"), error) == [count, count]
+
+
+def test_a_single_gpu_destroys_its_process_group_after_an_error_too() -> None:
+    """It waits for nobody.  torch 2.11 would print a warning below the error that the process group is left over."""
+    assert run_ranks(1, count_destroys, Config(device="cpu"), UserError("page 3 is damaged")) == [1]
 
 
 def fail_twice(cfg: Config) -> None:
