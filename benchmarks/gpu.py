@@ -3,8 +3,8 @@
 python benchmarks/gpu.py [truth] [speed] [ranks] [faults] [--quick] [--folder DIR] [--out FILE]
 
 Needs at least one NVIDIA GPU, but neither network nor FFCV: it makes its own images.  With more GPUs, ranks exchange
-over NCCL; with one, they share it and exchange over gloo.  Prints a line for each check, and
-one JSON object with all figures on the last line.  Exit code 1 if a check of truth, ranks or faults is not "ok".
+over NCCL; with one, they share it and exchange over gloo.  Prints a line for each check, and one JSON object with all
+figures on the last line.  Exit code 1 if a check of truth, ranks or faults is not "ok".
 """
 
 import argparse
@@ -26,8 +26,10 @@ import torch
 
 from benchmarks.on_gpu.checks import FOLDER_VARIABLE, QUICK_VARIABLE
 from benchmarks.on_gpu.images import make_data
+from vit.run.command import run_command
 
 PARTS = ("truth", "speed", "ranks", "faults")
+QUICK_PARTS = ("truth", "speed")
 
 
 def machine() -> dict[str, Any]:
@@ -70,6 +72,25 @@ def run_part(part: str, folder: Path) -> list[dict[str, Any]]:
     return [{"name": part, "state": "ERROR", "seconds": 0.0, "text": log.read_text()[-500:], "figures": {}}]
 
 
+def start_figures(out: Path | None, quick: bool) -> dict[str, Any]:
+    """The figures so far: those of `out`, if it has other parts of the same machine, else none.
+
+    Raises OSError if `out` cannot be written, which would otherwise be noticed after twenty minutes, and ValueError if
+    it is another file.
+    """
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "parts": {}}
+    if out is None:
+        return figures
+    with out.open("a+") as file:
+        file.seek(0)
+        text = file.read()
+    known: dict[str, Any] = json.loads(text) if text else {}
+    if text and not (isinstance(known, dict) and isinstance(known.get("parts"), dict)):
+        raise ValueError("it is no file of figures")
+    same = known.get("machine") == figures["machine"] and known.get("quick", False) == quick
+    return known if same else figures
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
@@ -77,27 +98,30 @@ def main() -> int:
         "--quick", action="store_true", help="take less than 50 seconds: pixels, copies, bits, one recipe"
     )
     parser.add_argument("--folder", type=Path, help="folder for data, runs, logs and profiles (default: a new one)")
-    parser.add_argument("--out", type=Path, help="file for the figures, in JSON")
+    parser.add_argument("--out", type=Path, help="file for the figures, in JSON; keeps those of other parts")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    known = QUICK_PARTS if options.quick else PARTS
+    if unknown := set(options.parts) - set(known):
+        of = "parts of --quick" if options.quick else "known"
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; {of} are {', '.join(known)}")
     if options.quick:
         os.environ[QUICK_VARIABLE] = "1"
-        options.parts = options.parts or ["truth", "speed"]
     if not torch.cuda.is_available():
         print("no GPU is visible to torch (nvidia-smi lists those of this machine)", file=sys.stderr)
         return 2
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="gpu-checks-"))
-    figures: dict[str, Any] = {"machine": machine(), "parts": {}}
-    if options.out and options.out.exists() and (known := json.loads(options.out.read_text()))["machine"] == machine():
-        figures = known  # of other parts, measured before
+    folder = (options.folder or Path(tempfile.mkdtemp(prefix="gpu-checks-"))).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = start_figures(options.out, options.quick)
+    except (OSError, ValueError) as error:
+        parser.error(f"{error}" if isinstance(error, OSError) else f"{options.out}: {error}")
     print(f"{figures['machine']}\nlogs, runs and profiles: {folder}", flush=True)
-    make_data(folder.resolve())
+    make_data(folder)
     wrong = 0
-    for part in options.parts or PARTS:
+    for part in options.parts or known:
         started = time.monotonic()
         print(f"\n{part}", flush=True)
-        checks = run_part(part, folder.resolve())
+        checks = run_part(part, folder)
         figures["parts"][part] = checks
         wrong += sum(check["state"] != "ok" for check in checks) if part != "speed" else 0
         print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
@@ -109,4 +133,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

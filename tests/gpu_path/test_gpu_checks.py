@@ -40,6 +40,22 @@ def test_without_a_gpu_the_checks_say_so() -> None:
     assert "no GPU is visible" in done.stderr
 
 
+def test_what_cannot_be_done_is_refused_before_the_checks(null_gpu_folder: Path, tmp_path: Path) -> None:
+    """In one line, not after twenty minutes; and a part of which nothing is checked has not passed."""
+    (tmp_path / "file").write_text("[]")
+    for options, reason in (
+        (["rank"], "unknown part rank; known are truth, speed, ranks, faults"),
+        (["--quick", "ranks"], "unknown part ranks; parts of --quick are truth, speed"),
+        (["--out", str(tmp_path / "missing" / "out.json")], "No such file or directory"),
+        (["--out", str(tmp_path / "file")], "it is no file of figures"),
+        (["--folder", str(tmp_path / "file")], "File exists"),
+    ):
+        command, variables = [*COMMAND, *options], os.environ | environment(null_gpu_folder)
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert reason in done.stderr.splitlines()[-1], done.stderr
+
+
 def test_the_quick_checks_run_to_their_end(null_gpu_folder: Path, tmp_path: Path) -> None:
     """They find that pixels are wrong, and measure a recipe."""
     checks = run_checks(null_gpu_folder, tmp_path, "--quick")
