@@ -34,9 +34,10 @@ def pipes() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        for parent in (tempfile.gettempdir(), *PARENTS):
-            _remove_abandoned(parent)
+        for other in (None, *PARENTS):
             with suppress(OSError):
+                parent = other or tempfile.gettempdir()  # which raises if no folder can be written
+                _remove_abandoned(parent)
                 temporary = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir=parent, ignore_cleanup_errors=True)
                 folder = stack.enter_context(temporary)
                 stack.callback(os.close, _lock(folder))

@@ -82,6 +82,18 @@ def test_ranks_have_no_pipe_where_no_disk_takes_one(tmp_path: Path, monkeypatch:
         assert not request_dump(0)
 
 
+def test_ranks_have_no_pipe_on_a_node_without_a_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python raises an error where it can write to none."""
+    monkeypatch.delenv(PIPE_VARIABLE, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
+    monkeypatch.setattr("jobs.node.flight_recorder.PARENTS", (str(tmp_path / "missing"),))
+    with pipes():
+        assert PIPE_VARIABLE not in os.environ
+
+
 KILLED = """
 import os, signal
 from jobs.node.flight_recorder import pipes
