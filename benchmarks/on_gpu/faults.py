@@ -6,15 +6,13 @@ python -m benchmarks.on_gpu.faults [NAME]
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
 
-from benchmarks.on_gpu.checks import ROOT, Checks, main, work_folder
+from benchmarks.on_gpu.checks import Checks, main, work_folder
 from benchmarks.on_gpu.images import data_settings
-from benchmarks.on_gpu.jobs import SMALL, event_time, events, run
+from benchmarks.on_gpu.jobs import SMALL, event_time, events, run, started
 
 checks = Checks("faults")
 ONE_GPU = ["--nodes", "1", "--gpus", "1", "--cluster", "debug"]
@@ -58,20 +56,19 @@ def a_job_that_is_suspended_for_twenty_seconds_goes_on() -> str:
     shutil.rmtree(folder, ignore_errors=True)
     options = [*SMALL, "--micro_batch", "64", "--global_batch", "64", "--epochs", "400", "--compile", "false"]
     runs = ["--name", "suspended", "--runs-dir", str(work_folder() / "runs")]
-    command = [sys.executable, "jobs/submit.py", *recipe("vit_b16", *options), *runs, *ONE_GPU]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 90
-    while not event_time(folder, "started"):
-        assert time.monotonic() < deadline and process.poll() is None, "it did not start"
-        time.sleep(0.2)
-    time.sleep(4)
-    job = psutil.Process(process.pid).children(recursive=True)
-    for number in (signal.SIGSTOP, signal.SIGCONT):
-        for each in job:
-            each.send_signal(number)
-        time.sleep(20 if number == signal.SIGSTOP else 12)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
+    with started("jobs/submit.py", *recipe("vit_b16", *options), *runs, *ONE_GPU) as process:
+        deadline = time.monotonic() + 90
+        while not event_time(folder, "started"):
+            assert time.monotonic() < deadline and process.poll() is None, "it did not start"
+            time.sleep(0.2)
+        time.sleep(4)
+        job = psutil.Process(process.pid).children(recursive=True)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for each in job:
+                each.send_signal(number)
+            time.sleep(20 if number == signal.SIGSTOP else 12)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
     names = [each["event"] for each in events(folder) if each["event"] != "checkpoint"]
     assert names.count("started") == 1 and names[-1] == "stopped", (names, output[-800:])
     return f"{names}"

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,32 @@ BATCHES = ["--micro_batch", "64", "--global_batch", "256", "--optim.warmup_epoch
 
 def run(*command: str, seconds: float, check: bool = True, **environment: str) -> str:
     """Runs `python COMMAND` in the project's folder; returns its output.  Raises RuntimeError with its end."""
-    done = subprocess.run(
+    with started(*command, **environment) as process:
+        output = process.communicate(timeout=seconds)[0]
+    if check and process.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} … exited with {process.returncode}: {output[-1500:]}")
+    return output
+
+
+@contextmanager
+def started(*command: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Starts `python COMMAND` in the project's folder.  If it still runs at the end, it and all its descendants end.
+
+    They would use the GPU during the next checks.
+    """
+    with subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=seconds,
-        check=False,
-    )
-    if check and done.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} … exited with {done.returncode}: {done.stdout[-1500:]}")
-    return done.stdout
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                _end_tree(process.pid)
 
 
 def events(run_folder: Path) -> list[dict[str, Any]]:
@@ -55,17 +69,11 @@ def killed_job() -> tuple[str, dict[str, float]]:
     command = ["jobs/submit.py", "--config", "configs/vit_b16_deit.yaml", "--name", "killed"]
     command += ["--runs-dir", str(folder / "runs"), "--checkpoint.every_minutes", "0.05", *options]
     command += [*SMALL, *BATCHES, *data_settings(folder), "--nodes", "1", "--gpus", "1", "--cluster", "debug"]
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
+    with started(*command) as process:
         return _kill_its_rank(process, run_folder)
-    finally:
-        if process.poll() is None:
-            end_tree(process.pid)
 
 
-def end_tree(pid: int) -> None:
+def _end_tree(pid: int) -> None:
     """Kills a process and all its descendants."""
     process = psutil.Process(pid)
     for each in [process, *process.children(recursive=True)]:

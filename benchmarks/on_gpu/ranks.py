@@ -8,9 +8,6 @@ With one GPU the ranks share it and exchange over gloo; with more, NCCL connects
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.on_gpu.checks import ROOT, Checks, main, work_folder
+from benchmarks.on_gpu.checks import Checks, main, work_folder
 from benchmarks.on_gpu.images import data_settings
-from benchmarks.on_gpu.jobs import events, run
+from benchmarks.on_gpu.jobs import events, run, started
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
 
@@ -64,15 +61,13 @@ def a_run_killed_on_two_ranks_and_finished_on_four_ends_with_the_same_bits() -> 
     folder = work_folder() / "ranks" / "killed"
     shutil.rmtree(folder, ignore_errors=True)
     often = ["--checkpoint.every_minutes", "0.02"]
-    process = subprocess.Popen([sys.executable, *command(folder, 2, *often)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while len(list((folder / "checkpoints").glob("step-*[0-9]"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None, "no two checkpoints were written"
-        time.sleep(0.05)
-    for child in psutil.Process(process.pid).children():
-        child.send_signal(signal.SIGKILL)
-        break
-    process.wait(timeout=60)
+    with started(*command(folder, 2, *often)) as process:
+        deadline = time.monotonic() + 90
+        while len(list((folder / "checkpoints").glob("step-*[0-9]"))) < 2:
+            assert time.monotonic() < deadline and process.poll() is None, "no two checkpoints were written"
+            time.sleep(0.05)
+        psutil.Process(process.pid).children()[0].kill()
+        process.communicate(timeout=60)
     saved = int(find_checkpoints(folder / "checkpoints")[0].name.removeprefix("step-"))
     assert not [each for each in events(folder) if each["event"] == "finished"], "it finished before it was killed"
     run(*command(folder, 4), seconds=120)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from benchmarks.on_gpu.jobs import run
 from tests.helpers.null_gpu import environment
 from tests.helpers.paths import ROOT
 
@@ -62,6 +64,20 @@ def test_the_quick_checks_run_to_their_end(null_gpu_folder: Path, tmp_path: Path
     assert checks["each operation gives the cpus bytes"]["state"] == "WRONG"
     assert not errors(checks)
     assert checks["step of vit b16 not compiled"]["figures"]["images_per_step"] == 384
+
+
+def test_a_check_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path: Path) -> None:
+    """Its ranks would slow down the next checks, or take their memory."""
+    program = f"""
+import subprocess, sys
+rank = subprocess.Popen(["sleep", "100"])
+open({str(tmp_path / "rank")!r}, "w").write(str(rank.pid))
+rank.wait()
+"""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run("-c", program, seconds=2)
+    rank = int((tmp_path / "rank").read_text())
+    assert not psutil.pid_exists(rank) or psutil.Process(rank).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.campaign
