@@ -73,15 +73,20 @@ def _with_variables(variables: dict[str, str], function: Callable[..., Any], arg
 
 def _serve(pipe: Connection) -> None:
     """Runs functions until the other end of the pipe is closed."""
-    from tests.helpers.ranks import run_ranks  # here: it imports torch, which the test process has done
+    from tests.helpers import ranks as real_ranks
 
+    real_ranks._CONTEXT.set_forkserver_preload([*real_ranks.PRELOADED, "tests.helpers.gpu_imports"])
     while True:
         try:
             ranks, variables, function, args, timeout = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
         try:
-            answer = (run_ranks(ranks, _with_variables, variables, function, args, timeout=timeout), None, "")
+            answer = (
+                real_ranks.run_ranks(ranks, _with_variables, variables, function, args, timeout=timeout),
+                None,
+                "",
+            )
         except Exception as error:
             answer = (None, error, "".join(traceback.format_exception(error)))
         pipe.send_bytes(pickle.dumps(answer))

@@ -16,7 +16,8 @@ from torch.distributed import TCPStore
 # Ranks are forks of a server that has only imported what they need.  A fork of the test process would inherit the state
 # of autograd's threads, which a fork does not have, and locks held by other threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "torchvision", "pytest", "PIL.Image", "vit.train"])
+PRELOADED = ["torch", "torch._dynamo", "torchvision", "pytest", "PIL.Image", "vit.train"]
+_CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
