@@ -6,7 +6,6 @@ python -m benchmarks.on_gpu.step_time vit_b16 [--lever NAME] [--profile FILE] [-
 import argparse
 import itertools
 import json
-import math
 import statistics
 import sys
 import time
@@ -29,7 +28,8 @@ from vit.data.loader import Batch, _Buffer
 from vit.distributed.world import World, join_process_group
 from vit.training.step import StepRunner, augmented_batches
 
-SHARE, WARM_UP = 4, 6  # of the recipe's GPUs one; steps that are not measured
+SHARE = 4  # of the recipe's GPUs one
+WARM_UP, ROUND = 6, 6  # steps that are not measured; steps between two looks at the clock
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16 without sparsity, by the vendor
 
 
@@ -83,63 +83,62 @@ def batches(cfg: Config, world: World) -> Iterator[Batch]:
         yield Batch(images, labels, np.zeros(B, np.int64))
 
 
+class TimedSteps:
+    """Steps of a recipe, with the time in which the host launches each of their three parts."""
+
+    def __init__(self, cfg: Config, world: World, lever: Callable[[StepRunner], None] | None) -> None:
+        self.runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), 1_281_167)
+        if lever is not None:
+            lever(self.runner)
+        self.host: list[tuple[float, float, float]] = []  # seconds of augmentation, gradient and update of each step
+        self._batches = augmented_batches(cfg, world, batches(cfg, world), 0)
+
+    def run(self, count: int) -> float:
+        """Trains some steps, waits for the GPU, and returns the mean milliseconds of a step."""
+        began = time.perf_counter()
+        for number in range(len(self.host), len(self.host) + count):
+            times = [time.perf_counter()]
+            batch = next(self._batches)
+            times.append(time.perf_counter())
+            self.runner.forward_backward(number, batch)
+            times.append(time.perf_counter())
+            self.runner.update(number)
+            times.append(time.perf_counter())
+            self.host.append((times[1] - times[0], times[2] - times[1], times[3] - times[2]))
+        torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began) / count
+
+
 def measure(
     cfg: Config, steps: int, lever: Callable[[StepRunner], None] | None, profile_file: Path | None
 ) -> dict[str, Any]:
     """Trains some steps and returns their figures."""
     with join_process_group(cfg) as world:
-        state = TrainState.fresh(cfg, world.device)
-        runner = StepRunner(cfg, world, state, 1_281_167)
-        if lever is not None:
-            lever(runner)
-        stream = augmented_batches(cfg, world, batches(cfg, world), 0)
-        host, started = [], time.perf_counter()
-
-        def step(number: int) -> None:
-            times = [time.perf_counter()]
-            batch = next(stream)
-            times.append(time.perf_counter())
-            runner.forward_backward(number, batch)
-            times.append(time.perf_counter())
-            runner.update(number)
-            times.append(time.perf_counter())
-            host.append([b - a for a, b in itertools.pairwise(times)])
-
-        step(0)
-        torch.cuda.synchronize()
-        first = time.perf_counter() - started
-        for number in range(1, WARM_UP):
-            step(number)
-        torch.cuda.synchronize()
+        timed = TimedSteps(cfg, world, lever)
+        first = timed.run(1) / 1e3
+        timed.run(WARM_UP - 1)
         torch.cuda.reset_peak_memory_stats()
-        rounds = []
-        for start in range(WARM_UP, steps, 6):
-            began = time.perf_counter()
-            for number in range(start, start + 6):
-                step(number)
-            torch.cuda.synchronize()
-            rounds.append(1e3 * (time.perf_counter() - began) / 6)
-        ms = statistics.median(rounds)
+        rounds = [timed.run(ROUND) for _ in range((steps - WARM_UP) // ROUND)]
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
         if profile_file is not None:
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-                step(steps + 6)
-                step(steps + 7)
-                torch.cuda.synchronize()
+                timed.run(2)
             table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=110)
             profile_file.write_text(table)
-        loss = runner.check_finite()
-        images_per_second = 1e3 * cfg.global_batch / ms
-        name = torch.cuda.get_device_name()
-        peak = next((value for key, value in PEAK.items() if key in name), math.nan)
-        least = [round(1e3 * min(part), 1) for part in zip(*host[WARM_UP:], strict=True)]
+        loss = timed.runner.check_finite()
+        ms, name = statistics.median(rounds), torch.cuda.get_device_name()
+        work = 1e3 * cfg.global_batch / ms * flops_per_image(cfg.model)
+        peak = next((value for key, value in PEAK.items() if key in name), None)
         return {
             "ms": round(ms, 1),
             "spread_percent": round(100 * (max(rounds) - min(rounds)) / ms, 1),
-            "images_per_second": round(images_per_second),
-            "mfu_percent": round(100 * images_per_second * flops_per_image(cfg.model) / peak, 1),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-            "reserved_gib": round(torch.cuda.memory_reserved() / 2**30, 2),
-            "host_ms_augment_gradient_update": least,
+            "images_per_second": round(1e3 * cfg.global_batch / ms),
+            "mfu_percent": round(100 * work / peak, 1) if peak else None,
+            "peak_gib": round(allocated / 2**30, 2),
+            "reserved_gib": round(reserved / 2**30, 2),
+            "host_ms_augment_gradient_update": [
+                round(1e3 * min(part), 1) for part in zip(*timed.host[WARM_UP:], strict=True)
+            ],
             "first_step_seconds": round(first, 1),
             "loss": loss[0] if loss else None,
         }
