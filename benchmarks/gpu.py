@@ -1,6 +1,6 @@
 """Checks everything that matters on a GPU, in twenty minutes: that it is right, how fast it is, and what faults do.
 
-python benchmarks/gpu.py [truth] [speed] [ranks] [faults] [--quick] [--folder DIR] [--out FILE]
+python benchmarks/gpu.py [truth] [speed] [ranks] [faults] [--quick] [--no-profiles] [--folder DIR] [--out FILE]
 
 Needs at least one NVIDIA GPU, but neither network nor FFCV: it makes its own images.  With more GPUs, ranks exchange
 over NCCL; with one, they share it and exchange over gloo.  Prints a line for each check, and one JSON object with all
@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 import torch
 
-from benchmarks.on_gpu.checks import FOLDER_VARIABLE, QUICK_VARIABLE
+from benchmarks.on_gpu.checks import FOLDER_VARIABLE, NO_PROFILES_VARIABLE, QUICK_VARIABLE
 from benchmarks.on_gpu.images import make_data
 from vit.run.command import run_command
 
@@ -97,6 +97,9 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="take less than 50 seconds: pixels, copies, bits, one recipe"
     )
+    parser.add_argument(
+        "--no-profiles", action="store_true", help="where NVIDIA's CUPTI, which profiles, does not work"
+    )
     parser.add_argument("--folder", type=Path, help="folder for data, runs, logs and profiles (default: a new one)")
     parser.add_argument("--out", type=Path, help="file for the figures, in JSON; keeps those of other parts")
     options = parser.parse_args()
@@ -106,6 +109,8 @@ def main() -> int:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; {of} are {', '.join(known)}")
     if options.quick:
         os.environ[QUICK_VARIABLE] = "1"
+    if options.no_profiles:
+        os.environ[NO_PROFILES_VARIABLE] = "1"
     if not torch.cuda.is_available():
         print("no GPU is visible to torch (nvidia-smi lists those of this machine)", file=sys.stderr)
         return 2

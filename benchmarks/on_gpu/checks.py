@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER_VARIABLE = "GPU_CHECKS_FOLDER"  # the folder for data, runs and logs, which `benchmarks/gpu.py` creates
 QUICK_VARIABLE = "GPU_CHECKS_QUICK"
+NO_PROFILES_VARIABLE = "GPU_CHECKS_NO_PROFILES"
 
 
 @dataclass(frozen=True)

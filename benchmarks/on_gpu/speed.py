@@ -4,9 +4,10 @@ python -m benchmarks.on_gpu.speed [NAME]
 """
 
 import json
+import os
 from typing import Any
 
-from benchmarks.on_gpu.checks import Checks, main, work_folder
+from benchmarks.on_gpu.checks import NO_PROFILES_VARIABLE, Checks, main, work_folder
 from benchmarks.on_gpu.jobs import run
 
 checks = Checks("speed")
@@ -20,6 +21,9 @@ def step(*arguments: str, **environment: str) -> tuple[str, dict[str, Any]]:
 
 
 def profile(name: str) -> list[str]:
+    """The options of a step that is profiled too, unless profiles are not wanted."""
+    if name not in PROFILED or os.environ.get(NO_PROFILES_VARIABLE):
+        return []
     folder = work_folder() / "profiles"
     folder.mkdir(exist_ok=True)
     return ["--profile", str(folder / f"{name}.txt")]
@@ -48,7 +52,7 @@ PROFILED = ("vit_b16", "vit_b16_deit")
 
 def _add(name: str, arguments: list[str]) -> None:
     def check() -> tuple[str, dict[str, Any]]:
-        return step(*arguments, *(profile(name) if name in PROFILED else []))
+        return step(*arguments, *profile(name))
 
     check.__name__ = f"step_of_{name.replace(' ', '_')}"
     add = checks.add_quick if name == "vit_b16 not compiled" else checks.add
