@@ -14,6 +14,7 @@ import pytest
 from benchmarks.on_gpu.jobs import run
 from tests.helpers.null_gpu import environment
 from tests.helpers.paths import ROOT
+from tests.helpers.waiting import wait_for
 
 COMMAND = [sys.executable, "benchmarks/gpu.py"]
 COUNTS = struct.pack("3q", 32, 160, 320)  # top-1, top-5, images of an evaluation
@@ -75,9 +76,17 @@ open({str(tmp_path / "rank")!r}, "w").write(str(rank.pid))
 rank.wait()
 """
     with pytest.raises(subprocess.TimeoutExpired):
-        run("-c", program, seconds=2)
+        run("-c", program, seconds=5)
     rank = int((tmp_path / "rank").read_text())
-    assert not psutil.pid_exists(rank) or psutil.Process(rank).status() == psutil.STATUS_ZOMBIE
+    wait_for(lambda: has_ended(rank), "the end of the rank", seconds=20)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, even if its parent does not know yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.campaign
