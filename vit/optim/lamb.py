@@ -32,8 +32,8 @@ class Lamb(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
-                updated = [*weights, *itertools.chain(*self._state_of(weights))]
-                before = [tensor.clone() for tensor in updated] if found is not None else []
+                updated = [*weights, *itertools.chain(*self._state_of(weights))] if found is not None else []
+                before = [tensor.clone() for tensor in updated]
                 self._step(group, weights, [p.grad for p in weights])
                 if found is not None:
                     for tensor, old in zip(updated, before, strict=True):
