@@ -34,8 +34,7 @@ class Checks:
     def copies_are_whole() -> str: ...  # asserts what must hold; returns text for the table, or (text, figures)
     """
 
-    def __init__(self, part: str) -> None:
-        self.part = part
+    def __init__(self) -> None:
         self._functions: list[Callable[[], Any]] = []
         self._quick: list[Callable[[], Any]] = []
 

@@ -12,9 +12,10 @@ import psutil
 
 from benchmarks.on_gpu.checks import Checks, main, work_folder
 from benchmarks.on_gpu.images import data_settings
-from benchmarks.on_gpu.jobs import SMALL, event_time, events, run, started, verify_run
+from benchmarks.on_gpu.jobs import SMALL, run, started, verify_run
+from vit.run.folder import RunFolder
 
-checks = Checks("faults")
+checks = Checks()
 ONE_GPU = ["--nodes", "1", "--gpus", "1", "--cluster", "debug"]
 
 
@@ -28,7 +29,7 @@ def out_of_memory_ends_with_a_sentence_that_says_what_to_set() -> str:
     runs = ["--name", "memory", "--runs-dir", str(work_folder() / "runs")]
     large = ["--micro_batch", "1536", "--compile", "false", "--epochs", "2", "--model.depth", "48"]
     output = run("jobs/submit.py", *recipe("vit_b16", *large), *runs, *ONE_GPU, seconds=150, check=False)
-    names = [each["event"] for each in events(work_folder() / "runs" / "memory")]
+    names = [each["event"] for each in RunFolder(work_folder() / "runs" / "memory").events()]
     sentence = next((line for line in output.splitlines() if "does not fit into the memory" in line), None)
     assert sentence and "--micro_batch" in sentence, output[-1500:]
     assert names.count("failed") == 1, f"it was tried again: {names}"
@@ -45,7 +46,9 @@ def a_second_attempt_takes_over_the_compiled_graphs() -> tuple[str, dict[str, fl
         options = ["--global_batch", "384", "--epochs", str(2 * attempt), "--override-resume", "epochs"]
         caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
         run("-m", "vit.train", *recipe("vit_b16", *options), "--run-dir", str(folder), seconds=120, **caches)
-        seconds.append(next(each for each in events(folder)[::-1] if each["event"] == "finished")["seconds"])
+        finished = RunFolder(folder).last("finished")
+        assert finished is not None
+        seconds.append(finished["seconds"])
     figures = {f"compile_seconds_{i}": each.get("compile", 0.0) for i, each in enumerate(seconds, 1)}
     return f"{seconds}", figures
 
@@ -58,7 +61,7 @@ def a_job_that_is_suspended_for_twenty_seconds_goes_on() -> str:
     runs = ["--name", "suspended", "--runs-dir", str(work_folder() / "runs")]
     with started("jobs/submit.py", *recipe("vit_b16", *options), *runs, *ONE_GPU) as process:
         deadline = time.monotonic() + 90
-        while not event_time(folder, "started"):
+        while RunFolder(folder).last("started") is None:
             assert time.monotonic() < deadline and process.poll() is None, "it did not start"
             time.sleep(0.2)
         time.sleep(4)
@@ -69,7 +72,7 @@ def a_job_that_is_suspended_for_twenty_seconds_goes_on() -> str:
             time.sleep(20 if number == signal.SIGSTOP else 12)
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=60)[0]
-    names = [each["event"] for each in events(folder) if each["event"] != "checkpoint"]
+    names = [each["event"] for each in RunFolder(folder).events() if each["event"] != "checkpoint"]
     assert names.count("started") == 1 and names[-1] == "stopped", (names, output[-800:])
     return f"{names}"
 

@@ -1,6 +1,5 @@
 """Whole jobs on the GPUs of this machine: one that is killed and goes on, and `vit.verify`."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,13 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import psutil
 
 from benchmarks.on_gpu.checks import ROOT, work_folder
 from benchmarks.on_gpu.images import data_settings
+from vit.checkpoint.format import find_checkpoints
+from vit.run.folder import RunFolder
 
 SMALL = ["--model.width", "192", "--model.heads", "3", "--model.depth", "6", "--model.mlp_dim", "768"]
 BATCHES = ["--micro_batch", "64", "--global_batch", "256", "--optim.warmup_epochs", "0.5"]
@@ -50,21 +49,10 @@ def started(*command: str, **environment: str) -> Iterator["subprocess.Popen[str
                 _end_tree(process.pid)
 
 
-def events(run_folder: Path) -> list[dict[str, Any]]:
-    """The ledger of a run."""
-    file = run_folder / "ledger.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def event_time(run_folder: Path, name: str) -> float:
-    """When the newest event of this name was recorded; 0 if never."""
-    return max((each["time"] for each in events(run_folder) if each["event"] == name), default=0.0)
-
-
 def killed_job() -> tuple[str, dict[str, float]]:
     """A job whose rank is killed takes over its compiled graphs and finishes."""
     folder = work_folder()
-    run_folder = folder / "runs" / "killed"
+    run_folder = RunFolder(folder / "runs" / "killed")
     options = ["--epochs", "12", "--optim.ema_decay", "0.99", "--log.eval_every_epochs", "6"]
     command = ["jobs/submit.py", "--config", "configs/vit_b16_deit.yaml", "--name", "killed"]
     command += ["--runs-dir", str(folder / "runs"), "--checkpoint.every_minutes", "0.05", *options]
@@ -81,11 +69,9 @@ def _end_tree(pid: int) -> None:
             each.kill()
 
 
-def _kill_its_rank(process: "subprocess.Popen[str]", run_folder: Path) -> tuple[str, dict[str, float]]:
+def _kill_its_rank(process: "subprocess.Popen[str]", run_folder: RunFolder) -> tuple[str, dict[str, float]]:
     deadline = time.monotonic() + 150
-    while not list((run_folder / "compiled").glob("*/*/*.bin")) or not list(
-        (run_folder / "checkpoints").glob("step-*")
-    ):
+    while not any(run_folder.compiled.glob("*/*/*.bin")) or not find_checkpoints(run_folder.checkpoints):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0][-2000:]
         time.sleep(0.1)
     time.sleep(1)
@@ -97,9 +83,10 @@ def _kill_its_rank(process: "subprocess.Popen[str]", run_folder: Path) -> tuple[
     rank.send_signal(signal.SIGKILL)
     output = process.communicate(timeout=170)[0]
     assert process.returncode == 0, output[-2000:]
-    starts = [each["time"] for each in events(run_folder) if each["event"] == "started"]
+    starts = [each["time"] for each in run_folder.events() if each["event"] == "started"]
     assert len(starts) == 2, f"the job started {len(starts)} times"
-    finished = next(each for each in events(run_folder) if each["event"] == "finished")
+    finished = run_folder.last("finished")
+    assert finished is not None
     figures = {
         "again_after_seconds": round(starts[1] - killed_at, 1),
         "compile_seconds": finished["seconds"]["compile"],

@@ -17,11 +17,13 @@ import torch
 
 from benchmarks.on_gpu.checks import Checks, main, work_folder
 from benchmarks.on_gpu.images import data_settings
-from benchmarks.on_gpu.jobs import events, run, started
+from benchmarks.on_gpu.jobs import run, started
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
+from vit.run.folder import RunFolder
+from vit.run.jsonl import read_lines
 
-checks = Checks("ranks")
+checks = Checks()
 SMALL = ["--model.width", "192", "--model.heads", "3", "--model.depth", "4", "--model.mlp_dim", "768"]
 OPTIONS = ["--config", "configs/vit_b16_deit.yaml", "--compile", "false", *SMALL, "--micro_batch", "32"]
 OPTIONS += ["--global_batch", "256", "--optim.warmup_epochs", "0.5", "--epochs", "6", "--optim.ema_decay", "0.99"]
@@ -47,9 +49,9 @@ def one_two_and_four_ranks_end_with_the_same_bits() -> str:
     folder, seconds = work_folder() / "ranks", []
     shutil.rmtree(folder, ignore_errors=True)
     for ranks in (1, 2, 4):
-        started = time.monotonic()
+        began = time.monotonic()
         run(*command(folder / str(ranks), ranks), seconds=150)
-        seconds.append(round(time.monotonic() - started, 1))
+        seconds.append(round(time.monotonic() - began, 1))
     for ranks in (2, 4):
         differ = differences(folder / "1", folder / str(ranks))
         assert not differ, f"{len(differ)} tensors differ between 1 and {ranks} ranks, the first is {differ[0]}"
@@ -71,7 +73,7 @@ def a_run_killed_on_two_ranks_and_finished_on_four_ends_with_the_same_bits() -> 
         psutil.Process(process.pid).children()[0].kill()
         process.communicate(timeout=60)
     saved = int(find_checkpoints(folder / "checkpoints")[0].name.removeprefix("step-"))
-    assert not [each for each in events(folder) if each["event"] == "finished"], "it finished before it was killed"
+    assert RunFolder(folder).last("finished") is None, "it finished before it was killed"
     run(*command(folder, 4), seconds=120)
     differ = differences(undisturbed, folder)
     assert not differ, f"{len(differ)} tensors differ, the first is {differ[0]}"
@@ -88,11 +90,11 @@ def a_rank_that_finds_damaged_data_names_the_page_at_once() -> tuple[str, dict[s
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     shutil.copy(work_folder() / "train.beton.json", folder / "train.beton.json")
-    started = time.monotonic()
+    began = time.monotonic()
     options = ["--data.train", str(data), "--data.verify", "first-epoch"]
     output = run(*command(folder / "run", 2, *options), seconds=150, check=False)
-    seconds = round(time.monotonic() - started, 1)
-    failures = [each["error"] for each in events(folder / "run") if each["event"] == "failed"]
+    seconds = round(time.monotonic() - began, 1)
+    failures = [each["error"] for each in RunFolder(folder / "run").events() if each["event"] == "failed"]
     assert any("page" in each for each in failures), (failures, output[-1500:])
     assert seconds < 60, f"it took {seconds} s: {failures}"
     return f"{seconds} s: {failures[0][:150]}", {"seconds": seconds}
@@ -106,9 +108,10 @@ def the_whole_trainer_at_full_size() -> tuple[str, dict[str, Any]]:
     options += ["--optim.warmup_epochs", "1", "--log.every_steps", "10", "--checkpoint.every_minutes", "0.1"]
     options += ["--log.eval_every_epochs", "8", *data_settings(work_folder()), "--run-dir", str(folder)]
     run("-m", "vit.train", *options, seconds=170)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    speeds = [round(each["images_per_second"]) for each in records if "images_per_second" in each]
-    finished = next(each for each in events(folder) if each["event"] == "finished")
+    whole = RunFolder(folder)
+    speeds = [round(each["images_per_second"]) for each in read_lines(whole.metrics) if "images_per_second" in each]
+    finished = whole.last("finished")
+    assert finished is not None
     figures = {"images_per_second": speeds, "seconds": finished["seconds"], "cores": os.cpu_count()}
     return json.dumps(figures), figures
 

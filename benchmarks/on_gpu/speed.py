@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.on_gpu.checks import NO_PROFILES_VARIABLE, Checks, main, work_folder
 from benchmarks.on_gpu.jobs import run
 
-checks = Checks("speed")
+checks = Checks()
 
 
-def step(*arguments: str, **environment: str) -> tuple[str, dict[str, Any]]:
+def step(*arguments: str) -> tuple[str, dict[str, Any]]:
     """Figures of a recipe's step, measured in a process of its own."""
-    output = run("-m", "benchmarks.on_gpu.step_time", *arguments, seconds=150, **environment)
+    output = run("-m", "benchmarks.on_gpu.step_time", *arguments, seconds=150)
     figures = json.loads(output.splitlines()[-1])
     return ", ".join(f"{key} {value}" for key, value in figures.items() if key not in ("name", "loss")), figures
 
