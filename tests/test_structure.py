@@ -22,6 +22,7 @@ ALLOWED_IMPORTS = {
     "vit.augment": "vit.config vit.random_keys vit.run vit.data",
     "vit.checkpoint": "vit.config vit.random_keys vit.run vit.distributed vit.model vit.optim vit.data",
     "vit.training": "vit.config vit.random_keys vit.run vit.distributed vit.data vit.augment vit.optim vit.checkpoint",
+    "vit.history": "vit.config vit.run",
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.train": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",
     "vit.kill_attempts": "vit.run vit.checkpoint vit.train",
@@ -33,7 +34,10 @@ ALLOWED_IMPORTS = {
     "data_prep": "data_prep.sources vit.config vit.data vit.run",
     "jobs.node": "vit.config vit.run",
     "jobs.login": "jobs.node vit.config vit.run vit.model vit.data vit.checkpoint data_prep",
-    "jobs": "jobs.login jobs.node vit.config vit.run",
+    "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.data",
+    "jobs.watch": "jobs.login jobs.node vit.config vit.run vit.history",
+    "jobs.page": "jobs.watch jobs.login vit.config vit.run vit.history",
+    "jobs": "jobs.login jobs.node jobs.readiness jobs.watch jobs.page vit.config vit.run vit.history",
 }
 
 # Between the top-level packages only these modules may be imported: they are small, and do not import torch.
@@ -61,7 +65,14 @@ ALLOWED_MODULES = {
 
 # These must not import torch: commands on a login node must start fast, and torch may not be installed there.
 WITHOUT_TORCH = (
-    *("vit.config", "vit.run", "vit.data.dataset_manifest", "vit.data.class_names", "vit.data.ffcv_format"),
+    *(
+        "vit.config",
+        "vit.run",
+        "vit.history",
+        "vit.data.dataset_manifest",
+        "vit.data.class_names",
+        "vit.data.ffcv_format",
+    ),
     *("vit.data.image_file", "vit.data.native"),
     *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "vit.distributed.launcher", "jobs", "data_prep"),
 )
