@@ -17,11 +17,12 @@ if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHON
     sys.path[: not sys.flags.safe_path] = [str(ROOT)]
 
 from jobs.login import slurm_queries
-from jobs.login.run_status import Status, format_duration, is_run, newest_job, status
+from jobs.login.run_status import Status, is_run, newest_job, status
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from vit.config.paths import user_path
 from vit.run.command import run_command
 from vit.run.folder import RunFolder
+from vit.run.progress import format_duration
 
 # fmt: off
 COLUMNS = (

@@ -14,8 +14,6 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
-
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
@@ -25,8 +23,8 @@ from vit.data.decode import DamagedDataError
 from vit.data.stage import StoppedError
 from vit.distributed.gradients import has_canonical_order
 from vit.distributed.launcher import read_place
-from vit.distributed.world import World, join_process_group
-from vit.run.clock import Clock
+from vit.distributed.world import World, device_name, join_process_group
+from vit.run.clock import Clock, process_start
 from vit.run.command import run_command
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, LEAVING, Heartbeat
@@ -56,7 +54,15 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
         if cfg.exact == "bits" and not has_canonical_order(cfg.micro_batches, world.size):
             order = f"{world.size} ranks add {cfg.micro_batches} micro-batches in another order than one rank"
             show(f"{order}; to get the same bits, always resume on {world.size} ranks", lasting=True)
-        run.record("started", step=trainer.state.step, ranks=world.size, device=str(world.device.type))
+        run.record(
+            "started",
+            step=trainer.state.step,
+            ranks=world.size,
+            device=str(world.device.type),
+            device_name=device_name(world.device),
+            seconds=clock.summary(),
+            **(trainer.log.before if trainer.log is not None else {}),
+        )
     outcome = trainer.train()
     trainer.agreement.close()
     clock.beat(LEAVING)
@@ -80,7 +86,7 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0 also after a signal, if the state is saved; 2 for errors that the user can fix."""
     protect_output(keep_going=True)
-    clock = Clock(started=psutil.Process().create_time())
+    clock = Clock(started=process_start())
     parser = config_parser("vit.train", "Trains a Vision Transformer, or resumes a run.")
     parser.add_argument("--run-dir", type=user_path, help="run folder (default: runs/ and the config's name)")
     parser.add_argument(

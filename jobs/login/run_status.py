@@ -214,15 +214,3 @@ def _seconds_since_write(run: RunFolder) -> float | None:
         except OSError:
             continue
     return round(max(0.0, time.time() - max(times)), 1) if times else None
-
-
-def format_duration(seconds: float) -> str:
-    """`42 s`, `3:05`, `2:10:00` or `3 d 4 h`."""
-    seconds = round(seconds)
-    if seconds < 100:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60}:{seconds % 60:02d}"
-    if seconds < 2 * 86400:
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"

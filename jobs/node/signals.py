@@ -27,10 +27,11 @@ def stop_requested() -> bool:
     return bool(_received)
 
 
-def wait_for_stop_request() -> None:
-    """Returns when this job has received a signal to stop."""
+def wait_for_stop_request() -> str:
+    """Waits until this job has received a signal to stop; returns the name of the first one."""
     while not _received:
         time.sleep(0.1)
+    return signal.Signals(_received[0]).name
 
 
 def raise_on_sigterm() -> None:

@@ -66,6 +66,12 @@ def _restart_count() -> str:
     return _variable("SLURM_RESTART_COUNT") or "0"
 
 
+def seconds_left() -> float | None:
+    """Seconds until the time limit of this start of the job; None if Slurm does not tell, as versions before 22.05."""
+    end = _variable("SLURM_JOB_END_TIME")
+    return float(end) - time.time() if end and end.isdigit() else None
+
+
 def node_name() -> str:
     """This node's name in Slurm."""
     return _variable("SLURMD_NODENAME") or socket.gethostname()

@@ -139,8 +139,9 @@ class Supervisor:
 
     def _record_stop_request(self) -> None:
         """Not done in the signal handler, which may have interrupted another write to the ledger."""
-        signals.wait_for_stop_request()
-        self.folder.record("told to stop", life=self.start_id)
+        name, left = signals.wait_for_stop_request(), slurm_job.seconds_left()
+        limit = {} if left is None else {"seconds_left": round(left)}
+        self.folder.record("told to stop", life=self.start_id, signal=name, **limit)
 
     def _run_attempt(self, attempt: int) -> Failure | None:
         """Runs the ranks once.  Returns why they failed; None if they exited by themselves."""

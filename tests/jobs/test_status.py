@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.login.run_status import format_duration, status
+from jobs.login.run_status import status
 from tests.helpers.local_runs import STATUS, ranks_of, run_status, settings, start, steps_done
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
 from vit.run.jsonl import append
+from vit.run.progress import format_duration
 
 
 def status_of(cwd: Path, run: str) -> dict[str, object]:

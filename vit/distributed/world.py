@@ -73,6 +73,11 @@ def pick_device(choice: str, local_rank: int = 0, local_size: int = 1) -> torch.
     return torch.device("cuda", local_rank)
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, such as "NVIDIA H200"; "cpu" for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 # Read when CUDA and NCCL are initialized, and when kernels are compiled.
 DETERMINISM_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may choose another algorithm if streams share its workspace

@@ -1,13 +1,31 @@
 """Measures how an attempt spends its time, phase by phase.  Imports no torch."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
+
+import psutil
 
 from vit.run.heartbeat import Heartbeat
 
 T = TypeVar("T")
+
+
+def process_start() -> float:
+    """time.time() at which this process began.
+
+    psutil knows it only to a second on Linux: it adds the time since the system's start to that start, which Linux
+    gives in whole seconds.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # the name before may contain spaces
+        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    except (OSError, ValueError, AttributeError):  # not Linux
+        return psutil.Process().create_time()
 
 
 class Clock:
@@ -65,3 +83,7 @@ class Clock:
         """Seconds of each phase, including `other`; they add up to the duration of the attempt so far."""
         phases = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
         return phases | {"other": round(time.time() - self.started - sum(self.seconds.values()), 3)}
+
+    def record(self) -> dict[str, object]:
+        """The fields of a record of the learning curve that tell when it was written, and the time spent until then."""
+        return {"time": round(time.time(), 3), "seconds": self.summary()}

@@ -6,11 +6,13 @@ from pathlib import Path
 from vit.config.schema import Config
 from vit.run.folder import RunFolder
 from vit.run.fsync import fsync, replace_file
-from vit.run.jsonl import Record, append, append_lines, flush, read_lines, read_raw_lines
+from vit.run.jsonl import Record, append, append_lines, flush, read_raw_lines
 from vit.run.progress import progress_line, show
+from vit.run.superseded import work_before
 from vit.run.wandb_log import WandbLog
 
-TIMING_KEYS = ("images_per_second", "seconds_left")  # the values that differ between two otherwise identical runs
+# The values that differ between two otherwise identical runs.
+TIMING_KEYS = ("images_per_second", "seconds_left", "time", "seconds")
 
 
 class MetricsLog:
@@ -27,8 +29,11 @@ class MetricsLog:
     def truncate(self, step: int, repeats_evaluation: bool = True) -> None:
         """Sets aside the records after a step and, if it is repeated, the evaluation at it."""
         keep = step + (not repeats_evaluation)  # evaluations before this step
-        _set_aside(self.run.metrics, lambda r: r["step"] > step or ("loss" not in r and r["step"] >= keep))
-        self.best = best_evaluation(read_lines(self.run.metrics))
+        kept, moved = _set_aside(
+            self.run.metrics, lambda r: r["step"] > step or ("loss" not in r and r["step"] >= keep)
+        )
+        self.before = work_before(kept, moved, step)
+        self.best = best_evaluation(kept)
 
     def write(self, record: Record) -> None:
         """Appends one record and prints it."""
@@ -69,23 +74,25 @@ class SampleLog:
             append(self.path, {"step": step, "shard": index, "samples": ids})
 
 
-def _set_aside(path: Path, superseded: Callable[[Record], bool]) -> None:
+def _set_aside(path: Path, superseded: Callable[[Record], bool]) -> tuple[list[Record], list[Record]]:
     """Moves the superseded records of a JSON Lines file, and damaged lines, to another file: nothing is destroyed.
 
-    `metrics.jsonl` -> `metrics.superseded.jsonl`.  Survives a power cut.  Raises OSError.
+    `metrics.jsonl` -> `metrics.superseded.jsonl`.  Survives a power cut.  Returns the records that were kept, and those
+    that were moved.  Raises OSError.
     """
-    kept, moved = b"", b""
+    kept, moved = list[tuple[bytes, Record]](), list[tuple[bytes, Record | None]]()
     for text, record in read_raw_lines(path):
         if record is None or "step" not in record or superseded(record):
-            moved += text
+            moved.append((text, record))
         else:
-            kept += text
+            kept.append((text, record))
     if moved:
-        append_lines(path.with_suffix(f".superseded{path.suffix}"), moved, durable=True)
-        replace_file(path, kept)
+        append_lines(path.with_suffix(f".superseded{path.suffix}"), b"".join(text for text, _ in moved), durable=True)
+        replace_file(path, b"".join(text for text, _ in kept))
     elif not kept:
         path.open("ab").close()
     fsync(path.parent)
+    return [record for _, record in kept], [record for _, record in moved if record is not None and "step" in record]
 
 
 def best_evaluation(records: list[Record]) -> Record | None:

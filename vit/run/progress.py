@@ -22,6 +22,18 @@ def progress_line(record: Record) -> str:
     )
 
 
+def format_duration(seconds: float) -> str:
+    """`42 s`, `3:05`, `2:10:00` or `3 d 4 h`."""
+    seconds = round(seconds)
+    if seconds < 100:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d}"
+    if seconds < 2 * 86400:
+        return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
 def show(line: str, lasting: bool = False) -> None:
     """Prints a line.  On a terminal it overwrites the previous one, unless that one was `lasting`.
 

@@ -124,7 +124,8 @@ class Sender:
         self.limit.set(self.timeout, "sending")
         self.sent.add(list(new), self._next_step)
         for record in new.values():
-            self._session.log(record, step=self._next_step, commit=True)
+            values = {name: value for name, value in record.items() if name not in ("time", "seconds")}
+            self._session.log(values, step=self._next_step, commit=True)
             self._next_step += 1
             self.limit.set(self.timeout, "sending")
 

@@ -152,13 +152,15 @@ class Trainer:
     def log_step(self) -> None:
         """Logs the last step, unless it was skipped."""
         self.log_damaged_samples()
-        checked = self.runner.check_finite()
+        with self.clock.phase("sync"):  # waits for the steps that a GPU has not done yet
+            checked = self.runner.check_finite()
         if self.log is not None and checked is not None:
             state, (loss, norm) = self.state, checked
             self.log.write(
                 self.milestones.position(state.step)
                 | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
                 | self.throughput.measure(state.step, self.milestones.total_steps)
+                | self.clock.record()
             )
 
     def log_damaged_samples(self) -> None:
@@ -185,7 +187,7 @@ class Trainer:
                 self.compile_cache.save()
         self.log_damaged_samples()
         if self.log is not None:
-            self.log.write(self.milestones.position(self.state.step) | scores)
+            self.log.write(self.milestones.position(self.state.step) | scores | self.clock.record())
         self.scores = scores
         self.throughput.exclude(time.perf_counter() - started)
         return True
@@ -234,7 +236,8 @@ class Trainer:
             self.sample_log.truncate(state.step)
         if self.log is not None:
             self.log.truncate(state.step, self.repeats_evaluation())
-            self.run.note("rolled back", step=state.step, reached=reached)
+            lost = {name: value for name, value in self.log.before.items() if name == "lost"}
+            self.run.note("rolled back", step=state.step, reached=reached, **lost)
             show(f"{error}; rolled back to step {state.step:,}, step {error.step:,} is skipped", lasting=True)
 
     def metadata(self) -> dict[str, object]:

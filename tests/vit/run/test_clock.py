@@ -1,5 +1,7 @@
 """The seconds of an attempt are assigned to phases, and each change of phase is a heartbeat."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -49,6 +51,15 @@ def test_the_time_of_a_nested_phase_counts_once() -> None:
     assert heartbeat.phases == ["evaluate", "checkpoint", "evaluate", "other"]
     assert 0.05 <= clock.seconds["checkpoint"] < 0.1
     assert 0.06 <= clock.seconds["evaluate"] < 0.11
+
+
+def test_the_start_of_a_process_is_known_to_a_hundredth_of_a_second() -> None:
+    """The time before the first line of a program belongs to its start."""
+    program = "from vit.run.clock import process_start; print(process_start())"
+    for _ in range(3):
+        before = time.time()
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert before - 0.02 <= float(out.stdout) <= before + 0.15
 
 
 class RecordedHeartbeat:
