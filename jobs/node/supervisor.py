@@ -21,6 +21,7 @@ from vit.config.parser import load_config
 from vit.config.paths import escape
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.run.clock import process_start
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import JOB_VARIABLE, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
@@ -104,7 +105,9 @@ class Supervisor:
                 f"{killed} starts of the job in a row were killed from outside and made no checkpoint; they may need "
                 f"more memory\ntheir output is in {self.folder.jobs}"
             )
-        self.folder.record("supervising", life=self.start_id, node=slurm_job.node_name())
+        own_process = os.environ.get("SUBMITIT_EXECUTOR") != "debug"  # else it may have run other jobs before
+        began = {"began": round(process_start(), 3)} if own_process else {}
+        self.folder.record("supervising", life=self.start_id, node=slurm_job.node_name(), **began)
         threading.Thread(target=self._record_stop_request, daemon=True).start()
 
     def _check_nodes(self, result: str) -> None:

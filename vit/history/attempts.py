@@ -81,6 +81,7 @@ class _Reader:
         self.idle_since: float | None = None  # the end of the last attempt
         self.stop_request: Event = {}  # the `told to stop` of the current attempt
         self.slurm_jobs: set[str] = set()
+        self.newest = 0.0  # time of the last event
 
     def read(self, event: Event) -> None:
         """Takes one event into account."""
@@ -102,6 +103,7 @@ class _Reader:
             handler(event)
         elif self.current is not None and self.current.ending == "running":
             self.current.seen = event["time"]
+        self.newest = event["time"]
 
     def _begin(self, event: Event, began: float, job: str = "", node: str = "") -> Attempt:
         """A new attempt; one that seems to run was killed."""
@@ -136,7 +138,9 @@ class _Reader:
         if self.waiting is None and self.current is not None and _id(self.current.job) == _id(job):
             self.waiting = self.idle_since = self.current.ended  # requeued: it waits from its end on
             self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, "preempted")
-        self._begin(event, event["time"], job, str(event.get("node", "")))
+        began = event.get("began")  # of the job's process, before its imports
+        began = min(event["time"], max(began, self.newest)) if isinstance(began, int | float) else event["time"]
+        self._begin(event, began, job, str(event.get("node", "")))
 
     def _started(self, event: Event) -> None:
         own = _numbers(event.get("seconds"))

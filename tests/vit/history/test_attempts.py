@@ -109,6 +109,14 @@ def test_a_job_whose_node_died_ended_when_it_last_wrote_anything() -> None:
     assert time_spent([first, second]).total == 310
 
 
+def test_the_imports_of_a_job_belong_to_its_start() -> None:
+    """It records itself once they are done; the clock of its node may differ from that of the node before."""
+    late = PREEMPTED[6] | {"began": 392}
+    assert [a.queued for a in read_attempts([*PREEMPTED[:6], late, *PREEMPTED[7:]])] == [60, 121]
+    before_the_last_event = PREEMPTED[6] | {"began": 2}
+    assert [a.queued for a in read_attempts([*PREEMPTED[:6], before_the_last_event, *PREEMPTED[7:]])] == [60, 0]
+
+
 def test_a_stop_that_came_too_late_is_named() -> None:
     """The job was told to stop, and killed before it had saved."""
     events = [*PREEMPTED[:5], event("supervising", 400, life="7.1", node="n2")]
