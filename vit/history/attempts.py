@@ -205,6 +205,8 @@ class _Reader:
         if "unsaved" in event:
             return f"stopped; {event['unsaved']}"
         assert self.current is not None
+        if self.current.job and not self.stop_request:
+            return "the supervisor was lost, and the ranks saved"
         if _id(self.current.job) not in self.slurm_jobs:
             return "stopped by the user"
         if self.stop_request.get("signal") != "SIGUSR2":

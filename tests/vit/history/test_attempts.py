@@ -117,6 +117,11 @@ def test_the_imports_of_a_job_belong_to_its_start() -> None:
     assert [a.queued for a in read_attempts([*PREEMPTED[:6], before_the_last_event, *PREEMPTED[7:]])] == [60, 0]
 
 
+def test_ranks_that_stop_although_the_job_was_not_told_to_have_lost_their_supervisor() -> None:
+    """It was killed; the ranks notice, save and exit."""
+    assert read_attempts([*PREEMPTED[:4], *PREEMPTED[5:]])[0].why == "the supervisor was lost, and the ranks saved"
+
+
 def test_a_stop_that_came_too_late_is_named() -> None:
     """The job was told to stop, and killed before it had saved."""
     events = [*PREEMPTED[:5], event("supervising", 400, life="7.1", node="n2")]
@@ -177,6 +182,7 @@ def test_ledgers_of_older_versions_are_read() -> None:
         event("started", 10, step=0, ranks=2, device="cpu"),
         event("restarting in place", 100, rank=0, node="here", reason="ended with SIGKILL", step=30),
         event("started", 110, step=20, ranks=2, device="cpu"),
+        event("told to stop", 149, life="55.0"),
         event("stopped", 150, step=40, seconds={"start": 4, "step": 40}, signal="SIGUSR2"),
     ]
     first, second = read_attempts(events)
