@@ -24,6 +24,8 @@ from vit.data.stage import StoppedError
 from vit.distributed.gradients import has_canonical_order
 from vit.distributed.launcher import read_place
 from vit.distributed.world import World, device_name, join_process_group
+from vit.history.words import show_end, show_resuming
+from vit.run.activity import publish_activity
 from vit.run.clock import Clock, process_start
 from vit.run.command import run_command
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
@@ -41,6 +43,8 @@ FLUSH_SECONDS = 5  # for the last lines of the ledger and the learning curve, if
 
 def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_changes: list[str]) -> Outcome:
     """Runs one attempt from the newest checkpoint on, and records it in the ledger."""
+    if world.rank == 0:
+        publish_activity(run.path)
     try:
         trainer = Trainer(cfg, run, world, clock, allowed_changes)
     except StoppedError:
@@ -54,15 +58,18 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
         if cfg.exact == "bits" and not has_canonical_order(cfg.micro_batches, world.size):
             order = f"{world.size} ranks add {cfg.micro_batches} micro-batches in another order than one rank"
             show(f"{order}; to get the same bits, always resume on {world.size} ranks", lasting=True)
+        started = trainer.milestones.position(trainer.state.step)
         run.record(
             "started",
             step=trainer.state.step,
+            epoch=started["epoch"],
             ranks=world.size,
             device=str(world.device.type),
             device_name=device_name(world.device),
             seconds=clock.summary(),
             **(trainer.log.before if trainer.log is not None else {}),
         )
+        show_resuming(run, started)
     outcome = trainer.train()
     trainer.agreement.close()
     clock.beat(LEAVING)
@@ -75,6 +82,8 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
         if trainer.save_error:
             show(f"stopped; {trainer.save_error}", lasting=True)
         trainer.log.close(finished=outcome is Outcome.FINISHED)
+        if outcome is Outcome.FINISHED:
+            show_end(run)
     unwritten = flush(FLUSH_SECONDS)
     for problem in unwritten:
         show(f"the end of this attempt could not be logged: {problem}", lasting=True)

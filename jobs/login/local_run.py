@@ -1,10 +1,9 @@
-"""Runs a job on this machine and prints its progress until it ends."""
+"""Runs a job on this machine until it ends, and prints how it ended."""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -12,17 +11,18 @@ from typing import Any
 
 import submitit
 
+from jobs.login.local_progress import shown, until_done
 from jobs.login.resources import command_path, display_path
 from jobs.login.run_files import record_submission
 from jobs.node.job_spec import SUBMITTER_VARIABLE
 from jobs.node.train_job import TrainJob
+from vit.history.attempts import read_attempts
+from vit.history.words import closing_lines, finished_line
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import Event, RunFolder
-from vit.run.jsonl import Record, read_lines
-from vit.run.progress import progress_line, show
+from vit.run.progress import counted, show
 
 SIGNAL_INTERVAL_SECONDS = 2  # between signals to a job that may have missed the first one
-PRINT_INTERVAL_SECONDS = 10  # between progress lines if stdout is not a terminal
 READ_SECONDS = 10.0  # for which reading how the job ended is tried again, if the disk cannot be read
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -39,7 +39,7 @@ class LocalJob:
 
 def start(job: TrainJob, run: RunFolder, executor: submitit.Executor) -> LocalJob:
     """Submits the job to the local executor and records it; raises what made that fail, and then no job runs."""
-    print(f"{run.path.name}: {job.gpus} ranks on this machine; run folder: {display_path(run.path)}")
+    print(f"{run.path.name}: {counted(job.gpus, 'rank')} on this machine; run folder: {display_path(run.path)}")
     known = len(run.events())
     started = LocalJob(run, *_submit_shielded(job, executor), known)
     try:
@@ -57,7 +57,7 @@ def wait(job: LocalJob) -> int:
     """
     run, submitted, received, known = job.run, job.submitted, job.received, job.known
     announced, signaled_at = False, 0.0
-    for _ in _until_done(submitted, run):
+    for _ in until_done(submitted.done, run, known):
         if received and not announced:
             announced = True
             show("stopping: saving at the next step (press Ctrl-C again to stop now without saving)", lasting=True)
@@ -81,7 +81,8 @@ def run_in_foreground(job: TrainJob, run: RunFolder) -> int:
     os.environ["SUBMITIT_EXECUTOR"] = "debug"  # it may say "slurm", inside of another job
     os.environ.pop(SUBMITTER_VARIABLE, None)  # of another local run: this process holds the lock of this one itself
     try:
-        job()
+        with shown(run, known):
+            job()
     except KeyboardInterrupt:
         pass  # the ranks received the signal too, and have saved
     except Exception as error:
@@ -97,6 +98,7 @@ def summary(run: RunFolder, finished: Event) -> str:
     folder = display_path(run.path)
     ema = f", EMA {finished['val_top1_average']:.2%}" if "val_top1_average" in finished else ""
     damaged = len({event["problem"] for event in run.events() if event["event"] == "damaged sample"})
+    time, *notes = closing_lines(run) or [""]
     return (
         f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{ema}\n"
         + (f"  damaged images  {damaged}, replaced or omitted; see {folder}/ledger.jsonl\n" if damaged else "")
@@ -105,37 +107,11 @@ def summary(run: RunFolder, finished: Event) -> str:
             if "skipped" in finished
             else ""
         )
+        + (f"  time            {time}\n" if time else "")
+        + "".join(f"  note            {note}\n" for note in notes)
         + f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
         f"  learning curve  python jobs/report.py {command_path(run.path)} --out curve.png"
     )
-
-
-def _until_done(submitted: submitit.Job[Any], run: RunFolder) -> Iterator[None]:
-    """Prints new records of the learning curve until the job ends.
-
-    If stdout is not a terminal, it prints evaluations only, and one other record every PRINT_INTERVAL_SECONDS.
-    """
-    records: list[Record] | None = None
-    printed, modified, next_print = 0, -1, 0.0
-    while True:
-        done = submitted.done()
-        with suppress(OSError):  # the file may be readable later
-            last = run.metrics.stat().st_mtime_ns if run.metrics.exists() else 0
-            if last != modified:
-                read, modified = read_lines(run.metrics), last
-                # A resumed run removes the records that follow its checkpoint; those of earlier attempts are known.
-                printed = len(read) if records is None else min(printed, len(read))
-                records = read
-        for record in (records or [])[printed:]:
-            evaluation = "val_top1" in record
-            if evaluation or sys.stdout.isatty() or time.monotonic() > next_print:
-                show(progress_line(record), lasting=evaluation)
-                next_print = time.monotonic() + PRINT_INTERVAL_SECONDS
-        printed = len(records or [])
-        yield
-        if done:
-            return
-        time.sleep(0.2)
 
 
 def _told_to_stop(run: RunFolder, known: int, otherwise: bool) -> bool:
@@ -168,8 +144,7 @@ def _report_outcome(run: RunFolder, known: int, error: object) -> int:
         return 1
     ends = [event for event in events if event["event"] in {"finished", "stopped"}]
     if ends and ends[-1]["event"] == "finished":
-        minutes, seconds = divmod(round(time.time() - events[0]["time"]), 60)
-        show(f"finished in {minutes}:{seconds:02d}", lasting=True)
+        show(finished_line(read_attempts(run.events())), lasting=True)
         print(summary(run, ends[-1]))
         return 0
     if ends and "unsaved" in ends[-1]:

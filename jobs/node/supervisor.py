@@ -16,11 +16,13 @@ from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, 
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
 from jobs.node.restart_policy import Decision, Failure, Kind, RetryLimits, count_silent_starts, decide, root_cause
+from jobs.node.resumption import Resumption
 from jobs.node.watchdog import Watchdog
 from vit.config.parser import load_config
 from vit.config.paths import escape
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.history.words import show_end
 from vit.run.clock import process_start
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import JOB_VARIABLE, RunFolder
@@ -86,6 +88,8 @@ class Supervisor:
             failure = self._run_attempt(attempt)
             ended = self.folder.last("started", "finished", "stopped", "reopened")
             if ended and ended["event"] == "finished":
+                if self.node == 0 and self.in_slurm:
+                    show_end(self.folder)
                 return "finished"
             if signals.stop_requested():
                 return "stopped"
@@ -152,6 +156,9 @@ class Supervisor:
         self.slots.clear()
         watchdog = Watchdog(self.slots, self.peers, attempt, self.job.stall_seconds, self.folder.logs)
         watchdog.start()
+        resumption = Resumption(self.slots, self.folder)
+        if self.node == 0 and self.in_slurm:  # on this machine, the command that runs the job says it
+            resumption.start()
         try:
             with flight_recorder.pipes():
                 self._launch(attempt, watchdog)
@@ -169,6 +176,7 @@ class Supervisor:
             return self._peer_failure(str(error))
         finally:
             watchdog.stop()
+            resumption.stop()
         return None
 
     def _launch(self, attempt: int, watchdog: Watchdog) -> None:

@@ -1,5 +1,6 @@
 """A rank that fails is restarted in place, with all others; a failure that repeats ends the run and is reported."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def test_a_rank_that_dies_on_one_of_two_nodes_is_restarted_in_place(case: Case, 
     assert len(case.start_steps()) == 2
     assert case.slurm.job(case.job)["Restarts"] == "0"
     assert case.weights() == reference_weights
+    log, step = case.job_output(), case.start_steps()[1]
+    assert re.search(
+        rf"^resuming at step {step} \(epoch {step / 8:.1f}\), attempt 2; (no|\d+) steps? repeated$", log, re.M
+    )
+    assert re.search(r"^finished in .*, in 2 attempts \(the last one took .*\)\ngoodput [\d.]+%: ", log, re.M)
 
 
 @campaign

@@ -28,12 +28,12 @@ from vit.data.dataset_manifest import DatasetManifest, manifest_path, read_datas
 from vit.data.decode import DamagedDataError
 from vit.data.storage import Bytes, read_into
 from vit.distributed.world import World
+from vit.run.activity import activity
 from vit.run.clock import Clock
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
 POLL_SECONDS = 0.5  # interval of checks for a signal or for another process's copy
-PROGRESS_SECONDS = 10  # interval of progress lines
 STREAMS = 8  # pages copied in parallel: a single stream does not saturate a Lustre file system
 SPARE_BYTES = 1 << 30  # left free on the disk for others
 
@@ -55,14 +55,17 @@ def stage_data_sets(
         return cfg
     folder = expand_folder(cfg.data.stage) / f"vit-data-{os.getuid()}"
     sources = (cfg.data.train, cfg.data.val)
-    for source in sources:
-        read_dataset_manifest(source)  # raises here, not in the copying thread, if the data set does not exist
+    # Raises here, not in the copying thread, if a data set does not exist.
+    total = sum(read_dataset_manifest(source).bytes for source in sources)
     copier = None
     if world.local_rank == 0:
         copier = Copier(sources, folder, verify=cfg.data.verify != "never")
         copier.start()
-    with clock.phase("stage"):
-        _wait(copier, world, clock, stop_requested)
+    with (
+        clock.phase("stage"),
+        activity(f"copying data sets to {folder}", total, shown=world.rank == 0) as show_progress,
+    ):
+        _wait(copier, world, clock, stop_requested, show_progress)
     if copier is not None:
         copier.report(run)
     train, val = (_find_copy(path, folder, cfg.data.verify != "never") or path for path in sources)
@@ -77,9 +80,15 @@ def expand_folder(folder: str) -> Path:
         raise UserError(f"data.stage {error} (on {socket.gethostname()})") from None
 
 
-def _wait(copier: "Copier | None", world: World, clock: Clock, stop_requested: Callable[[], bool]) -> None:
+def _wait(
+    copier: "Copier | None",
+    world: World,
+    clock: Clock,
+    stop_requested: Callable[[], bool],
+    show_progress: Callable[[int], None],
+) -> None:
     """Waits until all nodes are done.  Writes a heartbeat whenever any node has made progress."""
-    previous, last_line = -1, time.monotonic()
+    previous = -1
     while True:
         if copier is not None:
             copier.join(POLL_SECONDS)
@@ -98,9 +107,7 @@ def _wait(copier: "Copier | None", world: World, clock: Clock, stop_requested: C
         if total != previous:
             previous = total
             clock.beat("stage")
-        if copier is not None and world.rank == 0 and time.monotonic() - last_line > PROGRESS_SECONDS:
-            last_line = time.monotonic()
-            show(copier.progress())
+        show_progress(present)
 
 
 class Copier(threading.Thread):
@@ -135,13 +142,6 @@ class Copier(threading.Thread):
         """Stops after the pages in progress; the next attempt reuses what has been copied."""
         self._canceled.set()
         self.join()
-
-    def progress(self) -> str:
-        """A progress line for the user."""
-        total = sum(read_dataset_manifest(source).bytes for source in self.sources)
-        rate = self.bytes_copied / max(1e-3, time.monotonic() - self._start_time)
-        done = f"{self.bytes_present / 1e9:.1f} of {total / 1e9:.1f} GB"
-        return f"copying data sets to {self.folder}: {done}, {rate / 1e6:,.0f} MB/s"
 
     def report(self, run: RunFolder) -> None:
         """Prints the result and records it in the ledger.  Raises DamagedDataError if a page was damaged."""

@@ -4,7 +4,7 @@ import mmap
 import os
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vit.config.user_error import UserError
 from vit.distributed.world import World
+from vit.run.activity import activity
 from vit.run.disk_errors import naming
 
 Ints = NDArray[np.int64]
@@ -145,7 +146,8 @@ def _load_shared(path: Path, world: World) -> Bytes:
         if (free := free_memory()) < size:
             problem = f"data.cache memory needs {size / 1e9:.1f} GB for {path}, but {free / 1e9:.1f} GB are free"
         else:
-            descriptor = _read_into_memfd(path, size)
+            with activity(f"reading {path.name} into memory", size, shown=world.rank == 0) as show_progress:
+                descriptor = _read_into_memfd(path, size, show_progress)
     mine = (socket.gethostname(), world.local_rank, os.getpid(), descriptor, problem)
     everyone = [mine] * world.size
     if world.size > 1:
@@ -165,14 +167,16 @@ def _load_shared(path: Path, world: World) -> Bytes:
     return memory
 
 
-def _read_into_memfd(path: Path, size: int) -> int:
+def _read_into_memfd(path: Path, size: int, show_progress: Callable[[int], None]) -> int:
     """Reads the file into anonymous memory; returns the memory's descriptor."""
     descriptor = os.memfd_create(path.name)
     os.ftruncate(descriptor, size)
     memory = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(4) as pool:  # one stream does not saturate Lustre
         starts = range(0, size, _CHUNK)
-        list(pool.map(lambda start: read_into(path, file.fileno(), start, memory[start : start + _CHUNK]), starts))
+        parts = pool.map(lambda start: read_into(path, file.fileno(), start, memory[start : start + _CHUNK]), starts)
+        for i, _ in enumerate(parts, start=1):
+            show_progress(min(i * _CHUNK, size))
     return descriptor
 
 

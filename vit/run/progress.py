@@ -34,6 +34,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
+def counted(count: int, name: str) -> str:
+    """`1 rank`, `1,049 ranks`."""
+    return f"{count:,} {name}{'s' * (count != 1)}"
+
+
 def show(line: str, lasting: bool = False) -> None:
     """Prints a line.  On a terminal it overwrites the previous one, unless that one was `lasting`.
 
@@ -48,6 +53,13 @@ def show(line: str, lasting: bool = False) -> None:
         else:
             width = os.get_terminal_size(sys.stdout.fileno()).columns  # 0: unknown, e.g. on a serial console
             print(f"\r\x1b[K{line[: width - 1] if width else line}", end="", flush=True)
+
+
+def clear_line() -> None:
+    """Removes a line from the terminal that is not lasting."""
+    with suppress(OSError):
+        if sys.stdout and sys.stdout.isatty():
+            print("\r\x1b[K", end="", flush=True)
 
 
 class Throughput:

@@ -31,6 +31,11 @@ class CompileCache:
         self._write_error_shown = False
         self.load()
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether there are graphs for this kind of device."""
+        return bool(self._known)
+
     def load(self) -> None:
         """Loads what earlier attempts compiled.  torch ignores artifacts of another version."""
         for file in sorted(self._folder.glob("*.bin")):

@@ -1,7 +1,7 @@
 """The training loop.  Start with `Trainer.train` and `Trainer.run_steps`: the other methods are the parts they use.
 
     decide what to do   agree, protected_steps, repeats_evaluation
-    train               batches, train_step
+    train               batches, train_step, describe_compiling
     log and evaluate    log_step, log_damaged_samples, evaluate
     checkpoints         save, restore, roll_back, metadata, recipe
     leave               save_and_stop, save_and_finish
@@ -12,6 +12,7 @@ The trainer returns an `Outcome`.  It never exits the process, requeues a job or
 import enum
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from vit.checkpoint.resume import initialize_weights, resume, versions
@@ -26,12 +27,14 @@ from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
 from vit.distributed.stop_signals import Agreement, StepDecision
-from vit.distributed.world import World, on_rank_0
+from vit.distributed.world import World, device_name, on_rank_0
+from vit.run.activity import activity
 from vit.run.clock import Clock
-from vit.run.folder import RunFolder
+from vit.run.folder import Event, RunFolder
 from vit.run.metrics import MetricsLog, SampleLog
 from vit.run.progress import Throughput, show
 from vit.training.compile_cache import CompileCache
+from vit.training.compile_time import compile_message
 from vit.training.milestones import Milestones
 from vit.training.scoring import evaluate
 from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
@@ -64,6 +67,7 @@ class Trainer:
         self.state = TrainState.fresh(cfg, world.device)
         saved_step = self.restore()
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
+        self.compile_message = self.describe_compiling() if cfg.compile and world.rank == 0 else ""
         self.runner = StepRunner(cfg, world, self.state, self.train_data.samples)
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
@@ -137,7 +141,8 @@ class Trainer:
         """Runs one optimizer step, or skips it."""
         skipped = step + 1 in self.state.skipped
         compiling = self.cfg.compile and not skipped and not self.clock.seconds.get("compile")
-        with self.clock.phase("compile" if compiling else "step"):
+        shown = activity(self.compile_message, shown=self.world.rank == 0) if compiling else nullcontext()
+        with self.clock.phase("compile" if compiling else "step"), shown:
             if skipped:
                 self.runner.skip(step)
                 return
@@ -146,6 +151,14 @@ class Trainer:
             self.runner.update(step)
             if compiling and self.compile_cache is not None:
                 self.compile_cache.save()
+
+    def describe_compiling(self) -> str:
+        """What compiling is announced with."""
+        has_graphs = self.compile_cache is not None and self.compile_cache.has_graphs
+        events: list[Event] = []
+        with suppress(OSError):  # only an estimate depends on it
+            events = self.run.events()
+        return compile_message(events, device_name(self.world.device), self.cfg.model.depth, has_graphs)
 
     # Log and evaluate.
 

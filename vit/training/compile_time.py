@@ -1,0 +1,36 @@
+"""What is known in advance of the time that torch.compile takes.  Imports no torch."""
+
+from collections.abc import Sequence
+
+from vit.history.attempts import Attempt, read_attempts
+from vit.run.folder import Event
+from vit.run.progress import format_duration
+
+# Seconds of the first step with torch.compile, of all recipes: `make gpu`, benchmarks/README.md.
+MEASURED_DEVICE, MEASURED_SECONDS = "H200", (4, 14)
+
+
+def compile_message(events: Sequence[Event], device: str, depth: int, has_graphs: bool) -> str:
+    """Says what is compiled and how long that takes, as far as it is known.
+
+    `events` are those of the attempts before; `has_graphs`: whether graphs for this `device` are in the run folder.
+    """
+    compiled = [a for a in read_attempts(events) if a.device == device and a.seconds.get("compile", 0.0) > 0]
+    if has_graphs:
+        what = "loading the compiled graphs of this run"
+        if not compiled:
+            return what
+        took = f"{_seconds(compiled[-1])} in attempt {compiled[-1].number}"
+        return f"{what}, about {took}" if len(compiled) > 1 else f"{what}; compiling them took {took}"
+    what = f"compiling one graph for all {depth} blocks" if depth > 1 else "compiling"
+    if compiled:
+        return f"{what}, about {_seconds(compiled[0])} as in attempt {compiled[0].number}"
+    if device == "cpu":
+        return f"{what}; not measured on this CPU yet"
+    least, most = MEASURED_SECONDS
+    where = "" if MEASURED_DEVICE in device else f" on an {MEASURED_DEVICE}"
+    return f"{what}, about {least} to {most} s the first time{where}"
+
+
+def _seconds(attempt: Attempt) -> str:
+    return format_duration(max(1.0, attempt.seconds["compile"]))
