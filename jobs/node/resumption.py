@@ -9,17 +9,10 @@ from vit.run.heartbeat import HeartbeatSlots
 from vit.run.progress import show
 
 POLL_SECONDS = 0.2
-TRAINING = {
-    "data",
-    "step",
-    "compile",
-    "evaluate",
-    "checkpoint",
-}  # the phases of a rank that is ready for its first step
 
 
 class Resumption(threading.Thread):
-    """Prints one line about an attempt as soon as rank 0, on this node, is ready for its first step."""
+    """Prints one line about an attempt as soon as it is in its first step, and so all ranks have started."""
 
     def __init__(self, slots: HeartbeatSlots, run: RunFolder) -> None:
         super().__init__(daemon=True)
@@ -27,8 +20,8 @@ class Resumption(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Waits for the rank in shared memory, without reading a disk, and then reads the ledger once."""
-        while not any(beat.rank == 0 and (beat.steps or beat.phase in TRAINING) for beat in self.slots.read()):
+        """Waits for the ranks of this node in shared memory, without reading a disk; then reads the ledger once."""
+        while not any(beat.steps for beat in self.slots.read()):
             if self._over.wait(POLL_SECONDS):
                 return
         with suppress(OSError):
