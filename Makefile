@@ -26,7 +26,7 @@ $(DATA)/%.beton: | $(VENV)/ready
 
 demo: setup $(DATA)/train.beton $(DATA)/val.beton  ## set up, prepare real images, train a small ViT here, print its test accuracy
 	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
-	@echo "  on a cluster:   python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4"
+	@echo "  on a cluster    $$($(BIN)/python -m vit.run.hints jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4)"
 
 ablation: setup $(DATA)/train.beton $(DATA)/val.beton  ## train the demo's model on few images, without and with augmentation, and plot both curves
 	$(BIN)/python jobs/submit.py --config configs/demo_overfits.yaml --nodes 1 --gpus 2

@@ -5,6 +5,11 @@
 Exit code 0: the file is intact.  1: it is not; one line says why, with the first damaged sample and its offset.
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import argparse
 import itertools
 import os

@@ -5,6 +5,11 @@
 The file itself is not changed.  Training reads it afterwards, without FFCV, like a file of `write_beton`.
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import argparse
 import os
 import signal

@@ -27,6 +27,7 @@ from vit.data.dataset_manifest import (
     read_dataset_manifest,
 )  # fmt: skip
 from vit.run.fsync import fsync
+from vit.run.hints import command
 
 _LOCK_TIMEOUT = 1.0  # seconds: the workers of a killed command hold the lock until they notice
 
@@ -45,7 +46,7 @@ def find_written(out: Path, recipe: Recipe) -> DatasetManifest | None:
     except ValueError as error:
         problem = str(error).partition(";")[0]  # without the reader's advice
         advice += (
-            "" if own else f"; to use a file of FFCV as it is: python -m data_prep.describe_beton {shell_word(out)}"
+            "" if own else f"; to use a file of FFCV as it is: {command('data_prep.describe_beton', shell_word(out))}"
         )
         raise InputError(f"{out}: already exists, but {problem}; {advice}") from None
     size, found = out.stat().st_size, asdict(manifest) | asdict(manifest.image)

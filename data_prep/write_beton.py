@@ -11,6 +11,11 @@ workers, and a killed worker is detected; FFCV's writer would wait for it foreve
 running it again resumes where it was; `--force` starts over.
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import argparse
 import os
 import signal

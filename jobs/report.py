@@ -13,6 +13,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
     sys.path[: not sys.flags.safe_path] = [str(ROOT)]
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
 
 from vit.run.figures import import_matplotlib
 

@@ -30,6 +30,10 @@ if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHON
     # Imports take a while: Ctrl-C may come before main.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: exit_interrupted())
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -48,6 +52,7 @@ from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
 from vit.run.folder import InUseError, RunFolder
+from vit.run.hints import command
 
 
 def main(args: list[str] | None = None) -> int:
@@ -231,7 +236,7 @@ class Submission:
                 return 0
             folders = [run.folder for run in pending]
             for folder in folders:
-                link_jobs_folder(folder)
+                run_files.link_jobs_folder(folder)
             jobs = [run_folder.train_job(folder, self.options) for folder in folders]
             resources = self.resources(pending[0], dependency)
             with run_files.replaced(folders, [schema.to_yaml(run.cfg) for run in pending], on_slurm=True):
@@ -240,7 +245,7 @@ class Submission:
         print(
             f"submitted {len(pending)} runs; each is requeued as needed until it is finished\n"
             f"  job     {array}\n"
-            f"  watch   python jobs/status.py {command_path(parent)} --watch\n"
+            f"  watch   {command('jobs/status.py', command_path(parent), '--watch')}\n"
             f"  stop    scancel {array}; one of the runs: scancel {job_ids[-1]}   (run the same command to resume)"
         )
         return 0
@@ -274,20 +279,12 @@ class Submission:
         return worst
 
 
-def link_jobs_folder(run: RunFolder) -> None:
-    """Makes the jobs folder of a sweep's run a link to the one that all tasks of the array share."""
-    shared = run.path.parent / run.jobs.name
-    shared.mkdir(exist_ok=True)
-    if not run.jobs.is_symlink() and not run.jobs.exists():
-        run.jobs.symlink_to(Path("..") / run.jobs.name)
-
-
 def job_hints(run: RunFolder, job_id: str) -> str:
     """Commands for a job in the queue."""
     return (
         f"  job     {job_id}\n"
         f"  watch   tail -F {display_path(run.logs)}/rank-0.log\n"
-        f"  status  python jobs/status.py {command_path(run.path)}\n"
+        f"  status  {command('jobs/status.py', command_path(run.path))}\n"
         f"  stop    scancel {job_id}   (run the same command to resume)"
     )
 

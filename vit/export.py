@@ -9,6 +9,11 @@ Input images must be normalized with `augment.mean` and `augment.std`.  timm's c
 safetensors and ONNX files contain these values and the class names.
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import argparse
 import json
 import os

@@ -3,6 +3,11 @@
 python -m vit.node_check --run-dir runs/vit_b16 --ranks 4
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import datetime
 import json
 import os

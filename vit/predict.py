@@ -7,6 +7,11 @@
 Images are resized, cropped and normalized as in evaluation.
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import argparse
 import json
 import os

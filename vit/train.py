@@ -5,7 +5,9 @@ torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir ru
 
 if __name__ == "__main__":
     from vit.distributed.launcher import end_with_launcher
+    from vit.run.dependencies import explain_missing_packages
 
+    explain_missing_packages()
     end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile
 
 import os

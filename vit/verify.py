@@ -3,6 +3,11 @@
 python -m vit.verify --config configs/demo.yaml --kills 20 --ranks 4,2,1
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import hashlib
 import itertools
 import math

@@ -20,6 +20,7 @@ from vit.history.attempts import read_attempts
 from vit.history.words import closing_lines, finished_line
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import Event, RunFolder
+from vit.run.hints import command
 from vit.run.progress import counted, show
 
 SIGNAL_INTERVAL_SECONDS = 2  # between signals to a job that may have missed the first one
@@ -110,7 +111,7 @@ def summary(run: RunFolder, finished: Event) -> str:
         + (f"  time            {time}\n" if time else "")
         + "".join(f"  note            {note}\n" for note in notes)
         + f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
-        f"  learning curve  python jobs/report.py {command_path(run.path)} --out curve.png"
+        f"  learning curve  {command('jobs/report.py', command_path(run.path), '--out curve.png')}"
     )
 
 
@@ -138,7 +139,7 @@ def _report_outcome(run: RunFolder, known: int, error: object) -> int:
     except OSError as unreadable:
         show("the job has ended, but its ledger, which says how, cannot be read", lasting=True)
         print(
-            f"{unreadable}; to see the state of the run: python jobs/status.py {command_path(run.path)}",
+            f"{unreadable}; to see the state of the run: {command('jobs/status.py', command_path(run.path))}",
             file=sys.stderr,
         )
         return 1

@@ -14,6 +14,7 @@ from jobs.login.resources import Resources, check_path, display_path
 from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.prep_job import PrepJob
 from vit.run.folder import RunFolder
+from vit.run.hints import command
 
 
 class Preparation:
@@ -46,7 +47,7 @@ class Preparation:
         if self.dry_run:
             print(f"# data sets to write: {_names(pending)}")
             for data_set in pending:
-                print(f"#   python -m data_prep.write_beton {shlex.join(data_set.arguments)}")
+                print(f"#   {command('data_prep.write_beton', shlex.join(data_set.arguments))}")
             if self.backend == "slurm":
                 print(sbatch.script(self.run.jobs, self.resources, [self.run], self.backend))
             return 0, "PREP" if self.backend == "slurm" else ""

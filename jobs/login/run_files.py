@@ -226,3 +226,11 @@ def _packages() -> list[str]:
     """`name==version` of every installed package, from folder names alone: importlib.metadata is much slower."""
     found = [info.name for path in sys.path if path for info in Path(path).glob("*.dist-info")]
     return sorted("==".join(name.removesuffix(".dist-info").rsplit("-", 1)) for name in found)
+
+
+def link_jobs_folder(run: RunFolder) -> None:
+    """Makes the jobs folder of a sweep's run a link to the one that all tasks of the array share."""
+    shared = run.path.parent / run.jobs.name
+    shared.mkdir(exist_ok=True)
+    if not run.jobs.is_symlink() and not run.jobs.exists():
+        run.jobs.symlink_to(Path("..") / run.jobs.name)

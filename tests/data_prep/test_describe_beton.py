@@ -19,6 +19,7 @@ from tests.helpers.write_command import file_names, single_stderr_line
 from vit.data.beton import open_beton
 from vit.data.dataset_manifest import manifest_path, read_dataset_manifest
 from vit.data.decode import CenterCrop, Decoder
+from vit.run.hints import command
 
 SIDE, SAMPLES = 48, 9
 IMAGES = [smooth(SIDE, SIDE, seed) for seed in range(SAMPLES)]
@@ -184,7 +185,7 @@ def test_no_command_suggests_or_does_overwrite_a_file_of_another_program(
         assert write_beton.main(write) == 1
         message = single_stderr_line(capsys)
         assert "--force" not in message
-        assert described or f"python -m data_prep.describe_beton {beton}" in message
+        assert described or command("data_prep.describe_beton", str(beton)) in message
         assert write_beton.main([*write, "--force"]) == 1
         assert "move it away, or give another --out" in single_stderr_line(capsys)
         if not described:

@@ -54,7 +54,7 @@ def test_the_command_for_the_status_finds_the_run(run: RunFolder) -> None:
 
 def test_every_command_that_is_printed_names_the_run(run: RunFolder) -> None:
     """After the shell, and after the command has expanded its paths."""
-    texts = [(summary(run, FINISHED), "python jobs/report.py "), (send_command(run), f"python -m {SENDER} ")]
+    texts = [(summary(run, FINISHED), " jobs/report.py "), (send_command(run), f" -m {SENDER} ")]
     with pytest.raises(UserError) as refused:
         check_recipe(run.path, {"seed": 1}, {"seed": 2}, (), has_begun=True)
     for text, command in [*texts, (str(refused.value), "--init_from ")]:

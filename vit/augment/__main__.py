@@ -3,6 +3,11 @@
 python -m vit.augment --config configs/vit_b16.yaml --out augment.png
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import sys
 from collections.abc import Sequence
 

@@ -15,11 +15,11 @@ from vit.config.paths import shell_word
 from vit.config.user_error import UserError
 from vit.data.class_names import class_differences
 from vit.run.disk_errors import naming
+from vit.run.hints import command
 
 FORMAT = "vit-beton-1"
 DESCRIBED = "an existing file, described by data_prep.describe_beton"  # the source of a file that another program wrote
 _MAX_LINKS = 40  # in a chain, as in Linux
-_ADVICE = "copy it again, or move it away and make a new one with python -m data_prep.describe_beton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,11 @@ def link_chain(path: Path) -> list[Path]:
     return chain
 
 
+def _advice() -> str:
+    """What to do about a manifest that cannot be used."""
+    return f"copy it again, or move it away and make a new one with {command('data_prep.describe_beton')}"
+
+
 def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest:
     """Reads the manifest of a `.beton` file.  Raises UserError that names the manifest, the problem and what to do.
 
@@ -98,26 +103,26 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
             content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not beton.exists():
-            raise UserError(f"{beton} does not exist; python -m data_prep.write_beton creates it") from None
+            raise UserError(f"{beton} does not exist; {command('data_prep.write_beton')} creates it") from None
         raise UserError(
             f"{path} does not exist; if {beton.name} was copied, copy its manifest too; if another program wrote it "
-            f"with FFCV, python -m data_prep.describe_beton {shell_word(beton)} makes the manifest"
+            f"with FFCV, {command('data_prep.describe_beton', shell_word(beton))} makes the manifest"
         ) from None
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is damaged ({error}); {_ADVICE}") from None
+        raise UserError(f"{path} is damaged ({error}); {_advice()}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path} has format {found!r}, but this version reads only {FORMAT}; {_ADVICE}")
+        raise UserError(f"{path} has format {found!r}, but this version reads only {FORMAT}; {_advice()}")
     image = content.get("image")
     if not isinstance(image, dict):
-        raise UserError(f"{path} is damaged (no 'image'); {_ADVICE}")
+        raise UserError(f"{path} is damaged (no 'image'); {_advice()}")
     known, known_of_image = (_known_fields(path, *pair) for pair in ((content, DatasetManifest), (image, ImageInfo)))
     unknown = [*(content.keys() - known.keys()), *(image.keys() - known_of_image.keys())]
     if unknown and not training:
-        raise UserError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); {_ADVICE}")
+        raise UserError(f"{path} is damaged (unknown key {sorted(unknown)[0]!r}); {_advice()}")
     for name in ("page_size", "pages") if training else ():
         if not known.get(name):
-            raise UserError(f"{path} is damaged (no {name!r}); {_ADVICE}")
+            raise UserError(f"{path} is damaged (no {name!r}); {_advice()}")
     return DatasetManifest(**known | {"image": ImageInfo(**known_of_image)})
 
 
@@ -125,7 +130,7 @@ def _known_fields(path: Path, content: dict[str, Any], cls: type[Any]) -> dict[s
     """The entries that are fields of `cls`; others are ignored.  Raises UserError if a required one is missing."""
     for each in fields(cls):
         if each.name not in content and each.default is MISSING and each.default_factory is MISSING:
-            raise UserError(f"{path} is damaged (no {each.name!r}); {_ADVICE}")
+            raise UserError(f"{path} is damaged (no {each.name!r}); {_advice()}")
     return {each.name: content[each.name] for each in fields(cls) if each.name in content}
 
 

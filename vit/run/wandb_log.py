@@ -24,6 +24,7 @@ from vit.config.paths import escape, shell_word
 from vit.config.schema import Config, flatten
 from vit.run.folder import RunFolder
 from vit.run.fsync import replace_file
+from vit.run.hints import command
 from vit.run.progress import show
 
 SENDER = "vit.run.wandb_sender"
@@ -60,7 +61,7 @@ def write_registration(run: RunFolder, registration: Registration, new_id: bool 
 
 def send_command(run: RunFolder) -> str:
     """The command that sends by hand what the server lacks."""
-    return f"python -m {SENDER} {shell_word(run.path)}"
+    return command(SENDER, shell_word(run.path))
 
 
 def _inodes(run: RunFolder) -> list[int]:
@@ -119,9 +120,9 @@ class WandbLog:
                 time.sleep(0.05)
             self._end("" if ended else f"no answer within {seconds:.0f} s")
         if not self._complete:
-            command = send_command(self.run)
-            self.run.note("wandb unsent", command=command)
-            show(f"Weights & Biases does not have all records of this run; to send them: {command}", lasting=True)
+            how = send_command(self.run)
+            self.run.note("wandb unsent", command=how)
+            show(f"Weights & Biases does not have all records of this run; to send them: {how}", lasting=True)
 
     def _ended(self) -> bool:
         """Whether the sender has ended; its process id remains valid."""

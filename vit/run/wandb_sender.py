@@ -6,6 +6,11 @@ Training with --log.wandb online runs this beside itself.  By hand it sends what
 of a run that was trained with --log.wandb offline.  Imports no torch.
 """
 
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+
 import argparse
 import json
 import os

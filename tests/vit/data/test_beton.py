@@ -93,7 +93,7 @@ def more_samples_than_in_the_manifest(path: Path) -> None:
 FAULTS = [
     (truncated, "bytes, but its manifest says"),
     (truncated_and_manifest_changed, "is damaged"),
-    (manifest_missing, "json does not exist; if .* python -m data_prep.describe_beton .* makes the manifest"),
+    (manifest_missing, "json does not exist; if .* -m data_prep.describe_beton .* makes the manifest"),
     (file_missing, "is missing"),
     (manifest_of_another_format, "has format 'vit-beton-99', but this version reads only vit-beton-1"),
     (manifest_truncated, "json is damaged"),

@@ -24,7 +24,7 @@ from vit.run import wandb_log
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record, read_lines
 from vit.run.metrics import MetricsLog
-from vit.run.wandb_log import WandbLog, read_registration
+from vit.run.wandb_log import WandbLog, read_registration, send_command
 
 ONLINE = Config(log=LogConfig(wandb="online", wandb_project="my-project"))
 OFFLINE = replace(ONLINE, log=replace(ONLINE.log, wandb="offline"))
@@ -147,7 +147,7 @@ def test_training_goes_on_without_weights_and_biases(
     assert [r["step"] for r in read_lines(run.metrics)] == [1, 2, 3]
     out = capsys.readouterr().out
     assert out.count("; training continues, and the records are sent later") == 1
-    command = f"python -m vit.run.wandb_sender {run.path}"
+    command = send_command(run)
     assert f"Weights & Biases does not have all records of this run; to send them: {command}\n" in out
     assert [event["event"] for event in run.events()] == ["wandb problem", "wandb unsent"]
     assert run.events()[-1]["command"] == command

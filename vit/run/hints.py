@@ -1,0 +1,62 @@
+"""Commands of this project as they are printed: they work when pasted in the shell that printed them.
+
+python -m vit.run.hints jobs/submit.py --config configs/vit_b16.yaml    prints such a command
+
+Imports only the standard library.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(program: str, *words: str) -> str:
+    """The command that runs a script (`jobs/status.py`) or a module (`vit.run.wandb_sender`).
+
+    `words` are inserted as they are: they must be quoted already.
+    """
+    if program.endswith(".py"):
+        return " ".join([python(), _script(program), *words])
+    file = program.replace(".", "/")
+    is_here = any(Path(file + end).exists() for end in (".py", "/__main__.py"))
+    path = [] if is_here else [f"PYTHONPATH={shlex.quote(str(ROOT))}"]
+    return " ".join([*path, python(), "-m", program, *words])
+
+
+def python() -> str:
+    """How this Python is started from a shell: `python` if that is the one in PATH, else its path."""
+    found = shutil.which("python")
+    if not sys.executable or (found and _is_this_python(Path(found))):
+        return "python"
+    return shlex.quote(_shorter(Path(sys.executable)))
+
+
+def _script(program: str) -> str:
+    """Relative to the working directory if it is there; else its path, relative if that is shorter."""
+    return program if Path(program).exists() else shlex.quote(_shorter(ROOT / program))
+
+
+def _is_this_python(found: Path) -> bool:
+    """Whether it is the same program in the same environment: that of an environment is a link to another one."""
+    return found.samefile(sys.executable) and _environment(found) == _environment(Path(sys.executable))
+
+
+def _environment(python: Path) -> Path | None:
+    """The virtual environment that an interpreter belongs to."""
+    folder = python.absolute().parent
+    return next((f.resolve() for f in (folder, folder.parent) if (f / "pyvenv.cfg").exists()), None)
+
+
+def _shorter(path: Path) -> str:
+    """The absolute path, or the one from the working directory if that is shorter.  A shell finds both."""
+    relative = os.path.relpath(path)
+    relative = relative if "/" in relative else f"./{relative}"
+    return min(str(path), relative, key=len)
+
+
+if __name__ == "__main__":
+    print(command(sys.argv[1], *map(shlex.quote, sys.argv[2:])))
