@@ -10,6 +10,7 @@ Needs root and Slurm's packages (tests/README.md); takes about ten minutes.
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import psutil
 
 from benchmarks.terminal import draw, screen
 from tests.helpers.cluster_case import Case
@@ -51,19 +54,24 @@ def faults(case: Case) -> list[Callable[[], object]]:
 
     return [
         case.preempt,
-        lambda: case.ranks()[0].kill(),
+        lambda: kill(case.ranks()[0]),
         lambda: case.slurm.call("scontrol", "requeue", case.job),
-        lambda: case.ranks()[1].kill(),
+        lambda: kill(case.ranks()[1]),
         node_dies,
         case.preempt,
-        lambda: case.ranks()[1].suspend(),
-        lambda: case.supervisors()[0].kill(),
-        lambda: case.ranks()[0].kill(),
+        lambda: case.ranks()[1].send_signal(signal.SIGSTOP),
+        lambda: kill(case.supervisors()[0]),
+        lambda: kill(case.ranks()[0]),
         case.preempt,
     ]
 
 
 wait = partial(wait_for, seconds=300)
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL."""
+    process.kill()
 
 
 def interrupt(case: Case, picture: Callable[[], None]) -> None:

@@ -28,6 +28,7 @@ from data_prep.sources.source import InputError
 from vit.config.paths import user_path
 from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
 from vit.run.command import run_command
+from vit.run.counts import counted
 
 _ADVICE = "copy or write the file again"
 
@@ -134,12 +135,12 @@ def _compare_with_manifest(beton: BetonIndex, manifest: DatasetManifest) -> None
     advice = f"{_ADVICE} and its manifest"
     if len(beton) != manifest.samples:
         raise InputError(
-            f"{beton.path}: has {len(beton):,} samples, but its manifest says {manifest.samples:,}; {advice}"
+            f"{beton.path}: has {counted(len(beton), 'sample')}, but its manifest says {manifest.samples:,}; {advice}"
         )
     histogram = np.bincount(beton.labels, minlength=len(manifest.classes)).tolist()
     for name, found, expected in itertools.zip_longest(manifest.classes, histogram, manifest.histogram):
         if found != expected:
-            what = f"class {name} has {found} samples, but its manifest says {expected}"
+            what = f"class {name} has {counted(found, 'sample')}, but its manifest says {expected}"
             raise InputError(f"{beton.path}: {what}; {advice}")
     image = manifest.image
     found_sizes = [int(limit(sizes)) for sizes in (beton.height, beton.width) for limit in (np.min, np.max)]
@@ -198,14 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: {args.file}: interrupted before the check was complete", file=sys.stderr)
         return 130
-    pages = f"{len(manifest.pages):,} pages" if manifest.pages else "the file"
+    pages = counted(len(manifest.pages), "page") if manifest.pages else "the file"
     print(
-        f"{args.file}: intact: {len(beton):,} samples in {len(manifest.classes)} classes, "
+        f"{args.file}: intact: {counted(len(beton), 'sample')} in {counted(len(manifest.classes), 'class')}, "
         f"{manifest.bytes / 1e6:,.1f} MB\n"
         f"  digests of {pages} and all images checked in {seconds:.1f} s"
     )
     if args.picture:
-        print(f"  {min(args.count, len(beton))} samples drawn in {args.picture}")
+        print(f"  {counted(min(args.count, len(beton)), 'sample')} drawn in {args.picture}")
     return 0
 
 

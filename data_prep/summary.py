@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vit.config.paths import printable
 from vit.data.dataset_manifest import DatasetManifest, manifest_path
+from vit.run.counts import counted
 
 _SHOWN = 3
 
@@ -17,10 +18,12 @@ def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -
     classes = len(manifest.classes)
     more = f"  {image.copied:,} JPEGs copied unchanged\n" if image.copied else ""
     if manifest.defects:
-        kinds = ", ".join(f"{kind} ({count:,} images)" for kind, count in manifest.defects.items())
+        kinds = ", ".join(f"{kind} ({counted(count, 'image')})" for kind, count in manifest.defects.items())
         more += f"  harmless defects: {kinds}\n"
     if left_out:
-        more += f"  {len(left_out):,} images left out; the first is {printable(': '.join(left_out[0].values()))}\n"
+        more += (
+            f"  {counted(len(left_out), 'image')} left out; the first is {printable(': '.join(left_out[0].values()))}\n"
+        )
     for reason, found in manifest.ignored.items():
         shown = found["examples"][:_SHOWN]
         names = printable(", ".join(shown)) + (", …" if found["count"] > len(shown) else "")
@@ -32,8 +35,8 @@ def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -
         more += f"  no samples in {len(empty):,} of the classes, which training never sees: {names}\n"
     megabytes = f"{manifest.bytes / 1e6:,.1f} MB"
     return (
-        f"{verb} {printable(out)}: {manifest.samples:,} samples, {sizes}, {image.mode}, {megabytes}\n"
-        f"  {classes} classes of {min(manifest.histogram):,} to {max(manifest.histogram):,} samples\n{more}"
+        f"{verb} {printable(out)}: {counted(manifest.samples, 'sample')}, {sizes}, {image.mode}, {megabytes}\n"
+        f"  {counted(classes, 'class')} of {min(manifest.histogram):,} to {max(manifest.histogram):,} samples\n{more}"
         f"  in {seconds:.1f} s; manifest: {printable(manifest_path(out))}\n"
         f"next: set data.train or data.val to this file in the config of a run, and model.num_classes to {classes}"
     )

@@ -51,6 +51,7 @@ from data_prep.summary import summarize
 from vit.config.paths import printable
 from vit.data.dataset_manifest import FORMAT, DatasetManifest, ImageInfo
 from vit.run.command import run_command
+from vit.run.counts import counted
 
 MIB = 1 << 20
 
@@ -103,7 +104,7 @@ def _write_file(
         state = file.state
         if state.processed:
             why = f": {reason} after them" if reason else ""
-            _print_message(f"resuming after {state.processed:,} of {len(order):,} images{why}")
+            _print_message(f"resuming after {state.processed:,} of {counted(len(order), 'image')}{why}")
         elif reason:
             _print_message(f"starting over: {reason}")
         rest, chunk_size = order[state.processed :], min(64, max(1, 16 * MIB // recipe.max_image_bytes))

@@ -25,6 +25,7 @@ from jobs.login.run_status import Status, is_run, newest_job, status
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from vit.config.paths import user_path
 from vit.run.command import run_command
+from vit.run.counts import counted
 from vit.run.folder import RunFolder
 from vit.run.progress import format_duration
 
@@ -121,7 +122,7 @@ def format_tables(tables: dict[str, list[Status]]) -> str:
     width = shutil.get_terminal_size((200, 24)).columns
     out = []
     for name, rows in tables.items():
-        title = [f"{name} ({len(rows)} run{'s' * (len(rows) != 1)}): {count_states(rows)}"] if name else []
+        title = [f"{name} ({counted(len(rows), 'run')}): {count_states(rows)}"] if name else []
         reasons = [f"{row.run}: {row.why}" for row in rows if row.why]
         out.append("\n".join([*title, format_table(rows, width), *reasons]))
     return "\n\n".join(out)

@@ -51,6 +51,7 @@ from vit.config.parser import parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
+from vit.run.counts import counted
 from vit.run.folder import InUseError, RunFolder
 from vit.run.hints import command
 
@@ -214,7 +215,7 @@ class Submission:
         parent = runs[0].folder.path.parent
         if self.options.dry_run:
             print(f"# {parent}\n" + "\n".join(f"#   {run.folder.path.name}" for run in runs))
-            print(f"# config of the first of {len(runs)} runs\n{schema.to_yaml(runs[0].cfg)}\n# job script")
+            print(f"# config of the first of {counted(len(runs), 'run')}\n{schema.to_yaml(runs[0].cfg)}\n# job script")
             folders, jobs_folder = [run.folder for run in runs], parent / runs[0].folder.jobs.name
             print(sbatch.script(jobs_folder, self.resources(runs[0], dependency), folders, self.backend))
             return 0
@@ -225,7 +226,7 @@ class Submission:
                 until_end.enter_context(submitter_lock.submitting(run.folder))
             # Again: another command may have run at the same time.
             complete, queued, pending = self.sort_by_state(runs)
-            counts = f"{len(runs)} runs, {len(complete)} complete, {len(queued)} already in the queue"
+            counts = f"{counted(len(runs), 'run')}, {len(complete)} complete, {len(queued)} already in the queue"
             print(f"{display_path(parent)}: {counts}")
             for run in pending:
                 run_folder.check_unchanged(run.cfg, run.folder, self.options)
@@ -243,7 +244,7 @@ class Submission:
                 job_ids = sbatch.submit(folders[0].jobs.resolve(), resources, folders, jobs)
         array = job_ids[0].partition("_")[0]
         print(
-            f"submitted {len(pending)} runs; each is requeued as needed until it is finished\n"
+            f"submitted {counted(len(pending), 'run')}; each is requeued as needed until it is finished\n"
             f"  job     {array}\n"
             f"  watch   {command('jobs/status.py', command_path(parent), '--watch')}\n"
             f"  stop    scancel {array}; one of the runs: scancel {job_ids[-1]}   (run the same command to resume)"

@@ -52,7 +52,7 @@ ALLOWED_MODULES = {
             "vit.data.native",
             "vit.run.fsync",
         ),
-        *("vit.config.paths", "vit.run.command", "vit.run.dependencies", "vit.run.hints"),
+        *("vit.config.paths", "vit.run.command", "vit.run.counts", "vit.run.dependencies", "vit.run.hints"),
     },
     ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
     ("jobs", "vit.model"): {"vit.model.weight_fit", "vit.model.fixed_positions"},

@@ -32,6 +32,7 @@ from vit.config.schema import Config
 from vit.data.storage import free_memory
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
+from vit.run.counts import counted
 from vit.run.disk_errors import DISK_FULL
 from vit.run.folder import RunFolder
 from vit.run.parent import end_with_parent
@@ -74,7 +75,9 @@ def _devices(cfg: Config, ranks: int) -> list[torch.device]:
         return [torch.device("cpu")]
     count = torch.cuda.device_count()
     if count < ranks:
-        raise UnhealthyError(f"torch sees {count} GPUs, but {ranks} ranks need one each (--device cpu trains without)")
+        raise UnhealthyError(
+            f"torch sees {counted(count, 'GPU')}, but {ranks} ranks need one each (--device cpu trains without)"
+        )
     return [torch.device("cuda", i) for i in range(ranks)]
 
 

@@ -35,6 +35,7 @@ from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.kill_attempts import Attempt, UnexpectedExitError, train_and_kill
 from vit.run.command import run_command
+from vit.run.counts import counted
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.run.metrics import TIMING_KEYS
@@ -89,11 +90,13 @@ def artifacts(run: RunFolder) -> list[Artifact]:
     out = []
     for prefix, title in GROUPS.items():
         named = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
-        out.append(Artifact(title, f"{sum(t.numel() for t in named.values()):,} in {len(named)} tensors", named))
+        out.append(
+            Artifact(title, f"{sum(t.numel() for t in named.values()):,} in {counted(len(named), 'tensor')}", named)
+        )
     out.append(Artifact("gradient scaler", f"of step {manifest['step']}", {"scaler": manifest["about"]["scaler"]}))
     curve = [{k: v for k, v in record.items() if k not in TIMING_KEYS} for record in read_lines(run.metrics)]
     by_name = index(curve, lambda r: f"step {r['step']}{'' if 'loss' in r else ', evaluation'}")
-    out.append(Artifact("learning curve", f"{len(curve)} records", by_name))
+    out.append(Artifact("learning curve", f"{counted(len(curve), 'record')}", by_name))
     used = sorted(read_lines(run.samples), key=lambda r: (r["step"], r["shard"]))
     by_name = index(used, lambda r: f"step {r['step']}, micro-batch {r['shard']}")
     out.append(
@@ -236,11 +239,12 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
     samples = min(cfg.data.limit, read_dataset_manifest(cfg.data.train).samples)
     steps = cfg.steps(cfg.epochs, samples)
     print(
-        f"{steps} steps of {cfg.global_batch} images, exact: {cfg.exact}, on {ranks[0]} ranks, undisturbed …",
+        f"{counted(steps, 'step')} of {counted(cfg.global_batch, 'image')}, exact: {cfg.exact}, "
+        f"on {counted(ranks[0], 'rank')}, undisturbed …",
         flush=True,
     )
     Attempt(undisturbed, rarely, ranks[0], options.fresh).finish()
-    print(f"the same run, killed {options.kills} times, on {options.ranks} ranks in turn …", flush=True)
+    print(f"the same run, killed {counted(options.kills, 'time')}, on {options.ranks} ranks in turn …", flush=True)
     print(f"{'kill':>4}{'after':>9}{'at step':>9}{'ranks':>7}{'steps lost':>12}  killed", flush=True)
     kills = train_and_kill(killed, often, steps, ranks, options.kills, options.kill_seed, options.fresh)
     count = 0
@@ -254,11 +258,12 @@ def verify(cfg: Config, folder: Path, ranks: list[int], options: Namespace) -> l
         other = RunFolder(folder / "samples")
         Attempt(other, [*rarely, "--exact", "samples"], ranks[0], options.fresh).finish()
         percent = 100 * slowdown(undisturbed, other)
-        print(f"a step takes {percent:+.1f} % longer with exact: bits than with exact: samples, on {ranks[0]} ranks")
+        longer = f"a step takes {percent:+.1f} % longer with exact: bits than with exact: samples"
+        print(f"{longer}, on {counted(ranks[0], 'rank')}")
     if count < options.kills:
         print(f"the run finished before {options.kills - count} of the kills; use more --steps")
     if not differences:
-        print(f"identical after {count} kills, in {time.monotonic() - started:.0f} s")
+        print(f"identical after {counted(count, 'kill')}, in {time.monotonic() - started:.0f} s")
     return differences
 
 

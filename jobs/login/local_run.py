@@ -18,10 +18,11 @@ from jobs.node.job_spec import SUBMITTER_VARIABLE
 from jobs.node.train_job import TrainJob
 from vit.history.attempts import read_attempts
 from vit.history.words import closing_lines, finished_line
+from vit.run.counts import counted
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import Event, RunFolder
 from vit.run.hints import command
-from vit.run.progress import counted, show
+from vit.run.progress import show
 
 SIGNAL_INTERVAL_SECONDS = 2  # between signals to a job that may have missed the first one
 READ_SECONDS = 10.0  # for which reading how the job ended is tried again, if the disk cannot be read
@@ -97,11 +98,12 @@ def run_in_foreground(job: TrainJob, run: RunFolder) -> int:
 def summary(run: RunFolder, finished: Event) -> str:
     """The accuracy of a finished run, its folder, and the command to run next."""
     folder = display_path(run.path)
+    top5 = f", top-5 {finished['val_top5']:.2%}" if "val_top5" in finished else ""
     ema = f", EMA {finished['val_top1_average']:.2%}" if "val_top1_average" in finished else ""
     damaged = len({event["problem"] for event in run.events() if event["event"] == "damaged sample"})
     time, *notes = closing_lines(run) or [""]
     return (
-        f"  test accuracy   top-1 {finished['val_top1']:.2%}, top-5 {finished['val_top5']:.2%}{ema}\n"
+        f"  test accuracy   top-1 {finished['val_top1']:.2%}{top5}{ema}\n"
         + (f"  damaged images  {damaged}, replaced or omitted; see {folder}/ledger.jsonl\n" if damaged else "")
         + (
             f"  skipped steps   {', '.join(map(str, finished['skipped']))} (loss, gradient or weights not finite)\n"

@@ -17,6 +17,7 @@ from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
 from jobs.node.search_path import search_path
 from vit.config.paths import shell_word
 from vit.config.user_error import UserError
+from vit.run.counts import counted
 from vit.run.folder import RunFolder
 
 NO_LIMIT_MINUTES = 10**6  # time limit of a job on this machine; submitit requires one
@@ -76,7 +77,11 @@ class Resources:
         for value, limit, message in (
             (self.nodes, most_nodes, f"--nodes {self.nodes}: {partition} has only {most_nodes}"),
             (gpus, most_gpus, f"--gpus {gpus}: nodes of {partition} have at most {most_gpus}; use --nodes for more"),
-            (self.cpus, most_cpus, f"{cores}: needs {self.cpus} cores, nodes of {partition} have at most {most_cpus}"),
+            (
+                self.cpus,
+                most_cpus,
+                f"{cores}: needs {counted(self.cpus, 'core')}, nodes of {partition} have at most {most_cpus}",
+            ),
             (
                 megabytes(cluster.mem),
                 most_memory,

@@ -18,6 +18,7 @@ from vit.config.recipe import check_recipe, recipe_of
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_data_sets, manifest_path
+from vit.run.counts import counted
 from vit.run.folder import RunFolder, recorded_save
 
 # Folders that differ from node to node, whatever file system they are on.
@@ -88,7 +89,8 @@ def check_unchanged(cfg: Config, run: RunFolder, options: Namespace) -> None:
     before, now = recipe_of(load_config(run.config)), recipe_of(cfg)
     if options.extend is not None and options.extend < before["epochs"]:
         raise UserError(
-            f"--extend {options.extend}: {display_path(run.path)} has {before['epochs']} epochs; use a larger number"
+            f"--extend {options.extend}: {display_path(run.path)} has {counted(before['epochs'], 'epoch')}; "
+            "use a larger number"
         )
     saved_step = recorded_save(run.events())
     check_recipe(run.path, before, now, allowed_changes(options), bool(saved_step), alternative="another --name")

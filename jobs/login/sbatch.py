@@ -18,6 +18,7 @@ from jobs.login.run_folder import shared_folder_warning
 from jobs.login.sbatch_environment import sbatch_environment
 from jobs.login.slurm_queries import rejection_message
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
+from vit.run.counts import counted
 from vit.run.folder import RunFolder
 
 MAX_TIMEOUTS = 10_000  # requeues at the time limit; submitit's default of 3 would end a long run
@@ -137,7 +138,7 @@ def script(folder: Path, resources: Resources, runs: Sequence[RunFolder], backen
     """The sbatch script; without Slurm, the command that would run on this machine."""
     command = f"{resources.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     if backend != "slurm":
-        return f"# on this machine, {resources.gpus} ranks\n{command}\n"
+        return f"# on this machine, {counted(resources.gpus, 'rank')}\n{command}\n"
     # submitit has no public function that returns the script; this one also works without Slurm.
     from submitit.slurm.slurm import _make_sbatch_string
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from vit.run.counts import counted
 from vit.run.folder import Event
 
 # In this order, each kind is more likely the root cause than those after it.
@@ -91,10 +92,13 @@ def decide(events: Sequence[Event], failure: Failure, limits: RetryLimits, start
         why = f"restart {len(here) + 1} of {limits.restarts} without a new checkpoint"
         return Decision("restart", why + (f", in {pause:.0f} s" if pause else ""), pause=pause)
     if not in_slurm:
-        return Decision("give up", f"{1 + len(here)} attempts failed without a new checkpoint")
+        return Decision("give up", f"{counted(1 + len(here), 'attempt')} failed without a new checkpoint")
     requeues = sum(e["event"] == "requeueing" for e in before)
     if requeues >= limits.requeues:
-        return Decision("give up", f"{1 + len(before)} attempts on {1 + requeues} starts of the job made no checkpoint")
+        return Decision(
+            "give up",
+            f"{counted(1 + len(before), 'attempt')} on {counted(1 + requeues, 'start')} of the job made no checkpoint",
+        )
     unhealthy = {failure.node} if failure.kind == "unhealthy" and _is_known(failure.node) else set()
     why = f"requeue {requeues + 1} of {limits.requeues} without a new checkpoint"
     return Decision("requeue", why, tuple(sorted({*nodes_to_exclude(events, limits, failure.node), *unhealthy})))
@@ -119,7 +123,7 @@ def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLim
         end = f"{count} at step {failure.step:,}, without a new checkpoint in between"
         return end if 1 + len(same) >= limits.same_step else ""
     requeues = sum(e["event"] == "requeueing" for e in same)
-    end = f"{count} in the same way before their first step, on {1 + requeues} starts of the job"
+    end = f"{count} in the same way before their first step, on {counted(1 + requeues, 'start')} of the job"
     return end if same and requeues >= limits.same_step else ""
 
 

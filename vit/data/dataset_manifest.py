@@ -14,6 +14,7 @@ from typing import Any
 from vit.config.paths import shell_word
 from vit.config.user_error import UserError
 from vit.data.class_names import class_differences
+from vit.run.counts import counted
 from vit.run.disk_errors import naming
 from vit.run.hints import command
 
@@ -138,7 +139,8 @@ def check_classes(beton: Path, classes: Sequence[str], num_classes: int) -> None
     """Raises UserError if a data set, with these classes, does not have `num_classes` of them."""
     if (found := len(classes)) != num_classes:
         raise UserError(
-            f"model.num_classes is {num_classes}, but {beton} has {found} classes; set model.num_classes to {found}"
+            f"model.num_classes is {num_classes}, but {beton} has {counted(found, 'class')}; "
+            f"set model.num_classes to {found}"
         )
 
 

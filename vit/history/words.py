@@ -5,8 +5,9 @@ from contextlib import suppress
 
 from vit.history.attempts import Attempt, read_attempts
 from vit.history.time_spent import time_spent
+from vit.run.counts import counted
 from vit.run.folder import Event, RunFolder
-from vit.run.progress import counted, format_duration, show
+from vit.run.progress import format_duration, show
 
 
 def resuming_line(events: Sequence[Event]) -> str:

@@ -13,7 +13,8 @@ def progress_line(record: Record) -> str:
     position = f"epoch {record['epoch']:.2f}/{record['epochs']}  step {record['step']:,}/{record['steps']:,}"
     if "val_top1" in record:
         ema = f"  EMA {record['val_top1_average']:.2%}" if "val_top1_average" in record else ""
-        return f"{position}  test top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}{ema}"
+        top5 = f"  top-5 {record['val_top5']:.2%}" if "val_top5" in record else ""  # not for five classes or fewer
+        return f"{position}  test top-1 {record['val_top1']:.2%}{top5}{ema}"
     minutes, seconds = divmod(round(record["seconds_left"]), 60)
     left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
     return (
@@ -32,11 +33,6 @@ def format_duration(seconds: float) -> str:
     if seconds < 2 * 86400:
         return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
-
-
-def counted(count: int, name: str) -> str:
-    """`1 rank`, `1,049 ranks`."""
-    return f"{count:,} {name}{'s' * (count != 1)}"
 
 
 def show(line: str, lasting: bool = False) -> None:

@@ -194,7 +194,8 @@ class Trainer:
                 score = evaluate(model, self.val_data, self.cfg, self.world, self.runner.autocast, stop)
                 if score is None:
                     return False
-                scores |= {f"val_top1{suffix}": score.top1, f"val_top5{suffix}": score.top5}
+                scores |= {f"val_top1{suffix}": score.top1}
+                scores |= {f"val_top5{suffix}": score.top5} if self.cfg.model.num_classes > 5 else {}  # else it is 1
                 scores |= {f"val_loss{suffix}": score.loss}
             if self.compile_cache is not None:
                 self.compile_cache.save()
