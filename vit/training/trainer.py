@@ -33,6 +33,7 @@ from vit.run.clock import Clock
 from vit.run.folder import Event, RunFolder
 from vit.run.metrics import MetricsLog, SampleLog
 from vit.run.progress import Throughput, show
+from vit.run.step_times import StepTimes
 from vit.training.compile_cache import CompileCache
 from vit.training.compile_time import compile_message
 from vit.training.milestones import Milestones
@@ -73,6 +74,7 @@ class Trainer:
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
         self.throughput = Throughput(self.state.step, cfg.global_batch)
+        self.step_times = StepTimes(run.logs, world.rank)
         self.scores: dict[str, float] = {}  # of the last evaluation
 
         constant = self.metadata()
@@ -82,11 +84,14 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the last step or until a signal; after a step that is not finite, rolls back and skips it."""
-        while True:
-            try:
-                return self.run_steps()
-            except NotFiniteError as error:
-                self.roll_back(error)
+        try:
+            while True:
+                try:
+                    return self.run_steps()
+                except NotFiniteError as error:
+                    self.roll_back(error)
+        finally:
+            self.step_times.write()
 
     def run_steps(self) -> Outcome:
         """Trains from the state's step to the last one, or until a signal.  Raises NotFiniteError."""
@@ -102,6 +107,7 @@ class Trainer:
             if evaluation_due and not self.evaluate():
                 return self.save_and_stop()
             self.train_step(step, batch)
+            self.step_times.tick()
             if self.sample_log is not None and not skipped:
                 mine = self.world.my_micro_batches(self.cfg.micro_batches)
                 self.sample_log.write(state.step, mine, batch.samples.tolist())
@@ -204,6 +210,7 @@ class Trainer:
             self.log.write(self.milestones.position(self.state.step) | scores | self.clock.record())
         self.scores = scores
         self.throughput.exclude(time.perf_counter() - started)
+        self.step_times.exclude()
         return True
 
     # Checkpoints.
@@ -246,6 +253,7 @@ class Trainer:
             self.runner.discard_unchecked()
         self.clock.rewind(reached - state.step)
         self.throughput = Throughput(state.step, self.cfg.global_batch)
+        self.step_times.exclude()
         if self.sample_log is not None:
             self.sample_log.truncate(state.step)
         if self.log is not None:
