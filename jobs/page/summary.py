@@ -1,0 +1,107 @@
+"""The head of a report: the name of a run, its state, and its most important numbers."""
+
+import time
+from contextlib import suppress
+
+from jobs.page.elements import Html, element
+from jobs.page.interruptions import describe_interruptions, interruptions
+from jobs.page.learning_curves import last
+from jobs.page.run_data import RunData
+from jobs.page.scales import count, number, percent
+from vit.run.progress import format_duration
+
+
+def run_header(run: RunData) -> Html:
+    """Name, state, result, and how long it took."""
+    status = run.status
+    detail = f" ({status.detail})" if status.detail else ""
+    facts = [
+        fact
+        for fact in (_accuracy(run), _loss(run), _steps(run), _duration(run), _goodput(run), _attempts(run))
+        if fact
+    ]
+    return element(
+        "header",
+        element(
+            "div",
+            element("h1", run.name),
+            element("span", f"{status.state}{detail}", class_=f"state {status.state.replace(' ', '-')}"),
+            class_="title",
+        ),
+        element("p", _when(run), class_="when") if _when(run) else None,
+        element("p", status.why, class_="problem") if status.why else None,
+        element("dl", *facts, class_="figures") if facts else None,
+        *(element("p", problem, class_="problem") for problem in run.problems),
+        element("p", "No step is recorded yet.", class_="note") if not run.curves else None,
+    )
+
+
+def _fact(name: str, value: str, detail: str = "") -> Html:
+    return element(
+        "div", element("dt", name), element("dd", element("b", value), element("span", detail) if detail else None)
+    )
+
+
+def _accuracy(run: RunData) -> Html | None:
+    ema, top1 = last(run.curves.get("val_top1_average")), last(run.curves.get("val_top1"))
+    value = top1 if ema is None else ema
+    if value is None:
+        return None
+    best = run.best
+    detail = "EMA" if ema is not None else ""
+    if best is not None and best[1] > value:
+        detail += f"{', ' if detail else ''}best {percent(best[1], 2)} at step {best[0]:,}"
+    return _fact("top-1", percent(value, 2), detail)
+
+
+def _loss(run: RunData) -> Html | None:
+    value, training = last(run.curves.get("val_loss")), last(run.curves.get("loss"))
+    if value is not None:
+        return _fact("validation loss", number(value), f"training {number(training)}" if training is not None else "")
+    return _fact("training loss", number(training)) if training is not None else None
+
+
+def _steps(run: RunData) -> Html | None:
+    if run.step is None:
+        return None
+    done = f"{run.step:,}" + (f" of {run.steps:,}" if run.steps and run.steps != run.step else "")
+    epochs = f"{run.epoch:.4g}" if run.epoch is not None else ""
+    epochs += f" of {run.epochs:g} epochs" if run.epochs and run.epochs != run.epoch else " epochs" if epochs else ""
+    return _fact("steps", done, epochs)
+
+
+def _duration(run: RunData) -> Html | None:
+    spent = run.time
+    if spent.total <= 0:
+        return None
+    queue = spent.seconds["queue"]
+    detail = f"and {format_duration(queue)} in the queue" if queue >= 1 else ""
+    return _fact("on the nodes", format_duration(spent.on_nodes), detail)
+
+
+def _goodput(run: RunData) -> Html | None:
+    if run.time.goodput is None:
+        return None
+    lost = sum(attempt.lost_steps for attempt in run.attempts)
+    return _fact(
+        "goodput", percent(run.time.goodput), f"{count(lost, 'step')} repeated" if lost else "no step repeated"
+    )
+
+
+def _attempts(run: RunData) -> Html | None:
+    if not run.attempts:
+        return None
+    marks = describe_interruptions(interruptions(run))
+    return _fact("attempts", str(len(run.attempts)), marks or "no interruption")
+
+
+def _when(run: RunData) -> str:
+    """When it began, and where."""
+    parts = []
+    if run.began is not None:
+        with suppress(OverflowError, OSError, ValueError):  # no time of this world
+            parts.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)))
+    newest = next((a for a in reversed(run.attempts) if a.ranks), None)
+    if newest is not None and newest.ranks:
+        parts.append(count(newest.ranks, "rank") + (f" on {newest.device}" if newest.device else ""))
+    return " · ".join(parts)

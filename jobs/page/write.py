@@ -1,0 +1,117 @@
+"""Finds the runs that a report is about, and writes it: a page with pictures beside it, or one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.login import slurm_queries
+from jobs.login.run_status import is_run, newest_job
+from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.page.document import run_page
+from jobs.page.run_data import RunData, read_run
+from jobs.page.runs_page import runs_page
+from vit.config.paths import printable
+from vit.config.user_error import UserError
+from vit.run.folder import RunFolder
+from vit.run.fsync import replace_file
+
+PAGES = (".html", ".htm")
+PICTURES = (".png", ".svg", ".pdf")
+
+
+class Report:
+    """A report of some paths.  `problems` says what could not be shown, `written` what was written."""
+
+    def __init__(self, paths: Sequence[Path], out: Path | None, over: Path | None, theme: str) -> None:
+        """Raises UserError if no path can be shown, or the report is of a kind that does not exist."""
+        self.problems: list[str] = []
+        self.written: list[Path] = []
+        self.theme = theme
+        self.out = out or _default_out(paths)
+        if self.out.suffix not in PAGES + PICTURES:
+            kinds = ", ".join(PAGES[:1] + PICTURES)
+            raise UserError(f"--out {self.out}: the name must end in one of {kinds}")
+        folders = self._find(paths)
+        jobs = self._jobs([*folders, *([over] if over is not None else [])])
+        names = _names(folders)
+        self.runs = [run for folder in folders if (run := self._read(folder, jobs, names[folder])) is not None]
+        self.over = read_run(over, jobs) if over is not None else None
+        if not self.runs:
+            raise UserError("\n".join(self.problems) or "no run was named")
+
+    def write(self) -> None:
+        """Raises UserError, OSError."""
+        if self.out.suffix in PICTURES:
+            self._draw(self.out, self.runs)
+            return
+        several = len(self.runs) > 1 or self.over is not None
+        page = runs_page(self.runs, self.over) if several else run_page(self.runs[0])
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.out, page)
+        self.written.append(self.out)
+        drawn = [run for run in self.runs if "loss" in run.curves]
+        if drawn:
+            self._draw(self.out.with_name(f"{self.out.stem}-pictures") / "curves.png", drawn)
+
+    def _draw(self, path: Path, runs: Sequence[RunData]) -> None:
+        from jobs.page.figures import draw  # not at the top: Matplotlib takes a second
+
+        draw(runs, path, self.over, self.theme)
+        self.written.append(path)
+
+    def _find(self, paths: Sequence[Path]) -> list[Path]:
+        found: list[Path] = []
+        for path in paths:
+            runs = [path] if not path.is_dir() or _is_shown(path) else runs_below(path)
+            if not runs:
+                self.problems.append(f"{path}: not a run folder, and contains none (no config.yaml, no ledger.jsonl)")
+            found += [run for run in runs if run not in found]
+        return found
+
+    def _read(self, folder: Path, jobs: dict[str, QueuedJob] | None, name: str) -> RunData | None:
+        try:
+            return read_run(folder, jobs, name)
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+            return None
+
+    def _jobs(self, folders: Sequence[Path]) -> dict[str, QueuedJob] | None:
+        """The jobs of unfinished runs; None if Slurm does not respond, which the states of the runs then say."""
+        unfinished = [RunFolder(folder) for folder in folders if folder.is_dir() and not _is_finished(folder)]
+        try:
+            return slurm_queries.queued_jobs({job for run in unfinished if (job := newest_job(run))})
+        except (SlurmUnreachableError, SlurmNotFoundError):
+            return None
+
+
+def _default_out(paths: Sequence[Path]) -> Path:
+    return paths[0] / "report.html" if len(paths) == 1 and paths[0].is_dir() else Path("report.html")
+
+
+def _is_shown(folder: Path) -> bool:
+    return is_run(folder) or RunFolder(folder).metrics.is_file()
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return RunFolder(folder).finished() is not None
+    except OSError:
+        return False
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs in a folder, and those in the folders in it."""
+    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    out = []
+    for child in children:
+        out += [child] if _is_shown(child) else sorted(c for c in child.iterdir() if c.is_dir() and _is_shown(c))
+    return out
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The names of runs; with those of their parent folders if two would be the same."""
+    names = {folder: printable(folder.resolve().name) for folder in folders}
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {
+        folder: printable("/".join(folder.resolve().parts[-2:])) if name in twice else name
+        for folder, name in names.items()
+    }
