@@ -40,6 +40,7 @@ lint: setup  ## run linter, formatter check and type checker
 
 test: lint  ## set up, run lint and all tests
 	@.ci/system-packages slurm
+	@.ci/system-packages chromium
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 gpu: setup  ## check everything that matters on a GPU: right pixels and bits, speed, ranks, faults; twenty minutes

@@ -6,6 +6,7 @@ python jobs/report.py runs/interrupted --over runs/undisturbed --out curve.png
 """
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ if __name__ == "__main__":
     from vit.run.dependencies import explain_missing_packages
 
     explain_missing_packages()
+    gc.disable()  # a long run has hundreds of thousands of records, which are no garbage
 
 from jobs.page.write import PAGES, PICTURES, Report
 from vit.config.paths import user_path

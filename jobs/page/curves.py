@@ -13,6 +13,9 @@ VALUES = (
     *("val_loss", "val_loss_average", "val_top1", "val_top1_average", "val_top5", "val_top5_average"),
 )
 
+SMALLEST, LARGEST = 1e-30, 1e30  # smaller numbers are drawn as 0, larger ones are damage
+TIMES = (0.0, 1e11)  # Unix times that can be: until the year 5138
+
 
 @dataclass
 class Curve:
@@ -44,7 +47,7 @@ def read_curves(records: Iterable[Record]) -> tuple[dict[str, Curve], int]:
     found = {name: Curve() for name in VALUES}
     damaged = 0
     for record in sorted(filter(_has_step, records), key=lambda record: int(record["step"])):
-        step, epoch, time = int(record["step"]), epoch_of(record), finite(record.get("time"))
+        step, epoch, time = int(record["step"]), epoch_of(record), time_of(record)
         if epoch is None:
             damaged += 1
             continue
@@ -58,23 +61,29 @@ def read_curves(records: Iterable[Record]) -> tuple[dict[str, Curve], int]:
             curve = found[name]
             curve.steps.append(step)
             curve.epochs.append(epoch)
-            curve.times.append(math.nan if time is None else time)
+            curve.times.append(time)
             curve.values.append(value)
     return {name: curve for name, curve in found.items() if len(curve)}, damaged
 
 
 def _has_step(record: Record) -> bool:
     step = finite(record.get("step"))
-    return step is not None and step >= 0
+    return step is not None and 0 <= step < 1e15
 
 
 def epoch_of(record: Record) -> float | None:
     """The epoch of a record; None if it is not there and does not follow from the steps."""
     epoch = finite(record.get("epoch"))
-    step, steps, epochs = (finite(record.get(name)) for name in ("step", "steps", "epochs"))
-    if epoch is None and step is not None and steps and epochs:
-        return step * epochs / steps
-    return epoch
+    if epoch is None:
+        step, steps, epochs = (finite(record.get(name)) for name in ("step", "steps", "epochs"))
+        epoch = step * epochs / steps if step is not None and steps and epochs else None
+    return epoch if epoch is not None and 0 <= epoch < 1e9 else None
+
+
+def time_of(record: Record) -> float:
+    """The Unix time of a record; NaN if it is not there or cannot be."""
+    time = finite(record.get("time"))
+    return time if time is not None and TIMES[0] <= time <= TIMES[1] else math.nan
 
 
 def finite(value: Any) -> float | None:
@@ -85,7 +94,7 @@ def finite(value: Any) -> float | None:
         number = float(value)
     except OverflowError:  # an integer of a thousand digits
         return None
-    return number if math.isfinite(number) else None
+    return number if SMALLEST <= abs(number) <= LARGEST else 0.0 if abs(number) < SMALLEST else None
 
 
 def epoch_at(step: int, curves: Iterable[Curve]) -> float | None:

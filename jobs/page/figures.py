@@ -8,6 +8,7 @@ from jobs.page.comparison import sameness
 from jobs.page.interruptions import Interruption, interruptions
 from jobs.page.run_data import RunData
 from jobs.page.scales import count, scale_for
+from jobs.page.thinning import thin
 from vit.config.user_error import UserError
 from vit.run.figures import import_matplotlib
 
@@ -77,6 +78,7 @@ def _draw_below(run: RunData, loss: Any, accuracy: Any, colors: dict[str, str]) 
 
 def _draw_run(run: RunData, loss: Any, accuracy: Any, color: str) -> None:
     curve = run.curves["loss"]
+    curve = curve.pick(thin(curve.epochs, curve.values, 1000))
     loss.plot(curve.epochs, curve.values, color=color or LOSS, linewidth=1.1, label=run.name)
     names = [name for name in ("val_top1", "val_top1_average") if name in run.curves]
     for name in names[-1:] if color else names:
@@ -144,7 +146,9 @@ def _words(
         same = sameness(runs[0], over)
         title += f" over {over.name}"
         found += same.describe(over.name) if same is not None else ""
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=colors["text"])
+    figure.suptitle(
+        title + ("\n" if found else ""), x=0.012, ha="left", fontsize=12, fontweight="bold", color=colors["text"]
+    )
     options = {"frameon": False, "labelcolor": colors["soft"], "fontsize": 8.5, "handlelength": 1.4}
     if len(runs) > 1 or over is not None or marks:
         handles, labels = both[0].get_legend_handles_labels()
@@ -152,4 +156,5 @@ def _words(
     if len(runs) == 1 and over is None and "val_top1_average" in runs[0].curves:
         both[1].legend(loc="lower right", **options)
     if found:
-        figure.text(0.012, 0.9, found, color=colors["soft"], fontsize=9, va="top")
+        below = 1 - 22 / 72 / figure.get_figheight()  # the title takes 22 points
+        figure.text(0.012, below, found, color=colors["soft"], fontsize=9, va="top")

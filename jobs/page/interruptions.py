@@ -6,9 +6,8 @@ from typing import Literal
 
 from jobs.page.curves import epoch_at, finite
 from jobs.page.run_data import RunData
-from jobs.page.scales import count
+from jobs.page.scales import count, duration
 from vit.history.attempts import Attempt
-from vit.run.progress import format_duration
 
 Kind = Literal["stop", "failure", "rollback"]
 
@@ -68,7 +67,7 @@ def _resumed(attempt: Attempt, after: Attempt | None) -> str:
     if after is None or after.started is None:
         return "not resumed"
     repeated = f"{count(attempt.lost_steps, 'step')} repeated" if attempt.lost_steps else "no step lost"
-    waited = format_duration(max(0.0, after.started - (attempt.ended or attempt.seen)))
+    waited = duration(max(0.0, after.started - (attempt.ended or attempt.seen)))
     return f"resumed at step {after.first_step or 0:,} after {waited}, {repeated}"
 
 

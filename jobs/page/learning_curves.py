@@ -1,5 +1,6 @@
 """The learning curves of one run, or of several in the same charts."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,9 @@ from jobs.page.interruptions import Interruption, interruptions
 from jobs.page.line_chart import Axis, Chart, Line
 from jobs.page.run_data import RunData
 from jobs.page.scales import Scale, log_scale_for, number, scale_for
+from jobs.page.thinning import column_means
 
+NOISY_POINTS, MEAN_COLUMNS = 800, 160  # curves of so many points are drawn with their mean over so many parts
 TRAINING, VALIDATION, EMA = 1, 2, 4  # colors
 COLORS = 6
 UNITS = (("seconds", 1, 120), ("minutes", 60, 2 * 3600), ("hours", 3600, 72 * 3600), ("days", 86400, math.inf))
@@ -80,7 +83,7 @@ def charts_of_runs(runs: Sequence[RunData], over: RunData | None = None) -> list
                 lines.append(_run_line(run, name, color, form))
         if lines:
             marks = [(mark, run.began) for run in runs for mark in interruptions(run)] if over is not None else []
-            out.append(_chart(panel, lines, axes, marks, (), columns))
+            out.append(replace(_chart(panel, lines, axes, marks, (), columns), legend=False))
     return out
 
 
@@ -158,6 +161,30 @@ def _breaks(run: RunData) -> list[float]:
     return sorted(attempt.began for attempt in run.attempts)
 
 
+def with_means(lines: Sequence[Line]) -> list[Line]:
+    """The lines; those of so many points that only their noise would be seen become pale, with their mean above."""
+    out: list[Line] = []
+    for line in lines:
+        curve = line.curve
+        if line.form != "line" or len(curve) < NOISY_POINTS or _is_smooth(curve):
+            out.append(line)
+            continue
+        means = column_means(curve.epochs, curve.values, MEAN_COLUMNS)
+        mean = replace(curve.pick([i for i, _ in means]), values=[value for _, value in means])
+        group = line.group or line.label
+        out += [
+            replace(line, form="noise", group=group),
+            replace(line, label=f"{line.label}, mean", curve=mean, group=group),
+        ]
+    return out
+
+
+def _is_smooth(curve: Curve) -> bool:
+    """Whether neighbors differ by little, as in a schedule."""
+    differences = sum(abs(a - b) for a, b in itertools.pairwise(curve.values)) / len(curve)
+    return differences < 0.01 * (max(curve.values) - min(curve.values))
+
+
 def _chart(
     panel: Panel,
     lines: Sequence[Line],
@@ -175,7 +202,7 @@ def _chart(
     return Chart(
         id=panel.id,
         title=panel.title,
-        lines=lines,
+        lines=with_means(lines),
         axes=axes,
         scale=scale,
         marks=marks,

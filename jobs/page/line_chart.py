@@ -59,6 +59,7 @@ class Chart:
     bands: Sequence[tuple[str, float, float, str]] = ()  # kind of axis, from, to, style: shaded behind the lines
     factor: float = 1.0  # of the values on the vertical axis, as 100 for percent
     unit: str = ""  # written after them
+    legend: bool = True
     ends: bool = True  # write the last value at the end of each line
     points: list[dict[str, object]] = field(default_factory=list)  # for the page's script; filled by `draw`
 
@@ -79,7 +80,7 @@ def draw(chart: Chart) -> Html:
     plot = element(
         "div",
         element("div", *labels, class_="y-labels", aria_hidden="true"),
-        element("div", *pictures, *_marks(chart), *_ends(chart), class_="plot"),
+        element("div", *pictures, *_marks(chart), element("div", *_ends(chart), class_="ends"), class_="plot"),
         class_="frame",
     )
     caption = element(
@@ -100,8 +101,8 @@ def _percent(share: float) -> str:
 
 
 def _legend(chart: Chart) -> Html | None:
-    shown = [line for line in chart.lines if not line.group]
-    if len(shown) < 2:
+    shown = {line.group or line.label: line for line in chart.lines if line.group in ("", line.label)}
+    if len(shown) < 2 or not chart.legend:
         return None
     buttons = [
         element(
@@ -112,7 +113,7 @@ def _legend(chart: Chart) -> Html | None:
             aria_pressed="true",
             data_toggles=line.label,
         )
-        for line in shown
+        for line in shown.values()
     ]
     return element("div", *buttons, class_="legend")
 

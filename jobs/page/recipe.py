@@ -23,36 +23,41 @@ def recipe_section(run: RunData) -> Html | None:
         return None
     defaults = {name: list(v) if isinstance(v, tuple) else v for name, v in flatten(Config()).items()}
     given = command_line_settings(run)
-    groups: dict[str, list[Html]] = {}
-    for name, value in run.settings.items():
-        section, _, leaf = name.rpartition(".")
-        changed = name not in defaults or defaults[name] != value
-        kind = "given" if name in given else "changed" if changed else "default"
-        default = f"default: {shown(defaults[name])}" if changed and name in defaults else None
-        row = element("tr", element("th", leaf), element("td", shown(value), title=default), class_=kind)
-        groups.setdefault(section, []).append(row)
-    tables = [
-        element(
-            "div",
-            element("h3", GROUPS.get(section, section)),
-            element("table", element("tbody", *rows)),
-            class_="settings",
-        )
-        for section, rows in groups.items()
-    ]
+    changed = {name: v for name, v in run.settings.items() if name not in defaults or defaults[name] != v}
     return element(
         "section",
         element("h2", "Recipe"),
         _differences(run, given),
+        element("p", "Not the default:", class_="lead") if changed else None,
+        element("div", *_tables(changed, defaults, given, changed), class_="columns"),
         element(
             "details",
             element("summary", f"All {len(run.settings)} settings"),
-            element("p", "Bold: not the default. Gray: the default.", class_="note"),
-            element("div", *tables, class_="columns"),
-            open=True,
+            element("div", *_tables(run.settings, defaults, given, changed), class_="columns"),
         ),
         id="recipe",
     )
+
+
+def _tables(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], given: Mapping[str, Any], changed: Mapping[str, Any]
+) -> list[Html]:
+    """A table for each group of settings; the defaults are gray."""
+    groups: dict[str, list[Html]] = {}
+    for name, value in settings.items():
+        section, _, leaf = name.rpartition(".")
+        default = f"default: {shown(defaults[name])}" if name in changed and name in defaults else None
+        kind = "given" if name in given else "changed" if name in changed else "default"
+        row = element("tr", element("th", leaf), element("td", shown(value), title=default), class_=kind)
+        groups.setdefault(section, []).append(row)
+    return [
+        element("div", element("h3", GROUPS.get(section, section)), _table(rows), class_="settings")
+        for section, rows in groups.items()
+    ]
+
+
+def _table(rows: list[Html]) -> Html:
+    return element("table", element("tbody", *rows))
 
 
 def command(run: RunData) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from jobs.login.run_status import Status, is_run, read_events, status
 from jobs.login.slurm_queries import QueuedJob
-from jobs.page.curves import Curve, finite, read_curves
+from jobs.page.curves import TIMES, Curve, finite, read_curves
 from jobs.page.scales import count
 from jobs.page.step_times import RankTimes, read_step_times
 from vit.config.paths import printable
@@ -129,7 +129,11 @@ def _cleaned(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, dict):
             out[name] = _cleaned(value)
-        elif not isinstance(value, int | float) or isinstance(value, bool) or finite(value) is not None:
+        elif (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or (finite(value) is not None and (name != "time" or TIMES[0] <= value <= TIMES[1]))
+        ):
             out[name] = value
     return out
 

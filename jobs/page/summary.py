@@ -50,7 +50,7 @@ def _accuracy(run: RunData) -> Html | None:
     best = run.best
     detail = "EMA" if ema is not None else ""
     if best is not None and best[1] > value:
-        detail += f"{', ' if detail else ''}best {percent(best[1], 2)} at step {best[0]:,}"
+        detail += f"{', ' if detail else ''}best {percent(best[1], 2)}"
     return _fact("top-1", percent(value, 2), detail)
 
 
@@ -75,7 +75,7 @@ def _duration(run: RunData) -> Html | None:
     if spent.total <= 0:
         return None
     queue = spent.seconds["queue"]
-    detail = f"and {format_duration(queue)} in the queue" if queue >= 1 else ""
+    detail = f"{format_duration(queue)} in the queue" if queue >= 1 else ""
     return _fact("on the nodes", format_duration(spent.on_nodes), detail)
 
 

@@ -28,6 +28,23 @@ def thin(x: Sequence[float], y: Sequence[float], columns: int) -> list[int]:
     return kept
 
 
+def column_means(x: Sequence[float], y: Sequence[float], columns: int) -> list[tuple[int, float]]:
+    """For each of `columns` equal parts of the x axis that has points: the index of its middle one, the mean of y."""
+    if not x or x[-1] <= x[0]:
+        return []
+    out = []
+    begin = 0
+    for column in range(columns):
+        edge = x[0] + (column + 1) * (x[-1] - x[0]) / columns
+        end = len(x) if column == columns - 1 else begin
+        while end < len(x) and x[end] < edge:
+            end += 1
+        if end > begin:
+            out.append(((begin + end) // 2, sum(y[begin:end]) / (end - begin)))
+        begin = end
+    return out
+
+
 def straightened(x: Sequence[float], y: Sequence[float], tolerance: float) -> list[int]:
     """The indices of the points without those that lie on a line through their neighbors, but for `tolerance`."""
     if len(x) < 3:

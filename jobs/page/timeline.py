@@ -5,10 +5,9 @@ import itertools
 from jobs.page.elements import Html, element
 from jobs.page.learning_curves import unit_of
 from jobs.page.run_data import RunData
-from jobs.page.scales import Scale, count, percent, tick_label
+from jobs.page.scales import Scale, count, duration, percent, tick_label
 from vit.history.attempts import Attempt
 from vit.history.time_spent import CATEGORIES, attempt_seconds
-from vit.run.progress import format_duration
 
 NAMES = {
     "queue": "queue",
@@ -29,7 +28,7 @@ PARTS = {
     "train": ("data", "step", "checkpoint", "evaluate", "other"),
     "lost": ("lost",),
 }
-ENDINGS = {"running": "running", "finished": "✓", "stopped": "■", "failed": "✕", "killed": "✕"}
+ENDINGS = {"finished": "✓ ", "stopped": "■ ", "failed": "✕ ", "killed": "✕ "}
 
 
 def attempts_section(run: RunData) -> Html | None:
@@ -82,7 +81,7 @@ def _row(attempt: Attempt, zero: float, unit: float, scale: Scale) -> Html:
         if length <= 0:
             continue
         left, width = 100 * scale((at - zero) / unit), 100 * length / unit / (scale.high or 1)
-        text = f"{part}: {format_duration(length)}"
+        text = f"{part}: {duration(length)}"
         bars.append(element("i", class_=f"t-{part}", style=f"left:{left:.3f}%;width:{width:.3f}%", title=text))
         at += length
     lost = f" · {count(attempt.lost_steps, 'step')} repeated later" if attempt.lost_steps else ""
@@ -98,8 +97,8 @@ def _row(attempt: Attempt, zero: float, unit: float, scale: Scale) -> Html:
         element("div", *bars, class_="bars"),
         element(
             "div",
-            element("b", ENDINGS.get(attempt.ending, ""), " ", why, class_=f"why {attempt.ending}"),
-            element("span", f"{steps}{lost} · {format_duration(attempt.duration)}", class_="what"),
+            element("b", ENDINGS.get(attempt.ending, ""), why, class_=f"why {attempt.ending}"),
+            element("span", f"{steps}{lost} · {duration(attempt.duration)}", class_="what"),
         ),
         class_="row",
     )
@@ -133,24 +132,24 @@ def time_section(run: RunData) -> Html | None:
         seconds = spent.seconds[name]
         share = seconds / spent.total
         label = NAMES[name] if share > 0.12 else None
-        text = f"{NAMES[name]}: {format_duration(seconds)}, {percent(share)}"
+        text = f"{NAMES[name]}: {duration(seconds)}, {percent(share)}"
         bars.append(element("span", label, class_=f"t-{name}", style=f"flex-grow:{seconds:.3f}", title=text))
         rows.append(
             element(
                 "tr",
                 element("td", element("i", class_=f"swatch t-{name}"), NAMES[name]),
-                element("td", format_duration(seconds) if seconds >= 1 else f"{seconds:.1f} s"),
+                element("td", duration(seconds)),
                 element("td", percent(share)),
             )
         )
     lost = sum(attempt.lost_steps for attempt in run.attempts)
     words = [
-        f"Goodput {percent(spent.goodput)}: {format_duration(spent.seconds['step'])} of "
-        f"{format_duration(spent.on_nodes)} on the nodes went into training steps that count."
+        f"Goodput {percent(spent.goodput)}: {duration(spent.seconds['step'])} of "
+        f"{duration(spent.on_nodes)} on the nodes went into training steps that count."
         if spent.goodput is not None
-        else f"No step yet, after {format_duration(spent.on_nodes)} on the nodes.",
+        else f"No step yet, after {duration(spent.on_nodes)} on the nodes.",
         f" {count(lost, 'step')} {'was' if lost == 1 else 'were'} repeated." if lost else None,
-        f" Not counted: {format_duration(spent.idle)} in which the run was neither queued nor running."
+        f" Not counted: {duration(spent.idle)} in which the run was neither queued nor running."
         if spent.idle >= 1
         else None,
     ]
