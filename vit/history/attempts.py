@@ -80,6 +80,7 @@ class _Reader:
         self.waiting: float | None = None  # since when a job waits in the queue
         self.idle_since: float | None = None  # the end of the last attempt
         self.stop_request: Event = {}  # the `told to stop` of the current attempt
+        self.stopped: Event = {}  # the newest `stopped`
         self.slurm_jobs: set[str] = set()
         self.newest = 0.0  # time of the last event
 
@@ -184,9 +185,12 @@ class _Reader:
             attempt.last_step = step
 
     def _told_to_stop(self, event: Event) -> None:
+        """Recorded by a thread of the supervisor, maybe a moment after the ranks have stopped."""
         self.stop_request = event
         if self.current is not None and self.current.ending == "running":
             self.current.seen = event["time"]
+        elif self.current is not None and self.current.ending == "stopped" and self.current.job == event.get("life"):
+            self.current.why = self._why_stopped(self.stopped)
 
     def _ended(self, event: Event) -> None:
         attempt = self.current
@@ -198,6 +202,7 @@ class _Reader:
         reached = _step(event)
         if reached is not None and attempt.started is not None:
             attempt.last_step = max(reached, attempt.last_step or 0)
+        self.stopped = event
         attempt.why = "finished" if attempt.ending == "finished" else self._why_stopped(event)
         self.idle_since = event["time"]
 

@@ -73,6 +73,8 @@ def test_the_cause_of_a_stop_is_told_by_its_signal_and_by_what_followed(
     if then is not None:
         events.append(event(then, 300, life="7.1", job="8"))
     assert read_attempts(events)[0].why == why
+    late = [*events[:4], events[5], events[4], *events[6:]]  # the ranks were faster than the supervisor
+    assert read_attempts(late)[0].why == why
 
 
 def test_the_steps_of_a_rank_that_was_killed_are_lost_until_the_checkpoint() -> None:
