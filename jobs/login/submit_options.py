@@ -4,16 +4,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
-from vit.config.parser import config_parser
+from vit.config.parser import Parser, config_parser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
 
 
-def submit_parser(description: str) -> ArgumentParser:
+def submit_parser(description: str) -> Parser:
     """A parser for every setting of a run, and for the job that runs it."""
     out = config_parser("submit.py", description, required=False)
     job = out.add_argument_group("job (where and how the run is executed)")
@@ -22,30 +22,51 @@ def submit_parser(description: str) -> ArgumentParser:
     _add_existing_run_options(existing)
     failures = out.add_argument_group("failures (when to restart, requeue or give up)")
     _add_failure_options(failures)
-    cluster = out.add_argument_group("cluster (what the job requests from Slurm)")
+    add_cluster_options(out)
+    general, groups = out._action_groups[:2], out._action_groups[2:]
+    out._action_groups = [*general, *groups[-4:], *groups[:-4]]  # show them in --help before the run's settings
+    return out
+
+
+def add_cluster_options(parser: Parser) -> None:
+    """Adds --cluster-config, and an option for each of its keys; `load_cluster` reads them."""
+    cluster = parser.add_argument_group("cluster (what the job requests from Slurm)")
     cluster.add_argument(
         "--cluster-config",
         metavar="NAME",
         help="YAML file with the options below: a name in configs/clusters or a path; options given on the command "
         "line override it",
     )
-    out.option_classes = (*out.option_classes, ClusterConfig)
+    parser.option_classes = (*parser.option_classes, ClusterConfig)
     types = get_type_hints(ClusterConfig)
     for f in fields(ClusterConfig):
         multiple: dict[str, Any] = {"nargs": "+"} if types[f.name] not in (str, int, bool) else {}
         metavar = "OPTION=VALUE" if f.name == "sbatch" else "VALUE"
         # No `type`: cluster_config converts text from the command line and from files in the same way.
         cluster.add_argument(f"--{f.name.replace('_', '-')}", metavar=metavar, **multiple)
-    general, groups = out._action_groups[:2], out._action_groups[2:]
-    out._action_groups = [*general, *groups[-4:], *groups[:-4]]  # show them in --help before the run's settings
-    return out
 
 
-def _add_job_options(group: Any) -> None:
+def add_size_options(group: Any) -> None:
+    """Adds --nodes and --gpus."""
     group.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: 1)")
     group.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="GPUs per node; each runs one rank (default: 1)"
     )
+
+
+def add_runs_dir(group: Any) -> None:
+    """Adds --runs-dir."""
+    group.add_argument(
+        "--runs-dir",
+        type=user_path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder that holds the run folders; all nodes must share it (default: runs)",
+    )
+
+
+def _add_job_options(group: Any) -> None:
+    add_size_options(group)
     group.add_argument(
         "--cluster",
         type=Literal["auto", "slurm", "local", "debug"],
@@ -56,13 +77,7 @@ def _add_job_options(group: Any) -> None:
     group.add_argument(
         "--name", metavar="NAME", help="name of the run and of its folder (default: name of the config file)"
     )
-    group.add_argument(
-        "--runs-dir",
-        type=user_path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="folder that holds the run folders; all nodes must share it (default: runs)",
-    )
+    add_runs_dir(group)
     group.add_argument(
         "--dry-run", action="store_true", help="print the config and the sbatch script without submitting"
     )

@@ -1,0 +1,55 @@
+"""What is checked: the run that would be submitted, and what it would request from the cluster."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from jobs.login.cluster_config import ClusterConfig
+from jobs.login.resources import Resources
+from jobs.login.submit_options import load_cluster
+from vit.config.schema import Config
+from vit.config.user_error import UserError
+
+
+@dataclass
+class Request:
+    """The arguments of `doctor.py`, and what its first stage has measured for the later ones."""
+
+    options: Namespace
+    cluster: ClusterConfig
+    runs: Path  # folder of the run folders, absolute
+    cfg: Config | None  # None: no --config was given
+    save_seconds: float | None = None  # estimated length of a save; None: not known
+    has_slurm: bool = True  # whether Slurm is installed here, and configured
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the run."""
+        return int(self.options.nodes * self.options.gpus)
+
+    @property
+    def requests_slurm(self) -> bool:
+        """Whether the arguments only make sense with Slurm."""
+        return bool(self.options.nodes > 1 or self.options.cluster_config or self.cluster.partition)
+
+    def resources(self) -> Resources:
+        """What the job would request."""
+        gpus = self.options.gpus
+        return Resources(
+            nodes=self.options.nodes,
+            gpus=gpus,
+            cpus=gpus * self.cluster.cpus_per_gpu,
+            use_gpus=self.cfg is None or self.cfg.device != "cpu",
+            cluster=self.cluster,
+        )
+
+
+def read_request(cfg: Config, options: Namespace) -> Request:
+    """Checks the arguments.  Raises UserError."""
+    for name in ("nodes", "gpus"):
+        if options[name] < 1:
+            raise UserError(f"--{name} must be at least 1, not {options[name]}")
+    if not options.config and cfg != Config():
+        raise UserError("settings of a run require --config FILE")
+    return Request(options, load_cluster(options), options.runs_dir.absolute(), cfg if options.config else None)
