@@ -3,6 +3,7 @@
     python -m vit.evaluate runs/vit_b16 --data data/imagenet/val.beton
     python -m vit.evaluate runs/vit_b16 --data data/imagenet-a.beton    # 200 of the model's classes, by WordNet id
     python -m vit.evaluate runs/vit_b16 --data data/imagenet-v2.beton   # folders 0 to 999: by index
+    python -m vit.evaluate runs/vit_b16 --save                          # confusion matrix and worst mistakes, as files
 
 A data set may have any of the model's classes, in any order.  Accuracy and loss are then over the logits of these
 classes alone, as in ImageNet-A and -R (Hendrycks et al., https://arxiv.org/abs/1907.07174).
@@ -17,13 +18,15 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from vit.checkpoint.trained_model import TrainedModel, load_trained_model
+from vit.checkpoint.trained_model import TrainedModel, WeightsKind, add_checkpoint_options, load_trained_model
 from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -34,7 +37,12 @@ from vit.data.loader import ValData
 from vit.distributed.launcher import read_place
 from vit.distributed.world import join_process_group
 from vit.run.command import run_command
+from vit.run.evaluation_file import Evaluation, write_evaluation
+from vit.run.folder import RunFolder
+from vit.training.predictions import Predictions
 from vit.training.scoring import Score, autocast, evaluate
+
+_MISTAKES = 24  # pictures that --save writes
 
 
 def find_classes(run: TrainedModel, beton: Path) -> ClassMatch:
@@ -43,39 +51,107 @@ def find_classes(run: TrainedModel, beton: Path) -> ClassMatch:
     return match_classes(run.class_ids, run.cfg.model.num_classes, classes, where)
 
 
-def scores(run: TrainedModel, cfg: Config, match: ClassMatch) -> dict[str, Score]:
-    """Scores of the last weights, and of their EMA if the run keeps one, on the data set `cfg.data.val`.
+@dataclass(frozen=True)
+class Scores:
+    """The scores of each kind of weights."""
 
-    Raises UserError if the data set is not valid, DamagedDataError.
+    by_weights: dict[WeightsKind, Score]
+    saved: tuple[Evaluation, dict[str, bytes]] | None = None  # what `--save` writes, on rank 0, with its pictures
+
+
+def scores(run: TrainedModel, cfg: Config, match: ClassMatch, weights: WeightsKind | None, save: bool) -> Scores:
+    """Scores of these weights on the data set `cfg.data.val`; None: the last, and their EMA if the run keeps one.
+
+    Raises UserError if the data set is not valid or there is no EMA, DamagedDataError.
     """
-    out = {}
+    models = run.models(weights)
+    out: dict[WeightsKind, Score] = {}
+    saved = None
     with join_process_group(cfg) as world:
         data = ValData(cfg, world, match)
-        for name, model in (("last", run.model), ("ema", run.ema)):
-            if model is not None:
-                model.to(world.device)
-                score = evaluate(model, data, cfg, world, autocast(cfg, world.device), stop=lambda: False)
-                assert score is not None
-                out[name] = score
-    return out
+        for name, model in models.items():
+            predictions = Predictions(data, world) if save and name == list(models)[-1] else None
+            model.to(world.device)
+            score = evaluate(model, data, cfg, world, autocast(cfg, world.device), lambda: False, predictions)
+            assert score is not None
+            out[name] = score
+            if predictions is not None and world.rank == 0:
+                saved = _describe(run, name, data, match, score, predictions)
+    return Scores(out, saved)
 
 
-def main(args: list[str] | None = None) -> int:
-    """The command line; under torchrun the GPUs share the data set.  Exit code 2 for errors that the user can fix."""
+def _describe(
+    run: TrainedModel, weights: WeightsKind, data: ValData, match: ClassMatch, score: Score, predictions: Predictions
+) -> tuple[Evaluation, dict[str, bytes]]:
+    """What `--save` writes."""
+    beton = data.beton
+    confusion = predictions.confusion()
+    mistakes, pictures = predictions.worst_mistakes(_MISTAKES)
+    images = sum(n for _, _, n in confusion)
+    model_names = [run.classes[i] for i in match.logits] if run.class_ids is not None else beton.classes
+    evaluation = Evaluation(
+        step=run.step,
+        weights=weights,
+        data=str(beton.path),
+        data_sha256=beton.sha256,
+        images=images,
+        skipped=data.samples - images,
+        limit=data.samples if data.samples < len(beton) else None,
+        top1=score.top1,
+        top5=score.top5 if len(beton.classes) > 5 else None,
+        loss=score.loss if math.isfinite(score.loss) else None,
+        classes=beton.classes,
+        names=beton.names or model_names,
+        confusion=confusion,
+        mistakes=mistakes,
+    )
+    return evaluation, pictures
+
+
+def _place_to_save(run: TrainedModel, given: Path | Literal[True] | None) -> Path | None:
+    """The folder in which `--save` makes one for this evaluation; for True, in the run folder.  Raises UserError."""
+    if given is not True:
+        return given
+    if run.checkpoint.parent.name != "checkpoints":
+        raise UserError(f"{run.checkpoint} is not in a run folder; name the folder to write into: --save FOLDER")
+    return RunFolder(run.checkpoint.parent.parent).evaluations
+
+
+def _options(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("vit.evaluate", description="Computes exact top-1 and top-5 accuracy of a run.")
     parser.add_argument("run", type=user_path, help="run folder, or one of its checkpoints")
     parser.add_argument(
         "--data", type=user_path, help=".beton file with any of the model's classes (default: data.val)"
     )
-    parser.add_argument("--which", default="newest", metavar="STEP", help="newest, best or a step (default: newest)")
+    add_checkpoint_options(parser, "both are scored; --save writes those of the EMA if there is one")
+    parser.add_argument(
+        "--save",
+        type=user_path,
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="write confusion matrix and worst mistakes for reports (default: to evaluation/ in the run folder)",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
-    options = parser.parse_args(args)
+    return parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line; under torchrun the GPUs share the data set.  Exit code 2 for errors that the user can fix."""
+    options = _options(args)
     try:
         run = load_trained_model(options.run, options.which)
+        place = _place_to_save(run, options.save)
         data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
         match = find_classes(run, data.val)
-        found = scores(run, replace(run.cfg, data=data, device=options.device), match)
+        cfg = replace(run.cfg, data=data, device=options.device)
+        found = scores(run, cfg, match, options.weights, place is not None)
+        if not read_place().rank:
+            _show(run, data.val, match, found, options.json)
+            if place is not None and found.saved is not None:
+                written = write_evaluation(place, *found.saved)
+                print(f"wrote {written}", file=sys.stderr if options.json else sys.stdout)
     except (UserError, OSError, DamagedDataError) as error:
         print(f"vit.evaluate: {error}", file=sys.stderr)
         return 2
@@ -83,19 +159,22 @@ def main(args: list[str] | None = None) -> int:
         what = f"the memory of the GPU is not enough for the model and {run.cfg.micro_batch} images (micro_batch)"
         print(f"vit.evaluate: {what}; use another GPU, or --device cpu", file=sys.stderr)
         return 2
-    if read_place().rank:
-        return 0
-    if options.json:
+    return 0
+
+
+def _show(run: TrainedModel, data: Path, match: ClassMatch, found: Scores, as_json: bool) -> None:
+    """Prints the scores."""
+    if as_json:
         classes = {"evaluated": len(match.logits), "model": match.model_classes, "matched": match.how}
-        print(json.dumps({"step": run.step, "classes": classes} | {name: asdict(s) for name, s in found.items()}))
-        return 0
-    print(f"{run.checkpoint}, {data.val}")
+        by_weights = {name: asdict(score) for name, score in found.by_weights.items()}
+        print(json.dumps({"step": run.step, "classes": classes} | by_weights))
+        return
+    print(f"{run.checkpoint}, {data}")
     if described := match.describe():
         print(described)
     print("weights      top-1      top-5     loss")
-    for name, score in found.items():
+    for name, score in found.by_weights.items():
         print(f"{name:8} {score.top1:9.3%} {score.top5:10.3%} {score.loss:8.4f}")
-    return 0
 
 
 if __name__ == "__main__":

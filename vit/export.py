@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from vit.checkpoint import trained_model
-from vit.checkpoint.trained_model import TrainedModel, load_trained_model
+from vit.checkpoint.trained_model import TrainedModel, add_checkpoint_options, load_trained_model
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.model.pretrained import Tensors, to_theirs
@@ -191,10 +191,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=user_path, help="output file; for timm, output folder (default: in the run folder)"
     )
-    parser.add_argument(
-        "--which", default="newest", metavar="STEP", help="checkpoint: newest, best or a step (default: newest)"
-    )
-    parser.add_argument("--weights", choices=("ema", "last"), help="weights to use (default: the EMA if there is one)")
+    add_checkpoint_options(parser)
     options = parser.parse_args(args)
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))

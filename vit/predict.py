@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit.augment.pipeline import normalize
-from vit.checkpoint.trained_model import load_trained_model
+from vit.checkpoint.trained_model import add_checkpoint_options, load_trained_model
 from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -181,10 +181,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes per image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and image")
     parser.add_argument("--attention", type=user_path, metavar="FOLDER", help="write attention maps: rollout and heads")
-    parser.add_argument(
-        "--which", default="newest", metavar="STEP", help="checkpoint: newest, best or a step (default: newest)"
-    )
-    parser.add_argument("--weights", choices=("ema", "last"), help="weights to use (default: the EMA if there is one)")
+    add_checkpoint_options(parser)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--max-megapixels",

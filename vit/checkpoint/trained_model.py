@@ -1,5 +1,6 @@
 """Loads the models of a run for inference, from one of its checkpoints."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,25 @@ class TrainedModel:
         if weights == "ema" and self.ema is None:
             raise UserError(f"{self.checkpoint} has no EMA of the weights (optim.ema_decay is 0); use --weights last")
         return self.model if self.ema is None or weights == "last" else self.ema
+
+    def models(self, weights: WeightsKind | None) -> dict[WeightsKind, VisionTransformer]:
+        """The model with these weights; None: with each kind that there is.  Raises UserError if there is no EMA."""
+        if weights is not None:
+            return {weights: self.select_model(weights)}
+        found: dict[WeightsKind, VisionTransformer | None] = {"last": self.model, "ema": self.ema}
+        return {name: model for name, model in found.items() if model is not None}
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser, default_weights: str = "the EMA if there is one") -> None:
+    """The options of all commands that use a trained model: `which` for `load_trained_model`, and `weights`."""
+    parser.add_argument(
+        "--which", default="newest", metavar="STEP", help="checkpoint: newest, best or a step (default: newest)"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "last"),
+        help=f"weights to use: their EMA, or those of the last step (default: {default_weights})",
+    )
 
 
 def choose_checkpoint(run: RunFolder, which: str) -> Path:

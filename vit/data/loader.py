@@ -219,6 +219,13 @@ class ValData:
         check, self._check_pages_next = self._check_pages_next, False
         return self.reader.read(self._plan(b, check) for b in mine)
 
+    def pixels(self, samples: Ints) -> NDArray[np.uint8]:
+        """The pixels of samples (B,) as in `batches`: (B, S, S, 3)."""
+        decoder = self.reader.decoder
+        out = np.zeros((len(samples), decoder.size, decoder.size, 3), np.uint8)
+        decoder.decode(np.zeros_like(samples), samples, out)
+        return out
+
     def _plan(self, b: int, check: bool) -> BatchPlan:
         samples = np.arange(b * self.batch, max(b * self.batch, min((b + 1) * self.batch, self.samples)))
         pages, batches = len(self.beton.pages), self.total_batches

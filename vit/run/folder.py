@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "ledger.jsonl"
 
     @property
+    def evaluations(self) -> Path:
+        """What `vit.evaluate --save` writes: a folder for each data set, step and weights (`evaluation_file.py`)."""
+        return self.path / "evaluation"
+
+    @property
     def logs(self) -> Path:
         """The output of the ranks, one file each."""
         return self.path / "logs"

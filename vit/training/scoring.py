@@ -14,6 +14,7 @@ from vit.augment.pipeline import normalize
 from vit.config.schema import Config
 from vit.data.loader import ValData
 from vit.distributed.world import World
+from vit.training.predictions import Predictions
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,8 +42,11 @@ def evaluate(
     world: World,
     autocast: Callable[[], torch.autocast],
     stop: Callable[[], bool],
+    predictions: Predictions | None = None,
 ) -> Score | None:
     """Evaluates a model; returns None if `stop` returned True, which it must do on all ranks in the same round.
+
+    `predictions` records the prediction for each image.
 
     If the data set has only some of the model's classes, accuracy and loss are over their logits alone, as in
     ImageNet-A and -R (Hendrycks et al., https://arxiv.org/abs/1907.07174).
@@ -59,9 +63,14 @@ def evaluate(
         with autocast():
             logits = model(normalize(batch.images, cfg.augment))
         logits = logits.float() if data.logits is None else logits.float()[:, data.logits]  # (B, D)
-        hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5); never true for padding
+        best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
+        hits = best == batch.labels[:, None]  # (B, 5); never true for padding
         counts += torch.stack([hits[:, 0].sum(), hits.any(dim=1).sum(), (batch.labels >= 0).sum()])
         losses[i * world.size + world.rank] = F.cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum")
+        if predictions is not None:
+            predictions.add(batch, logits, best[:, 0])
+    if predictions is not None:
+        predictions.share()
     dist.all_reduce(losses)  # exact: only one rank has a nonzero value for each entry
     dist.all_reduce(counts)
     top1, top5, images = counts.tolist()
