@@ -14,12 +14,11 @@ from tests.helpers.paths import ROOT
 from tests.test_structure import MODULES, is_in
 from vit.run.dependencies import PACKAGES
 
-# Started by other processes of the project, or of the standard library alone.
-NO_COMMANDS = {"vit.checkpoint.writer", "vit.run.hints", "jobs.node.requeue_excluding"}
+# Those that a user starts; others are started by processes of the project.
 COMMANDS = sorted(
     module.removesuffix(".__main__")
     for module, path in MODULES.items()
-    if 'if __name__ == "__main__":' in path.read_text() and module not in NO_COMMANDS
+    if (source := path.read_text()).count('if __name__ == "__main__":') and "    run_command(" in source
 )
 IMPORTS = {"pyyaml": "yaml", "pillow": "PIL"}  # packages that are imported by another name
 
@@ -50,7 +49,7 @@ def test_a_missing_package_is_one_line_and_not_a_traceback(command: str) -> None
 
 def test_the_commands_are_found() -> None:
     """So that the test above runs them."""
-    found = {"jobs.submit", "jobs.status", "vit.train", "vit.augment", "vit.run.wandb_sender", "data_prep.write_beton"}
+    found = {"jobs.submit", "jobs.status", "vit.train", "vit.augment", "vit.wandb_sender", "data_prep.write_beton"}
     assert found <= set(COMMANDS)
     assert all(is_in(command, "vit", "jobs", "data_prep") for command in COMMANDS)
 

@@ -11,17 +11,21 @@ from typing import Any, Literal
 
 API_KEY = "0123456789" * 4  # the right length
 Run = dict[str, Any]
+FILES = {"wandb-history.jsonl": "history", "wandb-events.jsonl": "events", "wandb-summary.json": "summary"}
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Keeps the history of each run, by its id.  `mode`: whether it answers, answers 500, or never answers."""
+    """Keeps the history, system metrics and summary of each run, by its id.
+
+    `mode`: whether it answers, answers 500, or never answers.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.mode: Literal["ok", "500", "silent"] = "ok"
-        self.runs: dict[str, Run] = defaultdict(lambda: {"history": [], "config": {}})
+        self.runs: dict[str, Run] = defaultdict(lambda: {"history": [], "events": [], "summary": [], "config": {}})
         self.requests = 0
         self.answer = threading.Event()  # ends the silence when the server stops
 
@@ -32,6 +36,10 @@ class WandbServer(ThreadingHTTPServer):
     def history(self, run_id: str) -> list[dict[str, Any]]:
         """What was logged, oldest first."""
         return [json.loads(line) for line in self.runs[run_id]["history"]]
+
+    def summary(self, run_id: str) -> dict[str, Any]:
+        """The newest summary of a run."""
+        return dict(json.loads(self.runs[run_id]["summary"][-1]))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients are killed in tests."""
@@ -65,7 +73,8 @@ def _bucket(run_id: str, run: Run) -> dict[str, Any]:
     lines = run["history"]
     return {
         "id": f"b-{run_id}", "name": run_id, "displayName": run.get("displayName"), "config": json.dumps(run["config"]),
-        "historyLineCount": len(lines), "historyTail": json.dumps(lines[-1:]), "eventsLineCount": 0, "eventsTail": "[]",
+        "historyLineCount": len(lines), "historyTail": json.dumps(lines[-1:]), "eventsLineCount": len(run["events"]),
+        "eventsTail": "[]",
         "historyKeys": {"lastStep": json.loads(lines[-1])["_step"] if lines else -1}, "logLineCount": 0, "tags": [],
         "summaryMetrics": "{}", "systemMetrics": "{}", "wandbConfig": '{"t": 1}', "user": {"name": "", "username": ""},
     }  # fmt: skip
@@ -90,9 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.mode != "ok":
             self._answer(500, {"error": "out of order"})
         elif self.path.endswith("/file_stream"):
-            history = content.get("files", {}).get("wandb-history.jsonl")
-            if history:
-                self.server.runs[self.path.split("/")[-2]]["history"][history["offset"] :] = history["content"]
+            run = self.server.runs[self.path.split("/")[-2]]
+            for file, lines in content.get("files", {}).items():
+                if file in FILES:
+                    run[FILES[file]][lines["offset"] :] = lines["content"]
             self._answer(200, {})
         else:
             found = re.search(r"(?:query|mutation)\s+(\w+)", content["query"])

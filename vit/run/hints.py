@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(program: str, *words: str) -> str:
-    """The command that runs a script (`jobs/status.py`) or a module (`vit.run.wandb_sender`).
+    """The command that runs a script (`jobs/status.py`) or a module (`vit.wandb_sender`).
 
     `words` are inserted as they are: they must be quoted already.
     """

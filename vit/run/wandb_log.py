@@ -7,6 +7,7 @@ the next one.
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from vit.run.fsync import replace_file
 from vit.run.hints import command
 from vit.run.progress import show
 
-SENDER = "vit.run.wandb_sender"
+SENDER = "vit.wandb_sender"
 ANSWER_SECONDS = 60.0  # the sender waits this long for an answer of the server
 FINISH_SECONDS, STOP_SECONDS = 40.0, 10.0  # training waits this long for the sender at its end, and before a stop
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 30.0, 600.0  # between starts of the sender that fail
@@ -95,7 +96,7 @@ class WandbLog:
         self._scratch = ""  # folder for temporary files of the sender
         self._output = b""  # of the sender: the beginning of its next message
         self._retry_at, self._retry_seconds = 0.0, MIN_RETRY_SECONDS
-        self._registered = self._problem_shown = self._complete = False
+        self._problem_shown = self._complete = False
         self._start()
 
     def poll(self) -> None:
@@ -104,12 +105,12 @@ class WandbLog:
             self._read_messages()
             if self._ended():
                 self._end()
-        if self._process is None and (self.online or not self._registered) and time.monotonic() > self._retry_at:
+        if self._process is None and time.monotonic() > self._retry_at:
             self._start()
 
     def close(self, finished: bool) -> None:
         """Waits a limited time until everything is sent; names the command that sends it later if it is not."""
-        if self.online and self._process is None and finished:
+        if self._process is None and finished:
             self._start()
         if self._process is not None:
             assert self._process.stdin is not None
@@ -119,10 +120,12 @@ class WandbLog:
             while not (ended := self._ended()) and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._end("" if ended else f"no answer within {seconds:.0f} s")
-        if not self._complete:
-            how = send_command(self.run)
+        if not self._complete or not self.online:
+            how, synced = send_command(self.run), ""
+            if self._complete:
+                synced = f", or wandb sync {shlex.quote(str(self.run.path / 'wandb'))}/offline-run-*"
             self.run.note("wandb unsent", command=how)
-            show(f"Weights & Biases does not have all records of this run; to send them: {how}", lasting=True)
+            show(f"Weights & Biases does not have all records of this run; to send them: {how}{synced}", lasting=True)
 
     def _ended(self) -> bool:
         """Whether the sender has ended; its process id remains valid."""
@@ -133,18 +136,16 @@ class WandbLog:
             return True
 
     def _start(self) -> None:
-        """Registers the folder, and starts the sender if the run is online."""
+        """Registers the folder, and starts the sender."""
         self._complete = False
         try:
             if _register(self.run, self.cfg, self.step):
                 text = "this run folder is a copy, or was moved to another file system; it logs to a new run"
                 show(f"Weights & Biases: {text}", lasting=True)
-            self._registered = True
-            if self.online:
-                self._scratch = tempfile.mkdtemp(prefix="vit-wandb-")
-                self._process = self._popen()
-                assert self._process.stdout is not None
-                os.set_blocking(self._process.stdout.fileno(), False)
+            self._scratch = tempfile.mkdtemp(prefix="vit-wandb-")
+            self._process = self._popen()
+            assert self._process.stdout is not None
+            os.set_blocking(self._process.stdout.fileno(), False)
         except (OSError, ValueError) as error:
             self._on_problem(str(error))
             self._end()
@@ -157,7 +158,8 @@ class WandbLog:
             log = os.open(self.run.logs / "wandb.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError:
             log = os.open(os.devnull, os.O_WRONLY)
-        options = ("--follow", "--scratch", self._scratch, "--timeout", str(ANSWER_SECONDS))
+        options = ["--follow", "--scratch", self._scratch, "--timeout", str(ANSWER_SECONDS)]
+        options += [] if self.online else ["--offline"]
         # A signal that asks the job to stop must not end the sender or wandb's process: blocked signals are inherited.
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:

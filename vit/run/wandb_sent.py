@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit.run.file_lock import try_lock
-from vit.run.jsonl import Record
+from vit.run.jsonl import Record, line
 from vit.run.metrics import TIMING_KEYS
 
 
@@ -44,12 +45,27 @@ class Curve:
         lines = lines[: lines.rfind(b"\n") + 1]
         self._offset += len(lines)
         records = []
-        for line in lines.splitlines():
+        for text in lines.splitlines():
             try:
-                records.append(json.loads(line))
+                records.append(json.loads(text))
             except ValueError:  # truncated by a kill
                 continue
         return records, start == 0
+
+
+def place_of(record: Record) -> str:
+    """The place of a record in the learning curve: its step, and whether it is an evaluation."""
+    return f"{'evaluation' if 'val_top1' in record else 'step'} {record['step']}"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A record that was handed over."""
+
+    step: int  # W&B's own
+    digest: str
+    place: str
+    end: int  # of the line in the file, in bytes
 
 
 class Sent:
@@ -68,21 +84,22 @@ class Sent:
             if time.monotonic() > deadline:
                 raise NotSentError("another process is sending the records of this run")
             time.sleep(0.1)
-        self._entries: list[tuple[int, str, int]] = []  # W&B's step, digest, end of the line in the file
+        self._entries: list[_Entry] = []
         self._file.seek(0)
         end = 0
-        for line in self._file.read().splitlines(keepends=True):
+        for text in self._file.read().splitlines(keepends=True):
             try:
-                entry = json.loads(line)
+                entry = json.loads(text)
                 step, record = entry["_step"], entry["record"]
+                place = str(entry.get("place", record))  # older versions did not write it
             except (ValueError, LookupError, TypeError):
                 break  # damaged by a crash
-            if entry["run"] != run_id or not line.endswith(b"\n"):
+            if entry["run"] != run_id or not text.endswith(b"\n"):
                 break  # of another run, with whose folder the file was copied; or truncated
-            end += len(line)
-            self._entries.append((step, record, end))
+            end += len(text)
+            self._entries.append(_Entry(step, record, place, end))
         os.ftruncate(self._file.fileno(), end)
-        self.digests = {record for _, record, _ in self._entries}
+        self._update()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -90,7 +107,14 @@ class Sent:
     @property
     def last_step(self) -> int:
         """W&B's step of the last record; -1 if there is none."""
-        return self._entries[-1][0] if self._entries else -1
+        return self._entries[-1].step if self._entries else -1
+
+    def is_new(self, record: Record) -> bool:
+        """Whether neither the record nor another one of the same step was handed over.
+
+        An attempt on another kind of device repeats steps with slightly other values: a chart needs one of them.
+        """
+        return digest(record) not in self.digests and place_of(record) not in self._places
 
     def begin(self, run_id: str) -> None:
         """Forgets everything: nothing was sent to this run of Weights & Biases yet.  Raises OSError."""
@@ -99,20 +123,25 @@ class Sent:
 
     def forget_from(self, step: int) -> None:
         """Removes the records that the server, which expects `step` next, never received.  Raises OSError."""
-        while self._entries and self._entries[-1][0] >= step:
+        while self._entries and self._entries[-1].step >= step:
             self._entries.pop()
-        os.ftruncate(self._file.fileno(), self._entries[-1][2] if self._entries else 0)
-        self.digests = {record for _, record, _ in self._entries}
+        os.ftruncate(self._file.fileno(), self._entries[-1].end if self._entries else 0)
+        self._update()
 
-    def add(self, records: list[str], step: int) -> None:
+    def add(self, records: list[Record], step: int) -> None:
         """Appends records that get the steps from `step` on, and waits until they are on disk.  Raises OSError."""
-        end = self._entries[-1][2] if self._entries else 0
-        lines = [json.dumps({"run": self.run_id, "_step": step + i, "record": r}) + "\n" for i, r in enumerate(records)]
-        content = "".join(lines).encode()
+        end = self._entries[-1].end if self._entries else 0
+        content, entries = b"", list[_Entry]()
+        for i, record in enumerate(records, start=step):
+            values = {"run": self.run_id, "_step": i, "record": digest(record), "place": place_of(record)}
+            content += line(values)
+            entries.append(_Entry(i, digest(record), place_of(record), end + len(content)))
         if self._file.write(content) != len(content):
             raise OSError(f"{self._file.name}: no space left on device")
         os.fsync(self._file.fileno())
-        for i, (record, line) in enumerate(zip(records, lines, strict=True)):
-            end += len(line)
-            self._entries.append((step + i, record, end))
-        self.digests.update(records)
+        self._entries += entries
+        self._update()
+
+    def _update(self) -> None:
+        self.digests = {entry.digest for entry in self._entries}
+        self._places = {entry.place for entry in self._entries}

@@ -1,9 +1,10 @@
 """Sends the learning curve of a run to Weights & Biases: every record that the server lacks, each one once.
 
-python -m vit.run.wandb_sender runs/vit_b16
+python -m vit.wandb_sender runs/vit_b16
 
 Training with --log.wandb online runs this beside itself.  By hand it sends what could not be sent then, or the records
-of a run that was trained with --log.wandb offline.  Imports no torch.
+of a run that was trained with --log.wandb offline.  With --offline it writes them to a folder in `wandb/` of the run
+folder, which `wandb sync` sends; training with --log.wandb offline runs it so.  Imports no torch.
 """
 
 if __name__ == "__main__":
@@ -26,6 +27,8 @@ from typing import Any
 
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
+from vit.history.attempts import read_attempts
+from vit.history.wandb_values import attempt_of, summary
 from vit.run.command import run_command
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record
@@ -60,9 +63,11 @@ class TimeLimit:
 class Sender:
     """Sends the records of one run folder."""
 
-    def __init__(self, run: RunFolder, timeout: float, limit: TimeLimit, report: Callable[..., None]) -> None:
+    def __init__(
+        self, run: RunFolder, timeout: float, limit: TimeLimit, report: Callable[..., None], offline: bool
+    ) -> None:
         """Raises NotSentError, UserError if the folder does not log to Weights & Biases."""
-        self.run, self.timeout, self.limit, self.report = run, timeout, limit, report
+        self.run, self.timeout, self.limit, self.report, self.offline = run, timeout, limit, report, offline
         registration = read_registration(run)
         if registration is None:
             if not registration_file(run).exists():
@@ -93,7 +98,7 @@ class Sender:
         """Starts or continues the run, and asks the server which records it has.  Raises what wandb raises."""
         for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             os.environ.setdefault(name, scratch)  # the home directory may be full or not writable
-        os.environ |= {"WANDB_X_STATS_PID": str(stats_pid)} if stats_pid else {"WANDB_X_DISABLE_STATS": "true"}
+        os.environ |= system_metrics(stats_pid)
         import wandb
 
         self.limit.set(2 * self.timeout + 20, "connecting")
@@ -102,14 +107,18 @@ class Sender:
             name=self.registration["name"],
             id=self.registration["id"],
             resume="allow",
-            mode="online",
-            dir=scratch,
+            mode="offline" if self.offline else "online",
+            dir=str(self.run.path) if self.offline else scratch,
             config=self.registration["config"],
             allow_val_change=True,
             settings=wandb.Settings(init_timeout=self.timeout, console="off"),
         )
         # The step of a record is not W&B's own step: after a rollback, other values may follow for the same step.
         self._session.define_metric("*", step_metric="step")
+        if self.offline:
+            before = self.registration["sent_before"]  # of W&B's steps, at most so many and one
+            self._next_step = self.sent.last_step + 1 if len(self.sent) or not before else before + 1
+            return
         self._next_step = self._session.starting_step
         self.sent.forget_from(self._next_step)
         self.report(connected=self._session.url)
@@ -119,17 +128,16 @@ class Sender:
         records, from_start = self.curve.read()
         if self._began_again(records, from_start):
             raise NotSentError("this run began again with other values; they are sent to a new run")
-        new = {
-            key: record
-            for key, record in zip(map(digest, records), records, strict=True)
-            if key not in self.sent.digests and record["step"] > self.registration["sent_before"]
-        }
+        new = [r for r in records if r["step"] > self.registration["sent_before"] and self.sent.is_new(r)]
         if not new:
             return
         self.limit.set(self.timeout, "sending")
-        self.sent.add(list(new), self._next_step)
-        for record in new.values():
+        self.sent.add(new, self._next_step)
+        attempts = read_attempts(self.run.events())
+        for record in new:
             values = {name: value for name, value in record.items() if name not in ("time", "seconds")}
+            values |= {"attempt": number} if (number := attempt_of(record, attempts)) is not None else {}
+            values |= {"_timestamp": record["time"]} if "time" in record else {}
             self._session.log(values, step=self._next_step, commit=True)
             self._next_step += 1
             self.limit.set(self.timeout, "sending")
@@ -143,15 +151,19 @@ class Sender:
             self.send_new()
             if ended:
                 return
-            if time.monotonic() > confirmed_at + CONFIRM_SECONDS:
+            if not self.offline and time.monotonic() > confirmed_at + CONFIRM_SECONDS:
                 self.confirm(sent_then)
                 confirmed_at, sent_then = time.monotonic(), self.sent.last_step
 
     def finish(self) -> None:
         """Ends the session, and waits until the server has everything."""
         self.limit.set(self.timeout + len(self.sent) / 100, "finishing")  # 100 records a second, and usually more
+        self._session.summary.update(summary(self.run))
         self._session.finish()
-        self.confirm(self.sent.last_step)
+        if not self.offline:
+            self.confirm(self.sent.last_step)
+            if not self.registration["sent_before"]:  # else some of the folders are of an older version
+                mark_as_synced(self.run, self.registration["id"])
 
     def confirm(self, step: int) -> None:
         """Waits until the server has W&B's step `step`.  Raises NotSentError."""
@@ -172,6 +184,21 @@ class Sender:
             time.sleep(min(1.0, self.timeout / 10))
 
 
+def system_metrics(pid: int | None) -> dict[str, str]:
+    """wandb's settings for the metrics of the node: those of a process and of the GPUs that it may use; None: none."""
+    if pid is None:
+        return {"WANDB_X_DISABLE_STATS": "true"}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    chosen = {"WANDB_X_STATS_GPU_DEVICE_IDS": json.dumps(list(map(int, gpus)))} if all(map(str.isdigit, gpus)) else {}
+    return {"WANDB_X_STATS_PID": str(pid), "WANDB_X_STATS_TRACK_PROCESS_TREE": "true"} | chosen
+
+
+def mark_as_synced(run: RunFolder, run_id: str) -> None:
+    """Makes `wandb sync` skip the offline folders of a run, all of whose records the server has."""
+    for file in (run.path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"):
+        file.with_name(f"{file.name}.synced").touch()
+
+
 def one_line(error: Exception) -> str:
     """What went wrong, for a line of the log."""
     return " ".join(str(error).split())[:300] or type(error).__name__
@@ -184,9 +211,10 @@ def _stdin_closed(seconds: float) -> bool:
 
 def main(args: list[str] | None = None) -> int:
     """The command line.  Exit codes: 0 if the server has all records, 1 if not, 2 for errors that the user can fix."""
-    parser = argparse.ArgumentParser("vit.run.wandb_sender", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("vit.wandb_sender", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=user_path, help="run folder")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: 60)")
+    parser.add_argument("--offline", action="store_true", help="write them to a folder for `wandb sync` instead")
     parser.add_argument("--follow", action="store_true", help="send until standard input is closed, and report in JSON")
     parser.add_argument("--scratch", help=argparse.SUPPRESS)  # folder for temporary files; removed at the end
     options = parser.parse_args(args)
@@ -208,7 +236,7 @@ def main(args: list[str] | None = None) -> int:
     scratch = options.scratch or tempfile.mkdtemp(prefix="vit-wandb-")
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
     try:
-        sender = Sender(RunFolder(options.run), options.timeout, TimeLimit(give_up), report)
+        sender = Sender(RunFolder(options.run), options.timeout, TimeLimit(give_up), report, options.offline)
         sender.connect(scratch, os.getppid() if options.follow else None)
         sender.follow(_stdin_closed if options.follow else lambda _: True)
         sender.finish()
