@@ -15,6 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
     sys.path[: not sys.flags.safe_path] = [str(ROOT)]
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
 
 from jobs.login.submit_options import add_cluster_options, add_runs_dir, add_size_options
 from jobs.readiness.finding import LEVELS, Finding, Level, exit_code

@@ -19,6 +19,7 @@ COMMANDS = sorted(
     module.removesuffix(".__main__")
     for module, path in MODULES.items()
     if (source := path.read_text()).count('if __name__ == "__main__":') and "    run_command(" in source
+    if not is_in(module, "jobs.node")
 )
 IMPORTS = {"pyyaml": "yaml", "pillow": "PIL"}  # packages that are imported by another name
 
