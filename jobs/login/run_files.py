@@ -108,8 +108,7 @@ def _write_aside(run: RunFolder, config: str) -> None:
     source, environment, config_file = _files(new)
     with ThreadPoolExecutor() as pool:  # git, which checks every file, runs during the copy
         text = pool.submit(_environment)
-        for package in PACKAGES:
-            _copy_tree(ROOT / package, source / package)
+        copy_source(source)
     environment.write_text(text.result())
     replace_file(config_file, config.encode())
     for now, before in zip(_files(run.path)[1:], _files(previous)[1:], strict=True):
@@ -183,6 +182,12 @@ def _take_back_events(run: RunFolder, ledger_bytes: int) -> None:
             file.truncate(ledger_bytes)
     if not ledger_bytes and not run.ledger.stat().st_size:
         run.ledger.unlink()
+
+
+def copy_source(folder: Path) -> None:
+    """Copies the packages of this project."""
+    for package in PACKAGES:
+        _copy_tree(ROOT / package, folder / package)
 
 
 def _copy_tree(source: Path, target: Path) -> None:

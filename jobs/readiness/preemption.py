@@ -2,24 +2,18 @@
 
 import shlex
 import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from submitit.slurm.slurm import _make_sbatch_string
-
-from jobs.login import sbatch
 from jobs.login.resources import Resources
-from jobs.login.sbatch_environment import sbatch_environment
-from jobs.login.slurm_queries import TIMEOUT_SECONDS, SlurmNotFoundError, queued_jobs, rejection_message
+from jobs.login.slurm_queries import SlurmNotFoundError, queued_jobs
 from jobs.readiness import signal_probe
 from jobs.readiness.finding import Finding
-from vit.run.folder import RunFolder
+from jobs.readiness.own_job import OwnJobError, call_slurm, own_folder, submit, why_not_running
 from vit.run.jsonl import read_lines
 
 JOB_NAME, MINUTES = "vit-preemption-check", 15  # of the job, and its time limit
@@ -27,10 +21,6 @@ ARRIVAL_SECONDS = 30  # a signal that takes longer does not arrive
 END_SECONDS = 300  # after a requeue was requested, for the processes to be killed
 
 Event = dict[str, Any]
-
-
-class ProbeError(RuntimeError):
-    """The measurement could not be made; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +46,7 @@ def check_preemption(
     """
     try:
         measured = measure(resources, runs, wait_seconds, say)
-    except (ProbeError, SlurmNotFoundError) as error:
+    except (OwnJobError, SlurmNotFoundError) as error:
         yield Finding("preemption", "FAIL", str(error), "`python jobs/doctor.py` without --preempt checks the settings")
         return
     yield from judge(measured, save_seconds)
@@ -108,26 +98,28 @@ def proposed_signal(save_seconds: float | None) -> str:
 
 
 def measure(resources: Resources, runs: Path, wait_seconds: float, say: Callable[[str], None]) -> Measured:
-    """Runs the job.  Raises ProbeError, SlurmNotFoundError."""
-    with _folder(runs) as folder:
+    """Runs the job.  Raises OwnJobError, SlurmNotFoundError."""
+    with own_folder(runs) as folder:
+        shutil.copy(str(signal_probe.__file__), folder / "signal_probe.py")
+        program = f"{shlex.quote(f'{folder}/signal_probe.py')} {shlex.quote(str(folder))}"
         submitted = time.time()
-        job = _submit(resources, folder)
+        job = _submit(resources, folder, program)
         try:
             say(f"job {job} is waiting to start")
             began = _wait(folder, job, lambda events: _named(events, "began", 0), wait_seconds)
             if not began:
-                raise ProbeError(f"after {time.time() - submitted:.0f} s the job {_why_not_running(job, folder)}")
+                raise OwnJobError(f"after {time.time() - submitted:.0f} s the job {why_not_running(job, folder)}")
             found = Measured(queued=began[0]["time"] - submitted, signal=_signal(folder, job))
             return _requeue(folder, job, found, wait_seconds, say)
         finally:
             (folder / signal_probe.END).touch()
-            _slurm("scancel", job)
+            call_slurm("scancel", job)
 
 
 def _signal(folder: Path, job: str) -> float | None:
     """Sends USR2 to the job's processes; returns the seconds until they had it."""
     sent = time.time()
-    _slurm("scancel", "--signal", "USR2", job)
+    call_slurm("scancel", "--signal", "USR2", job)
     arrived = _wait(folder, job, lambda events: _named(events, "SIGUSR2", 0), ARRIVAL_SECONDS)
     return max(0.0, arrived[0]["time"] - sent) if arrived else None
 
@@ -135,7 +127,7 @@ def _signal(folder: Path, job: str) -> float | None:
 def _requeue(folder: Path, job: str, found: Measured, wait_seconds: float, say: Callable[[str], None]) -> Measured:
     """Requeues the job as an administrator would, waits until it is killed, and then until it runs again."""
     requested = time.time()
-    refused = _slurm("scontrol", "requeue", job)
+    refused = call_slurm("scontrol", "requeue", job)
     if refused:
         return replace(found, refused=refused)
     say(f"job {job} was requeued; waiting until it is killed and runs again")
@@ -151,42 +143,20 @@ def _requeue(folder: Path, job: str, found: Measured, wait_seconds: float, say: 
     again = _wait(folder, job, lambda events: _named(events, "began", 1), wait_seconds)
     nodes = tuple(str(event["node"]) for event in _events(folder) if event["event"] == "began")
     if not again:
-        return replace(found, nodes=nodes, reason=_why_not_running(job, folder))
+        return replace(found, nodes=nodes, reason=why_not_running(job, folder))
     return replace(found, nodes=nodes, again=again[0]["time"] - requested)
 
 
-@contextmanager
-def _folder(runs: Path) -> Iterator[Path]:
-    """A folder on the disk that the nodes share, with the program of the job; removed afterwards."""
+def _submit(resources: Resources, folder: Path, program: str) -> str:
+    """Submits the job with one core and, only if Slurm rejects it so, a GPU.  Raises OwnJobError."""
+    cluster = replace(resources.cluster, time=str(MINUTES), exclusive=False, mem="")
+    small = replace(resources, nodes=1, gpus=1, cpus=1, use_gpus=False, cluster=cluster)
     try:
-        runs.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".preemption-check-", dir=runs.absolute()))
-    except OSError as error:
-        raise ProbeError(f"{runs} cannot be written: {error.strerror}") from None
-    try:
-        shutil.copy(str(signal_probe.__file__), folder / "signal_probe.py")
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _submit(resources: Resources, folder: Path) -> str:
-    """Submits the job and returns its id; with a GPU if Slurm rejects it without.  Raises ProbeError."""
-    rejected = ""
-    for use_gpus in (False, True) if resources.use_gpus else (False,):
-        cluster = replace(resources.cluster, time=str(MINUTES), exclusive=False, mem="")
-        small = replace(resources, nodes=1, gpus=1, cpus=1, use_gpus=use_gpus, cluster=cluster)
-        options = sbatch.parameters(small, [RunFolder(folder)])
-        options |= {"job_name": JOB_NAME, "setup": cluster.setup_commands(), "teardown": []}
-        program = f"{small.python} -u {shlex.quote(f'{folder}/signal_probe.py')} {shlex.quote(str(folder))}"
-        script = folder / "job.sh"
-        script.write_text(_make_sbatch_string(program, folder, **options))
-        with sbatch_environment({*options, *options["additional_parameters"]}):
-            done = _run("sbatch", "--parsable", str(script))
-        if done.returncode == 0:
-            return done.stdout.strip().partition(";")[0]
-        rejected = rejected or rejection_message(done.stderr, cluster)
-    raise ProbeError(rejected)
+        return submit(small, folder, f"{small.python} -u {program}", JOB_NAME)
+    except OwnJobError:
+        if not resources.use_gpus:
+            raise
+        return submit(replace(small, use_gpus=True), folder, f"{small.python} -u {program}", JOB_NAME)
 
 
 def _wait(folder: Path, job: str, condition: Callable[[list[Event]], Sequence[Event]], seconds: float) -> list[Event]:
@@ -216,30 +186,3 @@ def _named(events: Sequence[Event], name: str, start: int) -> list[Event]:
 def _is_running(job: str) -> bool:
     found = queued_jobs({job}).get(job)
     return found is not None and found.state in ("RUNNING", "COMPLETING", "SIGNALING", "STOPPED")
-
-
-def _why_not_running(job: str, folder: Path) -> str:
-    """Slurm's reason for a job that waits, or the last lines of the output of one that has ended."""
-    if (found := queued_jobs({job}).get(job)) is not None:
-        return f"is {found.state.lower()} ({found.reason})"
-    texts = []
-    with suppress(OSError):
-        texts = [file.read_text(errors="replace").strip() for file in sorted(folder.glob("*.out"))]
-    lines = [line for line in "\n".join(texts).splitlines() if line.strip()]
-    return f"ended before Python ran: {'; '.join(lines[-3:]) or f'no output; see sacct -j {job}'}"
-
-
-def _slurm(*command: str) -> str:
-    """Runs one of Slurm's commands; returns what it says if it fails."""
-    done = _run(*command)
-    return done.stderr.strip().splitlines()[-1] if done.returncode and done.stderr.strip() else ""
-
-
-def _run(*command: str) -> "subprocess.CompletedProcess[str]":
-    """Raises SlurmNotFoundError, ProbeError if Slurm does not respond."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=4 * TIMEOUT_SECONDS, check=False)
-    except FileNotFoundError:
-        raise SlurmNotFoundError(f"Slurm is not installed on this machine: {command[0]} was not found") from None
-    except subprocess.TimeoutExpired:
-        raise ProbeError(f"Slurm does not respond to `{' '.join(command)}`") from None

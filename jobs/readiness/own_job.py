@@ -1,0 +1,74 @@
+"""Small jobs of `doctor.py`: submitted with the options of a run, in a folder of their own, and canceled at the end."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from jobs.login import sbatch
+from jobs.login.resources import Resources
+from jobs.login.sbatch_environment import sbatch_environment
+from jobs.login.slurm_queries import TIMEOUT_SECONDS, SlurmNotFoundError, queued_jobs, rejection_message
+from vit.run.folder import RunFolder
+
+
+class OwnJobError(RuntimeError):
+    """The job could not be run; the message says why."""
+
+
+@contextmanager
+def own_folder(runs: Path) -> Iterator[Path]:
+    """A folder on the disk that the nodes share; removed afterwards.  Raises OwnJobError if it cannot be created."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs.absolute()))
+    except OSError as error:
+        raise OwnJobError(f"{runs} cannot be written: {error.strerror}") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(resources: Resources, folder: Path, command: str, name: str) -> str:
+    """Submits a job that runs a shell command on each node, and returns its id.  Raises OwnJobError."""
+    options = sbatch.parameters(resources, [RunFolder(folder)])
+    options |= {"job_name": name, "setup": resources.cluster.setup_commands(), "teardown": []}
+    script = folder / "job.sh"
+    script.write_text(_make_sbatch_string(command, folder, **options))
+    with sbatch_environment({*options, *options["additional_parameters"]}):
+        done = _run("sbatch", "--parsable", str(script))
+    if done.returncode:
+        raise OwnJobError(rejection_message(done.stderr, resources.cluster))
+    return done.stdout.strip().partition(";")[0]
+
+
+def why_not_running(job: str, folder: Path) -> str:
+    """Slurm's reason for a job that waits, or the last lines of the output of one that has ended."""
+    if (found := queued_jobs({job}).get(job)) is not None:
+        return f"is {found.state.lower()} ({found.reason})"
+    texts = []
+    with suppress(OSError):
+        texts = [file.read_text(errors="replace").strip() for file in sorted(folder.glob("*.out"))]
+    lines = [line for line in "\n".join(texts).splitlines() if line.strip()]
+    return f"ended before Python ran: {'; '.join(lines[-3:]) or f'no output; see sacct -j {job}'}"
+
+
+def call_slurm(*command: str) -> str:
+    """Runs one of Slurm's commands; returns what it says if it fails."""
+    done = _run(*command)
+    return done.stderr.strip().splitlines()[-1] if done.returncode and done.stderr.strip() else ""
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+    """Raises SlurmNotFoundError, OwnJobError if Slurm does not respond."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=4 * TIMEOUT_SECONDS, check=False)
+    except FileNotFoundError:
+        raise SlurmNotFoundError(f"Slurm is not installed on this machine: {command[0]} was not found") from None
+    except subprocess.TimeoutExpired:
+        raise OwnJobError(f"Slurm does not respond to `{' '.join(command)}`") from None
