@@ -23,10 +23,12 @@ if __name__ == "__main__":
 from jobs.login.submit_options import add_cluster_options, add_runs_dir, add_size_options
 from jobs.readiness.finding import LEVELS, Finding, Level, exit_code
 from jobs.readiness.here import check_here
+from jobs.readiness.job_stages import add_stage_options, check_stage_options, job_stages
 from jobs.readiness.request import Request, read_request
 from vit.config.parser import Parser, config_parser, parse_config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
+from vit.run.counts import counted
 
 COLORS: dict[Level, str] = {"OK": "32", "WARN": "33", "FAIL": "31"}  # of ANSI: green, yellow, red
 LEVEL_WIDTH, CHECK_WIDTH = 4, 14  # characters of the first two columns
@@ -40,6 +42,7 @@ def doctor_parser() -> Parser:
     group = out.add_argument_group("checks")
     add_size_options(group)
     add_runs_dir(group)
+    add_stage_options(group)
     group.add_argument("--json", action="store_true", help="print one JSON object per check and line")
     add_cluster_options(out)
     general, groups = out._action_groups[:2], out._action_groups[2:]
@@ -50,6 +53,7 @@ def doctor_parser() -> Parser:
 def stages(request: Request) -> Iterator[tuple[str, Iterable[Finding]]]:
     """The title and the findings of each stage that was requested; a later one may use what an earlier one measured."""
     yield "this machine", check_here(request)
+    yield from job_stages(request)
 
 
 def format_finding(finding: Finding, width: int, color: bool) -> str:
@@ -71,12 +75,11 @@ def verdict(findings: Sequence[Finding]) -> str:
     worst: Level = LEVELS[exit_code(findings)]
     first = next((finding for finding in findings if finding.level == worst), None)
     if first is None or worst == "OK":
-        return f"ready: all {len(findings)} checks are OK"
+        return f"ready: {counted(len(findings), 'check')}, all OK"
     count = sum(finding.level == worst for finding in findings)
     if worst == "WARN":
-        return f"ready, with {count} warning{'s' * (count != 1)}; the first one: {first.check}"
-    failed = "1 check failed" if count == 1 else f"{count} checks failed"
-    return f"not ready: {failed}; mend first: {first.check}: {first.text}"
+        return f"ready, with {counted(count, 'warning')}; the first one: {first.check}"
+    return f"not ready: {counted(count, 'check')} failed; mend first: {first.check}: {first.text}"
 
 
 def show(request: Request) -> list[Finding]:
@@ -100,6 +103,7 @@ def main(args: list[str] | None = None) -> int:
     parser = doctor_parser()
     try:
         request = read_request(*parse_config(parser, args))
+        check_stage_options(request)
     except (UserError, OSError) as error:
         print(f"doctor.py: {error}", file=sys.stderr)
         return 2

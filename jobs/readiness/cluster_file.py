@@ -8,9 +8,14 @@ import yaml
 from jobs.login.cluster_config import CLUSTERS_FOLDER, ClusterConfig
 
 
-def write_cluster_file(name: str, cluster: ClusterConfig, folder: Path = CLUSTERS_FOLDER) -> Path:
+def cluster_path(name: str) -> Path:
+    """The file of a cluster."""
+    return CLUSTERS_FOLDER / f"{name}.yaml"
+
+
+def write_cluster_file(name: str, cluster: ClusterConfig) -> Path:
     """Writes `configs/clusters/NAME.yaml` and returns its path.  Raises FileExistsError, OSError."""
-    path = folder / f"{name}.yaml"
+    path = cluster_path(name)
     with path.open("x") as file:
         file.write(render(name, cluster))
     return path

@@ -1,6 +1,8 @@
 """Small jobs of `doctor.py`: submitted with the options of a run, in a folder of their own, and canceled at the end."""
 
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +47,23 @@ def submit(resources: Resources, folder: Path, command: str, name: str) -> str:
     if done.returncode:
         raise OwnJobError(rejection_message(done.stderr, resources.cluster))
     return done.stdout.strip().partition(";")[0]
+
+
+@contextmanager
+def own_process(command: list[str], output: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs a command on this machine, with its output in a file; ends it and its children afterwards."""
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def why_not_running(job: str, folder: Path) -> str:

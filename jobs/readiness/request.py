@@ -23,6 +23,10 @@ class Request:
     save_seconds: float | None = None  # estimated length of a save; None: not known
     has_slurm: bool = True  # whether Slurm is installed here, and configured
 
+    def set_save_seconds(self, seconds: float) -> None:
+        """Replaces the estimated length of a save by a measured one."""
+        self.save_seconds = seconds
+
     @property
     def ranks(self) -> int:
         """Ranks of the run."""

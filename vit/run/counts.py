@@ -8,7 +8,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     """
     if number == 1:
         return f"1 {noun}"
-    if not plural and noun.endswith(("s", "x", "ch", "sh")):
+    if not plural and noun.endswith(("s", "x", "tch", "sh")):
         plural = f"{noun}es"
     elif not plural and noun.endswith("y") and noun[-2:-1] not in "aeiou":
         plural = f"{noun[:-1]}ies"

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
-from jobs.readiness.cluster_file import render, write_cluster_file
 from jobs.readiness.finding import Finding
 from jobs.readiness.preemption import Measured, check_preemption, judge, proposed_signal
 from tests.helpers.slurm_cluster import Cluster
@@ -103,18 +101,3 @@ def test_the_proposed_signal_leaves_time_for_two_saves(save: float | None, signa
     """And half a minute of margin; two minutes at least."""
     assert proposed_signal(save) == signal
     ClusterConfig(signal=signal)
-
-
-def test_the_written_cluster_file_is_read_back(tmp_path: Path) -> None:
-    """Every option, with characters that mean something in YAML; each with its comment; never over another file."""
-    cluster = ClusterConfig(
-        partition="gpu,long", account="0123", time="12:00:00", mem="0", requeue=False, signal="USR2@150",
-        setup=("source env.sh # x", "export A='b: c'"), sbatch={"comment": "a: #b"}, cpus_per_gpu=12,
-    )  # fmt: skip
-    path = write_cluster_file("mine", cluster, tmp_path)
-    assert cluster_config.load(str(path), {}) == cluster
-    assert "# CPU cores per GPU, for decoding" in path.read_text()
-    with pytest.raises(FileExistsError):
-        write_cluster_file("mine", cluster, tmp_path)
-    assert cluster_config.parse_values({"signal": "USR2@120"}, "")
-    assert render("x", ClusterConfig()).splitlines()[-1].startswith("signal: USR2@120   # save this many seconds")

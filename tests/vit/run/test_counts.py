@@ -16,6 +16,7 @@ from vit.run.counts import counted
         (3, "entry", "3 entries"),
         (2, "day", "2 days"),
         (2, "batch", "2 batches"),
+        (6, "epoch", "6 epochs"),
     ],
 )
 def test_a_noun_is_in_the_plural_unless_there_is_one(number: int, noun: str, text: str) -> None:
