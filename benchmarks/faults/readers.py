@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.faults.read_cases import ABSENT, REFUSED, UNHARMED, Ended, Forks, Tally, read_tree
 from benchmarks.faults.read_layer import Extent, Fault, ReadLayer, environment, faults
-from jobs.login.run_status import is_run, status
+from jobs.watch.run_status import is_run, status
 from vit.checkpoint.format import commit, find_checkpoints, prune, read_manifest, read_tensors, write_part
 from vit.data.dataset_manifest import FORMAT, read_dataset_manifest
 from vit.run.folder import RunFolder

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from jobs.login.run_status import Status, is_run, read_events, status
 from jobs.login.slurm_queries import QueuedJob
 from jobs.page.curves import TIMES, Curve, finite, read_curves
 from jobs.page.scales import count
 from jobs.page.step_times import RankTimes, read_step_times
+from jobs.watch.run_status import Status, is_run, read_events, status
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.history.attempts import Attempt, mark_killed, read_attempts

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.login import slurm_queries
-from jobs.login.run_status import is_run, newest_job
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.page.document import run_page
 from jobs.page.run_data import RunData, read_run
 from jobs.page.runs_page import runs_page
+from jobs.watch.run_status import is_run, newest_job
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.run.folder import RunFolder

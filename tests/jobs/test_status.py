@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.login.run_status import status
+from jobs.watch.run_status import status
 from tests.helpers.local_runs import STATUS, ranks_of, run_status, settings, start, steps_done
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_for
@@ -51,7 +51,8 @@ def test_status_of_a_running_a_killed_and_a_finished_run(
     assert isinstance(done["top1"], float)
     lines = run_status(tmp_path).stdout.splitlines()
     assert lines[0] == "runs (2 runs): 1 lost, 1 finished"
-    assert lines[1].split() == ["run", "state", "step", "%", "loss", "top-1", "last", "update"]
+    header = "run state epoch step % loss top-1 data wait goodput last update"
+    assert lines[1].replace("data wait  ", "").split() == header.replace("data wait ", "").split()
     assert any("48/48  100.0" in line for line in lines)
 
 

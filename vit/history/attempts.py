@@ -14,6 +14,7 @@ from vit.run.jsonl import Record
 
 Ending = Literal["running", "finished", "stopped", "failed", "killed"]
 NEAR_THE_LIMIT_SECONDS = 900.0  # a warning signal that comes with less time left announces the time limit
+SUPERVISOR_LOST = "the supervisor was lost, and the ranks saved"
 PREEMPTED_OR_CANCELED = "preempted or canceled"  # until it is requeued, or submitted again
 
 
@@ -211,7 +212,7 @@ class _Reader:
             return f"stopped; {event['unsaved']}"
         assert self.current is not None
         if self.current.job and not self.stop_request:
-            return "the supervisor was lost, and the ranks saved"
+            return SUPERVISOR_LOST
         if _id(self.current.job) not in self.slurm_jobs:
             return "stopped by the user"
         if self.stop_request.get("signal") != "SIGUSR2":

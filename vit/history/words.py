@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vit.history.attempts import Attempt, read_attempts
+from vit.history.notes import notes
+from vit.history.run_history import read_history
 from vit.history.time_spent import time_spent
 from vit.run.counts import counted
 from vit.run.folder import Event, RunFolder
@@ -46,10 +48,10 @@ def finished_line(attempts: Sequence[Attempt]) -> str:
 def closing_lines(run: RunFolder) -> list[str]:
     """What is said of a run that has ended: its goodput, and what to change.  Empty if it has no step.
 
-    Raises OSError if the ledger cannot be read.
+    Raises OSError if a file of the run cannot be read.
     """
-    spent = time_spent(read_attempts(run.events()))
-    return [] if spent.goodput is None else [spent.describe()]
+    history = read_history(run)
+    return [] if history.spent.goodput is None else [history.spent.describe(), *notes(history)]
 
 
 def show_resuming(run: RunFolder, started: Event) -> None:

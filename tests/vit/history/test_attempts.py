@@ -124,6 +124,14 @@ def test_ranks_that_stop_although_the_job_was_not_told_to_have_lost_their_superv
     assert read_attempts([*PREEMPTED[:4], *PREEMPTED[5:]])[0].why == "the supervisor was lost, and the ranks saved"
 
 
+def test_a_stop_request_that_is_recorded_after_the_stop_is_its_cause() -> None:
+    """Slurm may send the signal to the ranks too, which then save before the supervisor has written a line."""
+    late = event("told to stop", 271.1, life="7.0", signal="SIGUSR2", seconds_left=5000)
+    assert read_attempts([*PREEMPTED[:4], PREEMPTED[5], late])[0].why == "preempted"
+    of_another_start = event("told to stop", 271.1, life="7.2", signal="SIGUSR2")
+    assert "supervisor was lost" in read_attempts([*PREEMPTED[:4], PREEMPTED[5], of_another_start])[0].why
+
+
 def test_a_stop_that_came_too_late_is_named() -> None:
     """The job was told to stop, and killed before it had saved."""
     events = [*PREEMPTED[:5], event("supervising", 400, life="7.1", node="n2")]

@@ -1,24 +1,24 @@
 """The status of a run, from the files in its folder and the state of its Slurm job."""
 
-import json
-import os
 import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.login.slurm_queries import QueuedJob
 from jobs.node import submitter_lock
-from vit.run.disk_errors import naming, read_if_exists
+from jobs.watch.file_cache import cached
+from vit.history.attempts import Attempt, mark_killed, read_attempts
+from vit.history.learning_curve import best, integer, number, read_evaluations, read_tail, top1, training
+from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.folder import Event, RunFolder
-from vit.run.jsonl import read_lines
 
 # Ledger events from which the state of a run is derived.
 STATE_EVENTS = {"submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"}
 FINAL_EVENTS = {"finished", "gave up"}
-TAIL_BYTES = 1 << 14  # how much of the learning curve is read: some epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,34 @@ class Status:
     job: str | None = None  # Slurm's job id
     step: int | None = None
     steps: int | None = None  # of the whole run
+    epoch: float | None = None
+    epochs: float | None = None  # of the whole run
     loss: float | None = None
-    top1: float | None = None
+    top1: float | None = None  # of the newest evaluation
+    best_top1: float | None = None
+    best_epoch: float | None = None
     images_per_second: float | None = None
-    seconds_left: float | None = None
+    seconds_left: float | None = None  # from now on, evaluations and checkpoints included
+    ends: float | None = None  # Unix time
+    attempt: int = 0  # number of the newest one
     restarts: int = 0  # in place
     requeues: int = 0
+    device: str = ""  # name of the GPU, or "cpu"
+    ranks: int | None = None
+    goodput: float | None = None  # share of the time on the nodes that went into steps that count
+    data_wait: float | None = None  # share of the time on the nodes that was spent waiting for images
+    checkpoint: int | None = None  # the newest step that was saved
+    checkpoint_age: float | None = None  # seconds
+    waiting: float | None = None  # seconds in the queue, since it was submitted or requeued
     seconds_since_sign: float | None = None  # since the run last wrote anything
+    attempts: tuple[Attempt, ...] = ()
+    time_spent: TimeSpent = field(default_factory=TimeSpent)
+    # Added by `details.py`:
+    mfu: float | None = None  # model FLOP/s utilization
+    gpu: float | None = None  # share of the time in which a kernel ran
+    gpu_memory: int | None = None  # bytes: the peak of the GPU that used most
+    gpu_memory_total: int | None = None
+    problems: tuple[str, ...] = ()  # what could not be read
 
 
 def is_run(path: Path) -> bool:
@@ -60,6 +81,13 @@ def newest_job(run: RunFolder) -> str | None:
         return None
 
 
+def prefetch(run: RunFolder) -> None:
+    """Reads the learning curve, so that `status` need not; an error is reported there."""
+    with suppress(OSError):
+        cached(read_tail, run.metrics)
+        cached(read_evaluations, run.metrics)
+
+
 def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     """The status of a run; "unreadable" if one of its files cannot be read.
 
@@ -74,12 +102,15 @@ def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
 def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     events = read_events(run)
     state, detail, why = _state(run, events, jobs)
-    records = read_tail(run.metrics)
-    trained = next((r for r in reversed(records) if "loss" in r), {})
-    evaluated = next((r for r in reversed(records) if "val_top1" in r), None)
-    if evaluated is None and records and run.metrics.stat().st_size > TAIL_BYTES:
-        evaluated = next((r for r in reversed(read_lines(run.metrics)) if "val_top1" in r), None)
-    newest = records[-1] if records else {}
+    records, evaluations = cached(read_tail, run.metrics), cached(read_evaluations, run.metrics)
+    newest, trained = records[-1] if records else {}, (training(records) or [{}])[-1]
+    attempts = read_attempts(events, newest)
+    if attempts and attempts[-1].ending == "running" and state not in ("running", "unknown"):
+        mark_killed(attempts[-1])
+    spent, highest = time_spent(attempts), best(evaluations) or {}
+    ends = _expected_end(trained, newest) if state == "running" else None
+    saved = [e for e in events if e["event"] == "checkpoint" and integer(e, "step") is not None]
+    last, now = attempts[-1] if attempts else None, time.time()
     return Status(
         run=run.path.name,
         folder=str(run.path),
@@ -87,42 +118,61 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         detail=detail,
         why=why,
         job=_newest_job(events),
-        step=newest.get("step"),
-        steps=newest.get("steps"),
-        loss=trained.get("loss"),
-        top1=evaluated.get("val_top1_average", evaluated["val_top1"]) if evaluated else None,
-        images_per_second=trained.get("images_per_second"),
-        seconds_left=trained.get("seconds_left"),
+        step=integer(newest, "step"),
+        steps=integer(newest, "steps"),
+        epoch=number(newest, "epoch"),
+        epochs=number(newest, "epochs"),
+        loss=number(trained, "loss"),
+        top1=top1(evaluations[-1]) if evaluations else None,
+        best_top1=top1(highest),
+        best_epoch=number(highest, "epoch"),
+        images_per_second=number(trained, "images_per_second"),
+        seconds_left=None if ends is None else max(0.0, round(ends - now, 1)),
+        ends=ends,
+        attempt=len(attempts),
         restarts=sum(event["event"] == "restarting in place" for event in events),
         requeues=_requeues(events),
+        device=last.device if last else "",
+        ranks=last.ranks if last else None,
+        goodput=spent.goodput,
+        data_wait=spent.share("data") if spent.goodput is not None else None,
+        checkpoint=saved[-1]["step"] if saved else None,
+        checkpoint_age=_age(saved[-1:], now),
+        waiting=_age(events[-1:], now) if state in ("queued", "requeued") else None,
         seconds_since_sign=_seconds_since_write(run),
+        attempts=tuple(attempts),
+        time_spent=spent,
     )
 
 
 def read_events(run: RunFolder) -> list[Event]:
     """The events of the ledger.  The folder may be incomplete, or not a run folder at all.  Raises OSError."""
-    return [event for event in run.events() if isinstance(event["event"], str)]
+    return cached(_read_events, run.ledger)
 
 
-def read_tail(path: Path) -> list[Event]:
-    """The newest records of a learning curve, from the last TAIL_BYTES of the file.  Raises OSError."""
+def _read_events(ledger: Path) -> list[Event]:
+    return [event for event in RunFolder(ledger.parent).events() if isinstance(event["event"], str)]
 
-    def read() -> list[str]:
-        with naming(path), path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[size > TAIL_BYTES :]
 
-    lines = read_if_exists(path, read) or []
-    out = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            out.append(record)
-    return out
+def _age(events: Sequence[Event], now: float) -> float | None:
+    """Seconds since the last of the events."""
+    recorded = number(events[-1], "time") if events else None
+    return None if recorded is None else round(max(0.0, now - recorded), 1)
+
+
+def _expected_end(trained: Event, newest: Event) -> float | None:
+    """When the last step will be done, if nothing interrupts the run.
+
+    A record's `seconds_left` counts steps only; what evaluations and checkpoints took in this attempt is added.
+    """
+    left, recorded = number(trained, "seconds_left"), number(trained, "time")
+    if left is None:
+        return None
+    seconds = newest.get("seconds")
+    seconds = seconds if isinstance(seconds, dict) else {}
+    steps = sum(number(seconds, name) or 0.0 for name in ("data", "step", "sync"))
+    besides = sum(number(seconds, name) or 0.0 for name in ("checkpoint", "evaluate"))
+    return (time.time() if recorded is None else recorded) + left * (1 + besides / steps if steps > 0 else 1)
 
 
 def _newest_job(events: Sequence[Event]) -> str | None:

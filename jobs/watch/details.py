@@ -1,0 +1,48 @@
+"""Details of a run beyond its state, from its config and from what its supervisors recorded about its GPUs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.watch.file_cache import cached
+from jobs.watch.run_status import Status
+from vit.history.resources import mean_usage, read_usage
+from vit.history.settings import Settings, model_of, read_settings, setting
+from vit.history.utilization import peak_flops, utilization
+from vit.run.folder import RunFolder
+
+
+def with_details(status: Status, run: RunFolder) -> Status:
+    """Adds model FLOP/s utilization, and the use of GPUs in the newest attempt that recorded it.
+
+    What cannot be read is left out and named in `problems`.
+    """
+    problems = list(status.problems)
+    mfu = usage = None
+    try:
+        if status.images_per_second and status.ranks and peak_flops(status.device, "bf16") is not None:
+            settings = settings_of(run)
+            if model := model_of(settings):
+                precision = str(setting(settings, "precision"))
+                mfu = utilization(model, precision, status.device, status.ranks, status.images_per_second)
+    except OSError as error:
+        problems.append(str(error))
+    try:
+        usages = [usage for usage in read_usage(run) if usage.gpu is not None or usage.gpu_memory is not None]
+        began = max((usage.began for usage in usages), default=0.0)
+        # The nodes of an attempt begin at almost the same time.
+        usage = mean_usage([each for each in usages if each.began > began - 30])
+    except OSError as error:
+        problems.append(str(error))
+    status = replace(status, mfu=mfu, problems=tuple(problems))
+    if usage is None:
+        return status
+    return replace(status, gpu=usage.gpu, gpu_memory=usage.gpu_memory, gpu_memory_total=usage.gpu_memory_total)
+
+
+def settings_of(run: RunFolder) -> Settings:
+    """The settings of a run, read once.  Raises OSError."""
+    return cached(_settings, run.config)
+
+
+def _settings(config: Path) -> Settings:
+    return read_settings(RunFolder(config.parent))

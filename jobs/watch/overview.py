@@ -1,0 +1,127 @@
+"""Finds the runs in folders and reads their state, together with that of their Slurm jobs."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.login import slurm_queries
+from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.watch.details import with_details
+from jobs.watch.run_status import Status, is_run, newest_job, prefetch, status
+from vit.config.paths import printable
+from vit.history.notes import notes
+from vit.history.run_history import read_history
+from vit.run.folder import RunFolder
+
+Jobs = Mapping[str, QueuedJob]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The status of runs, in tables by the name of their folder; those that were named themselves are in table ""."""
+
+    tables: dict[str, list[Status]]
+    alone: bool = False  # exactly one run was named
+    errors: Sequence[str] = ()  # about paths that hold no run
+    slurm: str = ""  # why the state of Slurm jobs is not known
+    empty: str = ""  # what to say if there are no runs
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that could not be found out."""
+        return [*self.errors, *filter(None, [self.slurm])]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a path holds no run, or one that cannot be read."""
+        unreadable = any(row.state == "unreadable" for rows in self.tables.values() for row in rows)
+        return 1 if self.errors or unreadable else 0
+
+    def notes(self) -> list[str]:
+        """The notes of the run that was named alone; none if its files cannot be read."""
+        ((row,),) = self.tables.values()
+        try:
+            return notes(read_history(RunFolder(Path(row.folder)), row.attempts))
+        except OSError:
+            return []
+
+
+def group_runs(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]]:
+    """The runs of each table, and an error for each path that holds no run or cannot be listed."""
+    tables: dict[str, list[RunFolder]] = {"": []}
+    errors = []
+    for path in paths:
+        shown = printable(path)
+        try:
+            if not path.is_dir():
+                errors.append(f"{shown}: {'not a folder' if path.exists() else 'no such folder'}")
+            elif is_run(path):
+                tables[""].append(RunFolder(path))
+            elif found := runs_in(path):
+                tables |= found
+            else:
+                errors.append(f"{shown}: contains no run (no config.yaml, no ledger.jsonl)")
+        except OSError as error:
+            errors.append(str(error))
+    return {name: runs for name, runs in tables.items() if runs}, errors
+
+
+def runs_in(folder: Path) -> dict[str, list[RunFolder]]:
+    """The runs in a folder, and those of each sweep in it, by the path of their parent folder.  Raises OSError."""
+    out = {}
+    children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+    for parent, paths in [(folder, children), *((c, sorted(c.iterdir())) for c in children if not is_run(c))]:
+        if runs := [RunFolder(path) for path in paths if is_run(path)]:
+            out[str(parent)] = runs
+    return out
+
+
+class SlurmJobs:
+    """Asks Slurm in a thread of its own: it may take long to answer, and meanwhile the run folders are read."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._jobs: Jobs | None = {}
+        self.warning = ""
+        self._answered = False
+
+    def ask(self, job_ids: set[str]) -> None:
+        """Starts a query, unless one is being answered."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._query, args=(job_ids,), daemon=True)
+            self._thread.start()
+
+    def answer(self, wait: bool) -> Jobs | None:
+        """The jobs in the queue; None if they are not known.  Without `wait`, the newest answer that came so far."""
+        if self._thread is not None and (wait or not self._answered):
+            self._thread.join()
+        return self._jobs
+
+    def _query(self, job_ids: set[str]) -> None:
+        try:
+            self._jobs, self.warning = slurm_queries.queued_jobs(job_ids), ""
+        except (SlurmUnreachableError, SlurmNotFoundError, OSError) as error:
+            self._jobs, self.warning = None, f"the state of Slurm jobs is unknown: {error}"
+        self._answered = True
+
+
+def look(paths: Sequence[Path], slurm: SlurmJobs, wait: bool = True) -> Overview:
+    """Reads the runs in these paths, or those in `runs/`; what cannot be read is named, and the rest is there.
+
+    `wait` for Slurm's answer; else an earlier one will do, except for the first time.
+    """
+    try:
+        tables, errors = group_runs(paths) if paths else (runs_in(Path("runs")), [])
+    except OSError as error:  # a folder of runs cannot be listed
+        tables, errors = {}, [str(error)]
+    runs = [run for runs in tables.values() for run in runs]
+    slurm.ask({job_id for run in runs if (job_id := newest_job(run))})
+    for run in runs:
+        prefetch(run)
+    jobs = slurm.answer(wait)
+    found = {name: [with_details(status(run, jobs), run) for run in runs] for name, runs in tables.items()}
+    empty = "" if errors else "no runs in runs/ yet; to show other runs, name their folders"
+    alone = len(paths) == 1 and set(found) == {""}
+    unknown = any(row.state == "unknown" for rows in found.values() for row in rows)
+    return Overview(found, alone, errors, slurm.warning if unknown else "", empty)

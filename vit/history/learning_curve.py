@@ -1,0 +1,101 @@
+"""Reads learning curves quickly: the newest records, all evaluations, or everything.  Imports no torch.
+
+A file of a long run has some thousand records, of which a table needs a few.  Garbage is left out.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vit.run.disk_errors import naming, read_if_exists
+from vit.run.jsonl import Record, read_lines
+
+TAIL_BYTES = 1 << 14  # some epochs
+PIECE_BYTES = 1 << 20
+EVALUATION = b'"val_top1"'
+
+
+def read_curve(path: Path) -> list[Record]:
+    """All records.  Raises OSError."""
+    return [record for record in read_lines(path) if integer(record, "step") is not None]
+
+
+def read_tail(path: Path) -> list[Record]:
+    """The newest records, from the last TAIL_BYTES of the file.  Raises OSError."""
+
+    def read() -> list[bytes]:
+        with naming(path), path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            return file.read().splitlines()[size > TAIL_BYTES :]
+
+    return _parse(read_if_exists(path, read) or [])
+
+
+def read_evaluations(path: Path) -> list[Record]:
+    """All evaluations, oldest first; of the other records, nothing is parsed.  Raises OSError."""
+
+    def read() -> list[bytes]:
+        lines, rest = list[bytes](), b""
+        with naming(path), path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                rest = _take_evaluations(rest + piece, lines)
+        _take_evaluations(rest + b"\n", lines)
+        return lines
+
+    return [r for r in _parse(read_if_exists(path, read) or []) if top1(r) is not None]
+
+
+def _take_evaluations(text: bytes, lines: list[bytes]) -> bytes:
+    """Adds the lines of evaluations; returns the unfinished line at the end of the text."""
+    end = text.rfind(b"\n") + 1
+    found = text.find(EVALUATION, 0, end)
+    while found >= 0:
+        stop = text.index(b"\n", found)
+        lines.append(text[text.rfind(b"\n", 0, found) + 1 : stop])
+        found = text.find(EVALUATION, stop, end)
+    return text[end:]
+
+
+def _parse(lines: Iterable[bytes]) -> list[Record]:
+    out = []
+    for line in lines:
+        try:
+            record = json.loads(line.decode())
+        except ValueError:  # truncated by a kill, or no text
+            continue
+        if isinstance(record, dict) and integer(record, "step") is not None:
+            out.append(record)
+    return out
+
+
+def number(record: Record, name: str) -> float | None:
+    """A finite number in a record or event; None for anything else."""
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def integer(record: Record, name: str) -> int | None:
+    """An integer in a record or event; None for anything else."""
+    value = record.get(name)
+    return value if type(value) is int else None
+
+
+def top1(record: Record) -> float | None:
+    """The top-1 accuracy of an evaluation, of the EMA if there is one; None for other records."""
+    average = number(record, "val_top1_average")
+    return number(record, "val_top1") if average is None else average
+
+
+def best(evaluations: Sequence[Record]) -> Record | None:
+    """The evaluation with the best top-1 accuracy; the first among equals."""
+    return max((r for r in evaluations if top1(r) is not None), key=lambda r: top1(r) or 0.0, default=None)
+
+
+def training(records: Iterable[Record]) -> list[Record]:
+    """The records of training steps."""
+    return [record for record in records if "loss" in record]
