@@ -4,6 +4,7 @@ python jobs/status.py runs/*
 """
 
 import argparse
+import gc
 import json
 import math
 import sys
@@ -15,6 +16,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
     sys.path[: not sys.flags.safe_path] = [str(ROOT)]
+    gc.disable()  # what is read is no garbage, and looking for some takes a tenth of the time
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
 
 from jobs.watch import screen
 from jobs.watch.overview import Overview, SlurmJobs, look
@@ -68,6 +74,8 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if not options.every > 0:
         parser.error(f"--every must be positive, not {options.every:g}")
+    if options.watch:
+        gc.enable()
     slurm = SlurmJobs()
     if options.watch and sys.stdout.isatty() and not options.json:
         return screen.watch(lambda: look(options.runs, slurm, wait=False), options.every, options.rank)

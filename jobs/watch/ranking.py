@@ -51,7 +51,12 @@ def rank(rows: Sequence[Status]) -> list[Group]:
     Raises OSError if the settings of a run cannot be read.
     """
     settings = [_compared(settings_of(RunFolder(Path(row.folder))), row) for row in rows]
-    names = sorted({name for one in settings for name in one if len({str(s.get(name)) for s in settings}) > 1})
+    first = settings[0]
+    names = sorted(
+        name
+        for name in {name for one in settings for name in one}
+        if any(s.get(name) != first.get(name) for s in settings)
+    )
     groups: dict[tuple[str, ...], list[Status]] = {}
     for row, one in zip(rows, settings, strict=True):
         groups.setdefault(tuple(_value(one.get(name)) for name in names), []).append(row)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.watch.colors import BOLD, DIM, paint, paint_state, plain
+from jobs.watch.details import settings_of
 from jobs.watch.drawing import life, sparkline, time_bar
 from jobs.watch.run_status import Status
 from jobs.watch.table import state
@@ -16,6 +17,7 @@ from vit.history.notes import notes
 from vit.history.run_history import RunHistory, read_history
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
+from vit.run.jsonl import read_raw_lines
 
 ATTEMPTS = 12  # shown one by one, the newest
 LOG_LINES, LOG_BYTES = 6, 1 << 13
@@ -24,12 +26,14 @@ MIN_AXIS, MAX_AXIS, MIN_WHY = 16, 40, 28  # columns of the time axis of the atte
 
 def run_page(row: Status, run: RunFolder, columns: int) -> list[str]:
     """The lines of the page, each at most this wide, for a run that `row` is the status of."""
-    lines = _head(row, columns)
+    problems = [row.why] * bool(row.why) + list(row.problems)
     try:
+        problems += damaged_files(run)
         history = read_history(run, row.attempts)
-    except OSError as error:  # the ledger was readable a moment ago
+    except OSError as error:
         history = RunHistory()
-        lines += [f"cannot be read: {printable(str(error))}"]
+        problems += [str(error)] * (str(error) not in problems)
+    lines = _head(row, problems, columns)
     sections = {
         "attempts": _attempts(row, columns),
         "time": _time(row, columns),
@@ -43,12 +47,24 @@ def run_page(row: Status, run: RunFolder, columns: int) -> list[str]:
     return lines
 
 
-def _head(row: Status, columns: int) -> list[str]:
+def damaged_files(run: RunFolder) -> list[str]:
+    """What is wrong with the content of a run's files, in words; it is left out of everything else.  Raises OSError."""
+    out = []
+    for path in (run.ledger, run.metrics):
+        lines = read_raw_lines(path)
+        if damaged := sum(record is None for _, record in lines):
+            are = "is" if damaged == 1 else "are"
+            out.append(f"{path.name}: {counted(damaged, 'line')} of {len(lines):,} {are} damaged, and left out")
+    if run.config.is_file() and not settings_of(run):
+        out.append(f"{run.config.name} is damaged: it holds no settings")
+    return out
+
+
+def _head(row: Status, problems: Sequence[str], columns: int) -> list[str]:
     job = f", job {row.job}" if row.job else ""
     title = f"{printable(row.folder)}: "
     lines = [paint(title, BOLD) + paint_state(state(row) + job, row.state)]
-    lines += [f"  {line}" for line in _wrapped_words(printable(row.why), columns - 2)] if row.why else []
-    lines += [f"  {line}" for problem in row.problems for line in _wrapped_words(printable(problem), columns - 2)]
+    lines += [f"  {line}" for problem in problems for line in _wrapped_words(printable(problem), columns - 2)]
     running = row.state == "running"
     progress = []
     if row.step is not None and row.steps:
@@ -92,6 +108,9 @@ def _attempts(row: Status, columns: int) -> list[str]:
     several = len({attempt.ranks for attempt in row.attempts} - {None}) > 1
     kept = [i for i in range(why) if (i != ranks or several) and any(line[i] != NONE for line in table[1:])]
     widths = [max(len(line[i]) for line in table) for i in range(why + 1)]
+    for name in ("ranks", "queue", "repeated", "node", "steps"):  # if there is too little room
+        if columns - 2 - sum(widths[i] + 2 for i in kept) < min(MIN_WHY, widths[why]):
+            kept = [i for i in kept if table[0][i] != name]
     room = columns - 2 - sum(widths[i] + 2 for i in kept)
     axis = max(MIN_AXIS, min(MAX_AXIS, room - widths[why] - 2))
     axis = axis if len(shown) > 1 and room - axis - 2 >= MIN_WHY else 0

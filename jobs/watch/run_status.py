@@ -11,8 +11,9 @@ from pathlib import Path
 from jobs.login.slurm_queries import QueuedJob
 from jobs.node import submitter_lock
 from jobs.watch.file_cache import cached
+from jobs.watch.file_cache import evaluations as evaluations_of
 from vit.history.attempts import Attempt, mark_killed, read_attempts
-from vit.history.learning_curve import best, integer, number, read_evaluations, read_tail, top1, training
+from vit.history.learning_curve import best, integer, number, read_tail, top1, training
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.folder import Event, RunFolder
 
@@ -85,7 +86,7 @@ def prefetch(run: RunFolder) -> None:
     """Reads the learning curve, so that `status` need not; an error is reported there."""
     with suppress(OSError):
         cached(read_tail, run.metrics)
-        cached(read_evaluations, run.metrics)
+        evaluations_of(run.metrics)
 
 
 def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
@@ -102,7 +103,7 @@ def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
 def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     events = read_events(run)
     state, detail, why = _state(run, events, jobs)
-    records, evaluations = cached(read_tail, run.metrics), cached(read_evaluations, run.metrics)
+    records, evaluations = cached(read_tail, run.metrics), evaluations_of(run.metrics)
     newest, trained = records[-1] if records else {}, (training(records) or [{}])[-1]
     attempts = read_attempts(events, newest)
     if attempts and attempts[-1].ending == "running" and state not in ("running", "unknown"):

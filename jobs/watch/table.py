@@ -8,7 +8,9 @@ from jobs.watch.run_status import Status
 from jobs.watch.words import NONE, clock, duration, gigabytes, pad, percent, printable, shorten, width
 from vit.run.counts import counted
 
-MIN_STATE_WIDTH, MIN_NAME_WIDTH = 12, 16  # truncated to these if there is too little room
+STATE_WIDTH, NAME_WIDTH = 24, 24  # longer ones are truncated if there is too little room
+MIN_STATE_WIDTH, MIN_NAME_WIDTH = 12, 12  # the same, in the place of one of the most important columns
+MOST_IMPORTANT = 3  # the rank of the last of them
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ COLUMNS = (
 def format_table(rows: Sequence[Status], columns: int) -> list[str]:
     """The lines of a table of at most this many columns of a terminal, if possible.
 
-    Values that no run has are left out.  If there is too little room, the least important columns are, too; then the
-    state and the name are truncated.
+    Values that no run has are left out.  If there is too little room, long states and names are truncated, and the
+    least important columns are left out.
     """
     cells = {column.name: [printable(column.cell(row)) for row in rows] for column in COLUMNS}
     shown = [column for column in COLUMNS if column.rank == 0 or set(cells[column.name]) - {*column.trivial}]
@@ -87,11 +89,21 @@ def format_table(rows: Sequence[Status], columns: int) -> list[str]:
     def total() -> int:
         return sum(widths[column.name] for column in shown) + 2 * (len(shown) - 1)
 
-    while total() > columns and (least := max(shown, key=lambda column: column.rank)).rank > MOST_IMPORTANT:
-        shown.remove(least)
-    for name, minimum, part in (("state", MIN_STATE_WIDTH, False), ("run", MIN_NAME_WIDTH, True)):
+    def drop(keep: int) -> None:
+        while total() > columns and (least := max(shown, key=lambda column: column.rank)).rank > keep:
+            shown.remove(least)
+
+    def truncate(name: str, minimum: int) -> None:
         widths[name] = max(min(minimum, widths[name]), widths[name] - max(0, total() - columns))
-        cells[name] = [shorten(text, widths[name], middle=part) for text in cells[name]]
+
+    truncate("state", STATE_WIDTH)
+    truncate("run", NAME_WIDTH)
+    drop(keep=MOST_IMPORTANT)
+    truncate("state", MIN_STATE_WIDTH)
+    truncate("run", MIN_NAME_WIDTH)
+    drop(keep=0)
+    for name in ("state", "run"):
+        cells[name] = [shorten(text, widths[name], middle=name == "run") for text in cells[name]]
     lines = ["  ".join(pad(column.name, widths[column.name], column.left) for column in shown).rstrip()]
     for i, row in enumerate(rows):
         line = []
@@ -100,9 +112,6 @@ def format_table(rows: Sequence[Status], columns: int) -> list[str]:
             line.append(paint_state(text, row.state) if column.name == "state" else text)
         lines.append("  ".join(line).rstrip())
     return lines
-
-
-MOST_IMPORTANT = 2  # columns up to this rank stay if there is too little room: then texts are truncated
 
 
 def count_states(rows: Sequence[Status]) -> str:

@@ -22,7 +22,7 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def clock(when: float | None, seconds: bool = False) -> str:
-    """`Sat 14:20` within a week, else `Dec 24 14:20`, else `2027-03-01`, in local time; or `14:20:59` on this day."""
+    """`Sat 14:20` within a week, else `Dec 24 14:20`, else `2027-03-01 14:20`, in local time; or `14:20:59` on this day."""
     if when is None:
         return NONE
     try:
@@ -31,7 +31,7 @@ def clock(when: float | None, seconds: bool = False) -> str:
         return NONE
     if seconds and days < 0.5:
         return time.strftime("%H:%M:%S", then)
-    return time.strftime("%a %H:%M" if days < 6 else "%b %d %H:%M" if days < 180 else "%Y-%m-%d", then)
+    return time.strftime("%a %H:%M" if days < 6 else "%b %d %H:%M" if days < 180 else "%Y-%m-%d %H:%M", then)
 
 
 def gigabytes(count: int | None) -> str:

@@ -7,7 +7,7 @@ steps that are repeated (`lost`).  Ledgers of older versions lack these, so less
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from vit.run.folder import Event
 from vit.run.jsonl import Record
@@ -56,12 +56,12 @@ def read_attempts(events: Sequence[Event], newest: Record | None = None) -> list
     """
     reader = _Reader()
     for event in events:
-        if isinstance(event.get("time"), int | float):
+        if _is_time(event.get("time")):
             reader.read(event)
     current = reader.current
     if current is not None and current.ending == "running" and newest is not None:
         seconds, time = newest.get("seconds"), newest.get("time", 0)
-        if isinstance(seconds, dict) and isinstance(time, int | float) and time >= (current.started or current.began):
+        if isinstance(seconds, dict) and _is_time(time) and time >= (current.started or current.began):
             current.seconds, current.last_step = _numbers(seconds), _step(newest)
             current.seen = max(current.seen, time)
     return reader.attempts
@@ -141,7 +141,7 @@ class _Reader:
             self.waiting = self.idle_since = self.current.ended  # requeued: it waits from its end on
             self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, "preempted")
         began = event.get("began")  # of the job's process, before its imports
-        began = min(event["time"], max(began, self.newest)) if isinstance(began, int | float) else event["time"]
+        began = min(event["time"], max(began, self.newest)) if _is_time(began) else event["time"]
         self._begin(event, began, job, str(event.get("node", "")))
 
     def _started(self, event: Event) -> None:
@@ -167,7 +167,7 @@ class _Reader:
         after, record = self.attempts[before.number], event.get("previous")
         record = record if isinstance(record, dict) else {}
         time = record.get("time")
-        if isinstance(time, int | float) and (before.started or 0) <= time <= after.began:
+        if _is_time(time) and (before.started or 0) <= time <= after.began:
             _see(before, record)
             later = (before.ended or 0.0) - ended  # it ended later than was known: less time passed until the next one
             after.queued, after.idle = max(0.0, after.queued - later), max(0.0, after.idle - later)
@@ -268,15 +268,20 @@ def _id(job: str) -> str:
     return job.rpartition(".")[0]
 
 
+def _is_time(value: object) -> TypeGuard[float]:
+    """Whether this is a Unix time, and not the result of damage."""
+    return isinstance(value, int | float) and 0 <= value < 1e11
+
+
 def _step(event: dict[str, Any]) -> int | None:
     step = event.get("step")
-    return step if isinstance(step, int) else None
+    return step if isinstance(step, int) and 0 <= step < 1e15 else None
 
 
 def _numbers(values: object) -> dict[str, float]:
     """The numbers of a dictionary by name; empty if it is none."""
     items = values.items() if isinstance(values, dict) else ()
-    return {str(name): float(value) for name, value in items if isinstance(value, int | float)}
+    return {str(name): float(value) for name, value in items if isinstance(value, int | float) and 0 <= value < 1e11}
 
 
 def _add(total: dict[str, float], more: dict[str, float]) -> None:

@@ -3,23 +3,22 @@
 A file of a long run has some thousand records, of which a table needs a few.  Garbage is left out.
 """
 
-import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vit.run.disk_errors import naming, read_if_exists
-from vit.run.jsonl import Record, read_lines
+from vit.run.jsonl import Record, parse_lines, read_lines
 
 TAIL_BYTES = 1 << 14  # some epochs
 PIECE_BYTES = 1 << 20
+LIMIT = 1e15  # numbers beyond it come from damage
 EVALUATION = b'"val_top1"'
 
 
 def read_curve(path: Path) -> list[Record]:
     """All records.  Raises OSError."""
-    return [record for record in read_lines(path) if integer(record, "step") is not None]
+    return _with_step(read_lines(path))
 
 
 def read_tail(path: Path) -> list[Record]:
@@ -31,21 +30,25 @@ def read_tail(path: Path) -> list[Record]:
             file.seek(max(0, size - TAIL_BYTES))
             return file.read().splitlines()[size > TAIL_BYTES :]
 
-    return _parse(read_if_exists(path, read) or [])
+    return _with_step(parse_lines(read_if_exists(path, read) or []))
 
 
-def read_evaluations(path: Path) -> list[Record]:
-    """All evaluations, oldest first; of the other records, nothing is parsed.  Raises OSError."""
+def read_evaluations(path: Path, start: int = 0) -> tuple[list[Record], int]:
+    """The evaluations after this many bytes, oldest first, and where the next one may begin.  Raises OSError.
 
-    def read() -> list[bytes]:
+    Of the other records, nothing is parsed.
+    """
+
+    def read() -> tuple[list[bytes], int]:
         lines, rest = list[bytes](), b""
         with naming(path), path.open("rb") as file:
+            file.seek(start)
             while piece := file.read(PIECE_BYTES):
                 rest = _take_evaluations(rest + piece, lines)
-        _take_evaluations(rest + b"\n", lines)
-        return lines
+            return lines, file.tell() - len(rest)
 
-    return [r for r in _parse(read_if_exists(path, read) or []) if top1(r) is not None]
+    lines, end = read_if_exists(path, read) or ([], 0)
+    return [record for record in _with_step(parse_lines(lines)) if top1(record) is not None], end
 
 
 def _take_evaluations(text: bytes, lines: list[bytes]) -> bytes:
@@ -59,30 +62,22 @@ def _take_evaluations(text: bytes, lines: list[bytes]) -> bytes:
     return text[end:]
 
 
-def _parse(lines: Iterable[bytes]) -> list[Record]:
-    out = []
-    for line in lines:
-        try:
-            record = json.loads(line.decode())
-        except ValueError:  # truncated by a kill, or no text
-            continue
-        if isinstance(record, dict) and integer(record, "step") is not None:
-            out.append(record)
-    return out
+def _with_step(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if integer(record, "step") is not None]
 
 
 def number(record: Record, name: str) -> float | None:
-    """A finite number in a record or event; None for anything else."""
+    """A number in a record or event; None for anything else, and if it is not finite or absurd."""
     value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LIMIT < value < LIMIT:
         return None
     return float(value)
 
 
 def integer(record: Record, name: str) -> int | None:
-    """An integer in a record or event; None for anything else."""
+    """An integer in a record or event; None for anything else, and if it is absurd."""
     value = record.get(name)
-    return value if type(value) is int else None
+    return value if type(value) is int and -LIMIT < value < LIMIT else None
 
 
 def top1(record: Record) -> float | None:

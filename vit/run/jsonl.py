@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,21 @@ def read_lines(path: Path) -> list[Record]:
 
     Raises OSError, which names the file, if it cannot be read.
     """
-    return [record for _, record in read_raw_lines(path) if record is not None]
+    with naming(path):
+        content = read_if_exists(path, path.read_bytes) or b""
+    return parse_lines(content.split(b"\n"))
+
+
+def parse_lines(lines: Iterable[bytes]) -> list[Record]:
+    """The records of lines without their line breaks; damaged and empty lines are left out."""
+    lines = [line for line in lines if line]
+    try:  # all at once: twice as fast
+        records = json.loads((b"[" + b",".join(lines) + b"]").decode())
+    except ValueError:
+        records = []
+    if len(records) == len(lines) and all(isinstance(record, dict) for record in records):
+        return list(records)
+    return [record for line in lines if (record := _parse(line)) is not None]
 
 
 def read_raw_lines(path: Path) -> list[tuple[bytes, Record | None]]:

@@ -1,0 +1,143 @@
+"""The table of runs of `status.py`: its columns, how it fits a terminal, and how long it takes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.login.slurm_queries import QueuedJob
+from jobs.watch.colors import plain
+from jobs.watch.details import with_details
+from jobs.watch.run_status import Status, status
+from jobs.watch.table import format_table
+from tests.helpers.local_runs import STATUS, run_status
+from tests.helpers.watched_runs import BEGAN, write_run
+from tests.jobs.test_status import cpu_seconds
+from vit.config.schema import ModelConfig
+from vit.history.utilization import training_flops_per_image
+from vit.run.folder import RunFolder
+
+RUNNING = {"7": QueuedJob("RUNNING", "None", "n1")}
+
+
+def shown(run: RunFolder) -> Status:
+    """The status of a run whose job is running."""
+    return with_details(status(run, RUNNING), run)
+
+
+def test_a_running_run_shows_what_it_does_and_when_it_will_end(tmp_path: Path) -> None:
+    """Three attempts; half of its steps are done."""
+    row = shown(write_run(tmp_path / "run"))
+    assert (row.state, row.attempt, row.requeues, row.restarts) == ("running", 3, 2, 0)
+    assert (row.epoch, row.epochs, row.step, row.steps) == (5.0, 10, 1000, 2000)
+    assert (row.top1, row.checkpoint) == (0.25, 1000)
+    assert row.goodput == pytest.approx(0.8 * 400 / (400 + 3 * 10), rel=0.05)
+    assert row.data_wait == pytest.approx(0.1 * 400 / (400 + 3 * 10), rel=0.05)
+    assert row.checkpoint_age == pytest.approx(time.time() - BEGAN - 611, abs=5)
+    # 1000 steps of 0.4 s, and for each 0.36 s of steps and waiting for data 0.04 s of evaluations and checkpoints.
+    assert row.ends == pytest.approx(BEGAN + 610 + 400 * (1 + 0.1 / 0.9))
+    flops = 2560 * training_flops_per_image(ModelConfig())
+    assert row.mfu == pytest.approx(flops / (4 * 312e12))
+    lines = format_table([row], 300)
+    assert lines[0].split() == [
+        "run",
+        "state",
+        "epoch",
+        "step",
+        "%",
+        "loss",
+        "top-1",
+        "images/s",
+        "MFU",
+        "data",
+        "wait",
+        "goodput",
+        "attempt",
+        "requeues",
+        "checkpoint",
+        "time",
+        "left",
+        "end",
+        "last",
+        "update",
+    ]
+
+
+def test_values_that_no_run_has_take_no_room(tmp_path: Path) -> None:
+    """A run that waits for its first start has only a name and a state."""
+    row = Status(run="a", folder="a", state="queued", detail="Priority")
+    assert [plain(line) for line in format_table([row], 200)] == ["run  state", "a    queued (Priority)"]
+    assert "loss" in format_table([row, replace(row, loss=1.5)], 200)[0]
+
+
+@pytest.mark.parametrize("columns", [200, 120, 100, 80, 60, 40])
+def test_the_table_fits_the_terminal_and_keeps_what_matters_most(tmp_path: Path, columns: int) -> None:
+    """The least important columns go first; no number is ever truncated."""
+    rows = [shown(write_run(tmp_path / name)) for name in ("a", "vit_b16-with_a_rather_long_name_indeed")]
+    rows.append(replace(rows[0], run="日本語", state="queued", detail="JobArrayTaskLimit, a long reason"))
+    lines = [plain(line) for line in format_table(rows, columns)]
+    assert max(len(line) + line.count("日本語") * 3 for line in lines) <= columns
+    header = lines[0].split()
+    assert header[:2] == ["run", "state"] and "top-1" in header and "%" in header
+    whole = format_table(rows, 400)
+    numbers = {word for word in whole[1].split() if word[0].isdigit()}
+    assert {word for word in lines[1].split() if word[0].isdigit()} <= numbers
+    if columns >= 80:
+        assert "time left" in lines[0]
+    if columns <= 60:
+        assert "…" in lines[2], "the name is shortened, the numbers are not"
+
+
+def test_the_end_of_a_run_that_does_not_run_is_not_predicted(tmp_path: Path) -> None:
+    """Nobody knows when Slurm starts it again."""
+    run = write_run(tmp_path / "run")
+    waiting = with_details(status(run, {"7": QueuedJob("PENDING", "Priority", "")}), run)
+    assert (waiting.state, waiting.ends, waiting.seconds_left) == ("requeued", None, None)
+    header = format_table([waiting], 300)[0]
+    assert not {"time left", "end", "images/s", "MFU"} & set(header.split("  "))
+
+
+def test_a_hundred_runs_of_ten_attempts_take_less_than_a_second(tmp_path: Path) -> None:
+    """With 5,000 records and 300 evaluations each: the whole command, its imports and the ranking included."""
+    first = write_run(tmp_path / "seed=0", attempts=10, steps=250_000, of=300_000, saves=850)
+    for i in range(1, 100):
+        run = RunFolder(tmp_path / f"seed={i}")
+        run.logs.mkdir(parents=True)
+        for file in ("metrics.jsonl", "ledger.jsonl", "logs/rank-0.log"):
+            os.link(first.path / file, run.path / file)  # reading it takes as long as a copy
+        run.config.write_text(first.config.read_text().replace("seed: 0", f"seed: {i}"))
+    assert first.metrics.stat().st_size > 1.5e6
+    command = [*STATUS, str(tmp_path)]
+    assert min(cpu_seconds(command) for _ in range(3)) < 1
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "(100 runs)" in text
+    assert "    100 " in text, "all of them are ranked"
+
+
+def test_json_has_every_value_and_is_json(tmp_path: Path) -> None:
+    """Also numbers that JSON does not know."""
+    run = write_run(tmp_path / "run", val_top1=float("nan"))
+    with run.metrics.open("a") as file:
+        file.write('{"step": 1001, "steps": 2000, "loss": NaN, "images_per_second": Infinity}\n')
+    (line,) = run_status(tmp_path, "run", "--json").stdout.splitlines()
+    values = json.loads(line, parse_constant=pytest.fail)
+    assert values["loss"] is None
+    assert [attempt["why"] for attempt in values["attempts"]] == ["preempted", "preempted", ""]
+    assert sum(values["seconds"].values()) > 400
+    assert isinstance(values["notes"], list)
+
+
+def test_ascii_terminals_get_ascii(tmp_path: Path) -> None:
+    """No question marks in the place of bars."""
+    write_run(tmp_path / "run")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    text = subprocess.run(
+        [sys.executable, STATUS[1], "run"], cwd=tmp_path, env=environment, capture_output=True, check=True
+    ).stdout
+    assert b"?" not in text
+    assert b"####" in text
