@@ -28,6 +28,7 @@ from jobs.watch.run_status import Status
 from vit.config.paths import user_path
 from vit.run.command import run_command
 
+PATIENCE_SECONDS = 1.0  # for which --watch waits for Slurm before it shows its last answer
 WIDTH_OF_FILES = 200  # columns of the table, if the output is not a terminal and COLUMNS is not set
 
 
@@ -78,7 +79,7 @@ def main(args: list[str] | None = None) -> int:
         gc.enable()
     slurm = SlurmJobs()
     if options.watch and sys.stdout.isatty() and not options.json:
-        return screen.watch(lambda: look(options.runs, slurm, wait=False), options.every, options.rank)
+        return screen.watch(lambda: look(options.runs, slurm, PATIENCE_SECONDS), options.every, options.rank)
     while True:
         overview = look(options.runs, slurm)
         text = as_json(overview) if options.json else screen.render(overview, options.rank, WIDTH_OF_FILES)

@@ -82,9 +82,8 @@ class SlurmJobs:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._jobs: Jobs | None = {}
-        self.warning = ""
-        self._answered = False
+        self._jobs: Jobs | None = None
+        self.warning = "Slurm has not answered yet"  # why the jobs are not known
 
     def ask(self, job_ids: set[str]) -> None:
         """Starts a query, unless one is being answered."""
@@ -92,24 +91,26 @@ class SlurmJobs:
             self._thread = threading.Thread(target=self._query, args=(job_ids,), daemon=True)
             self._thread.start()
 
-    def answer(self, wait: bool) -> Jobs | None:
-        """The jobs in the queue; None if they are not known.  Without `wait`, the newest answer that came so far."""
-        if self._thread is not None and (wait or not self._answered):
-            self._thread.join()
+    def answer(self, patience: float | None = None) -> Jobs | None:
+        """The jobs in the queue, by the newest answer that came; None if they are not known.
+
+        Waits at most for `patience` seconds; if that is None, until Slurm has answered or its time is up.
+        """
+        if self._thread is not None:
+            self._thread.join(patience)
         return self._jobs
 
     def _query(self, job_ids: set[str]) -> None:
         try:
             self._jobs, self.warning = slurm_queries.queued_jobs(job_ids), ""
         except (SlurmUnreachableError, SlurmNotFoundError, OSError) as error:
-            self._jobs, self.warning = None, f"the state of Slurm jobs is unknown: {error}"
-        self._answered = True
+            self._jobs, self.warning = None, str(error)
 
 
-def look(paths: Sequence[Path], slurm: SlurmJobs, wait: bool = True) -> Overview:
+def look(paths: Sequence[Path], slurm: SlurmJobs, patience: float | None = None) -> Overview:
     """Reads the runs in these paths, or those in `runs/`; what cannot be read is named, and the rest is there.
 
-    `wait` for Slurm's answer; else an earlier one will do, except for the first time.
+    After `patience` seconds, an earlier answer of Slurm will do.
     """
     try:
         tables, errors = group_runs(paths) if paths else (runs_in(Path("runs")), [])
@@ -119,9 +120,11 @@ def look(paths: Sequence[Path], slurm: SlurmJobs, wait: bool = True) -> Overview
     slurm.ask({job_id for run in runs if (job_id := newest_job(run))})
     for run in runs:
         prefetch(run)
-    jobs = slurm.answer(wait)
+    jobs = slurm.answer(patience)
     found = {name: [with_details(status(run, jobs), run) for run in runs] for name, runs in tables.items()}
     empty = "" if errors else "no runs in runs/ yet; to show other runs, name their folders"
     alone = len(paths) == 1 and set(found) == {""}
     unknown = any(row.state == "unknown" for rows in found.values() for row in rows)
-    return Overview(found, alone, errors, slurm.warning if unknown else "", empty)
+    return Overview(
+        found, alone, errors, f"the state of Slurm jobs is unknown: {slurm.warning}" if unknown else "", empty
+    )

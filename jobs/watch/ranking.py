@@ -112,8 +112,10 @@ def format_ranking(groups: Sequence[Group], columns: int) -> list[str]:
         )
     kept = [i for i in range(8) if i < 2 or any(line[i] not in (NONE, "") for line in table[1:])]
     widths = {i: max(width(line[i]) for line in table) for i in kept}
-    over = sum(widths.values()) + 2 * len(kept) - columns
-    widths[1] = max(16, widths[1] - max(0, over))
+    for dropped in (7, 6, 5):  # if there is too little room
+        if sum(widths[i] + 2 for i in kept) - widths[1] + min(16, widths[1]) > columns:
+            kept = [i for i in kept if i != dropped]
+    widths[1] = max(min(16, widths[1]), min(widths[1], columns - sum(widths[i] + 2 for i in kept if i != 1)))
     lines = [paint("ranking by best top-1, mean and standard deviation over seeds", BOLD)]
     for n, line in enumerate(table):
         cells = [pad(shorten(line[i], widths[i], middle=True), widths[i], left=i in (1, 7)) for i in kept]

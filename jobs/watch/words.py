@@ -22,7 +22,10 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def clock(when: float | None, seconds: bool = False) -> str:
-    """`Sat 14:20` within a week, else `Dec 24 14:20`, else `2027-03-01 14:20`, in local time; or `14:20:59` on this day."""
+    """`Sat 14:20` within a week, else `Dec 24 14:20`, else `2027-03-01 14:20`.
+
+    With `seconds`, a time of the last hours is `14:20:59`.
+    """
     if when is None:
         return NONE
     try:

@@ -27,7 +27,7 @@ def failing_node(history: RunHistory) -> str | None:
 def killed_ranks(history: RunHistory) -> str | None:
     """Ranks that were killed: often the memory of the node is full."""
     killed = sum("SIGKILL" in str(event.get("reason", "")) for event in _failures(history))
-    if killed < 2:
+    if killed < 2 or failing_node(history):
         return None
     return f"{killed} failures by SIGKILL: if nobody killed the ranks, the node's memory was full: request more mem"
 

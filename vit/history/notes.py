@@ -52,7 +52,7 @@ def data_wait(history: RunHistory) -> str | None:
     nodes = (history.attempts[-1].ranks or ranks) // ranks
     rates = f"feed {fed:,.0f} images/s, the GPUs take {fed * needed:,.0f}"
     if 0 < workers < usage.cores // ranks:
-        return f"{text}: data.workers {workers} {rates}: set data.workers 0 to use all {usage.cores // ranks} cores"
+        return f"{text}: {workers} data.workers {rates}: set data.workers 0 to use all {usage.cores // ranks} cores"
     if usage.cpu is not None and usage.cpu < BUSY_CORES:
         busy = f"the cores are only {usage.cpu:.0%} busy, so reading the images is slow"
         return f"{text}: {busy}: data.stage $TMPDIR copies them to each node, data.cache memory keeps them there"
@@ -116,7 +116,7 @@ def starting(history: RunHistory) -> str | None:
     if share < START_SHARE or not starts:
         return None
     each = format_duration(history.spent.seconds["start"] / starts)
-    text = f"{share:.0%} of the time starting: {each} for each of {counted(starts, 'attempt')}"
+    text = f"{share:.0%} of the time starting: {each}{f' for each of {starts} attempts' if starts > 1 else ''}"
     staged = sum(a.seconds.get("stage", 0.0) for a in history.attempts)
     if staged > history.spent.seconds["start"] / 2:
         return f"{text}, most of it copying data to the nodes; leave data.stage empty, or request a longer time"

@@ -48,7 +48,7 @@ def test_the_page_fits_the_terminal(tmp_path: Path, columns: int) -> None:
     (run.logs / "rank-0.log").write_text("日本" * 200 + "\n")
     lines = page(run, columns).splitlines()
     assert max(map(width, lines[1:])) <= columns
-    assert "RuntimeError: an error" in "\n".join(lines)
+    assert "rank 3 on n1: " in "\n".join(lines)
 
 
 def test_of_many_attempts_the_newest_are_shown_and_the_others_counted(tmp_path: Path) -> None:
