@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.page.elements import Html, data, element, joined
+from jobs.page.evaluation import evaluation_section
 from jobs.page.learning_curves import charts_of_run
 from jobs.page.line_chart import Chart, draw
 from jobs.page.recipe import environment_section, recipe_section
@@ -22,6 +23,7 @@ def run_page(run: RunData) -> bytes:
     body = joined(
         run_header(run),
         curves_section(charts, len(run.repeated) > 0),
+        evaluation_section(run),
         attempts_section(run),
         time_section(run),
         speed_section(run),

@@ -1,6 +1,8 @@
 """Pictures of learning curves for papers and READMEs, with Matplotlib, which is imported late: it takes a second."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,8 @@ def draw(runs: Sequence[RunData], out: Path, over: RunData | None = None, theme:
     for run in [*runs, *([over] if over is not None else [])]:
         if "loss" not in run.curves:
             raise UserError(f"{run.folder} has no learning curve yet: metrics.jsonl is missing or empty")
-    matplotlib = import_matplotlib()
-    from matplotlib import pyplot  # after the backend is chosen
-
     colors = THEMES[theme]
-    style = {"font.size": 9, "text.color": colors["text"], "figure.facecolor": colors["background"]}
-    style |= {"axes.facecolor": colors["background"], "savefig.facecolor": colors["background"], "svg.hashsalt": "vit"}
-    with matplotlib.rc_context(style):
+    with styled(theme) as pyplot:
         figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(10, 3.9), width_ratios=(1.5, 1), layout="constrained")
         _prepare(loss, "training loss", colors)
         _prepare(accuracy, "test top-1", colors)
@@ -55,7 +52,30 @@ def draw(runs: Sequence[RunData], out: Path, over: RunData | None = None, theme:
         out.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if out.suffix == ".svg" else None
         figure.savefig(out, dpi=160, metadata=metadata)
-        pyplot.close(figure)
+
+
+def plain(text: str) -> str:
+    """Text that a font can draw, and that Matplotlib does not hide from a legend."""
+    shown = "".join(c if c.isprintable() else " " for c in text.encode(errors="replace").decode())
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+@contextmanager
+def styled(theme: str) -> Iterator[Any]:
+    """Matplotlib's pyplot, with the fonts and colors of all pictures; figures that are made in it are closed."""
+    matplotlib = import_matplotlib()
+    from matplotlib import pyplot  # after the backend is chosen
+
+    colors = THEMES[theme]
+    style = {"font.size": 9, "text.color": colors["text"], "figure.facecolor": colors["background"]}
+    style |= {"axes.facecolor": colors["background"], "savefig.facecolor": colors["background"], "svg.hashsalt": "vit"}
+    style |= {"text.parse_math": False}  # names may contain dollar signs
+    before = pyplot.get_fignums()
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # characters that the font does not have
+        yield pyplot
+    for number in set(pyplot.get_fignums()) - set(before):
+        pyplot.close(number)
 
 
 def _prepare(axes: Any, title: str, colors: dict[str, str]) -> None:
@@ -69,7 +89,7 @@ def _prepare(axes: Any, title: str, colors: dict[str, str]) -> None:
 
 
 def _draw_below(run: RunData, loss: Any, accuracy: Any, colors: dict[str, str]) -> None:
-    wide = {"color": colors["soft"], "alpha": 0.32, "linewidth": 6, "solid_capstyle": "round", "label": run.name}
+    wide = {"color": colors["soft"], "alpha": 0.32, "linewidth": 6, "solid_capstyle": "round", "label": plain(run.name)}
     loss.plot(run.curves["loss"].epochs, run.curves["loss"].values, **wide)
     name = "val_top1_average" if "val_top1_average" in run.curves else "val_top1"
     if name in run.curves:
@@ -79,11 +99,11 @@ def _draw_below(run: RunData, loss: Any, accuracy: Any, colors: dict[str, str]) 
 def _draw_run(run: RunData, loss: Any, accuracy: Any, color: str) -> None:
     curve = run.curves["loss"]
     curve = curve.pick(thin(curve.epochs, curve.values, 1000))
-    loss.plot(curve.epochs, curve.values, color=color or LOSS, linewidth=1.1, label=run.name)
+    loss.plot(curve.epochs, curve.values, color=color or LOSS, linewidth=1.1, label=plain(run.name))
     names = [name for name in ("val_top1", "val_top1_average") if name in run.curves]
     for name in names[-1:] if color else names:
         curve, mine = run.curves[name], color or (TOP1 if name == "val_top1" else EMA)
-        label = run.name if color else "EMA" if name.endswith("average") else "weights"
+        label = plain(run.name) if color else "EMA" if name.endswith("average") else "weights"
         accuracy.plot(curve.epochs, curve.values, marker="o", markersize=3.2, linewidth=1.1, color=mine, label=label)
     if names:
         curve = run.curves[names[-1]]
@@ -135,7 +155,7 @@ def _words(
     colors: dict[str, str],
 ) -> None:
     """The title, what was found, and the legend below the curves."""
-    title = " and ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    title = " and ".join(plain(run.name) for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
     for kind, name in NAMES.items():
         number = sum(mark.kind == kind for mark in marks)
         if number:
@@ -144,8 +164,8 @@ def _words(
     found = f"{count(len(marks), 'interruption')}. " if marks else ""
     if over is not None and len(runs) == 1:
         same = sameness(runs[0], over)
-        title += f" over {over.name}"
-        found += same.describe(over.name) if same is not None else ""
+        title += f" over {plain(over.name)}"
+        found += same.describe(plain(over.name)) if same is not None else ""
     figure.suptitle(
         title + ("\n" if found else ""), x=0.012, ha="left", fontsize=12, fontweight="bold", color=colors["text"]
     )

@@ -18,10 +18,19 @@ from vit.config.user_error import UserError
 from vit.history.attempts import Attempt, mark_killed, read_attempts
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.disk_errors import read_if_exists
+from vit.run.evaluation_file import Evaluation, find_evaluations, read_evaluation
 from vit.run.folder import Event, RunFolder
 from vit.run.jsonl import Record, read_raw_lines
 
 LIVE = {"running", "unknown"}  # states in which the last attempt may still run
+
+
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """An evaluation that `vit.evaluate --save` wrote."""
+
+    folder: Path
+    evaluation: Evaluation
 
 
 @dataclass(kw_only=True)
@@ -39,6 +48,7 @@ class RunData:
     time: TimeSpent = field(default_factory=TimeSpent)
     environment: list[str] = field(default_factory=list)  # lines of environment.txt
     step_times: list[RankTimes] = field(default_factory=list)
+    evaluations: list[SavedEvaluation] = field(default_factory=list)
     step: int | None = None  # the newest
     steps: int | None = None  # of the whole run
     epoch: float | None = None
@@ -62,13 +72,14 @@ def read_run(folder: Path, jobs: Mapping[str, QueuedJob] | None = None, name: st
     """Reads a run folder; `jobs` are those in Slurm's queue, None if they are unknown.  Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    if not is_run(folder) and not RunFolder(folder).metrics.is_file():
+    if not is_shown(folder):
         raise UserError(f"{folder}: not a run folder (it has no config.yaml, ledger.jsonl or metrics.jsonl)")
     run = RunFolder(folder)
     data = RunData(name=name or printable(folder.resolve().name), folder=folder, status=status(run, jobs))
     newest = _read_metrics(run, data)
     _read_ledger(run, data, newest)
     _read_config(run, data)
+    _read_evaluations(data)
     try:
         text = read_if_exists(folder / "environment.txt", (folder / "environment.txt").read_bytes)
         data.environment = (text or b"").decode(errors="replace").splitlines()
@@ -76,6 +87,26 @@ def read_run(folder: Path, jobs: Mapping[str, QueuedJob] | None = None, name: st
     except OSError as error:
         data.problems.append(str(error))
     return data
+
+
+def is_shown(folder: Path) -> bool:
+    """Whether a folder is a run, or has an evaluation, of which a report can show something."""
+    return is_run(folder) or RunFolder(folder).metrics.is_file() or bool(_evaluations(folder))
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    try:
+        return find_evaluations(folder)
+    except OSError:
+        return []
+
+
+def _read_evaluations(data: RunData) -> None:
+    for folder in _evaluations(data.folder):
+        try:
+            data.evaluations.append(SavedEvaluation(folder, read_evaluation(folder)))
+        except (UserError, OSError) as error:
+            data.problems.append(str(error))
 
 
 def _read_metrics(run: RunFolder, data: RunData) -> Record | None:

@@ -25,14 +25,16 @@ def run_header(run: RunData) -> Html:
         element(
             "div",
             element("h1", run.name),
-            element("span", f"{status.state}{detail}", class_=f"state {status.state.replace(' ', '-')}"),
+            element("span", f"{status.state}{detail}", class_=f"state {status.state.replace(' ', '-')}")
+            if run.events or run.settings or run.curves
+            else None,
             class_="title",
         ),
         element("p", _when(run), class_="when") if _when(run) else None,
         element("p", status.why, class_="problem") if status.why else None,
         element("dl", *facts, class_="figures") if facts else None,
         *(element("p", problem, class_="problem") for problem in run.problems),
-        element("p", "No step is recorded yet.", class_="note") if not run.curves else None,
+        element("p", "No step is recorded yet.", class_="note") if not run.curves and not run.evaluations else None,
     )
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from jobs.login import slurm_queries
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.page.document import run_page
-from jobs.page.run_data import RunData, read_run
+from jobs.page.evaluation import ordered
+from jobs.page.run_data import RunData, is_shown, read_run
 from jobs.page.runs_page import runs_page
-from jobs.watch.run_status import is_run, newest_job
+from jobs.watch.run_status import newest_job
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.run.folder import RunFolder
@@ -34,7 +35,10 @@ class Report:
         jobs = self._jobs([*folders, *([over] if over is not None else [])])
         names = _names(folders)
         self.runs = [run for folder in folders if (run := self._read(folder, jobs, names[folder])) is not None]
-        self.over = read_run(over, jobs) if over is not None else None
+        self.over = None
+        if over is not None:
+            named = [run for run in self.runs if run.folder.resolve() == over.resolve()]
+            self.over = named[0] if named else read_run(over, jobs)
         if not self.runs:
             raise UserError("\n".join(self.problems) or "no run was named")
 
@@ -48,20 +52,39 @@ class Report:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.out, page)
         self.written.append(self.out)
+        self._draw_beside(self.out.with_name(f"{self.out.stem}-pictures"))
+
+    def _draw_beside(self, folder: Path) -> None:
+        """Pictures of the main charts of a page."""
         drawn = [run for run in self.runs if "loss" in run.curves]
         if drawn:
-            self._draw(self.out.with_name(f"{self.out.stem}-pictures") / "curves.png", drawn)
+            self._draw(folder / "curves.png", drawn)
+        if len(self.runs) > 1:
+            return
+        from jobs.page.more_figures import draw_confusion, draw_time  # not at the top: Matplotlib takes a second
+
+        run = self.runs[0]
+        if run.time.total > 0:
+            draw_time(run, folder / "time.png", self.theme)
+            self.written.append(folder / "time.png")
+        if run.evaluations:
+            draw_confusion(ordered(run.evaluations)[0].evaluation, folder / "confusion.png", self.theme)
+            self.written.append(folder / "confusion.png")
 
     def _draw(self, path: Path, runs: Sequence[RunData]) -> None:
         from jobs.page.figures import draw  # not at the top: Matplotlib takes a second
 
-        draw(runs, path, self.over, self.theme)
+        above = [run for run in runs if run is not self.over]
+        if above:
+            draw(above, path, self.over, self.theme)
+        else:
+            draw(runs, path, theme=self.theme)
         self.written.append(path)
 
     def _find(self, paths: Sequence[Path]) -> list[Path]:
         found: list[Path] = []
         for path in paths:
-            runs = [path] if not path.is_dir() or _is_shown(path) else runs_below(path)
+            runs = [path] if not path.is_dir() or is_shown(path) else runs_below(path)
             if not runs:
                 self.problems.append(f"{path}: not a run folder, and contains none (no config.yaml, no ledger.jsonl)")
             found += [run for run in runs if run not in found]
@@ -87,10 +110,6 @@ def _default_out(paths: Sequence[Path]) -> Path:
     return paths[0] / "report.html" if len(paths) == 1 and paths[0].is_dir() else Path("report.html")
 
 
-def _is_shown(folder: Path) -> bool:
-    return is_run(folder) or RunFolder(folder).metrics.is_file()
-
-
 def _is_finished(folder: Path) -> bool:
     try:
         return RunFolder(folder).finished() is not None
@@ -103,7 +122,7 @@ def runs_below(folder: Path) -> list[Path]:
     children = sorted(child for child in folder.iterdir() if child.is_dir())
     out = []
     for child in children:
-        out += [child] if _is_shown(child) else sorted(c for c in child.iterdir() if c.is_dir() and _is_shown(c))
+        out += [child] if is_shown(child) else sorted(c for c in child.iterdir() if c.is_dir() and is_shown(c))
     return out
 
 

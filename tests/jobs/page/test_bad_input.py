@@ -24,7 +24,8 @@ def test_a_run_is_written_beside_itself_with_pictures(tmp_path: Path, report: Re
     run = write_run(tmp_path / "vit_b16")
     done = report(run)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [f"{run}/report.html", f"{run}/report-pictures/curves.png"]
+    written = ("report.html", "report-pictures/curves.png", "report-pictures/time.png")
+    assert done.stdout.splitlines() == [f"{run}/{name}" for name in written]
     assert (run / "report.html").stat().st_size < 1e6
 
 
@@ -130,3 +131,28 @@ def test_no_garbage_in_the_files_of_a_run_prevents_its_report(tmp_path: Path, se
     data, other = read_run(run, {}), read_run(write_run(tmp_path / "b"), {})
     for page in (run_page(data), runs_page([data, other]), runs_page([other], data)):
         assert not re.search(rb"(left|bottom|width):(nan|inf)", page)
+
+
+def test_a_sweep_is_reported_in_its_folder_over_one_of_its_runs(tmp_path: Path, report: Report) -> None:
+    """All runs in the folder; names with dollar signs, underscores and characters that no font has are drawn."""
+    for name in ("_$lr", "seed=1", "\u13a0名", "c"):
+        write_run(tmp_path / "sweep" / name)
+    done = report(tmp_path / "sweep", "--over", tmp_path / "sweep" / "c")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "sweep" / "report-pictures" / "curves.png").exists()
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert page.count("to the last bit") == 3
+    assert 'class="line c0 wide"' in page
+
+
+@pytest.mark.parametrize("out", ["x.png", "x.svg", "x.pdf"])
+def test_only_a_picture_is_written_if_one_is_asked_for(tmp_path: Path, report: Report, out: str) -> None:
+    """Of each kind, light or dark; the same bytes each time as SVG."""
+    run = write_run(tmp_path / "a")
+    contents = []
+    for _ in range(2):
+        done = report(run, "--out", tmp_path / out, "--dark")
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{tmp_path / out}\n")
+        contents.append((tmp_path / out).read_bytes())
+    assert out != "x.svg" or contents[0] == contents[1]
+    assert not (run / "report.html").exists()
