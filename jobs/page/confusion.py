@@ -22,7 +22,7 @@ def matrix_table(found: Evaluation, names: Sequence[str]) -> Html:
         for predicted, images in enumerate(counts):
             share = images / totals[true] if totals[true] else 0.0
             text = f"{names[true]} → {names[predicted]}: {images:,} of {totals[true]:,} ({percent(share)})"
-            label = "" if not images else "<1" if share < 0.005 else f"{100 * share:.0f}"
+            label = "" if not images else "<1" if share < 0.01 else f"{100 * share:.0f}"
             dark = " dark" if share > 0.55 else ""
             style = f"--share:{shade(share):.3f}" if images else None
             kind = ("diagonal" if true == predicted else "") + dark

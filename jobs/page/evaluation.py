@@ -128,4 +128,4 @@ def _pairs(found: Evaluation) -> Html | None:
     ]
     heads = (("true class", "text"), ("taken for", "text"), ("images", None), ("of its class", None))
     head = element("thead", element("tr", *(element("th", text, class_=kind) for text, kind in heads)))
-    return element("div", element("table", head, element("tbody", *rows), class_="numbers"), class_="scroll")
+    return element("div", element("table", head, element("tbody", *rows), class_="numbers"), class_="scroll pairs")

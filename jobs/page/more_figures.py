@@ -82,7 +82,7 @@ def draw_confusion(found: Evaluation, out: Path, theme: str = "light") -> None:
             axes.set_yticks(range(len(names)), names)
             for i, row in enumerate(shares):
                 for j, share in enumerate(row):
-                    if share >= 0.005:
+                    if share >= 0.01:
                         color = "white" if share > 0.4 or theme == "dark" else "#1c2024"
                         axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xlabel("predicted class", color=colors["soft"])
