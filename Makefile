@@ -32,6 +32,7 @@ ablation: setup $(DATA)/train.beton $(DATA)/val.beton  ## train the demo's model
 	$(BIN)/python jobs/submit.py --config configs/demo_overfits.yaml --nodes 1 --gpus 2
 	$(BIN)/python jobs/submit.py --config configs/demo_augmented.yaml --nodes 1 --gpus 2
 	$(BIN)/python jobs/report.py runs/demo_overfits runs/demo_augmented --out ablation.png
+	$(BIN)/python jobs/report.py runs/demo_overfits runs/demo_augmented --out ablation.html
 
 lint: setup  ## run linter, formatter check and type checker
 	$(BIN)/ruff check .

@@ -113,7 +113,7 @@ def summary(run: RunFolder, finished: Event) -> str:
         + (f"  time            {time}\n" if time else "")
         + "".join(f"  note            {note}\n" for note in notes)
         + f"  run folder      {folder}   (metrics.jsonl, checkpoints/, logs/)\n"
-        f"  learning curve  {command('jobs/report.py', command_path(run.path), '--out curve.png')}"
+        f"  report          {command('jobs/report.py', command_path(run.path))}"
     )
 
 

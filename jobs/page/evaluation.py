@@ -7,7 +7,8 @@ from jobs.page.confusion import FEW_CLASSES, matrix_picture, matrix_table
 from jobs.page.elements import Html, element
 from jobs.page.mistakes import gallery
 from jobs.page.run_data import RunData, SavedEvaluation
-from jobs.page.scales import count, number, percent
+from jobs.page.scales import number, percent
+from vit.run.counts import counted
 from vit.run.evaluation_file import Evaluation
 
 PAIRS, CLASSES = 12, 20  # confused pairs, and classes if there are many
@@ -53,12 +54,12 @@ def _describe(found: Evaluation) -> str:
     parts = [f"{percent(found.top1, 2)} top-1"]
     parts += [f"{percent(found.top5, 2)} top-5"] if found.top5 is not None else []
     parts += [f"loss {number(found.loss)}"] if found.loss is not None else []
-    text = f"{', '.join(parts)} on {count(found.images, 'image')} of {found.data}: {weights} of step {found.step:,}."
+    text = f"{', '.join(parts)} on {counted(found.images, 'image')} of {found.data}: {weights} of step {found.step:,}."
     if found.limit:
         text += f" Only the first {found.limit:,} images were scored, as data.limit says."
     if found.skipped:
         verb = "was" if found.skipped == 1 else "were"
-        text += f" {count(found.skipped, 'damaged image')} {verb} left out."
+        text += f" {counted(found.skipped, 'damaged image')} {verb} left out."
     return text
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from jobs.page.comparison import sameness
 from jobs.page.interruptions import Interruption, interruptions
 from jobs.page.run_data import RunData
-from jobs.page.scales import count, scale_for
+from jobs.page.scales import scale_for
 from jobs.page.thinning import thin
 from vit.config.user_error import UserError
+from vit.run.counts import counted
 from vit.run.figures import import_matplotlib
 
 # Paul Tol's bright scheme, which is safe for color-blind readers: curves of a single run, and one color per run.
@@ -161,7 +162,7 @@ def _words(
         if number:
             sign, color = MARKS[kind]
             both[0].plot([], [], linestyle="", marker=sign, color=color, markeredgewidth=0, label=f"{name} ({number})")
-    found = f"{count(len(marks), 'interruption')}. " if marks else ""
+    found = f"{counted(len(marks), 'interruption')}. " if marks else ""
     if over is not None and len(runs) == 1:
         same = sameness(runs[0], over)
         title += f" over {plain(over.name)}"

@@ -6,8 +6,9 @@ from typing import Literal
 
 from jobs.page.curves import epoch_at, finite
 from jobs.page.run_data import RunData
-from jobs.page.scales import count, duration
+from jobs.page.scales import duration
 from vit.history.attempts import Attempt
+from vit.run.counts import counted
 
 Kind = Literal["stop", "failure", "rollback"]
 
@@ -36,7 +37,7 @@ def describe_interruptions(marks: Sequence[Interruption]) -> str:
     """`4 stops, 5 failures`; empty if there are none."""
     nouns = {"stop": "stop", "failure": "failure", "rollback": "rollback"}
     numbers = {noun: sum(mark.kind == kind for mark in marks) for kind, noun in nouns.items()}
-    return ", ".join(count(number, noun) for noun, number in numbers.items() if number)
+    return ", ".join(counted(number, noun) for noun, number in numbers.items() if number)
 
 
 def _of_attempt(run: RunData, i: int) -> Interruption | None:
@@ -66,7 +67,7 @@ def _of_attempt(run: RunData, i: int) -> Interruption | None:
 def _resumed(attempt: Attempt, after: Attempt | None) -> str:
     if after is None or after.started is None:
         return "not resumed"
-    repeated = f"{count(attempt.lost_steps, 'step')} repeated" if attempt.lost_steps else "no step lost"
+    repeated = f"{counted(attempt.lost_steps, 'step')} repeated" if attempt.lost_steps else "no step lost"
     waited = duration(max(0.0, after.started - (attempt.ended or attempt.seen)))
     return f"resumed at step {after.first_step or 0:,} after {waited}, {repeated}"
 
@@ -82,5 +83,5 @@ def _of_rollback(run: RunData, event: dict[str, object]) -> Interruption | None:
         time=time,
         resumed_at=int(step),
         title=f"step {int(reached):,} was not finite",
-        detail=f"rolled back to step {int(step):,}, {count(int(reached - step), 'step')} repeated",
+        detail=f"rolled back to step {int(step):,}, {counted(int(reached - step), 'step')} repeated",
     )

@@ -10,13 +10,13 @@ import yaml
 
 from jobs.login.slurm_queries import QueuedJob
 from jobs.page.curves import TIMES, Curve, finite, read_curves
-from jobs.page.scales import count
 from jobs.page.step_times import RankTimes, read_step_times
 from jobs.watch.run_status import Status, is_run, read_events, status
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.history.attempts import Attempt, mark_killed, read_attempts
 from vit.history.time_spent import TimeSpent, time_spent
+from vit.run.counts import counted
 from vit.run.disk_errors import read_if_exists
 from vit.run.evaluation_file import Evaluation, find_evaluations, read_evaluation
 from vit.run.folder import Event, RunFolder
@@ -116,7 +116,7 @@ def _read_metrics(run: RunFolder, data: RunData) -> Record | None:
     if damaged:
         verb = "is" if damaged == 1 else "are"
         data.problems.append(
-            f"{run.metrics.name}: {count(damaged, 'value')} {verb} not finite or damaged, and left out"
+            f"{run.metrics.name}: {counted(damaged, 'value')} {verb} not finite or damaged, and left out"
         )
     data.repeated, _ = read_curves(_records(run.metrics.with_suffix(".superseded.jsonl"), data.problems, quiet=True))
     newest = max(records, key=lambda r: finite(r.get("step")) or -1.0, default=None)
@@ -137,7 +137,7 @@ def _records(path: Path, problems: list[str], quiet: bool = False) -> list[Recor
     damaged = len(lines) - len(records)
     if damaged and not quiet:
         verb = "is" if damaged == 1 else "are"
-        problems.append(f"{path.name}: {count(damaged, 'line')} of {len(lines):,} {verb} damaged, and left out")
+        problems.append(f"{path.name}: {counted(damaged, 'line')} of {len(lines):,} {verb} damaged, and left out")
     return records
 
 

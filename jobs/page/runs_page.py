@@ -8,7 +8,8 @@ from jobs.page.elements import Html, element, joined
 from jobs.page.interruptions import describe_interruptions, interruptions
 from jobs.page.learning_curves import COLORS, charts_of_runs, last
 from jobs.page.run_data import RunData
-from jobs.page.scales import count, number, percent
+from jobs.page.scales import number, percent
+from vit.run.counts import counted
 from vit.run.progress import format_duration
 
 FEW_RUNS = 5  # up to so many, each has a column in the table of settings; of more, each has a row
@@ -29,7 +30,7 @@ def runs_page(runs: Sequence[RunData], over: RunData | None = None) -> bytes:
 
 
 def _title(runs: Sequence[RunData]) -> str:
-    return " and ".join(run.name for run in runs) if len(runs) <= 2 else count(len(runs), "run")
+    return " and ".join(run.name for run in runs) if len(runs) <= 2 else counted(len(runs), "run")
 
 
 def _header(runs: Sequence[RunData], over: RunData | None, compared: Sequence[RunData]) -> Html:

@@ -97,11 +97,6 @@ def percent(share: float, places: int = 1) -> str:
     return f"{100 * share:.{places}f}%"
 
 
-def count(number_: int, noun: str, plural: str = "") -> str:
-    """`1 rank`, `2 ranks`, `1,049 steps`."""
-    return f"{number_:,} {noun if number_ == 1 else plural or noun + 's'}"
-
-
 def duration(seconds: float) -> str:
     """Like `format_duration`, with a digit after the point below ten seconds."""
     return f"{seconds:.1f} s" if 0.05 <= seconds < 9.95 else format_duration(seconds)

@@ -7,7 +7,8 @@ from jobs.page.elements import Html, element
 from jobs.page.interruptions import describe_interruptions, interruptions
 from jobs.page.learning_curves import last
 from jobs.page.run_data import RunData
-from jobs.page.scales import count, number, percent
+from jobs.page.scales import number, percent
+from vit.run.counts import counted
 from vit.run.progress import format_duration
 
 
@@ -86,7 +87,7 @@ def _goodput(run: RunData) -> Html | None:
         return None
     lost = sum(attempt.lost_steps for attempt in run.attempts)
     return _fact(
-        "goodput", percent(run.time.goodput), f"{count(lost, 'step')} repeated" if lost else "no step repeated"
+        "goodput", percent(run.time.goodput), f"{counted(lost, 'step')} repeated" if lost else "no step repeated"
     )
 
 
@@ -105,5 +106,5 @@ def _when(run: RunData) -> str:
             parts.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)))
     newest = next((a for a in reversed(run.attempts) if a.ranks), None)
     if newest is not None and newest.ranks:
-        parts.append(count(newest.ranks, "rank") + (f" on {newest.device}" if newest.device else ""))
+        parts.append(counted(newest.ranks, "rank") + (f" on {newest.device}" if newest.device else ""))
     return " · ".join(parts)

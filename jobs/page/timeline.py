@@ -5,9 +5,10 @@ import itertools
 from jobs.page.elements import Html, element
 from jobs.page.learning_curves import unit_of
 from jobs.page.run_data import RunData
-from jobs.page.scales import Scale, count, duration, percent, tick_label
+from jobs.page.scales import Scale, duration, percent, tick_label
 from vit.history.attempts import Attempt
 from vit.history.time_spent import CATEGORIES, attempt_seconds
+from vit.run.counts import counted
 
 NAMES = {
     "queue": "queue",
@@ -84,7 +85,7 @@ def _row(attempt: Attempt, zero: float, unit: float, scale: Scale) -> Html:
         text = f"{part}: {duration(length)}"
         bars.append(element("i", class_=f"t-{part}", style=f"left:{left:.3f}%;width:{width:.3f}%", title=text))
         at += length
-    lost = f" · {count(attempt.lost_steps, 'step')} repeated later" if attempt.lost_steps else ""
+    lost = f" · {counted(attempt.lost_steps, 'step')} repeated later" if attempt.lost_steps else ""
     steps = (
         f"steps {attempt.first_step:,}–{attempt.last_step:,}"
         if attempt.first_step is not None and attempt.last_step is not None
@@ -111,7 +112,7 @@ def changes_between(run: RunData) -> list[str]:
     for before, after in itertools.pairwise(started):
         changes = []
         if before.ranks != after.ranks and before.ranks and after.ranks:
-            changes.append(f"{before.ranks} → {count(after.ranks, 'rank')}")
+            changes.append(f"{before.ranks} → {counted(after.ranks, 'rank')}")
         if before.device != after.device and before.device and after.device:
             changes.append(f"{before.device} → {after.device}")
         if before.node != after.node and before.node and after.node:
@@ -148,7 +149,7 @@ def time_section(run: RunData) -> Html | None:
         f"{duration(spent.on_nodes)} on the nodes went into training steps that count."
         if spent.goodput is not None
         else f"No step yet, after {duration(spent.on_nodes)} on the nodes.",
-        f" {count(lost, 'step')} {'was' if lost == 1 else 'were'} repeated." if lost else None,
+        f" {counted(lost, 'step')} {'was' if lost == 1 else 'were'} repeated." if lost else None,
         f" Not counted: {duration(spent.idle)} in which the run was neither queued nor running."
         if spent.idle >= 1
         else None,
