@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.page.elements import Html, data, element, joined
@@ -37,7 +38,7 @@ def curves_section(charts: Sequence[Chart], repeated: bool = False, before: Html
     """All charts, with a switch between epochs and time."""
     if not charts:
         return None
-    drawn = [draw(chart) for chart in charts]
+    drawn = [draw(replace(chart, is_first=i == 0)) for i, chart in enumerate(charts)]  # all have the same marks
     timed = next((axis for axis in charts[0].axes if axis.kind == "time"), None)
     marks = {mark.kind for chart in charts for mark, _ in chart.marks}
     keys = {"stop": "stopped and saved", "failure": "failed or killed", "rollback": "rolled back"}
@@ -79,7 +80,8 @@ def curves_section(charts: Sequence[Chart], repeated: bool = False, before: Html
 
 def document(title: str, body: Html, charts: Sequence[Chart]) -> bytes:
     """A page with its style, its script and the values of its charts."""
-    values = {chart.id: {"points": chart.points} for chart in charts}
+    marks = [(mark.title, mark.detail) for mark, _ in charts[0].marks] if charts else []
+    values = {"marks": marks, "charts": {chart.id: chart.points for chart in charts}}
     style, script = ((FOLDER / name).read_bytes() for name in ("style.css", "page.js"))
     written = time.strftime("%Y-%m-%d %H:%M")
     page = element(

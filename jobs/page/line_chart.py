@@ -17,6 +17,7 @@ from jobs.page.scales import Scale, number, tick_label
 from jobs.page.thinning import straightened, thin
 
 SIZE = 10_000
+MANY_MARKS = 40  # of more, only those under the mouse have a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Chart:
     factor: float = 1.0  # of the values on the vertical axis, as 100 for percent
     unit: str = ""  # written after them
     legend: bool = True
+    is_first: bool = False  # of a page: a keyboard and a screen reader find its marks, but not those of the others
     ends: bool = True  # write the last value at the end of each line
     points: list[dict[str, object]] = field(default_factory=list)  # for the page's script; filled by `draw`
 
@@ -268,7 +270,7 @@ def _positions(chart: Chart, line: Line) -> str:
 
 def _marks(chart: Chart) -> list[Html]:
     out = []
-    for mark, began in chart.marks:
+    for i, (mark, began) in enumerate(chart.marks):
         style = ""
         for axis in chart.axes:
             if axis.kind == "time":
@@ -278,12 +280,13 @@ def _marks(chart: Chart) -> list[Html]:
         out.append(
             element(
                 "button",
-                element("span", f"{mark.title}. {mark.detail}", class_="hidden"),
+                element("span", f"{mark.title}. {mark.detail}", class_="hidden") if chart.is_first else None,
                 type="button",
-                class_=f"mark {mark.kind}",
+                class_=f"mark {mark.kind}{' dense' if len(chart.marks) > MANY_MARKS else ''}",
                 style=style,
-                data_title=mark.title,
-                data_detail=mark.detail,
+                data_mark=i,
+                tabindex=None if chart.is_first else -1,
+                aria_hidden=None if chart.is_first else "true",
             )
         )
     return out

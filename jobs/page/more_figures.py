@@ -11,12 +11,13 @@ from jobs.page.run_data import RunData
 from jobs.page.scales import duration, percent
 from jobs.page.timeline import NAMES, PARTS
 from vit.history.time_spent import CATEGORIES, attempt_seconds
+from vit.run.counts import counted
 from vit.run.evaluation_file import Evaluation
 
 COLORS = {"queue": "#d5d8dd", "start": "#9aa5b4", "compile": "#aa3377", "data": "#ddaa33", "step": "#4477aa"}
 COLORS |= {"checkpoint": "#66ccee", "evaluate": "#228833", "lost": "#cc6677", "other": "#b9a98f", "train": "#4477aa"}
 LONGEST_WHY = 60  # characters
-MOST_ATTEMPTS = 60  # with more, a picture has no room for their names
+MOST_ATTEMPTS = 60  # with more, a picture has no room for a row for each
 
 
 def draw_time(run: RunData, out: Path, theme: str = "light") -> None:
@@ -25,26 +26,27 @@ def draw_time(run: RunData, out: Path, theme: str = "light") -> None:
     zero = first.began - first.queued
     name, unit = unit_of(max(a.began + a.duration for a in run.attempts) - zero)
     colors, rows = THEMES[theme], len(run.attempts)
+    strip = rows > MOST_ATTEMPTS  # all in one row
+    size, heights = (10, 2.8 if strip else 1.9 + 0.2 * rows), (2 if strip else rows + 1, 2)
     with styled(theme) as pyplot:
-        size = (10, 1.9 + 0.2 * min(rows, MOST_ATTEMPTS))
-        figure, (gantt, bar) = pyplot.subplots(2, 1, figsize=size, height_ratios=(rows + 1, 2), layout="constrained")
+        figure, (gantt, bar) = pyplot.subplots(2, 1, figsize=size, height_ratios=heights, layout="constrained")
         for attempt in run.attempts:
             at, seconds = attempt.began - attempt.queued - zero, attempt_seconds(attempt)
+            row = 0 if strip else attempt.number
             for part, names in PARTS.items():
                 length = sum(seconds[category] for category in names)
-                gantt.barh(attempt.number, length / unit, left=at / unit, height=0.7, color=COLORS[part])
+                gantt.barh(row, length / unit, left=at / unit, height=0.7, color=COLORS[part])
                 at += length
-            if rows <= MOST_ATTEMPTS:
+            if not strip:
                 why = plain(attempt.why or attempt.ending)
                 text = f"  {why if len(why) <= LONGEST_WHY else why[: LONGEST_WHY - 1] + '…'}"
                 gantt.text(at / unit, attempt.number, text, va="center", fontsize=7.5, color=colors["soft"])
         gantt.invert_yaxis()
-        gantt.margins(x=0.25, y=0.01)
+        gantt.margins(x=0 if strip else 0.25, y=0.01)
         gantt.set_xlim(left=0)
         gantt.set_xlabel(name, loc="right", color=colors["soft"])
-        gantt.set_title(f"{plain(run.name)}: attempts", loc="left", fontsize=9, color=colors["soft"])
-        if rows <= MOST_ATTEMPTS:
-            gantt.set_yticks([attempt.number for attempt in run.attempts])
+        gantt.set_title(f"{plain(run.name)}: {counted(rows, 'attempt')}", loc="left", fontsize=9, color=colors["soft"])
+        gantt.set_yticks([] if strip else [attempt.number for attempt in run.attempts])
         _draw_bar(bar, run)
         for axes in (gantt, bar):
             axes.spines[["top", "right", "left", "bottom"]].set_visible(False)

@@ -26,7 +26,7 @@
   const pointsOf = figure => {
     const key = figure.id + axis();
     if (!cache.has(key)) {
-      const lines = values[figure.id].points.filter(p => p.axis === axis()).map(p => ({
+      const lines = values.charts[figure.id].filter(p => p.axis === axis()).map(p => ({
         ...p, xs: xs(figure.querySelector(`.by-${p.axis} [data-line="${p.line}"]`)) }));
       cache.set(key, lines);
     }
@@ -49,7 +49,8 @@
   };
   const cause = mark => {
     const node = make("div", "cause");
-    node.append(make("div", "", mark.dataset.title), make("div", "head", mark.dataset.detail));
+    const [title, detail] = values.marks[mark.dataset.mark];
+    node.append(make("div", "", title), make("div", "head", detail));
     return node;
   };
   const show = (figure, share, x, y, marks) => {

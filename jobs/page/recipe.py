@@ -12,6 +12,7 @@ import yaml
 from jobs.page.elements import Html, element
 from jobs.page.run_data import RunData, flattened, shown
 from vit.config.schema import Config, flatten
+from vit.run.counts import counted
 
 GROUPS = {"": "run", "model": "model", "data": "data", "augment": "augmentation", "optim": "optimizer"}
 GROUPS |= {"checkpoint": "checkpoints", "log": "logging"}
@@ -141,7 +142,7 @@ def environment_section(run: RunData) -> Html | None:
         ),
         element(
             "details",
-            element("summary", f"{len(packages)} packages"),
+            element("summary", counted(len(packages), "package")),
             element(
                 "p", *(part for package in packages for part in (element("code", package), " ")), class_="packages"
             ),

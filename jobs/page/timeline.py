@@ -2,9 +2,10 @@
 
 import itertools
 
+from jobs.page.curves import finite
 from jobs.page.elements import Html, element
 from jobs.page.learning_curves import unit_of
-from jobs.page.run_data import RunData
+from jobs.page.run_data import RunData, shown
 from jobs.page.scales import Scale, duration, percent, tick_label
 from vit.history.attempts import Attempt
 from vit.history.time_spent import CATEGORIES, attempt_seconds
@@ -29,6 +30,7 @@ PARTS = {
     "train": ("data", "step", "checkpoint", "evaluate", "other"),
     "lost": ("lost",),
 }
+MANY_ATTEMPTS = 30  # of more, one bar shows all, and the rows are scrolled
 ENDINGS = {"finished": "✓ ", "stopped": "■ ", "failed": "✕ ", "killed": "✕ "}
 
 
@@ -42,6 +44,8 @@ def attempts_section(run: RunData) -> Html | None:
     name, unit = unit_of(whole)
     scale = Scale(0.0, whole / unit or 1.0)
     rows = [_row(attempt, zero, unit, scale) for attempt in run.attempts]
+    many = len(rows) > MANY_ATTEMPTS
+    everything = [bar for attempt in run.attempts for bar in _bars(attempt, zero, unit, scale)]
     ticks = scale.ticks(6)
     axis = [
         element("span", tick_label(t, ticks), style=f"left:{100 * scale(t):.2f}%", class_="odd" if i % 2 else None)
@@ -59,21 +63,23 @@ def attempts_section(run: RunData) -> Html | None:
         element("div", *keys, class_="legend plain"),
         element(
             "div",
-            element("div", *rows, class_="rows"),
+            element("div", *everything, class_="bars whole") if many else None,
+            None if many else element("div", *rows, class_="rows"),
             element(
                 "div",
                 element("div", *axis, class_="x-labels"),
                 element("div", name, class_="x-title"),
                 class_="gantt-axis",
             ),
-            class_=f"gantt{' long' if len(rows) > 30 else ''}",
+            element("div", *rows, class_="rows") if many else None,
+            class_=f"gantt{' long' if many else ''}",
         ),
         element("p", "Changed between attempts: ", "; ".join(changes), ".", class_="note") if changes else None,
         id="attempts",
     )
 
 
-def _row(attempt: Attempt, zero: float, unit: float, scale: Scale) -> Html:
+def _bars(attempt: Attempt, zero: float, unit: float, scale: Scale) -> list[Html]:
     seconds = attempt_seconds(attempt)
     at = attempt.began - attempt.queued
     bars = []
@@ -85,28 +91,33 @@ def _row(attempt: Attempt, zero: float, unit: float, scale: Scale) -> Html:
         text = f"{part}: {duration(length)}"
         bars.append(element("i", class_=f"t-{part}", style=f"left:{left:.3f}%;width:{width:.3f}%", title=text))
         at += length
+    return bars
+
+
+def _row(attempt: Attempt, zero: float, unit: float, scale: Scale) -> Html:
     lost = f" · {counted(attempt.lost_steps, 'step')} repeated later" if attempt.lost_steps else ""
     steps = (
         f"steps {attempt.first_step:,}–{attempt.last_step:,}"
         if attempt.first_step is not None and attempt.last_step is not None
         else "no step"
     )
+    node = f" · {attempt.node}" if attempt.node else ""
     why = attempt.why or ("running" if attempt.ending == "running" else attempt.ending)
     return element(
         "div",
         element("span", attempt.number, class_="number"),
-        element("div", *bars, class_="bars"),
+        element("div", *_bars(attempt, zero, unit, scale), class_="bars"),
         element(
             "div",
-            element("b", ENDINGS.get(attempt.ending, ""), why, class_=f"why {attempt.ending}"),
-            element("span", f"{steps}{lost} · {duration(attempt.duration)}", class_="what"),
+            element("b", ENDINGS.get(attempt.ending, ""), why, class_=f"why {attempt.ending}", title=why),
+            element("span", f"{steps}{lost} · {duration(attempt.duration)}{node}", class_="what"),
         ),
         class_="row",
     )
 
 
 def changes_between(run: RunData) -> list[str]:
-    """What differs from one attempt to the next: ranks, device, node."""
+    """What differs from one attempt to the next: ranks and device; settings that `--override-resume` changed."""
     out = []
     started = [attempt for attempt in run.attempts if attempt.started is not None]
     for before, after in itertools.pairwise(started):
@@ -115,10 +126,15 @@ def changes_between(run: RunData) -> list[str]:
             changes.append(f"{before.ranks} → {counted(after.ranks, 'rank')}")
         if before.device != after.device and before.device and after.device:
             changes.append(f"{before.device} → {after.device}")
-        if before.node != after.node and before.node and after.node:
-            changes.append(f"node {before.node} → {after.node}")
         if changes:
             out.append(f"attempt {after.number}: {', '.join(changes)}")
+    for event in run.events:
+        settings, step = event.get("settings"), finite(event.get("step"))
+        if event["event"] == "settings changed" and isinstance(settings, dict) and step is not None:
+            pairs = [(name, pair) for name, pair in settings.items() if isinstance(pair, list) and len(pair) == 2]
+            words = [f"{name} {shown(before)} → {shown(now)}" for name, (before, now) in pairs]
+            text = f"step {step:,.0f}: {', '.join(words)}"
+            out += [text] if words and text not in out else []
     return out
 
 

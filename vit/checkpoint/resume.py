@@ -22,7 +22,7 @@ from vit.checkpoint.saved_classes import DataSetClasses, check_resumed_classes
 from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
-from vit.config.recipe import check_recipe, recipe_of
+from vit.config.recipe import check_recipe, differences, recipe_of
 from vit.distributed.world import World, on_rank_0
 from vit.model.weight_fit import shortened
 from vit.run.folder import RunFolder, recorded_save
@@ -58,6 +58,8 @@ def resume(
     # Settings newer than the checkpoint get their default, which is what the code did before they existed.
     saved = recipe_of(schema.Config()) | manifest["about"]["recipe"]
     check_recipe(path, saved, recipe, allowed_changes, has_begun=manifest["step"] > 0)
+    if world.rank == 0 and (changed := differences(saved, recipe)):
+        run.note("settings changed", step=manifest["step"], settings=changed)
     check_resumed_classes(path, manifest["about"], classes, allowed_changes)
     state.restore(manifest["step"], tensors, manifest["about"])
     return state.step

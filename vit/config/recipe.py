@@ -33,6 +33,13 @@ def recipe_of(config: Config) -> dict[str, Any]:
     return out
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The settings that differ, sorted by name, each with both values; None where there is none."""
+    absent = object()
+    names = [name for name in sorted({*before, *now}) if before.get(name, absent) != now.get(name, absent)]
+    return {name: [before.get(name), now.get(name)] for name in names}
+
+
 def check_recipe(
     run: Path,
     before: Mapping[str, Any],
@@ -46,8 +53,7 @@ def check_recipe(
     In a run that `has_begun`, changes of STREAM_SETTINGS are never allowed.  The message lists the differences,
     and names the `alternative` to resuming.
     """
-    absent = object()
-    differing = [name for name in sorted({*before, *now}) if before.get(name, absent) != now.get(name, absent)]
+    differing = list(differences(before, now))
     fixed = [name for name in differing if has_begun and name in STREAM_SETTINGS]
     differing = [name for name in differing if name in fixed or name not in allowed]
     if not differing:

@@ -18,11 +18,12 @@ from tests.helpers.interrupted_runs import (
 )
 from tests.helpers.ranks import run_ranks
 from vit.checkpoint.format import read_manifest
+from vit.run.folder import RunFolder
 from vit.train import Outcome
 
 
 def test_another_recipe_or_data_set_is_refused(betons: Path, tmp_path: Path) -> None:
-    """The message lists the differences; `--override-resume` accepts them."""
+    """The message lists the differences; `--override-resume` accepts them, and the ledger records them."""
     run, cfg = new_run_folder(tmp_path / "run"), short_config(betons)
     run_ranks(1, run_attempt, cfg, run, Fault(0, 0, signal.SIGTERM))
     other = replace(cfg, optim=replace(cfg.optim, lr=1e-4), data=replace(cfg.data, train=betons / "val.beton"))
@@ -31,6 +32,8 @@ def test_another_recipe_or_data_set_is_refused(betons: Path, tmp_path: Path) -> 
         run_ranks(1, run_attempt, other, run)
     other = replace(other, data=cfg.data)
     assert run_ranks(1, run_attempt, other, run, None, ("optim.lr",)) == [Outcome.FINISHED]
+    (event,) = [event for event in RunFolder(run).events() if event["event"] == "settings changed"]
+    assert event["settings"] == {"optim.lr": [0.003, 0.0001]}
 
 
 def test_a_checkpoint_without_a_newer_setting_resumes_with_its_default(
