@@ -6,6 +6,7 @@ python jobs/report.py runs/interrupted --over runs/undisturbed --out curve.png
 """
 
 import argparse
+import errno
 import gc
 import sys
 from pathlib import Path
@@ -41,12 +42,15 @@ def main(args: list[str] | None = None) -> int:
         "--over", type=user_path, metavar="RUN", help="run to draw below the others, as a wide line to compare with"
     )
     parser.add_argument("--dark", action="store_true", help="pictures on a dark background; pages adapt by themselves")
+    parser.add_argument("--title", default="", help="(default: the names of the runs)")
     options = parser.parse_args(args)
     try:
-        report = Report(options.runs, options.out, options.over, "dark" if options.dark else "light")
+        report = Report(options.runs, options.out, options.over, "dark" if options.dark else "light", options.title)
         report.write()
     except (UserError, OSError) as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        unwritable = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        hint = "; choose a writable folder with --out" if unwritable and options.out is None else ""
+        print(f"report.py: {error}{hint}", file=sys.stderr)
         return 1
     for problem in report.problems:
         print(f"report.py: {problem}", file=sys.stderr)

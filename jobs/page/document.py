@@ -18,11 +18,11 @@ from jobs.page.timeline import attempts_section, time_section
 FOLDER = Path(__file__).parent
 
 
-def run_page(run: RunData) -> bytes:
-    """The report of one run."""
+def run_page(run: RunData, title: str = "") -> bytes:
+    """The report of one run; its title is the name of the run, if no other is given."""
     charts = charts_of_run(run)
     body = joined(
-        run_header(run),
+        run_header(run, title),
         curves_section(charts, len(run.repeated) > 0),
         evaluation_section(run),
         attempts_section(run),
@@ -31,7 +31,7 @@ def run_page(run: RunData) -> bytes:
         recipe_section(run),
         environment_section(run),
     )
-    return document(run.name, body, charts)
+    return document(title or run.name, body, charts)
 
 
 def curves_section(charts: Sequence[Chart], repeated: bool = False, before: Html | None = None) -> Html | None:

@@ -15,9 +15,13 @@ from vit.config.user_error import UserError
 from vit.run.counts import counted
 from vit.run.figures import import_matplotlib
 
-# Paul Tol's bright scheme, which is safe for color-blind readers: curves of a single run, and one color per run.
-LOSS, TOP1, EMA = "#4477aa", "#cc6677", "#c79100"
-RUN_COLORS = ("#4477aa", "#cc6677", "#228833", "#c79100", "#33a0c8", "#aa3377")
+# Paul Tol's bright scheme, which is safe for color-blind readers, and lighter colors for dark backgrounds: one for each
+# run; of a single run, the first is its loss, the second its accuracy, the fourth that of the EMA.
+RUN_COLORS = {
+    "light": ("#4477aa", "#cc6677", "#228833", "#c79100", "#33a0c8", "#aa3377"),
+    "dark": ("#7fb0e0", "#e88c9b", "#5cbf6c", "#e5bc4f", "#7fd4f0", "#d678ae"),
+}
+LOSS, TOP1, EMA = 0, 1, 3
 MARKS = {"stop": ("v", "#8b8d98"), "failure": ("X", "#cc4455"), "rollback": ("D", "#aa3377")}
 NAMES = {"stop": "stopped and saved", "failure": "killed or failed", "rollback": "rolled back"}
 THEMES = {
@@ -26,10 +30,13 @@ THEMES = {
 }
 
 
-def draw(runs: Sequence[RunData], out: Path, over: RunData | None = None, theme: str = "light") -> None:
+def draw(
+    runs: Sequence[RunData], out: Path, over: RunData | None = None, theme: str = "light", title: str = ""
+) -> None:
     """Training loss and accuracy over epochs, with a mark wherever a run was interrupted.
 
-    `over` is drawn as a wide pale line below the others.  Raises UserError if a run has no learning curve.
+    The default title is the names of the runs.  `over` is drawn as a wide pale line below the others.  Raises UserError
+    if a run has no learning curve.
     """
     for run in [*runs, *([over] if over is not None else [])]:
         if "loss" not in run.curves:
@@ -44,12 +51,12 @@ def draw(runs: Sequence[RunData], out: Path, over: RunData | None = None, theme:
             _draw_below(over, loss, accuracy, colors)
         for i, run in enumerate(runs):
             several = len(runs) > 1 or over is not None
-            _draw_run(run, loss, accuracy, RUN_COLORS[i % len(RUN_COLORS)] if several else "")
+            _draw_run(run, loss, accuracy, i if several else None, RUN_COLORS[theme])
         _limits(loss, accuracy, [*runs, *([over] if over is not None else [])])
         marks = [mark for run in runs for mark in interruptions(run)]
         for axes in (loss, accuracy):
             _draw_marks(axes, marks)
-        _words(figure, (loss, accuracy), runs, over, marks, colors)
+        _words(figure, (loss, accuracy), runs, over, marks, colors, title)
         out.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if out.suffix == ".svg" else None
         figure.savefig(out, dpi=160, metadata=metadata)
@@ -90,20 +97,22 @@ def _prepare(axes: Any, title: str, colors: dict[str, str]) -> None:
 
 
 def _draw_below(run: RunData, loss: Any, accuracy: Any, colors: dict[str, str]) -> None:
-    wide = {"color": colors["soft"], "alpha": 0.32, "linewidth": 6, "solid_capstyle": "round", "label": plain(run.name)}
+    wide = {"color": colors["soft"], "alpha": 0.4, "linewidth": 6, "solid_capstyle": "round", "label": plain(run.name)}
     loss.plot(run.curves["loss"].epochs, run.curves["loss"].values, **wide)
     name = "val_top1_average" if "val_top1_average" in run.curves else "val_top1"
     if name in run.curves:
         accuracy.plot(run.curves[name].epochs, run.curves[name].values, **wide)
 
 
-def _draw_run(run: RunData, loss: Any, accuracy: Any, color: str) -> None:
+def _draw_run(run: RunData, loss: Any, accuracy: Any, number: int | None, palette: Sequence[str]) -> None:
+    """In its own color of the palette, by its number, if there are several runs."""
     curve = run.curves["loss"]
     curve = curve.pick(thin(curve.epochs, curve.values, 1000))
-    loss.plot(curve.epochs, curve.values, color=color or LOSS, linewidth=1.1, label=plain(run.name))
+    color = None if number is None else palette[number % len(palette)]
+    loss.plot(curve.epochs, curve.values, color=color or palette[LOSS], linewidth=1.1, label=plain(run.name))
     names = [name for name in ("val_top1", "val_top1_average") if name in run.curves]
     for name in names[-1:] if color else names:
-        curve, mine = run.curves[name], color or (TOP1 if name == "val_top1" else EMA)
+        curve, mine = run.curves[name], color or palette[TOP1 if name == "val_top1" else EMA]
         label = plain(run.name) if color else "EMA" if name.endswith("average") else "weights"
         accuracy.plot(curve.epochs, curve.values, marker="o", markersize=3.2, linewidth=1.1, color=mine, label=label)
     if names:
@@ -115,7 +124,7 @@ def _draw_run(run: RunData, loss: Any, accuracy: Any, color: str) -> None:
             textcoords="offset points",
             va="center",
             fontweight="bold",
-            color=color or (EMA if len(names) > 1 else TOP1),
+            color=color or palette[EMA if len(names) > 1 else TOP1],
             annotation_clip=False,
         )
 
@@ -154,6 +163,7 @@ def _words(
     over: RunData | None,
     marks: Sequence[Interruption],
     colors: dict[str, str],
+    given_title: str,
 ) -> None:
     """The title, what was found, and the legend below the curves."""
     title = " and ".join(plain(run.name) for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
@@ -167,9 +177,8 @@ def _words(
         same = sameness(runs[0], over)
         title += f" over {plain(over.name)}"
         found += same.describe(plain(over.name)) if same is not None else ""
-    figure.suptitle(
-        title + ("\n" if found else ""), x=0.012, ha="left", fontsize=12, fontweight="bold", color=colors["text"]
-    )
+    title = (plain(given_title) or title) + ("\n" if found else "")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=colors["text"])
     options = {"frameon": False, "labelcolor": colors["soft"], "fontsize": 8.5, "handlelength": 1.4}
     if len(runs) > 1 or over is not None or marks:
         handles, labels = both[0].get_legend_handles_labels()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jobs.page.comparison import differing_settings, ranked, sameness
+from jobs.page.comparison import differing_settings, ranked, sameness, seed_groups
 from jobs.page.document import curves_section, document
 from jobs.page.elements import Html, element, joined
 from jobs.page.interruptions import describe_interruptions, interruptions
@@ -15,25 +15,25 @@ from vit.run.progress import format_duration
 FEW_RUNS = 5  # up to so many, each has a column in the table of settings; of more, each has a row
 
 
-def runs_page(runs: Sequence[RunData], over: RunData | None = None) -> bytes:
+def runs_page(runs: Sequence[RunData], over: RunData | None = None, title: str = "") -> bytes:
     """The page; `over` is drawn below the others and compared with them."""
     everything = [*runs, *([over] if over is not None and over not in runs else [])]
     charts = charts_of_runs(everything, over)
     legend = element("div", *(_legend_entry(run, everything, over) for run in everything), class_="legend plain")
     body = joined(
-        _header(everything, over, runs),
+        _header(everything, over, runs, title or _title(everything)),
         curves_section(charts, before=legend),
         _ranking(everything, over),
         _settings(everything),
     )
-    return document(_title(everything), body, charts)
+    return document(title or _title(everything), body, charts)
 
 
 def _title(runs: Sequence[RunData]) -> str:
     return " and ".join(run.name for run in runs) if len(runs) <= 2 else counted(len(runs), "run")
 
 
-def _header(runs: Sequence[RunData], over: RunData | None, compared: Sequence[RunData]) -> Html:
+def _header(runs: Sequence[RunData], over: RunData | None, compared: Sequence[RunData], title: str) -> Html:
     states = [run.status.state for run in runs]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     same = [
@@ -46,7 +46,7 @@ def _header(runs: Sequence[RunData], over: RunData | None, compared: Sequence[Ru
     ]
     return element(
         "header",
-        element("h1", _title(runs)),
+        element("h1", title),
         element("p", counted, class_="when"),
         *(element("p", text, class_="finding") for text in same),
         *(element("p", text, class_="problem") for text in problems),
@@ -93,7 +93,28 @@ def _ranking(runs: Sequence[RunData], over: RunData | None) -> Html:
         rows.append(element("tr", name, *(element("td", cell) for cell in cells)))
     head = element("thead", element("tr", *(element("th", text) for text in heads)))
     table = element("table", head, element("tbody", *rows), class_="numbers")
-    return element("section", element("h2", "Ranking"), element("div", table, class_="scroll"), id="ranking")
+    scrolled = element("div", table, class_="scroll")
+    return element("section", element("h2", "Ranking"), scrolled, _over_seeds(runs), id="ranking")
+
+
+def _over_seeds(runs: Sequence[RunData]) -> Html | None:
+    """Mean and standard deviation of the best accuracy over runs that differ only in their seed."""
+    rows = [
+        element(
+            "tr",
+            element("td", ", ".join(run.name for run in group), class_="text"),
+            element("td", len(group)),
+            element("td", percent(mean, 2)),
+            element("td", f"± {percent(deviation, 2)}"),
+        )
+        for group, mean, deviation in seed_groups(runs)
+    ]
+    if not rows:
+        return None
+    heads = ("runs that differ only in the seed", "runs", "mean top-1", "deviation")
+    head = element("tr", *(element("th", text) for text in heads))
+    table = element("table", element("thead", head), element("tbody", *rows), class_="numbers")
+    return element("div", table, class_="scroll part")
 
 
 def _settings(runs: Sequence[RunData]) -> Html:

@@ -12,7 +12,7 @@ from vit.run.counts import counted
 from vit.run.progress import format_duration
 
 
-def run_header(run: RunData) -> Html:
+def run_header(run: RunData, title: str = "") -> Html:
     """Name, state, result, and how long it took."""
     status = run.status
     detail = f" ({status.detail})" if status.detail else ""
@@ -25,7 +25,7 @@ def run_header(run: RunData) -> Html:
         "header",
         element(
             "div",
-            element("h1", run.name),
+            element("h1", title or run.name),
             element("span", f"{status.state}{detail}", class_=f"state {status.state.replace(' ', '-')}")
             if run.events or run.settings or run.curves
             else None,

@@ -22,11 +22,11 @@ PICTURES = (".png", ".svg", ".pdf")
 class Report:
     """A report of some paths.  `problems` says what could not be shown, `written` what was written."""
 
-    def __init__(self, paths: Sequence[Path], out: Path | None, over: Path | None, theme: str) -> None:
+    def __init__(self, paths: Sequence[Path], out: Path | None, over: Path | None, theme: str, title: str = "") -> None:
         """Raises UserError if no path can be shown, or the report is of a kind that does not exist."""
         self.problems: list[str] = []
         self.written: list[Path] = []
-        self.theme = theme
+        self.theme, self.title = theme, title
         self.out = out or _default_out(paths)
         if self.out.suffix not in PAGES + PICTURES:
             kinds = ", ".join(PAGES[:1] + PICTURES)
@@ -48,7 +48,7 @@ class Report:
             self._draw(self.out, self.runs)
             return
         several = len(self.runs) > 1 or self.over is not None
-        page = runs_page(self.runs, self.over) if several else run_page(self.runs[0])
+        page = runs_page(self.runs, self.over, self.title) if several else run_page(self.runs[0], self.title)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.out, page)
         self.written.append(self.out)
@@ -76,9 +76,9 @@ class Report:
 
         above = [run for run in runs if run is not self.over]
         if above:
-            draw(above, path, self.over, self.theme)
+            draw(above, path, self.over, self.theme, self.title)
         else:
-            draw(runs, path, theme=self.theme)
+            draw(runs, path, None, self.theme, self.title)
         self.written.append(path)
 
     def _find(self, paths: Sequence[Path]) -> list[Path]:
