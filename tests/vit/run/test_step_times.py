@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.interrupted_runs import new_run_folder, run_attempt, short_config
+from tests.helpers.ranks import run_ranks
 from vit.run import step_times
 from vit.run.jsonl import read_lines
 from vit.run.step_times import StepTimes, merge, path_of, percentile
@@ -85,3 +87,13 @@ def test_a_step_costs_less_than_ten_microseconds(tmp_path: Path) -> None:
 
     assert min(seconds() for _ in range(5)) < 10e-6
     assert step_times.FIRST_WRITE_SECONDS > 1  # nothing was written meanwhile
+
+
+def test_each_rank_of_a_run_records_its_steps(betons: Path, tmp_path: Path) -> None:
+    """Six steps with an evaluation after the third: two times before it, two after it."""
+    run = new_run_folder(tmp_path / "run")
+    run_ranks(2, run_attempt, short_config(betons), run)
+    for rank in range(2):
+        counts, longest = merge(read_lines(path_of(run / "logs", rank)))
+        assert sum(counts.values()) == 4
+        assert longest > 0
