@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,10 +54,22 @@ def find_classes(run: TrainedModel, beton: Path) -> ClassMatch:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of each kind of weights."""
+    """The scores of each kind of weights on a data set."""
 
     by_weights: dict[WeightsKind, Score]
+    used: int  # images of the data set that are scored unless they are damaged: the first ones
+    total: int  # all its images
     saved: tuple[Evaluation, dict[str, bytes]] | None = None  # what `--save` writes, on rank 0, with its pictures
+
+    def describe_images(self) -> str:
+        """How many images count, and why others do not: 10,000 images."""
+        images = next(iter(self.by_weights.values())).images
+        out = f"{images:,} image{'' if images == 1 else 's'}"
+        if skipped := self.used - images:
+            out += f" ({skipped:,} damaged {'one is' if skipped == 1 else 'ones are'} skipped)"
+        if self.used < self.total:
+            out += f", the first of {self.total:,} (data.limit of the run; --data FILE scores all of a file)"
+        return out
 
 
 def scores(run: TrainedModel, cfg: Config, match: ClassMatch, weights: WeightsKind | None, save: bool) -> Scores:
@@ -77,7 +90,7 @@ def scores(run: TrainedModel, cfg: Config, match: ClassMatch, weights: WeightsKi
             out[name] = score
             if predictions is not None and world.rank == 0:
                 saved = _describe(run, name, data, match, score, predictions)
-    return Scores(out, saved)
+    return Scores(out, data.samples, len(data.beton), saved)
 
 
 def _describe(
@@ -85,36 +98,47 @@ def _describe(
 ) -> tuple[Evaluation, dict[str, bytes]]:
     """What `--save` writes."""
     beton = data.beton
-    confusion = predictions.confusion()
     mistakes, pictures = predictions.worst_mistakes(_MISTAKES)
-    images = sum(n for _, _, n in confusion)
     model_names = [run.classes[i] for i in match.logits] if run.class_ids is not None else beton.classes
     evaluation = Evaluation(
         step=run.step,
         weights=weights,
         data=str(beton.path),
         data_sha256=beton.sha256,
-        images=images,
-        skipped=data.samples - images,
+        images=score.images,
+        skipped=data.samples - score.images,
         limit=data.samples if data.samples < len(beton) else None,
         top1=score.top1,
         top5=score.top5 if len(beton.classes) > 5 else None,
         loss=score.loss if math.isfinite(score.loss) else None,
         classes=beton.classes,
         names=beton.names or model_names,
-        confusion=confusion,
+        confusion=predictions.confusion(),
         mistakes=mistakes,
     )
     return evaluation, pictures
 
 
-def _place_to_save(run: TrainedModel, given: Path | Literal[True] | None) -> Path | None:
-    """The folder in which `--save` makes one for this evaluation; for True, in the run folder.  Raises UserError."""
-    if given is not True:
-        return given
-    if run.checkpoint.parent.name != "checkpoints":
-        raise UserError(f"{run.checkpoint} is not in a run folder; name the folder to write into: --save FOLDER")
-    return RunFolder(run.checkpoint.parent.parent).evaluations
+def _place_to_save(checkpoint: Path, given: Path | Literal[True] | None) -> Path | None:
+    """The folder in which `--save` makes one for this evaluation; for True, in the run folder.
+
+    Raises UserError now, not after a long evaluation, if it cannot be written.
+    """
+    if given is None:
+        return None
+    advice = "name another folder to write into: --save FOLDER"
+    if given is True:
+        path = checkpoint if checkpoint.parent.name else checkpoint.absolute()
+        if path.parent != RunFolder(path.parent.parent).checkpoints:
+            raise UserError(f"{checkpoint} is not in a run folder; {advice}")
+        given = RunFolder(path.parent.parent).evaluations
+    try:
+        given.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{given} cannot be made: {error.strerror}; {advice}") from None
+    if not os.access(given, os.W_OK | os.X_OK):
+        raise UserError(f"{given} cannot be written; {advice}")
+    return given
 
 
 def _options(args: list[str] | None) -> argparse.Namespace:
@@ -142,8 +166,8 @@ def main(args: list[str] | None = None) -> int:
     options = _options(args)
     try:
         run = load_trained_model(options.run, options.which)
-        place = _place_to_save(run, options.save)
-        data = replace(run.cfg.data, val=options.data or run.cfg.data.val)
+        place = _place_to_save(run.checkpoint, options.save)
+        data = run.cfg.data if options.data is None else replace(run.cfg.data, val=options.data, limit=0)
         match = find_classes(run, data.val)
         cfg = replace(run.cfg, data=data, device=options.device)
         found = scores(run, cfg, match, options.weights, place is not None)
@@ -167,9 +191,10 @@ def _show(run: TrainedModel, data: Path, match: ClassMatch, found: Scores, as_js
     if as_json:
         classes = {"evaluated": len(match.logits), "model": match.model_classes, "matched": match.how}
         by_weights = {name: asdict(score) for name, score in found.by_weights.items()}
-        print(json.dumps({"step": run.step, "classes": classes} | by_weights))
+        images = {"scored": next(iter(found.by_weights.values())).images, "data_set": found.total}
+        print(json.dumps({"step": run.step, "images": images, "classes": classes} | by_weights))
         return
-    print(f"{run.checkpoint}, {data}")
+    print(f"{run.checkpoint}, {data}: {found.describe_images()}")
     if described := match.describe():
         print(described)
     print("weights      top-1      top-5     loss")

@@ -14,16 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.helpers.data_sets import VAL, small_config
-from tests.helpers.finished_runs import make_finished_run
+from tests.helpers.data_sets import JPEGS, VAL, small_config
+from tests.helpers.finished_runs import make_finished_run, save_state
+from tests.helpers.loading import overwrite
 from tests.helpers.ranks import run_ranks
 from vit.augment.pipeline import normalize
+from vit.checkpoint.train_state import TrainState
 from vit.config.schema import Config
+from vit.data.beton import open_beton
 from vit.data.loader import ValData
 from vit.distributed.stop_signals import Agreement
 from vit.distributed.world import World, join_process_group
 from vit.evaluate import main
 from vit.model.vision_transformer import VisionTransformer
+from vit.run.evaluation_file import find_evaluations, read_evaluation
 from vit.training.scoring import Score, autocast, evaluate
 
 
@@ -115,7 +119,7 @@ def test_the_command_prints_the_scores_of_the_weights_and_of_their_ema(
     command = [str(tmp_path / "run"), "--data", str(betons / "val.beton"), "--device", "cpu"]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["step"] == 12
+    assert found["step"] == 12 and found["images"] == {"scored": VAL, "data_set": VAL}
     for name, model in (("last", state.model), ("ema", state.ema)):
         assert model is not None
         (expected,) = run_ranks(1, score_of_model, small_config(betons), model)
@@ -123,6 +127,7 @@ def test_the_command_prints_the_scores_of_the_weights_and_of_their_ema(
     assert found["last"] != found["ema"] and len(data.beton) == VAL
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path}/run/checkpoints/step-00000012, {betons}/val.beton: {VAL} images"
     assert lines[1].split() == ["weights", "top-1", "top-5", "loss"]
     assert lines[2].split()[:2] == ["last", f"{found['last']['top1']:.3%}"]
     assert lines[3].split()[2] == f"{found['ema']['top5']:.3%}"
@@ -135,6 +140,51 @@ def test_the_command_prints_the_scores_of_the_weights_and_of_their_ema(
         assert main([*args, "--device", "cpu"]) == 2
         err = capsys.readouterr().err
         assert message in err and err.startswith("vit.evaluate: ") and err.count("\n") == 1
+
+
+def test_a_limit_of_the_run_applies_to_its_own_validation_set_alone(
+    betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the output says so; a file named by `--data` is scored whole."""
+    cfg = small_config(betons)
+    make_finished_run(tmp_path / "run", replace(cfg, data=replace(cfg.data, limit=30)))
+    command = [str(tmp_path / "run"), "--device", "cpu"]
+    assert main(command) == main([*command, "--json"]) == 0
+    first, *_, as_json = capsys.readouterr().out.splitlines()
+    assert first.endswith(
+        "val.beton: 30 images, the first of 100 (data.limit of the run; --data FILE scores all of a file)"
+    )
+    assert json.loads(as_json)["images"] == {"scored": 30, "data_set": VAL}
+    assert main([*command, "--data", str(betons / "val.beton")]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("val.beton: 100 images")
+
+
+def test_damaged_images_that_are_not_scored_are_counted(
+    jpegs_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If the run skips them; they are missing in the saved evaluation too."""
+    cfg = small_config(jpegs_copy)
+    cfg = replace(cfg, data=replace(cfg.data, on_bad="skip", verify="never"))
+    save_state(tmp_path / "run", TrainState.fresh(cfg, torch.device("cpu")), cfg)
+    overwrite(jpegs_copy, int(open_beton(jpegs_copy).offset[3]), bytes(64))
+    assert main([str(tmp_path / "run"), "--device", "cpu", "--save"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(f"{JPEGS - 1} images (1 damaged one is skipped)")
+    (folder,) = find_evaluations(tmp_path / "run")
+    saved = read_evaluation(folder)
+    assert (saved.images, saved.skipped) == (JPEGS - 1, 1) and all(each.sample != 3 for each in saved.mistakes)
+
+
+def test_weights_selects_those_to_score_as_in_predict_and_export(
+    betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same option with the same meaning: `ema` is an error if the run has no EMA."""
+    make_finished_run(tmp_path / "run", small_config(betons))
+    make_finished_run(tmp_path / "without", small_config(betons), with_ema=False)
+    for weights in ("last", "ema"):
+        assert main([str(tmp_path / "run"), "--weights", weights, "--device", "cpu"]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [weights]
+    assert main([str(tmp_path / "without"), "--weights", "ema", "--device", "cpu"]) == 2
+    assert "has no EMA of the weights (optim.ema_decay is 0); use --weights last" in capsys.readouterr().err
 
 
 def test_a_full_gpu_is_reported_in_one_line(

@@ -32,6 +32,7 @@ class Score:
     top1: float  # share of images whose label has the highest logit
     top5: float  # share of images whose label is among the five highest logits
     loss: float  # cross-entropy, without label smoothing
+    images: int  # scored; without damaged ones that were skipped
 
 
 @torch.inference_mode()
@@ -75,4 +76,4 @@ def evaluate(
     dist.all_reduce(counts)
     top1, top5, images = counts.tolist()
     assert images == data.samples or data.cfg.on_bad == "skip", f"{images} images evaluated of {data.samples}"
-    return Score(top1 / images, top5 / images, math.fsum(losses.tolist()) / images)
+    return Score(top1 / images, top5 / images, math.fsum(losses.tolist()) / images, images)
