@@ -1,14 +1,14 @@
 """Draws a contact sheet: random images of a data set with their class names, for visual inspection."""
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data_prep.beton_reader import BetonIndex
+from vit.run.figures import font, shortened
 
 _TILE, _CAPTION, _GAP, _COLUMNS = 144, 18, 6, 8  # pixels; the last: tiles per row
 
@@ -23,7 +23,7 @@ def draw(beton: BetonIndex, names: Sequence[str], picture: Path, count: int = 48
     rows = -(-len(samples) // _COLUMNS)
     column_step, row_step = _TILE + _GAP, _TILE + _CAPTION + _GAP
     sheet = Image.new("RGB", (_GAP + _COLUMNS * column_step, _GAP + rows * row_step), "white")
-    canvas, font = ImageDraw.Draw(sheet), _font()
+    canvas, small = ImageDraw.Draw(sheet), font(11)
     descriptor = os.open(beton.path, os.O_RDONLY)
     try:
         for i, sample in enumerate(samples):
@@ -34,18 +34,9 @@ def draw(beton: BetonIndex, names: Sequence[str], picture: Path, count: int = 48
                 tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
             tile.thumbnail((_TILE, _TILE))
             sheet.paste(tile, (x + (_TILE - tile.width) // 2, y + (_TILE - tile.height) // 2))
-            caption = " ".join(names[int(beton.labels[sample])].split())
-            while font.getlength(caption) > _TILE:
-                caption = caption.removesuffix("…")[:-1] + "…"
-            canvas.text((x + (_TILE - font.getlength(caption)) / 2, y + _TILE), caption, "black", font)
+            caption = shortened(" ".join(names[int(beton.labels[sample])].split()), small, _TILE)
+            canvas.text((x + (_TILE - small.getlength(caption)) / 2, y + _TILE), caption, "black", small)
     finally:
         os.close(descriptor)
     picture.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(picture, "PNG")
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    """The font of Matplotlib, which has Latin, Greek and Cyrillic letters; Pillow's own has only those of English."""
-    package = importlib.util.find_spec("matplotlib")  # located without importing it, which takes a second
-    assert package and package.origin
-    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 11)

@@ -52,6 +52,7 @@ ALLOWED_MODULES = {
             "vit.data.dataset_manifest",
             "vit.data.image_file",
             "vit.data.native",
+            "vit.run.figures",
             "vit.run.fsync",
         ),
         *("vit.config.paths", "vit.run.command", "vit.run.counts", "vit.run.dependencies", "vit.run.hints"),

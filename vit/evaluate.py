@@ -38,6 +38,7 @@ from vit.data.loader import ValData
 from vit.distributed.launcher import read_place
 from vit.distributed.world import join_process_group
 from vit.run.command import run_command
+from vit.run.counts import counted
 from vit.run.evaluation_file import Evaluation, write_evaluation
 from vit.run.folder import RunFolder
 from vit.training.predictions import Predictions
@@ -64,9 +65,9 @@ class Scores:
     def describe_images(self) -> str:
         """How many images count, and why others do not: 10,000 images."""
         images = next(iter(self.by_weights.values())).images
-        out = f"{images:,} image{'' if images == 1 else 's'}"
+        out = counted(images, "image")
         if skipped := self.used - images:
-            out += f" ({skipped:,} damaged {'one is' if skipped == 1 else 'ones are'} skipped)"
+            out += f" (skipped: {counted(skipped, 'damaged image')})"
         if self.used < self.total:
             out += f", the first of {self.total:,} (data.limit of the run; --data FILE scores all of a file)"
         return out

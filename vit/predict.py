@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vit.augment.pipeline import normalize
@@ -36,7 +36,7 @@ from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
-from vit.run.figures import import_matplotlib
+from vit.run.figures import font, import_matplotlib, shortened
 
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
 _MAX_STEM = 200  # bytes of an image's name in that of its attention map; file systems allow 255 in all
@@ -130,23 +130,39 @@ def _classify(
 
 
 def attention_figure(prediction: Prediction) -> Image.Image:
-    """The image, and overlays of the rollout and of each head of the last block, side by side."""
+    """The image, and overlays of the rollout and of each head of the last block, with captions.
+
+    The title is the most probable class with its probability.
+    """
     assert prediction.pixels is not None and prediction.maps is not None
     colormap = import_matplotlib().colormaps["inferno"]  # maps values from 0 to 1 to colors
     image = Image.fromarray(prediction.pixels)
     side = max(_TILE, image.width)
     image = image.resize((side, side), Image.Resampling.BICUBIC)
-    tiles = [image]
-    for weights in prediction.maps.numpy():
+    tiles = {"image": image}
+    for i, weights in enumerate(prediction.maps.numpy()):
         strength = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)  # (G, G), 0 to 1
         smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
         colors = colormap(smooth.clip(0, 1))[:, :, :3]  # (side, side, 3), 0 to 1
-        tiles.append(Image.blend(image, Image.fromarray((255 * colors).astype(np.uint8)), 0.6))
-    columns = 7  # ViT-B with its 12 heads fills two rows
+        overlay = Image.blend(image, Image.fromarray((255 * colors).astype(np.uint8)), 0.6)
+        tiles[f"last block, head {i} of {len(prediction.maps) - 1}" if i else "attention rollout"] = overlay
+    name, probability = prediction.best[0]
+    return _sheet(tiles, f"{probability:.1%}  {' '.join(name.split())}")
+
+
+def _sheet(tiles: dict[str, Image.Image], title: str) -> Image.Image:
+    """Square tiles of one size, each below its caption, in rows of seven: ViT-B with its 12 heads fills two."""
+    side, columns, caption, gap = tiles["image"].width, min(7, len(tiles)), 24, 8
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (min(columns, len(tiles)) * side, rows * side), "white")
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % columns * side, i // columns * side))
+    top = 40  # of the first row: the title is above it
+    size = (gap + columns * (side + gap), top + rows * (caption + side + gap))
+    sheet = Image.new("RGB", size, "white")
+    canvas = ImageDraw.Draw(sheet)
+    canvas.text((gap, top / 2), shortened(title, font(20), size[0] - 2 * gap), "black", font(20), anchor="lm")
+    for i, (text, tile) in enumerate(tiles.items()):
+        x, y = gap + i % columns * (side + gap), top + i // columns * (caption + side + gap)
+        canvas.text((x, y + caption / 2), text, "black", font(15), anchor="lm")
+        sheet.paste(tile, (x, y + caption))
     return sheet
 
 
@@ -154,23 +170,31 @@ def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> i
     """Prints each prediction when it is ready; returns the exit code, 1 if an image could not be read."""
     failed = False
     for i, prediction in enumerate(predictions):
+        written = _write_figure(i, prediction, options.attention) if prediction.maps is not None else None
         if prediction.error is not None:
             failed = True
             print(f"vit.predict: {printable(prediction.file)}: {prediction.error}", file=sys.stderr)
         if options.json:
             best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best]
             result = {"error": prediction.error} if prediction.error is not None else {"predictions": best}
-            print(json.dumps({"file": str(prediction.file)} | result), flush=True)
+            figure = {"attention": str(written)} if written else {}
+            print(json.dumps({"file": str(prediction.file)} | result | figure), flush=True)
         elif prediction.error is None:
             print(printable(prediction.file))
             for name, probability in prediction.best:
                 print(f"  {probability:7.2%}  {name}")
-        if options.attention and prediction.maps is not None:
-            options.attention.mkdir(parents=True, exist_ok=True)
-            stem = os.fsdecode(os.fsencode(prediction.file.stem)[:_MAX_STEM])
-            name = f"{i:03}-{stem}.png"  # file names may not be unique
-            attention_figure(prediction).save(options.attention / name)
+            if written:
+                print(f"  attention maps: {printable(written)}")
     return int(failed)
+
+
+def _write_figure(i: int, prediction: Prediction, folder: Path) -> Path:
+    """Draws the attention maps of the image with this number on the command line; returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = os.fsdecode(os.fsencode(prediction.file.stem)[:_MAX_STEM])
+    path = folder / f"{i:03}-{stem}.png"  # file names may not be unique
+    attention_figure(prediction).save(path)
+    return path
 
 
 def main(args: list[str] | None = None) -> int:

@@ -168,7 +168,7 @@ def test_damaged_images_that_are_not_scored_are_counted(
     save_state(tmp_path / "run", TrainState.fresh(cfg, torch.device("cpu")), cfg)
     overwrite(jpegs_copy, int(open_beton(jpegs_copy).offset[3]), bytes(64))
     assert main([str(tmp_path / "run"), "--device", "cpu", "--save"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].endswith(f"{JPEGS - 1} images (1 damaged one is skipped)")
+    assert capsys.readouterr().out.splitlines()[0].endswith(f"{JPEGS - 1} images (skipped: 1 damaged image)")
     (folder,) = find_evaluations(tmp_path / "run")
     saved = read_evaluation(folder)
     assert (saved.images, saved.skipped) == (JPEGS - 1, 1) and all(each.sample != 3 for each in saved.mistakes)

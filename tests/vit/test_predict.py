@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import NAMES, make_finished_run
@@ -167,27 +168,56 @@ def test_the_rollout_is_that_of_abnar_and_zuidema(pool: str) -> None:
     np.testing.assert_allclose(found[1, 4].flatten(), last[0, 1:] if pool == "cls" else last.mean(axis=0), rtol=1e-5)
 
 
-def test_attention_figures_are_brightest_where_the_attention_is_highest(
-    run: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Tiles: the image, the rollout, each head of the last block.  `--attention` writes a figure per readable image."""
+def test_attention_figures_are_brightest_where_the_attention_is_highest() -> None:
+    """Tiles: the image, the rollout, each head of the last block."""
     weights = torch.zeros(3, 4, 4)
     weights[0, 0, 3] = weights[1, 3, 0] = weights[2, 2, 2] = 1
-    sheet = np.asarray(
-        attention_figure(Prediction(Path("x"), pixels=np.full((28, 28, 3), 99, np.uint8), maps=weights)).convert("L")
-    )
-    assert sheet.shape == (224, 4 * 224)
-    assert (sheet[:, :224] == 99).all()
-    for tile, (row, column) in enumerate([(0, 3), (3, 0), (2, 2)], start=1):
-        cells = sheet[:, tile * 224 : (tile + 1) * 224].reshape(4, 56, 4, 56).mean(axis=(1, 3))
+    gray = np.full((28, 28, 3), 99, np.uint8)
+    figure = attention_figure(Prediction(Path("x"), pixels=gray, maps=weights, best=(("ant", 0.5),))).convert("L")
+    sheet = np.asarray(figure)[-232:-8]  # without title, captions and margins
+    tiles = [sheet[:, 8 + i * 232 :][:, :224] for i in range(4)]
+    assert sheet.shape == (224, 8 + 4 * 232) and (tiles[0] == 99).all()
+    for tile, (row, column) in zip(tiles[1:], [(0, 3), (3, 0), (2, 2)], strict=True):
+        cells = tile.reshape(4, 56, 4, 56).mean(axis=(1, 3))
         assert np.unravel_index(cells.argmax(), (4, 4)) == (row, column)
 
+
+def test_attention_figures_say_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The predicted class with its probability, and what each tile is; a name that is too long is cut at the edge."""
+    draw, texts = ImageDraw.ImageDraw.text, []
+
+    def record(self: ImageDraw.ImageDraw, position: tuple[float, float], text: str, *args: Any, **options: Any) -> None:
+        texts.append(text)
+        left, top, right, bottom = self.textbbox(position, text, args[1], anchor=options["anchor"])
+        assert left >= 0 and right <= self.im.size[0] and top >= 0 and bottom <= self.im.size[1]
+        assert bottom - top >= 10  # pixels
+        draw(self, position, text, *args, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    pixels, maps = np.zeros((28, 28, 3), np.uint8), torch.rand(9, 4, 4)
+    attention_figure(Prediction(Path("x"), pixels=pixels, maps=maps, best=(("ant\nlion", 0.9512), ("bee", 0.03))))
+    heads = [f"last block, head {i} of 8" for i in range(1, 9)]
+    assert texts == ["95.1%  ant lion", "image", "attention rollout", *heads]
+    attention_figure(Prediction(Path("x"), pixels=pixels, maps=maps, best=((200 * "ant ", 1.0),)))
+    assert texts[11].startswith("100.0%  ant ant ") and texts[11].endswith("…")
+
+
+def test_attention_writes_a_figure_for_each_readable_image_and_says_where(
+    run: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below its classes, and in the JSON."""
     (tmp_path / "bad.png").write_text("not an image")
-    code, out, _ = run_predict(
-        capsys, run, images[0], tmp_path / "bad.png", images[1], "--attention", tmp_path / "maps"
-    )
+    maps = tmp_path / "maps"
+    files = [images[0], tmp_path / "bad.png", images[1]]
+    code, out, _ = run_predict(capsys, run, *files, "--attention", maps)
     assert code == 1
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["000-0.png", "002-1.png"]
-    with Image.open(tmp_path / "maps" / "000-0.png") as written:
-        assert written.size == (4 * 224, 224)  # two heads
-    assert out == run_predict(capsys, run, images[0], images[1])[1]
+    written = [maps / "000-0.png", maps / "002-1.png"]
+    assert sorted(maps.iterdir()) == written
+    with Image.open(written[0]) as figure:
+        assert figure.width == 8 + 4 * 232  # image, rollout, two heads
+    lines = out.splitlines()
+    assert [line for line in lines if "attention" in line] == [f"  attention maps: {path}" for path in written]
+    without = [line for line in lines if "attention" not in line]
+    assert without == run_predict(capsys, run, images[0], images[1])[1].splitlines()
+    answers = run_predict(capsys, run, *files, "--attention", maps, "--json")[1].splitlines()
+    assert [json.loads(answer).get("attention") for answer in answers] == [str(written[0]), None, str(written[1])]

@@ -1,8 +1,14 @@
-"""Imports Matplotlib for figures that are written to files, whatever backend the environment names."""
+"""Matplotlib for figures that are written to files, whatever backend the environment names; text in pictures."""
 
+import functools
 import importlib
+import importlib.util
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 
 def import_matplotlib() -> Any:
@@ -18,3 +24,20 @@ def import_matplotlib() -> Any:
     finally:
         del os.environ["MPLBACKEND"]
         os.environ |= {"MPLBACKEND": backend} if backend is not None else {}
+
+
+@functools.cache
+def font(size: int) -> "ImageFont.FreeTypeFont":
+    """The font of Matplotlib, which has Latin, Greek and Cyrillic letters; Pillow's own has only those of English."""
+    from PIL import ImageFont  # not at the top: most commands that import this module draw no picture
+
+    package = importlib.util.find_spec("matplotlib")  # located without importing it, which takes a second
+    assert package and package.origin
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def shortened(text: str, font: "ImageFont.FreeTypeFont", width: int) -> str:
+    """The start of a text that fits into `width` pixels, with an ellipsis if it is not all of it."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text
