@@ -1,5 +1,7 @@
 """Checkpoints with known contents, written without a run."""
 
+import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,13 @@ def save_checkpoint(
         checksums.append(write_part(folder, step, part, data, snapshot.sizes))
         snapshot.close()
     return commit(folder, step, layout, checksums, metadata)
+
+
+def rewrite_as_format_2(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    """Replaces the manifest of a checkpoint by this one, as versions up to format 2 wrote it."""
+    kept = {name: value for name, value in manifest.items() if name != "crc32"}
+    text = json.dumps(kept | {"format": "vit-checkpoint-2"}, indent=1).encode()
+    (checkpoint / "manifest.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
 
 
 def tensors_of_step(step: int, count: int = 50) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The on-disk format of checkpoints: atomic to write, checked with checksums when read.
 
     checkpoints/step-00012345/
-      manifest.json   the layout and a CRC-32 checksum of each tensor; its first line is the checksum of the rest
+      manifest.json   the layout and a CRC-32 checksum of each tensor; the checksum in its first line is of the rest
       part-000.bin    the bytes of the tensors that rank 0 wrote, one after the other
       part-001.bin    those that rank 1 wrote, ...
 
@@ -29,7 +29,8 @@ from vit.run.disk_errors import DAMAGED_FILE_ERRORS, is_missing, naming, read_if
 from vit.run.fsync import fsync
 
 Layout = Mapping[str, dict[str, Any]]  # for each tensor: dtype, shape, part, offset in the part, and bytes
-FORMAT = "vit-checkpoint-2"
+FORMAT = "vit-checkpoint-3"
+READABLE = ("vit-checkpoint-2", FORMAT)  # in format 2, the first line of the manifest is only its checksum, so not JSON
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -83,10 +84,9 @@ def commit(
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "tensors": {tensor: entry | {"crc32": next(remaining[entry["part"]])} for tensor, entry in layout.items()},
     }
-    text = json.dumps(manifest, indent=1).encode()
     path = temporary / "manifest.json"
     with naming(path), path.open("wb", buffering=0) as file:
-        _write_all(file.fileno(), memoryview(b"%08x\n%s" % (zlib.crc32(text), text)))
+        _write_all(file.fileno(), memoryview(_with_checksum(manifest)))
         os.fsync(file.fileno())
     fsync(temporary)
     for log in logs:
@@ -105,13 +105,27 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "manifest.json"
     with _read_errors(path):
-        checksum, _, text = path.read_bytes().partition(b"\n")
-    if b"%08x" % zlib.crc32(text) != checksum:
+        content = path.read_bytes()
+    first, _, rest = content.partition(b"\n")
+    if first not in (_first_line(rest), b"%08x" % zlib.crc32(rest)):
         raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match")
-    manifest: dict[str, Any] = json.loads(text)
-    if manifest["format"] != FORMAT:
-        raise UserError(f"{checkpoint} has format {manifest['format']!r}, but this version reads only {FORMAT}")
+    manifest: dict[str, Any] = json.loads(content if first == _first_line(rest) else rest)
+    if manifest["format"] not in READABLE:
+        raise UserError(
+            f"{checkpoint} has format {manifest['format']!r}, but this version reads only {' and '.join(READABLE)}"
+        )
     return manifest
+
+
+def _with_checksum(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as JSON, with the checksum of all other lines as the only entry of its first line."""
+    rest = json.dumps(manifest, indent=1).encode().removeprefix(b"{\n")
+    return _first_line(rest) + b"\n" + rest
+
+
+def _first_line(rest: bytes) -> bytes:
+    """Nothing in it is free, so that a changed byte is found here too."""
+    return b'{"crc32": "%08x",' % zlib.crc32(rest)
 
 
 def read_tensors(

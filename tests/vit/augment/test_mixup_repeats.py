@@ -1,8 +1,6 @@
 """Repeated augmentation with mixup or CutMix: no image is mixed with itself or with another crop of itself."""
 
-import json
 import signal
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.checkpoints import rewrite_as_format_2
 from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import make_finished_run
 from tests.helpers.interrupted_runs import Fault, checkpoints, new_run_folder, run_attempt
@@ -103,8 +102,7 @@ def test_a_run_that_mixed_images_with_their_repeats_is_not_continued_by_another_
     run_ranks(1, run_attempt, cfg, run, Fault(0, 0, signal.SIGTERM))
     manifest = read_manifest(checkpoints(run)[0])
     assert manifest["about"]["recipe"].pop("augment.mix_distance") == 2
-    text = json.dumps(manifest).encode()
-    (checkpoints(run)[0] / "manifest.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
+    rewrite_as_format_2(checkpoints(run)[0], manifest)
     with pytest.raises(ValueError, match=r"augment\.mix_distance: \(absent\) in the run, 2 now"):
         run_ranks(1, run_attempt, cfg, run)
     assert run_ranks(1, run_attempt, cfg, run, None, ("augment.mix_distance",)) == ["finished"]

@@ -1,5 +1,6 @@
 """The checkpoint format: what is loaded is what was saved, to the last bit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from tests.helpers.checkpoints import same_bits, save_checkpoint, tensors_of_every_dtype, tensors_of_step
 from tests.helpers.data_sets import small_config
 from vit.checkpoint import format as checkpoint_format
+from vit.checkpoint.format import DamagedCheckpointError
 from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.snapshot import make_layout
 from vit.checkpoint.train_state import TrainState
@@ -71,8 +73,40 @@ def test_a_checkpoint_of_another_format_is_refused(other: str, tmp_path: Path, m
     monkeypatch.setattr(checkpoint_format, "FORMAT", other)
     path = save_checkpoint(tmp_path, 1, tensors_of_step(1), {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=rf"{path} has format '{other}', but this version reads only vit-checkpoint-2"):
+    with pytest.raises(
+        ValueError, match=rf"{path} has format '{other}', but this version reads only vit-checkpoint-2 and"
+    ):
         load_checkpoint(path)
+
+
+def test_the_manifest_is_json(tmp_path: Path) -> None:
+    """For any program: it says what each part contains."""
+    path = save_checkpoint(tmp_path, 12, tensors_of_step(12), METADATA)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["step"], manifest["about"]) == (12, METADATA)
+    entry = manifest["tensors"]["model.b"]
+    content = (path / f"part-{entry['part']:03}.bin").read_bytes()[entry["offset"] :][: entry["bytes"]]
+    assert torch.frombuffer(bytearray(content), dtype=torch.int64)[:50].tolist() == list(range(12, 62))
+
+
+def test_a_checkpoint_of_the_previous_format_is_read(tmp_path: Path) -> None:
+    """Bytes as that version wrote them, with the checksum in a line of its own; each changed byte is found."""
+    text = (
+        b'{\n "format": "vit-checkpoint-2",\n "step": 7,\n "about": {"seed": 1},\n '
+        b'"written": "2026-11-01T00:00:00+0000",\n "tensors": {"model.a": {"dtype": "float32", "shape": [2], '
+        b'"part": 0, "offset": 0, "bytes": 8, "crc32": 775923062}}\n}'
+    )
+    path = tmp_path / "step-00000007"
+    path.mkdir()
+    (path / "part-000.bin").write_bytes(b"\0\0\x80\x3f\0\0\0\x40")
+    (path / "manifest.json").write_bytes(b"b054d298\n" + text)
+    loaded, manifest = load_checkpoint(path)
+    assert loaded["model.a"].tolist() == [1, 2] and (manifest["step"], manifest["about"]) == (7, {"seed": 1})
+    content = (path / "manifest.json").read_bytes()
+    for i in range(len(content)):
+        (path / "manifest.json").write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+        with pytest.raises(DamagedCheckpointError, match=r"manifest\.json is damaged: its checksum does not match"):
+            load_checkpoint(path)
 
 
 def test_saving_a_step_again_leaves_its_checkpoint_untouched(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """Resuming with other settings or another data set."""
 
-import json
 import signal
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.checkpoints import rewrite_as_format_2
 from tests.helpers.interrupted_runs import (
     Fault,
     assert_same_run,
@@ -46,8 +45,7 @@ def test_a_checkpoint_without_a_newer_setting_resumes_with_its_default(
         manifest = read_manifest(path)
         for setting in ("data.interpolation", "augment.randaugment", "augment.randaugment_deviation"):
             del manifest["about"]["recipe"][setting]
-        text = json.dumps(manifest).encode()
-        (path / "manifest.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
+        rewrite_as_format_2(path, manifest)
     other = replace(cfg, data=replace(cfg.data, interpolation="bicubic"))
     with pytest.raises(ValueError, match=r"data\.interpolation: bilinear in the run, bicubic now"):
         run_ranks(1, run_attempt, other, run)
