@@ -190,7 +190,7 @@ def system_metrics(pid: int | None) -> dict[str, str]:
         return {"WANDB_X_DISABLE_STATS": "true"}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     chosen = {"WANDB_X_STATS_GPU_DEVICE_IDS": json.dumps(list(map(int, gpus)))} if all(map(str.isdigit, gpus)) else {}
-    return {"WANDB_X_STATS_PID": str(pid), "WANDB_X_STATS_TRACK_PROCESS_TREE": "true"} | chosen
+    return {"WANDB_X_STATS_PID": str(pid)} | chosen
 
 
 def mark_as_synced(run: RunFolder, run_id: str) -> None:

@@ -28,6 +28,7 @@ from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.data.order import BLOCK, Order, Views
 from vit.data.storage import free_memory
 from vit.distributed.world import World
+from vit.run.progress import counted, show
 
 Ints = NDArray[np.int64]
 
@@ -148,7 +149,16 @@ class TrainData:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This rank's micro-batches of each step from `start` to `stop` - 1, concatenated to one batch per step."""
-        return self.reader.read(self._plan(step, step == start) for step in range(start, stop))
+        for step, batch in enumerate(self.reader.read(self._plan(s, s == start) for s in range(start, stop)), start):
+            yield batch
+            if step + 1 == self.cfg.steps(1, self.samples) and self.cfg.data.verify == "first-epoch":
+                self._report_check()
+
+    def _report_check(self) -> None:
+        """Says that the first epoch has found no damaged page; it would have ended the run."""
+        if self.world.rank == 0:
+            pages = counted(len(self.beton.pages), "page")
+            show(f"{self.beton.path.name}: {pages} checked, all digests are right", lasting=True)
 
     def _plan(self, step: int, first: bool) -> BatchPlan:
         cfg, world = self.cfg, self.world
@@ -238,15 +248,16 @@ def storage_summary(cfg: DataConfig, *data: TrainData | ValData) -> str:
     """One line for the user: how the files are read, and whether they fit into memory."""
     size, free = sum(each.beton.bytes for each in data), free_memory()
     files = " and ".join(each.beton.path.name for each in data)
+    check = "; digests are checked in the first epoch" if cfg.verify == "first-epoch" else ""
     if cfg.cache == "memory":
-        return f"data: {files} ({size / 1e9:.1f} GB), held in memory"
+        return f"data: {files} ({size / 1e9:.1f} GB{check}), held in memory"
     access = "read through the page cache" if cfg.cache == "os" else "read by each rank"
     if size <= free:
         fits = f"fits into {free / 1e9:.0f} GB of free memory"
     else:
         fits = f"does not fit into {free / 1e9:.0f} GB of free memory"
         fits += "" if cfg.shuffle_window else "; use --data.shuffle_window 32768 for mostly sequential reads"
-    return f"data: {files} ({size / 1e9:.1f} GB), {access}, {fits}"
+    return f"data: {files} ({size / 1e9:.1f} GB{check}), {access}, {fits}"
 
 
 def decoding_threads(cfg: DataConfig, world: World) -> int:

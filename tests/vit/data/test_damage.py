@@ -139,7 +139,9 @@ def read_first_epoch(path: Path, ranks: int, rank: int, verify: str, start: int 
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_each_flipped_bit_is_found_in_the_first_epoch(ranks: int, jpegs_copy: Path) -> None:
+def test_each_flipped_bit_is_found_in_the_first_epoch(
+    ranks: int, jpegs_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By exactly one rank.  The flipped bits only change pixels, so that no decoder would detect them."""
     count = use_small_pages(jpegs_copy, 8192)
     beton = open_beton(jpegs_copy)
@@ -151,7 +153,9 @@ def test_each_flipped_bit_is_found_in_the_first_epoch(ranks: int, jpegs_copy: Pa
         assert sum(f"page {offset // 8192} " in error for error in errors) == 1
         flip_bit(jpegs_copy, offset)
     assert count > 20
+    capsys.readouterr()
     assert not any(read_first_epoch(jpegs_copy, ranks, rank, "first-epoch") for rank in range(ranks))
+    assert capsys.readouterr().out == f"{jpegs_copy.name}: {count:,} pages checked, all digests are right\n"
 
 
 def test_a_resumed_run_checks_the_pages_that_are_not_checked_yet(jpegs_copy: Path) -> None:

@@ -87,6 +87,19 @@ def test_wandb_sync_sends_each_record_once_with_its_attempt_and_the_result(serve
     assert (done.returncode, len(sent(server, run))) == (0, 6), done.stdout + done.stderr
 
 
+def test_a_step_that_is_repeated_after_a_rollback_is_sent_once(server: WandbServer, run: RunFolder) -> None:
+    """A step that is not finite is skipped: the steps before it are repeated, in the same attempt."""
+    log = MetricsLog(run, ONLINE, step=0)
+    for step in (1, 2, 3, 4):
+        log.write(training_record(step))
+    wait_for(lambda: handed_over(run) == 4, "the records are handed over")
+    log.truncate(2)
+    for step, loss in ((3, 1.0), (4, 7.0), (5, 7.0)):
+        log.write(training_record(step, loss=loss))
+    log.close()
+    assert [(r["step"], r["loss"]) for r in sent(server, run)] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 7)]
+
+
 def test_what_was_sent_by_hand_is_not_sent_by_wandb_sync_again(server: WandbServer, run: RunFolder) -> None:
     """The folders are marked as synced, so that `wandb sync` without a path skips them."""
     log = MetricsLog(run, OFFLINE, step=0)

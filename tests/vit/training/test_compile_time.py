@@ -1,8 +1,14 @@
 """The announcement of compiling says how long it takes, as far as that is known."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 from tests.vit.history.test_attempts import event, record, started
-from vit.run.folder import Event
+from vit.config.schema import Config
+from vit.distributed.world import SINGLE_RANK
+from vit.run.folder import Event, RunFolder
 from vit.training.compile_time import compile_message
+from vit.training.trainer import Trainer
 
 GPU = "NVIDIA A100"
 
@@ -35,3 +41,10 @@ def test_an_earlier_attempt_tells_how_long_it_takes() -> None:
     ]
     assert compile_message(events, GPU, 2, True) == "loading the compiled graphs of this run, about 6 s in attempt 2"
     assert "not measured" in compile_message(events, "cpu", 2, False)
+
+
+def test_compiling_is_announced_although_the_ledger_cannot_be_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.ledger.mkdir()
+    trainer = SimpleNamespace(run=run, world=SINGLE_RANK, cfg=Config(device="cpu"), compile_cache=None)
+    assert Trainer.describe_compiling(trainer).startswith("compiling one graph")  # type: ignore[arg-type]
