@@ -28,7 +28,8 @@ from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.data.order import BLOCK, Order, Views
 from vit.data.storage import free_memory
 from vit.distributed.world import World
-from vit.run.progress import counted, show
+from vit.run.counts import counted
+from vit.run.progress import show
 
 Ints = NDArray[np.int64]
 
