@@ -1,5 +1,6 @@
 """An open `.beton` file: its records of samples, validated, and access to the bytes of the images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Beton:
         return {"sha256": self.sha256, "samples": len(self), "classes": len(self.classes)}
 
 
-def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> Beton:
+def open_beton(
+    path: Path, cache: Cache = "os", world: World = SINGLE_RANK, alive: Callable[[], None] = lambda: None
+) -> Beton:
     """Opens a `.beton` file and validates its records: every image lies within the file, every label is a class.
 
     Raises UserError that names the file and the problem, OSError if it cannot be read.  FFCV's own reader checks
@@ -97,7 +100,7 @@ def open_beton(path: Path, cache: Cache = "os", world: World = SINGLE_RANK) -> B
         page_size=manifest.page_size,
         pages=manifest.pages,
         bytes=len(memory),
-        storage=open_storage(path, cache, world),
+        storage=open_storage(path, cache, world, alive),
         labels=samples["label"].copy(),
         mode=image["mode"].copy(),
         height=height,

@@ -129,12 +129,15 @@ class _PendingBatch:
 
 
 class TrainData:
-    """The training set, as batches of this rank's micro-batches."""
+    """The training set, as batches of this rank's micro-batches.
 
-    def __init__(self, cfg: Config, world: World) -> None:
+    `alive` is called while the file is read into memory (`data.cache: memory`), as a sign of progress.
+    """
+
+    def __init__(self, cfg: Config, world: World, alive: Callable[[], None] = lambda: None) -> None:
         self.cfg = cfg
         self.world = world
-        self.beton = open_beton(cfg.data.train, cfg.data.cache, world)
+        self.beton = open_beton(cfg.data.train, cfg.data.cache, world, alive)
         check_classes(self.beton.path, self.beton.classes, cfg.model.num_classes)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
         self.order = Order(cfg.seed, self.samples, cfg.data.shuffle_window, cfg.data.repeats)
@@ -191,10 +194,12 @@ class ValData:
     logits that its D classes have; None: all of them, in order.
     """
 
-    def __init__(self, cfg: Config, world: World, match: ClassMatch | None = None) -> None:
+    def __init__(
+        self, cfg: Config, world: World, match: ClassMatch | None = None, alive: Callable[[], None] = lambda: None
+    ) -> None:
         self.cfg = cfg.data
         self.world = world
-        self.beton = open_beton(cfg.data.val, cfg.data.cache, world)
+        self.beton = open_beton(cfg.data.val, cfg.data.cache, world, alive)
         self.logits: Tensor | None = None
         if match is None:
             check_classes(self.beton.path, self.beton.classes, cfg.model.num_classes)

@@ -3,6 +3,7 @@
 import mmap
 import os
 import socket
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import psutil
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
@@ -24,6 +26,8 @@ Bytes = NDArray[np.uint8]
 Cache = Literal["os", "process", "memory"]
 
 _CHUNK = 64 << 20  # bytes per read into shared memory
+_STREAMS = 4  # reads at the same time: one stream does not saturate Lustre
+_POLL_SECONDS = 0.5
 _HINT = 128 << 10  # bytes per read-ahead hint: Linux truncates hints to the disk's read-ahead size, 128 kB by default
 
 
@@ -104,13 +108,14 @@ def _will_need(file: int, offset: int, size: int) -> None:
         os.posix_fadvise(file, start, min(_HINT, offset + size - start), os.POSIX_FADV_WILLNEED)
 
 
-def open_storage(path: Path, cache: Cache, world: World) -> Storage:
+def open_storage(path: Path, cache: Cache, world: World, alive: Callable[[], None] = lambda: None) -> Storage:
     """Opens a file.  For `memory`, every rank must call this; the first rank of each node reads the file.
 
-    Raises UserError if there is not enough memory, OSError that names the file and the position.
+    `alive` is called whenever a part of the file was read.  Raises UserError if there is not enough memory, OSError
+    that names the file and the position.
     """
     if cache == "memory":
-        return MemoryStorage(_load_shared(path, world))
+        return MemoryStorage(_load_shared(path, world, alive))
     return MappedStorage(path) if cache == "os" else ReadStorage(path)
 
 
@@ -138,16 +143,19 @@ def _cgroup_limits() -> Iterator[int]:
                 yield int(limit) - int(used) + sum(int(cache[f"{kind}{age}_file"]) for age in ("active", "inactive"))
 
 
-def _load_shared(path: Path, world: World) -> Bytes:
+def _load_shared(path: Path, world: World, alive: Callable[[], None]) -> Bytes:
     """The whole file in memory.  The first rank of each node reads it; the others map the same memory."""
     size = path.stat().st_size
-    problem, descriptor = "", -1
+    problem, reader = "", None
     if world.local_rank == 0:
         if (free := free_memory()) < size:
             problem = f"data.cache memory needs {size / 1e9:.1f} GB for {path}, but {free / 1e9:.1f} GB are free"
         else:
-            with activity(f"reading {path.name} into memory", size, shown=world.rank == 0) as show_progress:
-                descriptor = _read_into_memfd(path, size, show_progress)
+            reader = _Reader(path, size)
+            reader.start()
+    with activity(f"reading {path.name} into memory", size, shown=world.rank == 0) as show_progress:
+        _wait(reader, world, alive, show_progress)
+    descriptor = reader.descriptor() if reader is not None else -1
     mine = (socket.gethostname(), world.local_rank, os.getpid(), descriptor, problem)
     everyone = [mine] * world.size
     if world.size > 1:
@@ -167,17 +175,60 @@ def _load_shared(path: Path, world: World) -> Bytes:
     return memory
 
 
-def _read_into_memfd(path: Path, size: int, show_progress: Callable[[int], None]) -> int:
-    """Reads the file into anonymous memory; returns the memory's descriptor."""
-    descriptor = os.memfd_create(path.name)
-    os.ftruncate(descriptor, size)
-    memory = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(4) as pool:  # one stream does not saturate Lustre
-        starts = range(0, size, _CHUNK)
-        parts = pool.map(lambda start: read_into(path, file.fileno(), start, memory[start : start + _CHUNK]), starts)
-        for i, _ in enumerate(parts, start=1):
-            show_progress(min(i * _CHUNK, size))
-    return descriptor
+def _wait(
+    reader: "_Reader | None", world: World, alive: Callable[[], None], show_progress: Callable[[int], None]
+) -> None:
+    """Waits until all nodes have read the file, which may take longer than a rank may seem to do nothing."""
+    previous = -1
+    while True:
+        if reader is not None:
+            reader.join(_POLL_SECONDS)
+        done = reader.done if reader is not None else 0
+        flags = torch.tensor([reader is not None and reader.is_alive(), done], dtype=torch.int64)
+        if world.size > 1:
+            dist.all_reduce(flags)
+        unfinished, total = flags.tolist()
+        if total != previous:
+            previous = total
+            alive()
+        show_progress(done)
+        if not unfinished:
+            return
+
+
+class _Reader(threading.Thread):
+    """A thread that reads a file into anonymous memory."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(daemon=True, name="read")
+        self.path, self.size = path, size
+        self.done = 0  # bytes read so far
+        self._descriptor = -1
+        self._problem: OSError | None = None
+
+    def run(self) -> None:
+        """Reads the file."""
+        try:
+            self._descriptor = os.memfd_create(self.path.name)
+            os.ftruncate(self._descriptor, self.size)
+            memory = np.frombuffer(mmap.mmap(self._descriptor, self.size), np.uint8)
+            with self.path.open("rb", buffering=0) as file, ThreadPoolExecutor(_STREAMS) as pool:
+                starts = range(0, self.size, _CHUNK)
+                parts = [
+                    pool.submit(read_into, self.path, file.fileno(), start, memory[start : start + _CHUNK])
+                    for start in starts
+                ]
+                for start, part in zip(starts, parts, strict=True):
+                    part.result()
+                    self.done = min(start + _CHUNK, self.size)
+        except OSError as error:
+            self._problem = error
+
+    def descriptor(self) -> int:
+        """The memory's descriptor, once the thread has ended.  Raises OSError that names the file and the position."""
+        if self._problem is not None:
+            raise self._problem
+        return self._descriptor
 
 
 def read_into(path: Path, file: int, offset: int, out: Bytes) -> None:

@@ -53,9 +53,10 @@ def read_activity(folder: Path, since: float = 0.0) -> str:
 def activity(what: str, total: int = 0, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Shows what the block does; yields a function to call with the bytes that are done, of `total`.
 
-    Of all ranks only one should be `shown`.
+    Of all ranks only one should be `shown`.  Nothing is shown before `publish_activity`: other commands than training
+    may print something for programs.
     """
-    if not shown:
+    if not shown or not _files:
         yield lambda _: None
         return
     ticker = _Ticker(what, total)

@@ -60,7 +60,8 @@ class Trainer:
         cfg.check_mixing()
         check_data_sets(cfg.model.num_classes, cfg.data.train, cfg.data.val)
         staged_cfg = stage_data_sets(cfg, run, world, clock, lambda: self.agreement.received_signal is not None)
-        self.train_data, self.val_data = TrainData(staged_cfg, world), ValData(staged_cfg, world)
+        alive = lambda: clock.beat("start")  # noqa: E731
+        self.train_data, self.val_data = TrainData(staged_cfg, world, alive), ValData(staged_cfg, world, alive=alive)
         self.milestones = Milestones(cfg, self.train_data.samples)
         if world.rank == 0:
             show(storage_summary(cfg.data, self.train_data, self.val_data), lasting=True)

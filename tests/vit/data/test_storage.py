@@ -1,10 +1,12 @@
 """Every `data.cache` reads the same bytes, memory is shared by the ranks of a node, and failures raise errors."""
 
+import errno
 import os
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -91,6 +93,40 @@ def test_the_shared_memory_outlives_the_rank_that_filled_it(file: Path, jpegs: P
     assert results[0] == -signal.SIGKILL
     assert results[1][0] == expected(file)
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "file" in name]
+
+
+def signs_of_progress(cfg: Config, path: Path) -> int:
+    """How often this rank gave a sign of progress while it waited for a slow disk."""
+    storage._CHUNK, storage._POLL_SECONDS, storage._STREAMS = 8_000_000, 0.02, 1
+    read_fast = storage.read_into
+
+    def read_slowly(*arguments: Any) -> None:
+        time.sleep(0.1)
+        read_fast(*arguments)
+
+    storage.read_into = read_slowly
+    signs: list[float] = []
+    with join_process_group(cfg) as world:
+        opened = open_storage(path, "memory", world, lambda: signs.append(time.monotonic()))
+        assert fetched_ranges(opened) == expected(path)
+    return len(signs)
+
+
+def test_all_ranks_show_that_they_are_alive_while_one_reads_the_file(file: Path, jpegs: Path) -> None:
+    """Otherwise they count as stalled if that takes long, and are killed."""
+    assert min(run_ranks(2, signs_of_progress, small_config(jpegs), file)) >= 5
+
+
+def test_a_file_that_cannot_be_read_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which names it, as with the other caches."""
+
+    def fail(path: Path, *_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error at byte 7", str(path))
+
+    monkeypatch.setattr(storage, "read_into", fail)
+    with pytest.raises(OSError, match="at byte 7") as caught:
+        open_storage(file, "memory", SINGLE_RANK)
+    assert str(file) in str(caught.value)
 
 
 def test_too_little_memory_is_an_error_before_the_file_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,18 +71,20 @@ def test_a_full_disk_ends_nothing(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 PROGRAM = """
-import time
+import sys, time
+from pathlib import Path
 from vit.run import activity
+activity.publish_activity(Path(sys.argv[1]))
 activity.SHOW_AFTER_SECONDS, activity.TERMINAL_SECONDS = 0.01, 0.1
 with activity.activity("compiling"):
     time.sleep(1.2)
 """
 
 
-def test_the_line_on_a_terminal_counts_the_seconds_and_disappears() -> None:
+def test_the_line_on_a_terminal_counts_the_seconds_and_disappears(tmp_path: Path) -> None:
     """It is replaced each second, and nothing of it is left at the end."""
     reader, writer = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=writer, stderr=writer):
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stdout=writer, stderr=writer):
         os.close(writer)
         shown = b""
         try:
@@ -94,3 +96,14 @@ def test_the_line_on_a_terminal_counts_the_seconds_and_disappears() -> None:
     lines = shown.decode().split("\r\x1b[K")
     assert lines[0] == lines[-1] == ""
     assert {"compiling", "compiling: 1 s"} == set(lines[1:-1])
+
+
+def test_commands_that_print_results_for_programs_show_no_activity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as `vit.evaluate --json`, which may read its data into memory too."""
+    monkeypatch.setattr(activities, "_files", [])
+    monkeypatch.setattr(activities, "SHOW_AFTER_SECONDS", 0.01)
+    with activity("reading val.beton into memory", total=10):
+        time.sleep(0.1)
+    assert capsys.readouterr().out == ""
