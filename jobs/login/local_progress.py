@@ -31,7 +31,7 @@ class LocalProgress:
         self._read_at = dict[Path, int]()  # modification times of the files that were read
         self._began = time.time()
         self._next_line = 0.0
-        self._transient = False  # whether the newest line may be replaced by one of an activity
+        self._activity = ""  # the newest line, if it is that of an activity
 
     def poll(self) -> None:
         """Prints what is new.  Files that cannot be read may be readable later."""
@@ -43,13 +43,12 @@ class LocalProgress:
         self._printed = len(self._records or [])
         for record in new:
             self._show(progress_line(record), lasting="val_top1" in record)
-        if not new and (line := read_activity(self.run.path, self._began)):
+        line = "" if new else read_activity(self.run.path, self._began)
+        if line and line != self._activity:
             self._show(line)
-            self._transient = True
-        elif self._transient:
-            self._transient = False
-            if not new:
-                clear_line()
+        elif self._activity and not line and not new:
+            clear_line()
+        self._activity = line
 
     def _read_records(self) -> None:
         read = read_lines(self.run.metrics)
