@@ -17,7 +17,7 @@ from jobs.login.run_files import record_submission
 from jobs.node.job_spec import SUBMITTER_VARIABLE
 from jobs.node.train_job import TrainJob
 from vit.history.attempts import read_attempts
-from vit.history.words import closing_lines, finished_line
+from vit.history.words import closing_lines, finished_line, show_closing
 from vit.run.counts import counted
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import Event, RunFolder
@@ -165,6 +165,7 @@ def _report_outcome(run: RunFolder, known: int, error: object) -> int:
         f"{reasons[-1] if reasons else error}\nlogs: {display_path(run.jobs)} and {display_path(run.logs)}",
         file=sys.stderr,
     )
+    show_closing(run)
     return 1
 
 

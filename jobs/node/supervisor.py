@@ -22,7 +22,7 @@ from vit.config.parser import load_config
 from vit.config.paths import escape
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.history.words import show_end
+from vit.history.words import show_closing, show_end
 from vit.run.clock import process_start
 from vit.run.disk_errors import retry_reads
 from vit.run.folder import JOB_VARIABLE, RunFolder
@@ -232,6 +232,8 @@ class Supervisor:
 
     def _give_up(self, why: str) -> None:
         self.folder.record("gave up", why=why)
+        if self.in_slurm:
+            show_closing(self.folder)
         raise RunFailedError(why)
 
     def _secondary_failure(self, reason: str) -> Failure:

@@ -70,5 +70,12 @@ def show_resuming(run: RunFolder, started: Event) -> None:
 def show_end(run: RunFolder) -> None:
     """Prints how long a finished run took, its goodput, and what to change, as far as the ledger can be read."""
     with suppress(OSError):
-        for line in [finished_line(read_attempts(run.events())), *closing_lines(run)]:
-            show(line, lasting=True)
+        show(finished_line(read_attempts(run.events())), lasting=True)
+    show_closing(run)
+
+
+def show_closing(run: RunFolder) -> None:
+    """Prints the goodput of a run that has ended, and what to change, as far as its files can be read."""
+    with suppress(OSError):
+        for i, line in enumerate(closing_lines(run)):
+            show(f"note: {line}" if i else line, lasting=True)

@@ -1,13 +1,15 @@
 """What a run says when an attempt begins and when the run ends."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.vit.history.test_attempts import PREEMPTED, event, record, started
+from vit.history import words
 from vit.history.attempts import read_attempts
-from vit.history.words import finished_line, resuming_line, show_end, show_resuming
+from vit.history.words import finished_line, resuming_line, show_closing, show_end, show_resuming
 from vit.run.folder import RunFolder
 
 KILLED = [
@@ -58,3 +60,18 @@ def test_a_run_resumes_although_its_ledger_cannot_be_read(tmp_path: Path, capsys
     show_resuming(run, {"step": 1049, "epoch": 2.2345})
     show_end(run)
     assert capsys.readouterr().out == "resuming at step 1,049 (epoch 2.2)\n"
+
+
+def test_a_run_that_has_ended_says_where_its_time_went_and_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that has given up too; one that has not done a step says nothing."""
+    run = RunFolder(tmp_path)
+    show_closing(run)
+    run.ledger.write_text("".join(json.dumps(e) + "\n" for e in PREEMPTED))
+    show_closing(run)
+    goodput = "goodput 83.7%: 3:05 of 3:41 on the nodes went into steps that count; "
+    assert capsys.readouterr().out.startswith(goodput)
+    monkeypatch.setattr(words, "closing_lines", lambda _: ["goodput 5.0%", "request more mem"])
+    show_end(run)
+    assert capsys.readouterr().out.splitlines()[1:] == ["goodput 5.0%", "note: request more mem"]
