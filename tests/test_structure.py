@@ -38,7 +38,7 @@ ALLOWED_IMPORTS = {
     "data_prep": "data_prep.sources vit.config vit.data vit.run",
     "jobs.node": "vit.config vit.run vit.history",
     "jobs.login": "jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint data_prep",
-    "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.data",
+    "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data",
     "jobs.watch": "jobs.login jobs.node vit.config vit.run vit.history",
     "jobs.page": "jobs.watch jobs.login vit.config vit.run vit.history",
     "jobs": "jobs.login jobs.node jobs.readiness jobs.watch jobs.page vit.config vit.run vit.history",
@@ -57,7 +57,7 @@ ALLOWED_MODULES = {
         ),
         *("vit.config.paths", "vit.run.command", "vit.run.counts", "vit.run.dependencies", "vit.run.hints"),
     },
-    ("jobs", "vit.data"): {"vit.data.dataset_manifest"},
+    ("jobs", "vit.data"): {"vit.data.dataset_manifest", "vit.data.native"},
     ("jobs", "vit.model"): {"vit.model.weight_fit", "vit.model.fixed_positions"},
     ("jobs", "vit.checkpoint"): {
         "vit.checkpoint.format",

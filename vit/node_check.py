@@ -30,7 +30,7 @@ from vit.config.parser import load_config
 from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.data.storage import free_memory
-from vit.model.vision_transformer import VisionTransformer
+from vit.model.weight_fit import state_bytes
 from vit.run.command import run_command
 from vit.run.counts import counted
 from vit.run.disk_errors import DISK_FULL
@@ -57,7 +57,7 @@ def check_node(cfg: Config, run: RunFolder, ranks: int, nodes: int) -> Iterator[
     devices = _devices(cfg, ranks)
     for device in devices:
         _check_matmul(device)
-    state = _state_bytes(cfg)
+    state = state_bytes(cfg)
     _check_memory(cfg, ranks, nodes, state)
     for device in devices:
         _check_gpu_memory(device, state)
@@ -96,13 +96,6 @@ def _check_matmul(device: torch.device) -> None:
         raise UnhealthyError(f"{device} cannot multiply matrices: {error}") from None
     if not np.array_equal(c.astype(np.float64) @ x, a.astype(np.float64) @ (b.astype(np.float64) @ x)):
         raise UnhealthyError(f"{device} returned a wrong matrix product")
-
-
-def _state_bytes(cfg: Config) -> int:
-    """Size of a checkpoint: float32 weights, two moments and, if enabled, the EMA."""
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in VisionTransformer(cfg.model).parameters())
-    return 4 * weights * (4 if cfg.optim.ema_decay else 3)
 
 
 def _check_memory(cfg: Config, ranks: int, nodes: int, state: int) -> None:

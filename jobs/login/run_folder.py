@@ -136,13 +136,13 @@ def shared_folder_warning(path: Path) -> str:
     """Why the compute nodes may not see this folder, as far as this machine can tell; "" if there is no sign of it."""
     if any(path.is_relative_to(folder) for folder in NODE_LOCAL_FOLDERS):
         return f"{display_path(path)} is on a node-local disk; use a --runs-dir that all nodes share"
-    kind = _file_system(path)
+    kind = file_system(path)
     if kind in LOCAL_FILE_SYSTEMS:
         return f"{display_path(path)} is on a local file system ({kind}); the job fails unless its nodes mount it too"
     return ""
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path) -> str:
     """The type of the file system that holds a path: `nfs4`, `lustre`, `ext4`, …"""
     longest, kind = "", ""
     for line in Path("/proc/mounts").read_text().splitlines():

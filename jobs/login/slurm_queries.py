@@ -3,7 +3,8 @@
 import re
 import subprocess
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def partition_nodes() -> list[PartitionNodes]:
         PartitionNodes(
             partition=name.rstrip("*"),
             default=name.endswith("*"),
-            minutes=_parse_minutes(limit),
+            minutes=parse_minutes(limit),
             count=int(count),
             gpus=sum(int(n) for n in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres)),
             cpus=int(cpus.rstrip("+")),
@@ -95,6 +96,48 @@ def partition_nodes() -> list[PartitionNodes]:
         )
         for name, limit, count, gres, cpus, memory in (row for row in rows if len(row) == 6)
     ]
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """How a cluster is set up, in Slurm's own names and values."""
+
+    config: dict[str, str]  # `scontrol show config`
+    partitions: dict[str, dict[str, str]]  # `scontrol show partition`, by name
+    nodes: list[PartitionNodes]
+
+
+def slurm_settings() -> SlurmSettings:
+    """The settings of the cluster and of its partitions.  Raises SlurmUnreachableError, SlurmNotFoundError."""
+    pairs = (re.fullmatch(r"(\w+) *= ?(.*)", line) for line in _run("scontrol", "show", "config"))
+    rows = [
+        dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for line in _run("scontrol", "--oneliner", "show", "partition")
+    ]
+    return SlurmSettings(
+        config={pair[1]: pair[2].strip() for pair in pairs if pair},
+        partitions={row["PartitionName"]: row for row in rows if "PartitionName" in row},
+        nodes=partition_nodes(),
+    )
+
+
+def accounting(entity: str, columns: Sequence[str], *where: str) -> list[dict[str, str]]:
+    """Rows of `sacctmgr show`: accounting("qos", ["Name", "MaxWall"], "where", "name=normal").
+
+    Raises SlurmUnreachableError, SlurmNotFoundError; no rows if it may not be read.
+    """
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", entity, *where, f"format={','.join(columns)}"]
+    rows = [line.split("|") for line in _run(*command)]
+    return [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+
+
+def node_states(partition: str) -> Counter[str]:
+    """Number of nodes of a partition in each state.  Raises SlurmUnreachableError, SlurmNotFoundError."""
+    rows = [line.split() for line in _run("sinfo", "--noheader", "--partition", partition, "--format=%D %T")]
+    out = Counter[str]()
+    for count, state in (row for row in rows if len(row) == 2):
+        out[state.rstrip("*~#!%$@^-")] += int(count)
+    return out
 
 
 def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes]]:
@@ -166,7 +209,7 @@ def _run(*command: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def _parse_minutes(limit: str) -> int | None:
+def parse_minutes(limit: str) -> int | None:
     """Minutes of a limit as sinfo prints it: `2-00:00:00`, `12:00:00` or `30:00`."""
     if not re.fullmatch(r"[\d:-]+", limit):
         return None  # infinite, n/a

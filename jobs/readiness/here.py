@@ -4,8 +4,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+from jobs.readiness.disk import check_runs_folder
 from jobs.readiness.finding import Finding
 from jobs.readiness.request import Request
+from jobs.readiness.run_config import check_config, check_data, check_wandb, failed
+from jobs.readiness.slurm_checks import check_slurm
 from jobs.readiness.software import check_software
 from vit.config.user_error import UserError
 
@@ -13,11 +16,19 @@ Check = Callable[[Request], Iterable[Finding]]
 
 SECONDS = 30.0  # for one check: a file server that does not respond would block it forever
 
-CHECKS: tuple[tuple[str, Check], ...] = (("software", check_software),)
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("software", check_software),
+    ("runs folder", check_runs_folder),
+    ("config", check_config),
+    ("data", check_data),
+    ("W&B", check_wandb),
+    ("Slurm", check_slurm),
+)
 
 
 def check_here(request: Request, seconds: float = SECONDS) -> Iterator[Finding]:
     """Runs all checks.  One that fails, or takes longer than `seconds`, does not prevent the others."""
+    request.query_slurm()
     for name, check in CHECKS:
         yield from guarded(name, check, request, seconds)
 
@@ -31,8 +42,7 @@ def guarded(name: str, check: Check, request: Request, seconds: float) -> Iterat
             for finding in check(request):
                 found.put(finding)
         except (OSError, UserError, ValueError) as error:
-            text, _, advice = str(error).partition("; ")
-            found.put(Finding(name, "FAIL", text, advice))
+            found.put(failed(name, error))
         except Exception as error:
             found.put(Finding(name, "FAIL", f"this check failed: {error!r}", "report it as a bug of doctor.py"))
         found.put(None)

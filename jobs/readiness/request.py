@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
+from jobs.login.slurm_queries import SlurmNotFoundError, SlurmSettings, SlurmUnreachableError, slurm_settings
 from jobs.login.submit_options import load_cluster
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -21,7 +22,17 @@ class Request:
     runs: Path  # folder of the run folders, absolute
     cfg: Config | None  # None: no --config was given
     save_seconds: float | None = None  # estimated length of a save; None: not known
-    has_slurm: bool = True  # whether Slurm is installed here, and configured
+    slurm: SlurmSettings | None = None  # None: not installed here, or it does not respond
+    slurm_error: str = ""  # why it does not respond; empty: it is not installed here, or not configured
+
+    def query_slurm(self) -> None:
+        """Sets `slurm` or `slurm_error`."""
+        try:
+            self.slurm = slurm_settings()
+        except SlurmUnreachableError as error:
+            self.slurm_error = str(error)
+        except SlurmNotFoundError:
+            pass
 
     def set_save_seconds(self, seconds: float) -> None:
         """Replaces the estimated length of a save by a measured one."""

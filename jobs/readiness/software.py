@@ -1,12 +1,143 @@
-"""Checks versions of Python and libraries, and the C++ extensions.  Imports none of the libraries that take long."""
+"""Checks the versions of Python and of the libraries, and the C++ extensions.  Imports none of the large libraries."""
 
+import configparser
+import ctypes
+import importlib.machinery
+import importlib.metadata
+import io
 import platform
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
 
-from jobs.readiness.finding import Finding
+from jobs.login.run_files import ROOT
+from jobs.readiness.finding import Finding, Level
 from jobs.readiness.request import Request
+from vit.data import native
+
+INSTALL = "make setup, or pip install --constraint constraints.txt --editable ."
+SHOWN = ("torchvision", "submitit", "ffcv")
+SIDE = 16  # pixels of the image that is decoded as a test
 
 
 def check_software(request: Request) -> Iterator[Finding]:
-    """Versions of Python and of the libraries."""
-    yield Finding("Python", "OK", platform.python_version())
+    """Versions of the libraries, and the extensions."""
+    yield from check_versions(request)
+    yield from check_decoder(request)
+    yield from check_augmentation(request)
+
+
+def check_versions(request: Request, project: Path = ROOT) -> Iterator[Finding]:
+    """Python and the libraries, compared with the bounds in setup.cfg."""
+    options = configparser.ConfigParser()
+    options.read(project / "setup.cfg")
+    bounds = options["options"]["python_requires"]
+    inside = is_within(platform.python_version(), bounds)
+    advice = "" if inside else f"make a new environment with another Python: {INSTALL}"
+    yield Finding("Python", "OK" if inside else "FAIL", f"{platform.python_version()} ({bounds} is tested)", advice)
+    required = re.findall(r"^([\w-]+)([^#\n]*)$", options["options"]["install_requires"], re.MULTILINE)
+    found = {}
+    for name, bounds in required:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "FAIL", "is not installed", INSTALL)
+            continue
+        if not is_within(found[name], bounds):
+            yield Finding(name, "WARN", f"{found[name]} was not tested, only {bounds}", INSTALL)
+            del found[name]
+    if "torch" in found:
+        yield _torch(found.pop("torch"), request)
+    named = [f"{name} {found.pop(name)}" for name in SHOWN if name in found]
+    yield Finding("libraries", "OK", f"{', '.join(named)}, and {len(found)} others, as in setup.cfg")
+
+
+def _torch(version: str, request: Request) -> Finding:
+    if "+cpu" in version and (request.cfg is None or request.cfg.device != "cpu"):
+        level: Level = "FAIL" if request.cfg is not None and request.cfg.device == "cuda" else "WARN"
+        text = f"{version} is a build without CUDA: it trains on CPUs only, even on nodes with GPUs"
+        return Finding("torch", level, text, f"{INSTALL}; or --device cpu")
+    return Finding("torch", "OK", version)
+
+
+def is_within(version: str, bounds: str) -> bool:
+    """Whether `2.15.0+cu130` is within `>=2.11,<2.16`."""
+    for operator, bound in re.findall(r"(>=|==|<)\s*([\d.]+)", bounds):
+        pairs = zip_longest(_numbers(version), _numbers(bound), fillvalue=0)
+        difference = next((a - b for a, b in pairs if a != b), 0)
+        if not {">=": difference >= 0, "==": difference == 0, "<": difference < 0}[operator]:
+            return False
+    return True
+
+
+def _numbers(version: str) -> list[int]:
+    match = re.match(r"[\d.]*\d", version)
+    return [int(part) for part in match[0].split(".")] if match else []
+
+
+def check_decoder(request: Request) -> Iterator[Finding]:
+    """The C++ decoder: built, loaded, and able to decode; and its libjpeg."""
+    choice, bicubic = "auto", False
+    if request.cfg:
+        choice, bicubic = request.cfg.data.decoder, request.cfg.data.interpolation == "bicubic"
+    advice = "install libjpeg-turbo's headers (libjpeg-dev), and run make setup again"
+    try:
+        library = native.native_library()
+    except OSError as error:  # a library that it needs is missing
+        yield Finding("decoder", "FAIL", f"vit.data._native cannot be loaded: {error}", advice)
+        return
+    if library is None:
+        required = f"data.decoder {choice}" if choice in {"native", "scaled"} else "data.interpolation bicubic"
+        if choice in {"native", "scaled"} or bicubic:
+            yield Finding("decoder", "FAIL", f"vit.data._native was not built, but {required} requires it", advice)
+        elif choice == "ffcv":
+            yield Finding("decoder", "OK", "FFCV's, as set; ours (vit.data._native) was not built")
+        else:
+            text = "vit.data._native was not built: FFCV's decoder is used, which is slower and less exact"
+            yield Finding("decoder", "WARN", text, advice)
+        return
+    jpeg = libjpeg()
+    from PIL import Image  # not at the top: it takes time; and its own libjpeg would be found first
+
+    content = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE), (200, 100, 50)).save(content, "JPEG")
+    decoded = native.decode_jpeg(content.getvalue(), SIDE, SIDE)
+    if decoded.state is not native.JpegState.CLEAN:
+        text = f"vit.data._native cannot decode a JPEG with {jpeg}: {decoded.message or decoded.state.name}"
+        yield Finding("decoder", "FAIL", text, advice)
+    elif choice == "ffcv":
+        yield Finding("decoder", "OK", f"FFCV's, as set; ours is built too, with {jpeg}")
+    else:
+        yield Finding("decoder", "OK", f"vit.data._native is built, and used, with {jpeg}")
+
+
+def libjpeg() -> str:
+    """Version and path of the libjpeg that this process has loaded."""
+    maps = Path("/proc/self/maps")
+    loaded = re.findall(r"\s(/\S*/libjpeg\S*)$", maps.read_text() if maps.exists() else "", re.MULTILINE)
+    if not loaded:
+        return "libjpeg"
+    version = None
+    with suppress(OSError):
+        version = re.search(rb"libjpeg-turbo version (\d[\w.]*)", Path(loaded[0]).read_bytes())
+    return f"{f'libjpeg-turbo {version[1].decode()}' if version else 'libjpeg'} ({loaded[0]})"
+
+
+def check_augmentation(request: Request) -> Iterator[Finding]:
+    """The C++ operations of augmentation, which only CPUs use."""
+    if request.cfg and request.cfg.device == "cuda":
+        return
+    spec = importlib.machinery.PathFinder.find_spec("_pixel_ops", [str(ROOT / "vit" / "augment")])
+    advice = "install a C++ compiler, and run make setup again"
+    if spec is None or spec.origin is None:
+        text = "vit.augment._pixel_ops was not built: on CPUs torch augments, with the same pixels, but slower"
+        yield Finding("augmentation", "WARN", f"{text}; GPUs do not need it", advice)
+        return
+    try:
+        ctypes.CDLL(spec.origin)["vit_normalize"]
+    except (OSError, AttributeError) as error:
+        yield Finding("augmentation", "FAIL", f"vit.augment._pixel_ops cannot be loaded: {error}", advice)
+    else:
+        yield Finding("augmentation", "OK", "vit.augment._pixel_ops is built; used on CPUs")

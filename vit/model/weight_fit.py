@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from vit.config.schema import ModelConfig
+from vit.config.schema import Config, ModelConfig
 from vit.config.user_error import UserError, first_few
 from vit.model.weight_names import Shape
 
@@ -60,6 +60,11 @@ def model_shapes(cfg: ModelConfig) -> dict[str, Shape]:
         if cfg.layer_scale:
             out |= {f"{block}scale1.gamma": (D,), f"{block}scale2.gamma": (D,)}
     return out | _norm("norm", D) | _linear("head", D, C)
+
+
+def state_bytes(cfg: Config) -> int:
+    """Size of a checkpoint: float32 weights, the optimizer's two moments and, if enabled, the EMA."""
+    return 4 * sum(map(math.prod, model_shapes(cfg.model).values())) * (4 if cfg.optim.ema_decay else 3)
 
 
 def _tokens(cfg: ModelConfig) -> int:
