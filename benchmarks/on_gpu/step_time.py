@@ -23,14 +23,14 @@ from benchmarks.on_gpu.checks import ROOT
 from vit.augment import pixel_ops
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
 from vit.data.loader import Batch, _Buffer
 from vit.distributed.world import World, join_process_group
+from vit.history.utilization import utilization
 from vit.training.step import StepRunner, augmented_batches
 
 SHARE = 4  # of the recipe's GPUs one
 WARM_UP, ROUND = 6, 6  # steps that are not measured; steps between two looks at the clock
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bf16 without sparsity, by the vendor
 
 
 Lever = Callable[[StepRunner], None]
@@ -59,14 +59,6 @@ LEVERS: dict[str, Lever] = {
     "warp_in_torch": _warp_in_torch,
     "one_graph": _one_graph,
 }
-
-
-def flops_per_image(model: ModelConfig) -> float:
-    """Of forward and backward: 6 for each weight and token of the linear layers, 12 N D for each token's attention."""
-    N, D = (model.image_size // model.patch_size) ** 2 + 1, model.width
-    layers = model.depth * (4 * D * D + 2 * D * model.mlp_dim)
-    patches = 3 * model.patch_size**2 * D
-    return 6.0 * (N * (layers + patches) + D * model.num_classes) + 12.0 * model.depth * N * N * D
 
 
 def batches(cfg: Config, world: World) -> Iterator[Batch]:
@@ -127,13 +119,12 @@ def measure(
             profile_file.write_text(table)
         loss = timed.runner.check_finite()
         ms, name = statistics.median(rounds), torch.cuda.get_device_name()
-        work = 1e3 * cfg.global_batch / ms * flops_per_image(cfg.model)
-        peak = next((value for key, value in PEAK.items() if key in name), None)
+        share = utilization(cfg.model, cfg.precision, name, 1, 1e3 * cfg.global_batch / ms)
         return {
             "ms": round(ms, 1),
             "spread_percent": round(100 * (max(rounds) - min(rounds)) / ms, 1),
             "images_per_second": round(1e3 * cfg.global_batch / ms),
-            "mfu_percent": round(100 * work / peak, 1) if peak else None,
+            "mfu_percent": None if share is None else round(100 * share, 1),
             "peak_gib": round(allocated / 2**30, 2),
             "reserved_gib": round(reserved / 2**30, 2),
             "host_ms_augment_gradient_update": [
