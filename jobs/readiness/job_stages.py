@@ -56,7 +56,8 @@ def job_stages(request: Request) -> Iterator[tuple[str, Iterable[Finding]]]:
     """The title and the findings of each stage that was requested."""
     options = request.options
     if options.submit and request.cfg is not None:
-        on_slurm, where = request.has_slurm, "on the nodes" if request.has_slurm else "a short run on this machine"
+        on_slurm = request.slurm is not None or bool(request.slurm_error)
+        where = "on the nodes" if on_slurm else "a short run on this machine"
         seconds = 60 * options.wait
         resources = request.resources()
         yield where, check_nodes(resources, request.cfg, request.runs, seconds, on_slurm, say, request.set_save_seconds)
