@@ -1,6 +1,7 @@
 """Small jobs of `doctor.py`: submitted with the options of a run, in a folder of their own, and canceled at the end."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -73,8 +74,17 @@ def why_not_running(job: str, folder: Path) -> str:
     texts = []
     with suppress(OSError):
         texts = [file.read_text(errors="replace").strip() for file in sorted(folder.glob("*.out"))]
+    if not texts:  # not even an empty file: the node could not create it
+        where = _node_of(job)
+        return f"ended without a file of its output: {where} probably does not see {folder.parent}; see sacct -j {job}"
     lines = [line for line in "\n".join(texts).splitlines() if line.strip()]
     return f"ended before Python ran: {'; '.join(lines[-3:]) or f'no output; see sacct -j {job}'}"
+
+
+def _node_of(job: str) -> str:
+    """The node on which a job's script ran, for messages."""
+    found = re.search(r"\bBatchHost=(\S+)", _run("scontrol", "show", "job", job).stdout)
+    return f"node {found[1]}" if found else "its node"
 
 
 def call_slurm(*command: str) -> str:
