@@ -1,6 +1,10 @@
 """Nodes that lack what a run needs: what doctor.py --submit finds on a real Slurm cluster."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from jobs.login.resources import Resources
 from jobs.readiness.finding import Finding
 from jobs.readiness.node_job import check_nodes
 from tests.helpers.data_sets import small_config
+from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.waiting import wait_for
 
@@ -65,3 +70,25 @@ def test_data_sets_that_only_the_node_cannot_see_are_named(
     assert [each.check for each in found] == ["node", "matrix product", "node job"], found
     assert found[-1].level == "FAIL"
     assert f"{data}/train.beton does not exist" in found[-1].text
+
+
+@pytest.mark.parametrize(("stage", "name"), [("--submit", "vit-node-check"), ("--preempt", "vit-preemption-check")])
+def test_ctrl_c_cancels_the_job_and_removes_its_folder(
+    stage: str, name: str, slurm: Cluster, betons: Path, tmp_path: Path
+) -> None:
+    """While the job waits to start."""
+    runs = tmp_path / "runs"
+    command = [sys.executable, "jobs/doctor.py", "--config", "configs/demo.yaml", "--device", "cpu", stage]
+    command += ["--data.train", str(betons / "train.beton"), "--data.val", str(betons / "val.beton")]
+    command += ["--runs-dir", str(runs), "--partition", "low", "--cpus-per-gpu", "1", "--sbatch", "begin=now+1hour"]
+    with (tmp_path / "output").open("w") as output:
+        doctor = subprocess.Popen(command, cwd=ROOT, env=os.environ | slurm.environment, stdout=output, stderr=output)
+    try:
+        wait_for(lambda: "is waiting to start" in (tmp_path / "output").read_text(), "the job to be submitted", 60)
+        doctor.send_signal(signal.SIGINT)
+        assert doctor.wait(30) == 130
+    finally:
+        doctor.kill()
+    assert not slurm.call("squeue", "-h", "--name", name, "--states", "PENDING,RUNNING")
+    assert not list(runs.iterdir())
+    assert "Traceback" not in (tmp_path / "output").read_text()
