@@ -19,7 +19,7 @@ from tests.helpers.data_sets import CLASSES, small_config
 from tests.helpers.interrupted_runs import new_run_folder, run_attempt
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import run_ranks
-from vit import export, predict
+from vit import evaluate, export, predict
 from vit.checkpoint.train_state import TrainState
 from vit.checkpoint.trained_model import load_trained_model
 from vit.config.schema import to_yaml
@@ -124,3 +124,15 @@ def test_commands_that_draw_work_in_a_cell_of_a_notebook(command: str, run: Path
     assert done.returncode == 0, done.stderr
     written = tmp_path / ("curve.png" if command == "report" else "maps/000-a.png")
     assert written.stat().st_size > 0
+
+
+def test_all_commands_that_use_a_run_choose_its_weights_by_the_same_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--which` and `--weights`, with the same values."""
+    texts = []
+    for main in (predict.main, evaluate.main, export.main):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        texts.append(" ".join(capsys.readouterr().out.split()))
+    for text in texts:
+        assert "--which STEP checkpoint: newest, best or a step (default: newest)" in text
+        assert "--weights {ema,last} weights to use: their EMA, or those of the last step (default: " in text
