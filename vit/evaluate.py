@@ -45,6 +45,7 @@ from vit.training.predictions import Predictions
 from vit.training.scoring import Score, autocast, evaluate
 
 _MISTAKES = 24  # pictures that --save writes
+_TOP5 = 5  # classes, or fewer: their top-5 accuracy is always 1, and is not shown
 
 
 def find_classes(run: TrainedModel, beton: Path) -> ClassMatch:
@@ -110,7 +111,7 @@ def _describe(
         skipped=data.samples - score.images,
         limit=data.samples if data.samples < len(beton) else None,
         top1=score.top1,
-        top5=score.top5 if len(beton.classes) > 5 else None,
+        top5=score.top5 if len(beton.classes) > _TOP5 else None,
         loss=score.loss if math.isfinite(score.loss) else None,
         classes=beton.classes,
         names=beton.names or model_names,
@@ -198,9 +199,11 @@ def _show(run: TrainedModel, data: Path, match: ClassMatch, found: Scores, as_js
     print(f"{run.checkpoint}, {data}: {found.describe_images()}")
     if described := match.describe():
         print(described)
-    print("weights      top-1      top-5     loss")
+    has_top5 = len(match.logits) > _TOP5
+    print(f"weights      top-1{'      top-5' if has_top5 else ''}     loss")
     for name, score in found.by_weights.items():
-        print(f"{name:8} {score.top1:9.3%} {score.top5:10.3%} {score.loss:8.4f}")
+        top5 = f" {score.top5:10.3%}" if has_top5 else ""
+        print(f"{name:8} {score.top1:9.3%}{top5} {score.loss:8.4f}")
 
 
 if __name__ == "__main__":

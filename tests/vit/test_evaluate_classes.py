@@ -22,6 +22,7 @@ from tests.helpers.class_sets import (
 from vit import predict
 from vit.checkpoint.train_state import TrainState
 from vit.evaluate import main
+from vit.run.evaluation_file import find_evaluations, read_evaluation
 
 
 @pytest.fixture
@@ -117,6 +118,17 @@ def test_the_folders_of_imagenet_a_r_and_v2_are_found_among_the_classes_of_image
         found = evaluated(capsys, tmp_path / "run", class_sets / f"{name}.beton")
         assert found["classes"] == {"evaluated": 4, "model": 1000, "matched": how}
         assert_same_score(found["last"], expected)
+
+
+def test_top_5_of_five_classes_or_fewer_is_not_printed(
+    class_sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is always 100 %; the model has 1,000 classes, and the data set four of them."""
+    imagenet_model(tmp_path / "run", class_sets)
+    _, out, _ = run_evaluate(capsys, tmp_path / "run", "--data", class_sets / "wnids.beton", "--save")
+    assert out.splitlines()[2].split() == ["weights", "top-1", "loss"]
+    assert len(out.splitlines()[3].split()) == 3
+    assert read_evaluation(*find_evaluations(tmp_path / "run")).top5 is None
 
 
 @pytest.mark.parametrize(
