@@ -15,6 +15,7 @@ from jobs.node.forkserver import StartError
 from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
+from jobs.node.resource_log import ResourceLog
 from jobs.node.restart_policy import Decision, Failure, Kind, RetryLimits, count_silent_starts, decide, root_cause
 from jobs.node.resumption import Resumption
 from jobs.node.watchdog import Watchdog
@@ -70,6 +71,7 @@ class Supervisor:
         signals.install_handlers()
         name, address = slurm_job.node_name(), slurm_job.first_address()
         self.peers = Peers(job.nodes, self.node, name, address, f"{job.run} {self.start_id}")
+        self.resources = ResourceLog(self.folder.logs, name, self.slots)
 
     def run(self, check: node_check_runner.NodeHealthCheck | None) -> str:
         """Starts attempts until the run is finished or stopped."""
@@ -160,7 +162,7 @@ class Supervisor:
         if self.node == 0 and self.in_slurm:  # on this machine, the command that runs the job says it
             resumption.start()
         try:
-            with flight_recorder.pipes():
+            with flight_recorder.pipes(), self.resources.attempt():
                 self._launch(attempt, watchdog)
             if not self.peers.all_finished(attempt):
                 return self._secondary_failure("the ranks exited while another node failed")

@@ -5,7 +5,7 @@
 
 typedef void *Device; /* the card's number + 1 */
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6 };
 
 static int installed(void) {
     const char *count = getenv("NULL_GPU_DEVICES");
@@ -40,6 +40,35 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *id, Device *device) {
     unsigned domain, bus;
     if (sscanf(id, "%x:%x", &domain, &bus) != 2) return NOT_SUPPORTED;
     *device = (Device)(size_t)bus;
+    return SUCCESS;
+}
+
+/* As CUDA_VISIBLE_DEVICES may name a card: GPU-1. */
+int nvmlDeviceGetHandleByUUID(const char *uuid, Device *device) {
+    unsigned number;
+    if (sscanf(uuid, "GPU-%u", &number) != 1 || (int)number >= installed()) return NOT_FOUND;
+    return nvmlDeviceGetHandleByIndex_v2(number, device);
+}
+
+int nvmlDeviceGetName(Device device, char *name, unsigned length) {
+    snprintf(name, length, "%s", card()->name);
+    return SUCCESS;
+}
+
+/* Card n is busy for 50 + n percent of the time, and n + 1 GiB of its memory are used. */
+
+int nvmlDeviceGetUtilizationRates(Device device, unsigned *rates) {
+    const char *broken = getenv("NULL_GPU_NVML_ERROR");
+    if (broken) return atoi(broken);
+    rates[0] = 49 + (unsigned)(size_t)device;
+    rates[1] = 10;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMemoryInfo(Device device, unsigned long long *memory) {
+    memory[0] = card_memory();
+    memory[2] = (unsigned long long)(size_t)device << 30;
+    memory[1] = memory[0] - memory[2];
     return SUCCESS;
 }
 
