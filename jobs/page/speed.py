@@ -22,8 +22,9 @@ def speed_section(run: RunData) -> Html | None:
         element("h2", "Step times"),
         element(
             "p",
-            f"Between the ends of two steps, in {unit}, without evaluations: the share of steps that took no longer. "
-            "The bar is from 5% to 95%, the dot the median, the tick 99%.",
+            f"In {unit}, from the end of a step to that of the next one as the host sees it, which may be some steps ahead "
+            "of its GPU; without evaluations. The bar reaches from 5% to 95% of the steps, the dot is the median, "
+            "the tick 99%.",
             f" The {MANY_RANKS} slowest of {len(ranks)} ranks." if len(ranks) > MANY_RANKS else None,
             class_="lead",
         ),
