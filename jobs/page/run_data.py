@@ -1,7 +1,7 @@
 """What a report shows of one run, as plain values.  Whatever is missing or damaged is left out, and named."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,15 @@ import yaml
 from jobs.login.slurm_queries import QueuedJob
 from jobs.page.curves import TIMES, Curve, finite, read_curves
 from jobs.page.step_times import RankTimes, read_step_times
+from jobs.watch.details import with_details
 from jobs.watch.run_status import Status, is_run, read_events, status
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.history.attempts import Attempt, mark_killed, read_attempts
+from vit.history.learning_curve import integer
+from vit.history.notes import notes
+from vit.history.resources import read_usage
+from vit.history.run_history import RunHistory
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.counts import counted
 from vit.run.disk_errors import read_if_exists
@@ -53,6 +58,7 @@ class RunData:
     steps: int | None = None  # of the whole run
     epoch: float | None = None
     epochs: float | None = None
+    notes: list[str] = field(default_factory=list)  # what to change, in words
     problems: list[str] = field(default_factory=list)  # what could not be read, in words
 
     @property
@@ -75,8 +81,11 @@ def read_run(folder: Path, jobs: Mapping[str, QueuedJob] | None = None, name: st
     if not is_shown(folder):
         raise UserError(f"{folder}: not a run folder (it has no config.yaml, ledger.jsonl or metrics.jsonl)")
     run = RunFolder(folder)
-    data = RunData(name=name or printable(folder.resolve().name), folder=folder, status=status(run, jobs))
-    newest = _read_metrics(run, data)
+    data = RunData(
+        name=name or printable(folder.resolve().name), folder=folder, status=with_details(status(run, jobs), run)
+    )
+    records = _records(run.metrics, data.problems)
+    newest = _read_metrics(run, data, records)
     _read_ledger(run, data, newest)
     _read_config(run, data)
     _read_evaluations(data)
@@ -84,9 +93,19 @@ def read_run(folder: Path, jobs: Mapping[str, QueuedJob] | None = None, name: st
         text = read_if_exists(folder / "environment.txt", (folder / "environment.txt").read_bytes)
         data.environment = (text or b"").decode(errors="replace").splitlines()
         data.step_times = read_step_times(run.logs)
+        data.notes = _notes(run, data, records)
     except OSError as error:
         data.problems.append(str(error))
+    data.problems += [problem for problem in data.status.problems if problem not in data.problems]
     return data
+
+
+def _notes(run: RunFolder, data: RunData, records: Sequence[Record]) -> list[str]:
+    """What to change.  Raises OSError."""
+    curve = [record for record in records if integer(record, "step") is not None]
+    usage = read_usage(run)
+    history = RunHistory(events=data.events, attempts=data.attempts, curve=curve, settings=data.settings, usage=usage)
+    return notes(history)
 
 
 def is_shown(folder: Path) -> bool:
@@ -109,9 +128,8 @@ def _read_evaluations(data: RunData) -> None:
             data.problems.append(str(error))
 
 
-def _read_metrics(run: RunFolder, data: RunData) -> Record | None:
+def _read_metrics(run: RunFolder, data: RunData, records: Sequence[Record]) -> Record | None:
     """Sets the curves and the position; returns the newest record."""
-    records = _records(run.metrics, data.problems)
     data.curves, damaged = read_curves(records)
     if damaged:
         verb = "is" if damaged == 1 else "are"

@@ -23,8 +23,8 @@ def speed_section(run: RunData) -> Html | None:
         element(
             "p",
             f"In {unit}, from the end of a step to that of the next one as the host sees it, which may be some steps "
-            "ahead of its GPU; without evaluations. The bar reaches from 5% to 95% of the steps, the dot is the median, "
-            "the tick 99%.",
+            "ahead of its GPU; without evaluations. The bar reaches from 5% to 95% of the steps, the dot is the median,"
+            " the tick 99%.",
             f" The {MANY_RANKS} slowest of {len(ranks)} ranks." if len(ranks) > MANY_RANKS else None,
             class_="lead",
         ),

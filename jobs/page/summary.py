@@ -18,7 +18,10 @@ def run_header(run: RunData, title: str = "") -> Html:
     detail = f" ({status.detail})" if status.detail else ""
     facts = [
         fact
-        for fact in (_accuracy(run), _loss(run), _steps(run), _duration(run), _goodput(run), _attempts(run))
+        for fact in (
+            *(_accuracy(run), _loss(run), _steps(run), _time_left(run), _duration(run), _goodput(run), _attempts(run)),
+            _speed(run),
+        )
         if fact
     ]
     return element(
@@ -34,6 +37,7 @@ def run_header(run: RunData, title: str = "") -> Html:
         element("p", _when(run), class_="when") if _when(run) else None,
         element("p", status.why, class_="problem") if status.why else None,
         element("dl", *facts, class_="figures") if facts else None,
+        element("ul", *(element("li", note) for note in run.notes), class_="notes") if run.notes else None,
         *(element("p", problem, class_="problem") for problem in run.problems),
         element("p", "No step is recorded yet.", class_="note") if not run.curves and not run.evaluations else None,
     )
@@ -91,6 +95,34 @@ def _goodput(run: RunData) -> Html | None:
     )
 
 
+def _time_left(run: RunData) -> Html | None:
+    """Of a run that runs, as expected from its speed."""
+    status = run.status
+    if status.state != "running" or status.seconds_left is None:
+        return None
+    when = _date(status.ends, "%a %H:%M") if status.ends is not None else ""
+    return _fact("time left", format_duration(status.seconds_left), f"ends {when}" if when else "")
+
+
+def _speed(run: RunData) -> Html | None:
+    """Throughput, and how well it uses the GPUs, as far as that is known."""
+    status = run.status
+    if status.images_per_second is None:
+        return None
+    parts = [f"MFU {percent(status.mfu, 0)}"] if status.mfu is not None else []
+    parts += [f"GPU busy {percent(status.gpu, 0)}"] if status.gpu is not None else []
+    if status.gpu_memory and status.gpu_memory_total:
+        parts.append(f"{status.gpu_memory / 1e9:.0f} of {status.gpu_memory_total / 1e9:.0f} GB")
+    return _fact("images/s", f"{status.images_per_second:,.0f}", ", ".join(parts))
+
+
+def _date(seconds: float, form: str) -> str:
+    """A Unix time in the time zone of this machine; empty if there is no such date."""
+    with suppress(OverflowError, OSError, ValueError):
+        return time.strftime(form, time.localtime(seconds))
+    return ""
+
+
 def _attempts(run: RunData) -> Html | None:
     if not run.attempts:
         return None
@@ -100,10 +132,9 @@ def _attempts(run: RunData) -> Html | None:
 
 def _when(run: RunData) -> str:
     """When it began, and where."""
-    parts = []
+    parts: list[str] = []
     if run.began is not None:
-        with suppress(OverflowError, OSError, ValueError):  # no time of this world
-            parts.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began)))
+        parts += filter(None, [_date(run.began, "%Y-%m-%d %H:%M")])
     newest = next((a for a in reversed(run.attempts) if a.ranks), None)
     if newest is not None and newest.ranks:
         parts.append(counted(newest.ranks, "rank") + (f" on {newest.device}" if newest.device else ""))

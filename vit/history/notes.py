@@ -101,7 +101,7 @@ def lost_steps(history: RunHistory) -> str | None:
     text = f"{share:.0%} of the time lost: {counted(steps, 'step')} repeated after {counted(len(lost), 'interruption')}"
     saves = [s for e in history.events if e["event"] == "checkpoint" and (s := number(e, "stall")) is not None]
     cost = fmean(saves) if saves else 1.0
-    minutes = (2 * cost * hours * 3600) ** 0.5 / 60  # Young 1974: the interval that loses least
+    minutes = max(0.0, 2 * cost * hours * 3600) ** 0.5 / 60  # Young 1974: the interval that loses least
     every = setting(history.settings, "checkpoint.every_minutes")
     if every and minutes < every:
         return f"{text}; set checkpoint.every_minutes {max(1, round(minutes))}"

@@ -1,5 +1,6 @@
 """Curves in reports: thinned without losing an extreme, marked where the run was interrupted, compared to the bit."""
 
+import html
 import itertools
 import math
 import random
@@ -129,3 +130,12 @@ def test_the_mean_over_seeds_is_shown_of_runs_that_differ_only_in_the_seed(tmp_p
     page = runs_page(runs).decode()
     assert "<td>85.00%</td><td>± 7.07%</td>" in page
     assert page.count("± ") == 1
+
+
+def test_the_head_has_the_notes_of_status_and_the_use_of_the_gpus(tmp_path: Path) -> None:
+    """A run in float32 on A100s: its MFU, and that bf16 is faster."""
+    run = read_run(write_run(tmp_path / "a"), {})
+    page = run_page(run).decode()
+    assert re.search(r"<dt>images/s</dt><dd><b>800</b><span>MFU \d+%</span>", page)
+    assert any("bf16" in note for note in run.notes)
+    assert all(f"<li>{html.escape(note)}</li>" in page for note in run.notes)
