@@ -122,7 +122,7 @@ def train(folder: Path, cluster: Cluster, out: Path) -> None:
         raise RuntimeError("the runs end with different bits")
     attempts = read_attempts(interrupted.run.events())
     print(f"{STEPS:,} steps in {len(attempts)} attempts; the same bits. {time_spent(attempts).describe()}")
-    report = [sys.executable, str(ROOT / "jobs/report.py"), "runs/undisturbed", "runs/interrupted"]
+    report = [sys.executable, str(ROOT / "jobs/report.py"), "runs/interrupted", "--over", "runs/undisturbed"]
     subprocess.run([*report, "--out", str((out / "interruptions.svg").absolute())], cwd=folder, check=True)
 
 

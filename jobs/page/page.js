@@ -80,6 +80,13 @@
       cross.style.cssText = `--epochs:${100 * share}%;--time:${100 * share}%`;
     }
   };
+  const showFocused = mark => {
+    if (!mark.matches(".mark:focus-visible")) return false;
+    const plot = mark.closest(".plot"), at = mark.getBoundingClientRect(), box = plot.getBoundingClientRect();
+    const x = at.left + at.width / 2;
+    show(plot.closest(".chart"), (x - box.left) / box.width, x, at.top + 60, [mark]);
+    return true;
+  };
   const hide = () => { tip.hidden = true; crosses(null); };
   for (const figure of document.querySelectorAll(".chart[data-chart]")) {
     const plot = figure.querySelector(".plot");
@@ -96,15 +103,12 @@
     plot.addEventListener("pointerdown", move);
     plot.addEventListener("pointerleave", hide);
     for (const mark of plot.querySelectorAll(".mark")) {
-      mark.addEventListener("focus", () => {
-        if (!mark.matches(":focus-visible")) return;
-        const at = mark.getBoundingClientRect(), box = plot.getBoundingClientRect(), x = at.left + at.width / 2;
-        show(figure, (x - box.left) / box.width, x, at.top + 60, [mark]);
-      });
+      mark.addEventListener("focus", () => showFocused(mark));
       mark.addEventListener("blur", hide);
     }
   }
-  addEventListener("scroll", hide, { passive: true });
+  // A focused mark may just have been scrolled into view.
+  addEventListener("scroll", () => { if (!showFocused(document.activeElement)) hide(); }, { passive: true });
   addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 
   for (const button of document.querySelectorAll("[data-toggles]")) {

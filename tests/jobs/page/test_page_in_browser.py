@@ -140,3 +140,16 @@ def test_a_page_can_be_printed(browser: Browser, page_of_a_run: Path) -> None:
     with browser.page(page_of_a_run) as page:
         pdf = page.call("Page.printToPDF", printBackground=True)["data"]
         assert 20_000 < len(pdf) < 2_000_000
+
+
+def test_a_keyboard_finds_the_interruptions_of_one_chart(browser: Browser, page_of_a_run: Path) -> None:
+    """Tab goes from mark to mark and shows the cause of each; the same marks in the other charts are skipped."""
+    with browser.page(page_of_a_run) as page:
+        seen = []
+        for _ in range(20):
+            for kind in ("keyDown", "keyUp"):
+                page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            if page.evaluate("document.activeElement.matches('.mark')"):
+                seen.append(page.evaluate("document.getElementById('tip').innerText"))
+        assert len(set(seen)) == 2  # the last element of the page is followed by the first one
+        assert "preempted" in seen[0] and CAUSE in seen[1]
