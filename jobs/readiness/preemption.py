@@ -14,6 +14,7 @@ from jobs.login.slurm_queries import SlurmNotFoundError, queued_jobs
 from jobs.readiness import signal_probe
 from jobs.readiness.finding import Finding
 from jobs.readiness.own_job import OwnJobError, call_slurm, own_folder, submit, why_not_running
+from vit.run.hints import command
 from vit.run.jsonl import read_lines
 
 JOB_NAME, MINUTES = "vit-preemption-check", 15  # of the job, and its time limit
@@ -47,7 +48,9 @@ def check_preemption(
     try:
         measured = measure(resources, runs, wait_seconds, say)
     except (OwnJobError, SlurmNotFoundError) as error:
-        yield Finding("preemption", "FAIL", str(error), "`python jobs/doctor.py` without --preempt checks the settings")
+        yield Finding(
+            "preemption", "FAIL", str(error), f"`{command('jobs/doctor.py')}` without --preempt checks the settings"
+        )
         return
     yield from judge(measured, save_seconds)
 

@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 from jobs.login.initial_weights import describe_initial_weights
 from jobs.readiness.finding import Finding, format_bytes
 from jobs.readiness.request import Request
+from vit.config.paths import shell_word
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import DatasetManifest, check_data_sets, read_dataset_manifest
 from vit.run.disk_errors import naming
 from vit.run.folder import RunFolder
+from vit.run.hints import command
 
 WANDB_SERVER = "https://api.wandb.ai"
 # Variables with which Weights & Biases logs in by itself.
@@ -81,7 +83,7 @@ def _check_file(path: Path) -> DatasetManifest:
 def _describe(path: Path, manifest: DatasetManifest, cfg: Config) -> str:
     used = min(manifest.samples, cfg.data.limit or manifest.samples)
     limit = f", of which {used:,} are used (data.limit)" if used < manifest.samples else ""
-    checked = "python -m data_prep.check_beton checks them"
+    checked = f"{command('data_prep.check_beton', shell_word(path))} checks them"
     checked = "the first epoch checks them" if cfg.data.verify == "first-epoch" else checked
     size = format_bytes(manifest.bytes)
     return f"{path}: {manifest.samples:,} images{limit}, {size}, complete; its manifest has digests, {checked}"
@@ -92,7 +94,7 @@ def check_wandb(request: Request) -> Iterator[Finding]:
     if request.cfg is None or request.cfg.log.wandb == "off":
         return
     if request.cfg.log.wandb == "offline":
-        text = "offline: python -m vit.run.wandb_sender sends the records later"
+        text = f"offline: wandb sync, or {command('vit.wandb_sender')}, sends the records later"
         yield Finding("W&B", "OK", text)
         return
     advice = "wandb login, or export WANDB_API_KEY, before you submit; or --log.wandb offline"

@@ -9,6 +9,7 @@ from vit.history.run_history import RunHistory
 from vit.history.settings import setting
 from vit.run.counts import counted
 from vit.run.folder import Event
+from vit.run.hints import command
 
 DECISIONS = ("restarting in place", "requeueing", "gave up")  # recorded once for each failure
 
@@ -48,9 +49,8 @@ def late_stops(history: RunHistory) -> str | None:
     if not late:
         return None
     stops, steps = counted(len(late), "stop"), counted(sum(a.lost_steps for a in late), "step")
-    return (
-        f"{stops} came too late to save ({steps} repeated): `python jobs/doctor.py --preempt` measures the grace time"
-    )
+    measure = command("jobs/doctor.py", "--preempt")
+    return f"{stops} came too late to save ({steps} repeated): `{measure}` measures the grace time"
 
 
 def failed_saves(history: RunHistory) -> str | None:

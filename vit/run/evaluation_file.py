@@ -20,6 +20,7 @@ from typing import Any
 from vit.config.user_error import UserError
 from vit.run.disk_errors import naming
 from vit.run.fsync import fsync
+from vit.run.hints import command
 
 FORMAT = "vit-evaluation-1"
 FILE = "evaluation.json"
@@ -180,7 +181,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     if found != FORMAT:
         raise UserError(
             f"{path} has format {found!r}, but this version reads only {FORMAT}; use the version that wrote it, or "
-            "write it again with python -m vit.evaluate RUN --save"
+            f"write it again with {command('vit.evaluate', 'RUN --save')}"
         )
     try:
         values = {field.name: content[field.name] for field in fields(Evaluation)}
@@ -198,7 +199,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged: {why}; write it again with python -m vit.evaluate RUN --save")
+    return UserError(f"{path} is damaged: {why}; write it again with {command('vit.evaluate', 'RUN --save')}")
 
 
 def _inconsistency(found: Evaluation) -> str:

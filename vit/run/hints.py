@@ -2,7 +2,7 @@
 
 python -m vit.run.hints jobs/submit.py --config configs/vit_b16.yaml    prints such a command
 
-Imports only the standard library.
+Imports nothing but the standard library and, as a command, vit.run.
 """
 
 import os
@@ -58,5 +58,12 @@ def _shorter(path: Path) -> str:
     return min(str(path), relative, key=len)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line."""
     print(command(sys.argv[1], *map(shlex.quote, sys.argv[2:])))
+
+
+if __name__ == "__main__":
+    from vit.run.command import run_command
+
+    run_command(main)

@@ -8,6 +8,7 @@ from vit.history.attempts import Attempt
 from vit.history.notes import notes
 from vit.history.resources import Usage
 from vit.history.run_history import RunHistory
+from vit.run.hints import command
 
 GPU, OTHER_GPU = "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
 SETTINGS = {"global_batch": 1536, "micro_batch": 384, "precision": "bf16", "compile": True, "optim.clip_norm": 1.0}
@@ -170,8 +171,8 @@ STALLED = [event("restarting in place", kind="stalled", node="n1", reason="stall
         ),
         (
             history(attempt(why="told to stop, but killed before it had saved", lost_steps=9)),
-            "1 stop came too late to save (9 steps repeated): `python jobs/doctor.py --preempt` measures the grace "
-            "time",
+            f"1 stop came too late to save (9 steps repeated): `{command('jobs/doctor.py', '--preempt')}` measures "
+            "the grace time",
         ),
         (
             history(events=[event("checkpoint failed", error="[Errno 122] Disk quota exceeded\nmore")]),

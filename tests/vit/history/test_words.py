@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.vit.history.test_attempts import PREEMPTED, event, record, started
-from vit.history import words
 from vit.history.attempts import read_attempts
 from vit.history.words import finished_line, resuming_line, show_closing, show_end, show_resuming
 from vit.run.folder import RunFolder
@@ -63,15 +62,15 @@ def test_a_run_resumes_although_its_ledger_cannot_be_read(tmp_path: Path, capsys
 
 
 def test_a_run_that_has_ended_says_where_its_time_went_and_what_to_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that has given up too; one that has not done a step says nothing."""
     run = RunFolder(tmp_path)
     show_closing(run)
-    run.ledger.write_text("".join(json.dumps(e) + "\n" for e in PREEMPTED))
-    show_closing(run)
-    goodput = "goodput 83.7%: 3:05 of 3:41 on the nodes went into steps that count; "
-    assert capsys.readouterr().out.startswith(goodput)
-    monkeypatch.setattr(words, "closing_lines", lambda _: ["goodput 5.0%", "request more mem"])
+    killed = [KILLED[3] | {"time": time} for time in (180, 190)]
+    run.ledger.write_text("".join(json.dumps(e) + "\n" for e in [*PREEMPTED[:-3], *killed, *PREEMPTED[-3:]]))
     show_end(run)
-    assert capsys.readouterr().out.splitlines()[1:] == ["goodput 5.0%", "note: request more mem"]
+    finished, goodput, note = capsys.readouterr().out.splitlines()
+    assert finished == "finished in 3:51, in 4 attempts (the last one took 1:50)"
+    assert goodput.startswith("goodput 80.1%: 3:05 of 3:51 on the nodes went into steps that count; ")
+    assert note.startswith("note: 2 failures by SIGKILL: ")

@@ -88,7 +88,7 @@ def test_a_file_of_another_version_or_with_wrong_contents_is_refused(
     with pytest.raises(UserError) as error:
         read_evaluation(folder)
     assert str(error.value).startswith(f"{folder / FILE} {message}")
-    assert "python -m vit.evaluate RUN --save" in str(error.value)
+    assert "-m vit.evaluate RUN --save" in str(error.value)
 
 
 def test_a_file_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
