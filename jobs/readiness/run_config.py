@@ -51,7 +51,7 @@ def check_data(request: Request) -> Iterator[Finding]:
     for split, path in (("train", cfg.data.train.absolute()), ("val", cfg.data.val.absolute())):
         try:
             yield Finding(f"data.{split}", "OK", _describe(path, _check_file(path), cfg))
-        except UserError as error:
+        except (UserError, OSError) as error:
             whole = False
             yield failed(f"data.{split}", error)
     if whole:
@@ -123,5 +123,8 @@ def check_wandb(request: Request) -> Iterator[Finding]:
 
 def failed(check: str, error: Exception) -> Finding:
     """A check that failed, with the message `what happened; what to do` of an exception."""
+    if isinstance(error, OSError) and error.filename:
+        advice = "look at it with `ls -l`; if its server does not respond, try again later"
+        return Finding(check, "FAIL", f"{error.filename}: {error.strerror}", advice)
     text, _, advice = str(error).partition("; ")
-    return Finding(check, "FAIL", text, advice)
+    return Finding(check, "FAIL", text, advice or "correct what is named here, and check again")
