@@ -128,12 +128,12 @@ class Cluster:
         """Whether preempted jobs get their own signal at once (`preempt_send_user_signal`)."""
         self._configure("SlurmctldParameters=preempt_send_user_signal", on)
 
-    def enforce_accounts(self, on: bool) -> None:
-        """Whether jobs must name an account that their user may use; the user of this process may use `vision`."""
+    def enforce_accounts(self, on: bool, limits: bool = False) -> None:
+        """Whether jobs must name an account that their user may use, and keep its limits; this one is in `vision`."""
         if on:
             self.call("sacctmgr", "-i", "add", "account", "vision", check=False)
             self.call("sacctmgr", "-i", "add", "user", "root", "account=vision", check=False)
-        self._configure("AccountingStorageEnforce=associations,qos", on)
+        self._configure(f"AccountingStorageEnforce=associations,qos{',limits' if limits else ''}", on)
 
     def _configure(self, line: str, on: bool) -> None:
         """Adds a line to Slurm's configuration, or removes it."""
