@@ -26,6 +26,7 @@ from jobs.watch import screen
 from jobs.watch.overview import Overview, SlurmJobs, look
 from jobs.watch.run_status import Status
 from vit.config.paths import user_path
+from vit.history.notes import notes
 from vit.run.command import run_command
 
 PATIENCE_SECONDS = 1.0  # for which --watch waits for Slurm before it shows its last answer
@@ -37,8 +38,8 @@ def as_json(overview: Overview) -> str:
     lines = []
     for rows in overview.tables.values():
         for row in rows:
-            notes = {"notes": overview.notes()} if overview.alone else {}
-            lines.append(json.dumps(_finite(_as_dict(row) | notes)))
+            more = {} if overview.alone is None else {"notes": notes(overview.alone)}
+            lines.append(json.dumps(_finite(_as_dict(row) | more)))
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from vit.run.jsonl import append, read_lines
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("3.11", "3.12", "3.13")  # of Python
 Reader = Callable[[], object]
+AGES = {"seconds_since_sign", "checkpoint_age", "waiting"}  # differ each time that a status is read
 
 
 def write_run(folder: Path) -> RunFolder:
@@ -69,7 +70,7 @@ def readers(run: RunFolder) -> dict[str, Reader]:
         "learning curve": lambda: read_lines(run.metrics),
         "data set's manifest": lambda: read_dataset_manifest(run.path.with_name("train.beton")).samples,
         "is_run": lambda: is_run(run.path),
-        "status": lambda: {k: v for k, v in asdict(status(run, {})).items() if k != "seconds_since_sign"},
+        "status": lambda: {k: v for k, v in asdict(status(run, {})).items() if k not in AGES},
     }
     try:
         from vit.config.parser import load_config

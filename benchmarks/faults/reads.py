@@ -236,7 +236,7 @@ class Reads:
         png = self.result.with_suffix(".png")
         written = png.read_bytes().hex() if png.exists() else ""
         lines = [line for line in ended.output.splitlines() if line.startswith("{")]
-        records = [{k: v for k, v in json.loads(line).items() if k != "seconds_since_sign"} for line in lines]
+        records = [{k: v for k, v in json.loads(line).items() if k not in readers.AGES} for line in lines]
         return json.dumps(records) + written
 
     def _check_training(self, before: Tree, ended: Ended, fault: Fault) -> tuple[str, list[str]]:

@@ -75,7 +75,7 @@ class ResourceLog:
             thread.join(1)  # a driver that hangs must not hold up the run
 
     def _record(self, over: threading.Event) -> None:
-        attempt, wait, written = _Attempt(time.time()), FIRST_SECONDS, time.monotonic()
+        attempt, wait, written = _Attempt(time.time()), FIRST_SECONDS, -WRITE_SECONDS
         before, cpu_before = time.monotonic(), self._cpu_seconds()
         while not over.wait(wait):
             now, cpu = time.monotonic(), self._cpu_seconds()
@@ -86,7 +86,7 @@ class ResourceLog:
             before, cpu_before = now, cpu
             self._sample_gpus(attempt, training)
             wait = SAMPLE_SECONDS if attempt.seconds else FIRST_SECONDS
-            if now - written > WRITE_SECONDS:
+            if attempt.seconds and now - written > WRITE_SECONDS:
                 self._write(attempt)
                 written = now
         if attempt.seconds:

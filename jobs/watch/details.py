@@ -6,9 +6,12 @@ from pathlib import Path
 from jobs.watch.file_cache import cached
 from jobs.watch.run_status import Status
 from vit.history.resources import mean_usage, read_usage
+from vit.history.run_history import RunHistory, read_history
 from vit.history.settings import Settings, model_of, read_settings, setting
 from vit.history.utilization import peak_flops, utilization
+from vit.run.counts import counted
 from vit.run.folder import RunFolder
+from vit.run.jsonl import read_raw_lines
 
 
 def with_details(status: Status, run: RunFolder) -> Status:
@@ -37,6 +40,30 @@ def with_details(status: Status, run: RunFolder) -> Status:
     if usage is None:
         return status
     return replace(status, gpu=usage.gpu, gpu_memory=usage.gpu_memory, gpu_memory_total=usage.gpu_memory_total)
+
+
+def with_history(status: Status, run: RunFolder) -> tuple[Status, RunHistory]:
+    """The whole history of a run, without what cannot be read; that and damaged files are named in its status."""
+    problems, damaged, history = list(status.problems), list[str](), RunHistory()
+    try:
+        damaged = _damaged_files(run)
+        history = read_history(run, status.attempts)
+    except OSError as error:
+        problems += [str(error)] * (str(error) not in (*problems, status.why))
+    return replace(status, problems=tuple(problems), damaged=tuple(damaged)), history
+
+
+def _damaged_files(run: RunFolder) -> list[str]:
+    """What is wrong with the content of a run's files, in words.  Raises OSError."""
+    out = []
+    for path in (run.ledger, run.metrics):
+        lines = read_raw_lines(path)
+        if damaged := sum(record is None for _, record in lines):
+            are = "is" if damaged == 1 else "are"
+            out.append(f"{path.name}: {counted(damaged, 'line')} of {len(lines):,} {are} damaged, and left out")
+    if run.config.is_file() and not settings_of(run):
+        out.append(f"{run.config.name} is damaged: it holds no settings")
+    return out
 
 
 def settings_of(run: RunFolder) -> Settings:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from jobs.login import slurm_queries
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
-from jobs.watch.details import with_details
+from jobs.watch.details import with_details, with_history
 from jobs.watch.run_status import Status, is_run, newest_job, prefetch, status
 from vit.config.paths import printable
-from vit.history.notes import notes
-from vit.history.run_history import read_history
+from vit.history.run_history import RunHistory
 from vit.run.folder import RunFolder
 
 Jobs = Mapping[str, QueuedJob]
@@ -22,7 +21,7 @@ class Overview:
     """The status of runs, in tables by the name of their folder; those that were named themselves are in table ""."""
 
     tables: dict[str, list[Status]]
-    alone: bool = False  # exactly one run was named
+    alone: RunHistory | None = None  # if exactly one run was named, all that is known of it
     errors: Sequence[str] = ()  # about paths that hold no run
     slurm: str = ""  # why the state of Slurm jobs is not known
     empty: str = ""  # what to say if there are no runs
@@ -35,16 +34,8 @@ class Overview:
     @property
     def exit_code(self) -> int:
         """1 if a path holds no run, or one that cannot be read."""
-        unreadable = any(row.state == "unreadable" for rows in self.tables.values() for row in rows)
+        unreadable = any(row.state == "unreadable" or row.problems for rows in self.tables.values() for row in rows)
         return 1 if self.errors or unreadable else 0
-
-    def notes(self) -> list[str]:
-        """The notes of the run that was named alone; none if its files cannot be read."""
-        ((row,),) = self.tables.values()
-        try:
-            return notes(read_history(RunFolder(Path(row.folder)), row.attempts))
-        except OSError:
-            return []
 
 
 def group_runs(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[str]]:
@@ -123,7 +114,10 @@ def look(paths: Sequence[Path], slurm: SlurmJobs, patience: float | None = None)
     jobs = slurm.answer(patience)
     found = {name: [with_details(status(run, jobs), run) for run in runs] for name, runs in tables.items()}
     empty = "" if errors else "no runs in runs/ yet; to show other runs, name their folders"
-    alone = len(paths) == 1 and set(found) == {""}
+    alone = None
+    if len(paths) == 1 and set(found) == {""}:
+        row, alone = with_history(found[""][0], runs[0])
+        found = {"": [row]}
     unknown = any(row.state == "unknown" for rows in found.values() for row in rows)
     return Overview(
         found, alone, errors, f"the state of Slurm jobs is unknown: {slurm.warning}" if unknown else "", empty

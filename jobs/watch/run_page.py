@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.watch.colors import BOLD, DIM, paint, paint_state, plain
-from jobs.watch.details import settings_of
 from jobs.watch.drawing import life, sparkline, time_bar
 from jobs.watch.run_status import Status
 from jobs.watch.table import state
@@ -14,53 +13,33 @@ from jobs.watch.words import NONE, clock, duration, gigabytes, pad, printable, s
 from vit.history.attempts import Attempt
 from vit.history.learning_curve import number, top1
 from vit.history.notes import notes
-from vit.history.run_history import RunHistory, read_history
+from vit.history.run_history import RunHistory
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
-from vit.run.jsonl import read_raw_lines
 
 ATTEMPTS = 12  # shown one by one, the newest
 LOG_LINES, LOG_BYTES = 6, 1 << 13
 MIN_AXIS, MAX_AXIS, MIN_WHY = 16, 40, 28  # columns of the time axis of the attempts, and of why they ended
 
 
-def run_page(row: Status, run: RunFolder, columns: int) -> list[str]:
-    """The lines of the page, each at most this wide, for a run that `row` is the status of."""
-    problems = [row.why] * bool(row.why) + list(row.problems)
-    try:
-        problems += damaged_files(run)
-        history = read_history(run, row.attempts)
-    except OSError as error:
-        history = RunHistory()
-        problems += [str(error)] * (str(error) not in problems)
-    lines = _head(row, problems, columns)
+def run_page(row: Status, history: RunHistory, columns: int) -> list[str]:
+    """The lines of the page, each at most this wide, of a run with this status and history."""
+    lines = _head(row, columns)
     sections = {
         "attempts": _attempts(row, columns),
         "time": _time(row, columns),
         "learning curve": _curve(history, columns),
         "notes": [line for note in notes(history) for line in _wrapped(note, columns)],
     }
-    name, log = _log(run, row)
+    name, log = _log(RunFolder(Path(row.folder)), row)
     sections[name] = [shorten(f"  {line}", columns) for line in log]
     for title, content in sections.items():
         lines += ["", paint(title, BOLD), *content] if content else []
     return lines
 
 
-def damaged_files(run: RunFolder) -> list[str]:
-    """What is wrong with the content of a run's files, in words; it is left out of everything else.  Raises OSError."""
-    out = []
-    for path in (run.ledger, run.metrics):
-        lines = read_raw_lines(path)
-        if damaged := sum(record is None for _, record in lines):
-            are = "is" if damaged == 1 else "are"
-            out.append(f"{path.name}: {counted(damaged, 'line')} of {len(lines):,} {are} damaged, and left out")
-    if run.config.is_file() and not settings_of(run):
-        out.append(f"{run.config.name} is damaged: it holds no settings")
-    return out
-
-
-def _head(row: Status, problems: Sequence[str], columns: int) -> list[str]:
+def _head(row: Status, columns: int) -> list[str]:
+    problems = [*filter(None, [row.why]), *row.problems, *row.damaged]
     job = f", job {row.job}" if row.job else ""
     title = f"{printable(row.folder)}: "
     lines = [paint(title, BOLD) + paint_state(state(row) + job, row.state)]

@@ -63,6 +63,7 @@ class Status:
     gpu_memory: int | None = None  # bytes: the peak of the GPU that used most
     gpu_memory_total: int | None = None
     problems: tuple[str, ...] = ()  # what could not be read
+    damaged: tuple[str, ...] = ()  # what is damaged, and left out; only of a run that is looked at alone
 
 
 def is_run(path: Path) -> bool:

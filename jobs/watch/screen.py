@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 
 from jobs.watch.colors import DIM, paint, plain, wants_color
@@ -14,7 +13,6 @@ from jobs.watch.ranking import format_ranking, is_sweep, rank
 from jobs.watch.run_page import run_page
 from jobs.watch.table import format_tables
 from jobs.watch.words import PLAIN
-from vit.run.folder import RunFolder
 
 MIN_COLUMNS = 40  # of a terminal; a smaller one wraps lines
 LOOK_SECONDS = 0.1  # between looks at the size of the terminal
@@ -23,9 +21,9 @@ LOOK_SECONDS = 0.1  # between looks at the size of the terminal
 def lines_of(overview: Overview, ranked: bool, columns: int) -> list[str]:
     """The lines to show: a page for a run alone, else tables and the ranking of sweeps (of all runs, if `ranked`)."""
     columns = max(MIN_COLUMNS, columns)
-    if overview.alone:
+    if overview.alone is not None:
         ((row,),) = overview.tables.values()
-        return run_page(row, RunFolder(Path(row.folder)), columns)
+        return run_page(row, overview.alone, columns)
     lines = format_tables(overview.tables, columns)
     for rows in overview.tables.values():
         if ranked or is_sweep(rows):

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.login.slurm_queries import QueuedJob
 from jobs.watch.colors import plain
-from jobs.watch.details import with_details
+from jobs.watch.details import with_details, with_history
 from jobs.watch.drawing import apportion, sparkline
 from jobs.watch.run_page import run_page
 from jobs.watch.run_status import status
@@ -19,7 +19,7 @@ from vit.run.folder import RunFolder
 def page(run: RunFolder, columns: int = 120) -> str:
     """The page of a run whose job is running."""
     row = with_details(status(run, {"7": QueuedJob("RUNNING", "None", "n1")}), run)
-    return plain("\n".join(run_page(row, run, columns)))
+    return plain("\n".join(run_page(*with_history(row, run), columns)))
 
 
 def test_the_page_shows_attempts_time_curve_notes_and_log(tmp_path: Path) -> None:
@@ -151,3 +151,14 @@ def test_bars_are_as_long_as_their_shares() -> None:
     assert apportion([50, 25, 25], 8) == [4, 2, 2]
     assert sum(apportion([1, 1, 1], 10)) == 10
     assert apportion([0, 0], 10) == [0, 0]
+
+
+def test_what_cannot_be_read_besides_the_state_is_named_too(tmp_path: Path) -> None:
+    """The use of GPUs, the config: everything else is shown, and the exit code is 1."""
+    run = write_run(tmp_path / "run")
+    (run.logs / "resources-n1.json").mkdir()
+    for options, text in ((["run"], "epoch 5.00 of 10"), (["run", "run"], "25.00%")):
+        done = run_status(tmp_path, *options)
+        assert done.returncode == 1
+        assert "Is a directory: 'run/logs/resources-n1.json'" in done.stdout
+        assert text in done.stdout
