@@ -40,7 +40,9 @@ def draw(
     """
     for run in [*runs, *([over] if over is not None else [])]:
         if "loss" not in run.curves:
-            raise UserError(f"{run.folder} has no learning curve yet: metrics.jsonl is missing or empty")
+            unreadable = [problem for problem in run.problems if "metrics.jsonl" in problem]
+            missing = f"{run.folder} has no learning curve yet: metrics.jsonl is missing or empty"
+            raise UserError("\n".join(unreadable) or missing)
     colors = THEMES[theme]
     with styled(theme) as pyplot:
         figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(10, 3.9), width_ratios=(1.5, 1), layout="constrained")
