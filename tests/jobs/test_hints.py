@@ -49,7 +49,7 @@ def test_the_command_for_the_status_finds_the_run(run: RunFolder) -> None:
     (line,) = [line for line in job_hints(run, "7").splitlines() if "jobs/status.py" in line]
     done = paste(line.partition("status  ")[2])
     assert done.returncode == 0, done.stderr
-    assert " finished " in done.stdout
+    assert ": finished\n" in done.stdout
 
 
 def test_every_command_that_is_printed_names_the_run(run: RunFolder) -> None:
