@@ -152,7 +152,7 @@ def test_without_a_cluster_the_run_is_local(tmp_path: Path) -> None:
         pytest.skip("this machine has a Slurm cluster")
     dry = submit(tmp_path, "--dry-run", cluster="auto")
     assert dry.returncode == 0, dry.stderr
-    assert "# on this machine, 1 ranks" in dry.stdout
+    assert "# on this machine, 1 rank\n" in dry.stdout
     generic = ("--cluster-config", "generic")
     assert "#SBATCH --requeue" in submit(tmp_path, *generic, "--dry-run", cluster="auto").stdout
     refused = submit(tmp_path, *generic, cluster="auto")
