@@ -4,7 +4,7 @@ python benchmarks/interruptions.py --out benchmarks/results
 
 The same run is trained twice, once undisturbed.  Both must end with the same bits.  Written are the learning curves of
 both, one over the other (`jobs/report.py`), and what `jobs/status.py --watch` and `jobs/doctor.py` showed meanwhile.
-Needs root and Slurm's packages (tests/README.md); takes about ten minutes.
+Needs root and Slurm's packages (tests/README.md); takes seven minutes.
 """
 
 import argparse
@@ -40,7 +40,10 @@ OPTIONS = (
     *("--nodes", "1", "--gpus", "2", "--cpus-per-gpu", "1", "--time", "1:00:00", "--partition", "low"),
     *("--stall-seconds", "5", "--checkpoint.every_minutes", "0.1", "--log.eval_every_epochs", "0.25"),
 )
-COLUMNS = 110
+COLUMNS, ROWS = 118, 54  # of the terminal
+STATUS = "python jobs/status.py --watch runs/interrupted"
+DOCTOR = "python jobs/doctor.py --config configs/demo.yaml --gpus 2 --cpus-per-gpu 1 --partition low"
+WATCHED_SECONDS = 4.0  # after which the picture of --watch is taken
 
 
 def faults(case: Case) -> list[Callable[[], object]]:
@@ -102,7 +105,7 @@ def prepare(folder: Path) -> None:
 def take(command: str, folder: Path, cluster: Cluster, out: Path, seconds: float | None = None) -> None:
     """Writes a picture of what a command shows on a terminal."""
     words = [sys.executable if word == "python" else word for word in command.split()]
-    draw(screen(words, folder, os.environ | cluster.environment, COLUMNS, 60, seconds), command, out)
+    draw(screen(words, folder, os.environ | cluster.environment, COLUMNS, ROWS, seconds), command, out)
     print(f"wrote {out}", flush=True)
 
 
@@ -110,20 +113,20 @@ def train(folder: Path, cluster: Cluster, out: Path) -> None:
     """Trains both runs and draws the pictures.  Raises RuntimeError if their bits differ."""
     undisturbed = Case(cluster, RunFolder(folder / "runs" / "undisturbed"), OPTIONS)
     interrupted = Case(cluster, RunFolder(folder / "runs" / "interrupted"), OPTIONS)
-    status = "python jobs/status.py runs/interrupted"
     for case in (undisturbed, interrupted):
         done = case.submit()
         if done.returncode:
             raise RuntimeError(done.stderr)
         if case is interrupted:
-            interrupt(case, lambda: take(status, folder, cluster, out / "status.svg", seconds=4))
+            interrupt(case, lambda: take(STATUS, folder, cluster, out / "status.svg", WATCHED_SECONDS))
         case.finish()
     if undisturbed.weights(STEPS) != interrupted.weights(STEPS):
         raise RuntimeError("the runs end with different bits")
     attempts = read_attempts(interrupted.run.events())
     print(f"{STEPS:,} steps in {len(attempts)} attempts; the same bits. {time_spent(attempts).describe()}")
     report = [sys.executable, str(ROOT / "jobs/report.py"), "runs/interrupted", "--over", "runs/undisturbed"]
-    subprocess.run([*report, "--out", str((out / "interruptions.svg").absolute())], cwd=folder, check=True)
+    for name, options in (("interruptions.svg", []), ("interruptions-dark.svg", ["--dark"])):
+        subprocess.run([*report, "--out", str((out / name).absolute()), *options], cwd=folder, check=True)
 
 
 def main() -> int:
@@ -138,8 +141,7 @@ def main() -> int:
     folder, cluster, started = Path(tempfile.mkdtemp(prefix="interruptions-")), Cluster(), time.monotonic()
     try:
         prepare(folder)
-        doctor = "python jobs/status.py"
-        take(doctor, folder, cluster, options.out / "doctor.svg")
+        take(DOCTOR, folder, cluster, options.out / "doctor.svg")
         train(folder, cluster, options.out)
         if options.keep:
             shutil.copytree(folder / "runs", options.keep, dirs_exist_ok=True)
