@@ -17,16 +17,27 @@ from vit.history.run_history import RunHistory
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
 
-ATTEMPTS = 12  # shown one by one, the newest
+ATTEMPTS, MIN_ATTEMPTS = 12, 2  # shown one by one, the newest; on a low screen
 LOG_LINES, LOG_BYTES = 6, 1 << 13
 MIN_AXIS, MAX_AXIS, MIN_WHY = 16, 40, 28  # columns of the time axis of the attempts, and of why they ended
 
 
-def run_page(row: Status, history: RunHistory, columns: int) -> list[str]:
-    """The lines of the page, each at most this wide, of a run with this status and history."""
+def run_page(row: Status, history: RunHistory, columns: int, rows: int | None = None) -> list[str]:
+    """The lines of the page, each at most this wide, of a run with this status and history.
+
+    If there are more of them than `rows`, fewer attempts are shown one by one.
+    """
+    lines = _page(row, history, columns, ATTEMPTS)
+    if rows is not None and len(lines) > rows:
+        fewer = min(len(row.attempts), ATTEMPTS) - (len(lines) - rows) - 1  # one line counts the earlier ones
+        lines = _page(row, history, columns, max(MIN_ATTEMPTS, fewer))
+    return lines
+
+
+def _page(row: Status, history: RunHistory, columns: int, attempts: int) -> list[str]:
     lines = _head(row, columns)
     sections = {
-        "attempts": _attempts(row, columns),
+        "attempts": _attempts(row, columns, attempts),
         "time": _time(row, columns),
         "learning curve": _curve(history, columns),
         "notes": [line for note in notes(history) for line in _wrapped(note, columns)],
@@ -44,7 +55,6 @@ def _head(row: Status, columns: int) -> list[str]:
     title = f"{printable(row.folder)}: "
     lines = [paint(title, BOLD) + paint_state(state(row) + job, row.state)]
     lines += [f"  {line}" for problem in problems for line in _wrapped_words(printable(problem), columns - 2)]
-    running = row.state == "running"
     progress = []
     if row.step is not None and row.steps:
         progress.append(f"step {row.step:,} of {row.steps:,} ({row.step / row.steps:.1%})")
@@ -52,7 +62,7 @@ def _head(row: Status, columns: int) -> list[str]:
         progress.append(f"epoch {row.epoch:.2f} of {row.epochs:g}")
     if row.waiting is not None:
         progress.append(f"waiting for {duration(row.waiting)}")
-    if running and row.seconds_left is not None:
+    if row.seconds_left is not None:
         progress.append(f"{duration(row.seconds_left)} left, until {clock(row.ends)}")
     learned = [f"loss {row.loss:.4f}"] if row.loss is not None else []
     if row.top1 is not None:
@@ -76,9 +86,9 @@ def _head(row: Status, columns: int) -> list[str]:
     return lines + [f"  {line}" for group in groups for line in _wrapped_words(group, columns - 2)]
 
 
-def _attempts(row: Status, columns: int) -> list[str]:
+def _attempts(row: Status, columns: int, newest: int) -> list[str]:
     """A table with one line for each attempt, the newest ones, and its place on the time axis."""
-    shown = row.attempts[-ATTEMPTS:]
+    shown = row.attempts[-newest:]
     if not shown:
         return []
     table: list[tuple[str, ...]] = [("", "began", "queue", "ran", "steps", "repeated", "node", "ranks", "ended")]
@@ -105,7 +115,7 @@ def _attempts(row: Status, columns: int) -> list[str]:
             + shorten(line[why], max(10, room - (axis + 2 if axis else 0)))
         )
         lines.append((paint(text, DIM) if not i else text).rstrip())
-    earlier = row.attempts[:-ATTEMPTS]
+    earlier = row.attempts[:-newest]
     if earlier:
         causes = Counter(_cause(attempt) for attempt in earlier).most_common()
         text = f"{counted(len(earlier), 'earlier attempt')}: {', '.join(f'{n} {cause}' for cause, n in causes)}"

@@ -19,6 +19,7 @@ from vit.run.folder import Event, RunFolder
 
 # Ledger events from which the state of a run is derived.
 STATE_EVENTS = {"submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"}
+RECENT_SECONDS = 600.0  # a run that wrote something since then seems to run
 FINAL_EVENTS = {"finished", "gave up"}
 
 
@@ -30,6 +31,7 @@ class Status:
     folder: str
     # queued, running, requeued, stopped, finished, gave up, failed, lost, unknown, not submitted, unreadable
     state: str
+    alive: bool = False  # it trains now, or seems to while Slurm does not answer
     detail: str = ""  # why it is pending, or where it runs
     why: str = ""  # why it ended, if it failed
     job: str | None = None  # Slurm's job id
@@ -98,7 +100,7 @@ def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     try:
         return _status(run, jobs)
     except OSError as error:
-        return Status(run=run.path.name, folder=str(run.path), state="unreadable", why=str(error))
+        return Status(run=_name(run), folder=str(run.path), state="unreadable", why=str(error))
 
 
 def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
@@ -110,11 +112,13 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     if attempts and attempts[-1].ending == "running" and state not in ("running", "unknown"):
         mark_killed(attempts[-1])
     spent, highest = time_spent(attempts), best(evaluations) or {}
-    ends = _expected_end(trained, newest) if state == "running" else None
+    age = _seconds_since_write(run)
+    alive = state == "running" or (state == "unknown" and age is not None and age < RECENT_SECONDS)
+    ends = _expected_end(trained, newest, attempts[-1].began if attempts else 0.0) if alive else None
     saved = [e for e in events if e["event"] == "checkpoint" and integer(e, "step") is not None]
     last, now = attempts[-1] if attempts else None, time.time()
     return Status(
-        run=run.path.name,
+        run=_name(run),
         folder=str(run.path),
         state=state,
         detail=detail,
@@ -141,7 +145,8 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         checkpoint=saved[-1]["step"] if saved else None,
         checkpoint_age=_age(saved[-1:], now),
         waiting=_age(events[-1:], now) if state in ("queued", "requeued") else None,
-        seconds_since_sign=_seconds_since_write(run),
+        seconds_since_sign=age,
+        alive=alive,
         attempts=tuple(attempts),
         time_spent=spent,
     )
@@ -162,19 +167,28 @@ def _age(events: Sequence[Event], now: float) -> float | None:
     return None if recorded is None else round(max(0.0, now - recorded), 1)
 
 
-def _expected_end(trained: Event, newest: Event) -> float | None:
-    """When the last step will be done, if nothing interrupts the run.
+def _name(run: RunFolder) -> str:
+    """The name of the folder, also of `.` and `..`."""
+    return run.path.name if run.path.name not in ("", "..") else run.path.resolve().name
 
-    A record's `seconds_left` counts steps only; what evaluations and checkpoints took in this attempt is added.
+
+def _expected_end(trained: Event, newest: Event, began: float) -> float | None:
+    """When the last step will be done, if nothing interrupts the run, whose newest attempt `began` then.
+
+    None if it should be over by now: nobody knows how long something takes that hangs.  A record's `seconds_left`
+    counts steps only; what evaluations and checkpoints took in its attempt is added.
     """
     left, recorded = number(trained, "seconds_left"), number(trained, "time")
     if left is None:
         return None
+    now = time.time()
     seconds = newest.get("seconds")
     seconds = seconds if isinstance(seconds, dict) else {}
     steps = sum(number(seconds, name) or 0.0 for name in ("data", "step", "sync"))
     besides = sum(number(seconds, name) or 0.0 for name in ("checkpoint", "evaluate"))
-    return (time.time() if recorded is None else recorded) + left * (1 + besides / steps if steps > 0 else 1)
+    since = now if recorded is None or recorded < began else recorded  # an earlier attempt, or an older version
+    ends = since + left * (1 + besides / steps if steps > 0 else 1)
+    return ends if ends >= now else None
 
 
 def _newest_job(events: Sequence[Event]) -> str | None:

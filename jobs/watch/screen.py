@@ -18,17 +18,20 @@ MIN_COLUMNS = 40  # of a terminal; a smaller one wraps lines
 LOOK_SECONDS = 0.1  # between looks at the size of the terminal
 
 
-def lines_of(overview: Overview, ranked: bool, columns: int) -> list[str]:
-    """The lines to show: a page for a run alone, else tables and the ranking of sweeps (of all runs, if `ranked`)."""
+def lines_of(overview: Overview, ranked: bool, columns: int, rows: int | None = None) -> list[str]:
+    """The lines to show: a page for a run alone, else tables and the ranking of sweeps (of all runs, if `ranked`).
+
+    A page has at most so many rows, if possible.
+    """
     columns = max(MIN_COLUMNS, columns)
     if overview.alone is not None:
         ((row,),) = overview.tables.values()
-        return run_page(row, overview.alone, columns)
+        return run_page(row, overview.alone, columns, rows)
     lines = format_tables(overview.tables, columns)
-    for rows in overview.tables.values():
-        if ranked or is_sweep(rows):
+    for table in overview.tables.values():
+        if ranked or is_sweep(table):
             try:
-                ranking = format_ranking(rank(rows), columns)
+                ranking = format_ranking(rank(table), columns)
             except OSError as error:
                 ranking = [f"no ranking: {error}"]
             lines += ["", *ranking] if ranking else []
@@ -58,8 +61,9 @@ def watch(look: Callable[[], Overview], every: float, ranked: bool) -> int:
 
     def screen(overview: Overview, seen: float) -> Text:
         columns, rows = console.size
-        lines = lines_of(overview, ranked, columns)
-        lines += ["", *(f"status.py: {line}" for line in overview.warnings)] if overview.warnings else []
+        warnings = [f"status.py: {line}" for line in overview.warnings]
+        warnings = ["", *warnings] if warnings else []
+        lines = [*lines_of(overview, ranked, columns, rows - 2 - len(warnings)), *warnings]
         clock = time.strftime("%H:%M:%S", time.localtime(seen))
         bottom = paint(f"{clock}, every {every:g} s; Ctrl-C ends"[: columns - 1], DIM)
         if len(lines) > rows - 2:

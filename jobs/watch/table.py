@@ -43,7 +43,7 @@ def _progress(row: Status) -> str:
 
 def _running(cell: Callable[[Status], str]) -> Callable[[Status], str]:
     """A cell that only means something while the run trains."""
-    return lambda row: cell(row) if row.state == "running" else NONE
+    return lambda row: cell(row) if row.alive else NONE
 
 
 def _memory(row: Status) -> str:

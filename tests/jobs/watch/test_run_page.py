@@ -1,5 +1,6 @@
 """The page of one run of `status.py`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_of_many_attempts_the_newest_are_shown_and_the_others_counted(tmp_path: 
     """By why they ended."""
     text = page(write_run(tmp_path / "run", attempts=30, steps=3000, of=6000))
     assert "18 earlier attempts: 18 preempted" in text
-    assert "\n  30  2" in text and "\n  18  2" not in text
+    assert re.search(r"\n  30  ", text) and not re.search(r"\n  18  ", text)
 
 
 def test_the_log_is_that_of_the_rank_that_failed(tmp_path: Path) -> None:

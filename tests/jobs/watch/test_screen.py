@@ -131,3 +131,14 @@ def test_a_slow_slurm_does_not_hold_up_the_screen(tmp_path: Path, monkeypatch: p
     assert time.monotonic() - started < 4
     terminal.interrupt()
     terminal.end()
+
+
+def test_on_a_low_terminal_a_run_has_fewer_attempts_and_its_log(tmp_path: Path) -> None:
+    """What is at the end of the page is not cut off."""
+    write_run(tmp_path / "run", attempts=20, steps=2000, of=4000)
+    terminal = Terminal([*WATCH, "run"], tmp_path, columns=120, rows=42)
+    lines = terminal.wait_until(lambda lines: any("epoch 19" in line for line in lines))
+    assert any("earlier attempts: " in line for line in lines)
+    assert lines[0].startswith("run: ")
+    terminal.interrupt()
+    terminal.end()
