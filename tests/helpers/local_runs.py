@@ -39,8 +39,11 @@ def start(cwd: Path, *options: str, **environment: str) -> "subprocess.Popen[str
 
 
 def run_status(cwd: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Runs status.py."""
-    return subprocess.run([*STATUS, *options], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    """Runs status.py, whose output is as wide as that of `| cat`: readline exports COLUMNS behind Python's back."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return subprocess.run(
+        [*STATUS, *options], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def steps_done(run: RunFolder) -> int:
