@@ -4,12 +4,12 @@ import os
 import re
 from typing import TextIO
 
+BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 STATES = {
-    **dict.fromkeys(("running", "finished"), "32"),  # green
-    **dict.fromkeys(("queued", "requeued", "stopped", "unknown", "not submitted"), "33"),  # yellow
-    **dict.fromkeys(("gave up", "failed", "lost", "unreadable"), "31"),  # red
+    **dict.fromkeys(("running", "finished"), GREEN),
+    **dict.fromkeys(("queued", "requeued", "stopped", "unknown", "not submitted"), YELLOW),
+    **dict.fromkeys(("gave up", "failed", "lost", "unreadable"), RED),
 }
-BOLD, DIM = "1", "2"
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 

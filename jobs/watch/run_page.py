@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.watch.colors import BOLD, DIM, paint, paint_state, plain
+from jobs.watch.colors import BOLD, DIM, GREEN, RED, YELLOW, paint, paint_state, plain
 from jobs.watch.drawing import life, sparkline, time_bar
 from jobs.watch.run_status import Status
 from jobs.watch.table import state
@@ -18,6 +18,7 @@ from vit.run.counts import counted
 from vit.run.folder import RunFolder
 
 ATTEMPTS, MIN_ATTEMPTS = 12, 2  # shown one by one, the newest; on a low screen
+ENDINGS = {"running": GREEN, "finished": GREEN, "stopped": YELLOW, "failed": RED, "killed": RED}
 LOG_LINES, LOG_BYTES = 6, 1 << 13
 MIN_AXIS, MAX_AXIS, MIN_WHY = 16, 40, 28  # columns of the time axis of the attempts, and of why they ended
 
@@ -109,12 +110,12 @@ def _attempts(row: Status, columns: int, newest: int) -> list[str]:
     for i, line in enumerate(table):
         text = "".join(pad(line[j], widths[j], left=table[0][j] == "node") + "  " for j in kept)
         bar = life(shown[i - 1], start, end, axis) if i and axis else ""
-        text = (
-            f"  {text}"
-            + (f"{_pad_painted(bar, axis)}  " if axis else "")
-            + shorten(line[why], max(10, room - (axis + 2 if axis else 0)))
-        )
-        lines.append((paint(text, DIM) if not i else text).rstrip())
+        drawn = f"{_pad_painted(bar, axis)}  " if axis else ""
+        cause = shorten(line[why], max(10, room - (axis + 2 if axis else 0)))
+        if not i:
+            lines.append(paint(f"  {text}{drawn}{cause}", DIM))
+        else:
+            lines.append(f"  {text}{drawn}{paint(cause, ENDINGS[shown[i - 1].ending])}".rstrip())
     earlier = row.attempts[:-newest]
     if earlier:
         causes = Counter(_cause(attempt) for attempt in earlier).most_common()

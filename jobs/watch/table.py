@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jobs.watch.colors import paint_state
+from jobs.watch.colors import BOLD, paint, paint_state
 from jobs.watch.run_status import Status
 from jobs.watch.words import NONE, clock, duration, gigabytes, pad, percent, printable, shorten, width
 from vit.run.counts import counted
@@ -125,7 +125,8 @@ def format_tables(tables: dict[str, list[Status]], columns: int) -> list[str]:
     out: list[str] = []
     for name, rows in tables.items():
         out += [""] if out else []
-        out += [f"{printable(name)} ({counted(len(rows), 'run')}): {count_states(rows)}"] if name else []
+        if name:
+            out.append(f"{paint(printable(name), BOLD)} ({counted(len(rows), 'run')}): {count_states(rows)}")
         out += format_table(rows, columns)
         out += [f"{row.run}: {printable(row.why)}" for row in rows if row.why]
         out += [f"{row.run}: {printable(problem)}" for row in rows for problem in row.problems]
