@@ -172,3 +172,22 @@ def test_a_run_has_its_name_also_from_inside_its_folder(tmp_path: Path) -> None:
     write_run(tmp_path / "vit_b16")
     (line,) = run_status(tmp_path / "vit_b16", ".", "--json").stdout.splitlines()
     assert json.loads(line)["run"] == "vit_b16"
+
+
+def test_the_use_of_gpus_is_that_of_the_newest_attempt_on_all_its_nodes(tmp_path: Path) -> None:
+    """The mean over its GPUs, and the memory of the fullest one."""
+    run = write_run(tmp_path / "run")
+    old = {"began": 100.0, "seconds": 900.0, "gpus": [{"utilization": 0.1, "memory_peak": 79 << 30}]}
+    for node, shares in (("n1", (0.9, 0.8)), ("n2", (0.7, 0.6))):
+        gpus = [
+            {"utilization": share, "memory_peak": (i + 30) << 30, "memory_total": 80 << 30}
+            for i, share in enumerate(shares)
+        ]
+        entries = {"attempts": [old, {"began": 5000.0, "seconds": 60.0, "gpus": gpus}]}
+        (run.logs / f"resources-{node}.json").write_text(json.dumps(entries))
+    row = shown(run)
+    assert row.gpu == pytest.approx(0.75)
+    assert (row.gpu_memory, row.gpu_memory_total) == (31 << 30, 80 << 30)
+    header, line = (plain(text) for text in format_table([row], 300))
+    assert "GPU memory" in " ".join(header.split())
+    assert "75%  31/80 GB" in line
