@@ -79,22 +79,25 @@ def judge(found: Preemption, requeue: bool, save_seconds: float | None) -> Findi
     text = f"jobs of {found.source} are preempted by {'USR2' if found.user_signal else 'TERM'}, killed {total} s later "
     text += f"(GraceTime {found.grace} s + KillWait {found.kill_wait} s)"
     if not found.grace:
-        text = f"jobs of {found.source} are preempted by TERM, killed {total} s later (only KillWait: GraceTime is 0)"
-    # A job that requeues itself after USR2 must do so before Slurm ends it.
-    by_itself = found.mode == "CANCEL" and found.user_signal and found.grace > 0
-    level, fits, advice = _fits(found.grace if by_itself else total, save_seconds)
+        first = "USR2 and TERM" if found.user_signal else "TERM"
+        text = (
+            f"jobs of {found.source} are preempted by {first}, killed {total} s later (only KillWait: GraceTime is 0)"
+        )
+    # A run asks for a requeue after its save.  Without USR2 it does not ask once Slurm has ended its job, as `scancel`
+    # does.  All four cases are tested on a real cluster.
+    by_itself = found.mode == "CANCEL" and (found.user_signal or found.grace > 0)
+    seconds = found.grace if by_itself and found.grace else total
+    level, fits, advice = _fits(seconds, save_seconds)
     if not requeue:
         then = "and not requeued (requeue: false)"
         advice = advice or "set `requeue: true`, or submit the same command again after each preemption"
     elif found.mode == "REQUEUE":
         then = "and requeued by Slurm"
     elif by_itself:
-        then = f"and not requeued by Slurm (CANCEL): a run requeues itself within the {found.grace} s"
+        then = f"and not requeued by Slurm (CANCEL): a run requeues itself within {seconds} s"
     else:
         then = "and not requeued (CANCEL): the run ends there until you submit the same command again"
-        advice = (
-            advice or "use a partition with PreemptMode=REQUEUE; or ask for preempt_send_user_signal and a GraceTime"
-        )
+        advice = advice or "use a partition with PreemptMode=REQUEUE; or ask the administrators for a GraceTime"
     if level == "OK" and advice:
         level = "WARN"
     return Finding("preemption", level, f"{text}, {then}; {fits}", advice)

@@ -73,9 +73,9 @@ def test_a_good_cluster_has_no_warning(cluster: Cluster) -> None:
         ("low", 40, "FAIL", "too short: a save of this model takes about 40 s"),
         ("hasty", 1, "OK", f"killed {KILL_WAIT_SECONDS} s later (only KillWait: GraceTime is 0)"),
         ("hasty", 11, "FAIL", "each preemption loses the steps since a checkpoint"),
-        ("cancel", 1, "OK", "not requeued by Slurm (CANCEL): a run requeues itself within the 12 s"),
+        ("cancel", 1, "OK", "not requeued by Slurm (CANCEL): a run requeues itself within 12 s"),
         ("cancel", 13, "FAIL", "too short"),
-        ("cancel0", 1, "WARN", "not requeued (CANCEL): the run ends there until you submit the same command again"),
+        ("cancel0", 1, "OK", f"a run requeues itself within {KILL_WAIT_SECONDS} s"),
         ("off", 1, "OK", "jobs of partition off are not preempted"),
         ("high", 1, "OK", "jobs of partition high are not preempted"),
     ],
@@ -234,6 +234,16 @@ def test_what_a_qos_says_about_preemption_counts_where_slurm_looks_at_it() -> No
     )
     settings.config["PreemptType"] = "preempt/none"
     assert preemption_of(settings, "gpu", qos).mode == "OFF"
+
+
+def test_a_run_that_is_canceled_without_notice_ends() -> None:
+    """As on a cluster with PreemptMode=CANCEL and Slurm's defaults for the rest."""
+    rows = {"gpu": {"PreemptMode": "CANCEL", "PriorityTier": "1"}, "urgent": {"PriorityTier": "2"}}
+    settings = SlurmSettings({"PreemptType": "preempt/partition_prio", "KillWait": "30 sec"}, rows, [])
+    found = judge(preemption_of(settings, "gpu", {}), True, 4.0)
+    assert found.level == "WARN"
+    assert "are preempted by TERM, killed 30 s later (only KillWait: GraceTime is 0)" in found.text
+    assert "not requeued (CANCEL): the run ends there until you submit the same command again" in found.text
 
 
 def test_a_run_that_is_suspended_loses_nothing() -> None:
