@@ -1,7 +1,9 @@
 """Checks the file system of the runs folder: its type, speed and free space, and the clock of its server."""
 
+import atexit
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,15 +85,20 @@ def _kind(request: Request, folder: Path, shown: str) -> Finding:
     return Finding("runs folder", "OK", f"{shown}, on {where} ({kind}){created}")
 
 
+_named = threading.Lock()  # held while the file has a name: at Ctrl-C, this process does not end meanwhile
+atexit.register(_named.acquire, timeout=2)
+
+
 def measure(folder: Path, free: int) -> Speed:
     """Writes a file, syncs and reads it.  It has no name while it is used, so that nothing is left behind if killed.
 
     Raises OSError.
     """
     with naming(folder):
-        fd, name = tempfile.mkstemp(prefix=".doctor-", dir=folder)
-        try:
+        with _named:
+            fd, name = tempfile.mkstemp(prefix=".doctor-", dir=folder)
             os.unlink(name)
+        try:
             before = time.time()
             begun = time.perf_counter()
             _write(fd, b"x" * 4096)

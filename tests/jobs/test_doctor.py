@@ -19,6 +19,7 @@ from jobs.readiness.here import check_here, guarded
 from jobs.readiness.run_config import check_data
 from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.readiness import demo, request
+from tests.helpers.waiting import wait_for
 
 DOCTOR = [sys.executable, str(ROOT / "jobs" / "doctor.py")]
 WITHOUT_SLURM = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
@@ -132,15 +133,26 @@ def test_levels_are_colored_only_on_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, plain.splitlines())) <= 80 or "/" in max(plain.splitlines(), key=len), "paths are not broken"
 
 
+SLOW_TO_REMOVE = f"""
+import os, runpy, time
+unlink = os.unlink
+os.unlink = lambda *args, **options: (time.sleep(0.3), unlink(*args, **options))
+runpy.run_path({DOCTOR[1]!r}, run_name="__main__")
+"""
+
+
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    """During the measurement of the disk."""
-    process = subprocess.Popen(DOCTOR, cwd=tmp_path, env=WITHOUT_SLURM, stdout=subprocess.PIPE, text=True)
+    """Just when the file with which the disk is measured exists."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_REMOVE], cwd=tmp_path, env=WITHOUT_SLURM, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     while not process.stdout.readline().startswith("OK    runs folder"):
         pass
+    wait_for(lambda: list(tmp_path.iterdir()), "the file")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert process.returncode in {130, 1}, "1 if it was faster"
+    assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
 
 
