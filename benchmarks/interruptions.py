@@ -96,6 +96,7 @@ def prepare(folder: Path) -> None:
     """A folder in which the commands can be typed as in a clone, with the demo's data."""
     for name in ("jobs", "configs", "vit", "data_prep"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
     for split in ("train", "val"):
         out = f"data/fashion-mnist/{split}.beton"
         write = [sys.executable, "-m", "data_prep.write_beton", "fashion-mnist", "--split", split, "--out", out]
@@ -104,7 +105,7 @@ def prepare(folder: Path) -> None:
 
 def take(command: str, folder: Path, cluster: Cluster, out: Path, seconds: float | None = None) -> None:
     """Writes a picture of what a command shows on a terminal."""
-    words = [sys.executable if word == "python" else word for word in command.split()]
+    words = [str(folder / ".venv" / "bin" / "python") if word == "python" else word for word in command.split()]
     draw(screen(words, folder, os.environ | cluster.environment, COLUMNS, ROWS, seconds), command, out)
     print(f"wrote {out}", flush=True)
 

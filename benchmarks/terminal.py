@@ -51,13 +51,16 @@ def screen(
         while time.monotonic() < deadline:
             if select.select([master], [], [], 0.1)[0]:
                 stream.feed(os.read(master, 65536))
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
-    with suppress(OSError):
-        while os.read(master, 65536):
-            pass  # what it prints at its end is not part of the picture
-    process.wait(20)
+    for number in (signal.SIGINT, signal.SIGKILL):  # a process that was started in the background may ignore SIGINT
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+        deadline = time.monotonic() + 5
+        with suppress(OSError):  # what it prints at its end is not part of the picture
+            while process.poll() is None and time.monotonic() < deadline:
+                if select.select([master], [], [], 0.1)[0]:
+                    os.read(master, 65536)
     os.close(master)
+    process.wait()
     return shown
 
 

@@ -86,14 +86,22 @@ def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
         "pretrained_cfg": pretrained_cfg,
     }
     out.mkdir()
-    safetensors.torch.save_file(to_theirs(_weights(model), TIMM, cfg.patch_size), out / "model.safetensors")
+    _save(to_theirs(_weights(model), TIMM, cfg.patch_size), out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(description, indent=1))
 
 
 def to_safetensors(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """Writes one file with our own parameter names."""
-    safetensors.torch.save_file(_weights(model), out, metadata=_metadata(run))
+    _save(_weights(model), out, _metadata(run))
     _sort_metadata(out)
+
+
+def _save(weights: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file into one that exists: the library creates files that only their owner can read."""
+    path.open("wb").close()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(weights, path, metadata)
+    path.chmod(mode)
 
 
 def _sort_metadata(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Exported weights: other libraries load them and compute the same logits."""
 
 import json
+import os
 import resource
 import signal
 from dataclasses import replace
@@ -198,3 +199,16 @@ def test_a_full_disk_leaves_no_partial_file(to: str, tmp_path: Path, capsys: pyt
     err = capsys.readouterr().err
     assert code == 2 and err.startswith("vit.export: ") and err.count("\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_exports_have_the_mode_of_other_files(to: str, tmp_path: Path) -> None:
+    """Others may read them as the user's umask says."""
+    make_finished_run(tmp_path / "run", config(tmp_path))
+    before = os.umask(0o027)
+    try:
+        out = export.export(tmp_path / "run", to)
+    finally:
+        os.umask(before)
+    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
