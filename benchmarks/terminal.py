@@ -65,9 +65,9 @@ def screen(
 
 
 def draw(shown: pyte.Screen, command: str, out: Path) -> None:
-    """Writes the lines of a screen, without empty ones at its end, below the command that was typed."""
-    used = [i for i, line in enumerate(shown.display) if line.strip()]
-    rows = [_line(shown, i) for i in range(max(used, default=-1) + 1)]
+    """Writes the lines of a screen below the command that was typed; of empty lines, at most one in a row."""
+    used = [bool(line.strip()) for line in shown.display]
+    rows = [_line(shown, i) for i in range(len(used)) if used[i] or any(used[i - 1 : i])]
     typed = f'<tspan fill="{COLORS["green"]}">$ {html.escape(command)}</tspan>'
     width, height = shown.columns * CHARACTER + 2 * MARGIN, (len(rows) + 2) * LINE + 2 * MARGIN
     lines = [
