@@ -12,7 +12,7 @@ from jobs.login.run_files import copy_source
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError, queued_jobs
 from jobs.readiness.finding import Finding
 from jobs.readiness.node_figures import judge
-from jobs.readiness.own_job import OwnJobError, call_slurm, own_folder, own_process, submit, why_not_running
+from jobs.readiness.own_job import OwnJobError, end_job, own_folder, own_process, submit, why_not_running
 from vit.config.paths import escape
 from vit.config.schema import Config, to_yaml
 from vit.run.jsonl import read_lines
@@ -79,7 +79,7 @@ def _measure(
         outputs = "".join(file.read_text(errors="replace") for file in sorted(folder.glob("*.out")))
         return _parts(results, outputs)
     finally:
-        call_slurm("scancel", job)
+        end_job(job)
 
 
 def _write_task(resources: Resources, cfg: Config, folder: Path, several: bool) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +16,16 @@ from submitit.slurm.slurm import _make_sbatch_string
 from jobs.login import sbatch
 from jobs.login.resources import Resources
 from jobs.login.sbatch_environment import sbatch_environment
-from jobs.login.slurm_queries import TIMEOUT_SECONDS, SlurmNotFoundError, queued_jobs, rejection_message
+from jobs.login.slurm_queries import (
+    TIMEOUT_SECONDS,
+    SlurmNotFoundError,
+    SlurmUnreachableError,
+    queued_jobs,
+    rejection_message,
+)
 from vit.run.folder import RunFolder
+
+END_SECONDS, REMOVAL_SECONDS = 40.0, 5.0  # for a canceled job to end; for its last files to be removed
 
 
 class OwnJobError(RuntimeError):
@@ -34,7 +43,10 @@ def own_folder(runs: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        deadline = time.monotonic() + REMOVAL_SECONDS
+        while folder.exists() and time.monotonic() < deadline:  # processes of the job may still write
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.1)
 
 
 def submit(resources: Resources, folder: Path, command: str, name: str) -> str:
@@ -65,6 +77,15 @@ def own_process(command: list[str], output: Path) -> Iterator["subprocess.Popen[
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def end_job(job: str) -> None:
+    """Cancels a job and waits until it has ended, for a limited time."""
+    deadline = time.monotonic() + END_SECONDS
+    with suppress(OwnJobError, SlurmNotFoundError, SlurmUnreachableError):
+        call_slurm("scancel", job)
+        while job in queued_jobs({job}) and time.monotonic() < deadline:
+            time.sleep(0.3)
 
 
 def why_not_running(job: str, folder: Path) -> str:

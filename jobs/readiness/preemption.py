@@ -13,7 +13,7 @@ from jobs.login.resources import Resources
 from jobs.login.slurm_queries import SlurmNotFoundError, queued_jobs
 from jobs.readiness import signal_probe
 from jobs.readiness.finding import Finding
-from jobs.readiness.own_job import OwnJobError, call_slurm, own_folder, submit, why_not_running
+from jobs.readiness.own_job import OwnJobError, call_slurm, end_job, own_folder, submit, why_not_running
 from vit.run.hints import command
 from vit.run.jsonl import read_lines
 
@@ -116,7 +116,7 @@ def measure(resources: Resources, runs: Path, wait_seconds: float, say: Callable
             return _requeue(folder, job, found, wait_seconds, say)
         finally:
             (folder / signal_probe.END).touch()
-            call_slurm("scancel", job)
+            end_job(job)
 
 
 def _signal(folder: Path, job: str) -> float | None:
