@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from jobs.page.elements import Html, element
-from jobs.page.run_data import RunData, flattened, shown
+from jobs.page.run_data import RunData, shown
 from vit.config.schema import Config, flatten
+from vit.history.settings import flattened
 from vit.run.counts import counted
 
 GROUPS = {"": "run", "model": "model", "data": "data", "augment": "augmentation", "optim": "optimizer"}

@@ -20,6 +20,7 @@ from vit.history.learning_curve import integer
 from vit.history.notes import notes
 from vit.history.resources import read_usage
 from vit.history.run_history import RunHistory
+from vit.history.settings import flattened
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.counts import counted
 from vit.run.disk_errors import read_if_exists
@@ -201,17 +202,6 @@ def _read_config(run: RunFolder, data: RunData) -> None:
         data.settings = flattened(values)
     else:
         data.problems.append(f"{run.config.name} is damaged: it holds no settings")
-
-
-def flattened(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a config file by their dotted names; also those that this version does not know."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            out |= flattened(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def shown(value: Any) -> str:

@@ -25,14 +25,15 @@ def read_settings(run: RunFolder) -> Settings:
         loaded = yaml.load(text or b"", getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # in C: seven times as fast
     except yaml.YAMLError:
         return {}
-    return _flat(loaded) if isinstance(loaded, dict) else {}
+    return flattened(loaded) if isinstance(loaded, dict) else {}
 
 
-def _flat(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config file by their dotted names; also those that this version does not know."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
+            out |= flattened(value, f"{prefix}{name}.")
         else:
             out[f"{prefix}{name}"] = value
     return out
