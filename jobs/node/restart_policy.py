@@ -118,7 +118,7 @@ def _normalized(reason: str) -> str:
 
 def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLimits) -> str:
     """Why another attempt would be useless, after `same` attempts that failed in the same way; "" if it may help."""
-    count = f"{1 + len(same)} attempt{'s' if same else ''} failed"
+    count = f"{counted(1 + len(same), 'attempt')} failed"
     if failure.step is not None:
         end = f"{count} at step {failure.step:,}, without a new checkpoint in between"
         return end if 1 + len(same) >= limits.same_step else ""

@@ -13,6 +13,7 @@ from vit.config.paths import shell_word
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import DatasetManifest, check_data_sets, read_dataset_manifest
+from vit.run.counts import counted
 from vit.run.disk_errors import naming
 from vit.run.folder import RunFolder
 from vit.run.hints import command
@@ -33,7 +34,7 @@ def check_config(request: Request) -> Iterator[Finding]:
         yield failed("batch", error)
     else:
         each = f"{cfg.micro_batches // request.ranks} of {cfg.micro_batches} micro-batches of {cfg.micro_batch} images"
-        ranks = f"{request.ranks} rank{'s' * (request.ranks != 1)}"
+        ranks = counted(request.ranks, "rank")
         yield Finding("batch", "OK", f"global batch {cfg.global_batch:,} on {ranks}: {each} each")
     if cfg.init_from:
         try:
