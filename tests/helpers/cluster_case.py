@@ -142,6 +142,14 @@ class Case:
         options = ("--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1")
         self.slurm.call("sbatch", "--partition", "high", *options)
 
+    def preempt_and_finish(self) -> None:
+        """Preempts the job before it finishes, and waits for its end; checks that no step was lost or repeated."""
+        with self.slowed():
+            self.preempt()
+            self.wait_until(lambda: self.events("stopped"), "the save")
+        self.finish()
+        assert self.start_steps() == [0, self.stop_step()]
+
     def finish(self, seconds: float = 400) -> None:
         """Waits until the run and its job are complete."""
         self.wait_until(self.run.finished, "the end of the run", seconds)
