@@ -22,15 +22,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from vit.checkpoint.train_state import TrainState
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.distributed.launcher import read_place
 from vit.distributed.world import World, join_process_group
+from vit.model.vision_transformer import VisionTransformer
 from vit.node_benchmark import devices
 from vit.node_benchmark.sums import measure_sums
 from vit.node_benchmark.training import TimedRun
@@ -63,7 +64,8 @@ def measure(cfg: Config, folder: Path, world: World) -> None:
 
     part("node", lambda: devices.describe(world))
     part("matrix product", lambda: {"teraflops": round(devices.teraflops(world, cfg.precision), 2)})
-    weights = sum(p.numel() for p in TrainState.fresh(cfg, world.device).model.parameters())
+    with torch.device("meta"):  # without memory
+        weights = sum(p.numel() for p in VisionTransformer(cfg.model).parameters())
     if world.size > 1:
         part("sums", lambda: measure_sums(world, weights))
     run = TimedRun(short_run(cfg), folder / "run", world)

@@ -49,6 +49,9 @@ class TimedRun:
         trainer, device = self.trainer, self.world.device
         total = min(WARM_UP + STEPS, trainer.milestones.total_steps)
         warm_up = min(WARM_UP, total - 1)
+        if device.type == "cuda":  # what the other parts used is not training's
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
         started = start = time.perf_counter()
         first = waited = 0.0
         for step, batch in zip(range(total), trainer.batches(), strict=False):
