@@ -9,6 +9,9 @@ The result is images per second of CPU time over all turns, because the cost of 
 The last line is one JSON object.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import os

@@ -15,6 +15,9 @@ repeated.  The full campaign takes an hour on two cores; its figures go to bench
 code is 1 if there were any problems.  The last line is one JSON object with all figures.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import importlib
 import json

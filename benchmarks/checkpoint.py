@@ -9,6 +9,9 @@ do the plain copy and the plain write; dcp.async_save stages all of it on each r
 results are the minimum and the median over all rounds.  The last line is one JSON object with all figures.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import os

@@ -7,6 +7,9 @@ over NCCL; with one, they share it and exchange over gloo.  Prints a line for ea
 figures on the last line.  Exit code 1 if a check of truth, ranks or faults is not "ok".
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import os

@@ -8,6 +8,9 @@ its batch that one of the GPUs of its command has.  Figures are of an A100 with 
 line is one JSON object with all figures.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import sys

@@ -10,6 +10,9 @@ size of the sum does not depend on them, so it has a larger share of a step than
 JSON object with all figures.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import os

@@ -7,6 +7,9 @@ both, one over the other (`jobs/report.py`), and what `jobs/status.py --watch` a
 Needs root and Slurm's packages (tests/README.md); takes seven minutes.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import os
 import shutil

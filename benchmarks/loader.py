@@ -19,6 +19,9 @@ DALI and webdataset are included if they are installed: pip install --editable '
 The last line is one JSON object with all figures.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import os

@@ -24,6 +24,9 @@ time from the start of the job to its first step here, without compilation.  A m
 more.  Time in the queue is not part of the allocation.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import os

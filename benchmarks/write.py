@@ -20,6 +20,9 @@ if the disks are fast enough (the second term is for the digests at the end), an
 last line is one JSON object with all figures.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import io
 import json

@@ -28,6 +28,7 @@ from data_prep.sources.source import InputError
 from vit.config.paths import user_path
 from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
 from vit.run.command import run_command
+from vit.run.console import adapted, started_as
 from vit.run.counts import counted
 
 _ADVICE = "copy or write the file again"
@@ -151,9 +152,9 @@ def _compare_with_manifest(beton: BetonIndex, manifest: DatasetManifest) -> None
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.check_beton",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        prog=started_as("python -m data_prep.check_beton"),
+        description=adapted(_DESCRIPTION),
+        epilog=adapted(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=user_path, metavar="FILE", help="the .beton file; its manifest must be next to it")

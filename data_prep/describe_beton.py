@@ -39,6 +39,7 @@ from vit.data.dataset_manifest import (
 )  # fmt: skip
 from vit.data.ffcv_format import JPEG
 from vit.run.command import run_command
+from vit.run.console import adapted, started_as
 
 _MIN_PAGE = 1 << 10  # bytes; FFCV's smallest is 2 MiB
 _MAX_COUNTED = 3 << 23  # values whose histogram is exact: see `channel_histogram`
@@ -143,9 +144,9 @@ def _check_manifest(path: Path) -> None:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.describe_beton",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        prog=started_as("python -m data_prep.describe_beton"),
+        description=adapted(_DESCRIPTION),
+        epilog=adapted(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=user_path, metavar="FILE", help="the .beton file")

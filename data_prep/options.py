@@ -10,6 +10,7 @@ from data_prep.source_options import SOURCES
 from data_prep.sources.file_patterns import expand_files
 from vit.config.paths import user_path
 from vit.data.image_file import MAX_MEGAPIXELS
+from vit.run.console import adapted, started_as
 
 _DESCRIPTION = """\
 Write images and their labels into one .beton file, which FFCV's Loader reads.
@@ -79,7 +80,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _build_parser() -> argparse.ArgumentParser:
     raw_text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.write_beton", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw_text
+        prog=started_as("python -m data_prep.write_beton"),
+        description=adapted(_DESCRIPTION),
+        epilog=adapted(_EPILOG),
+        formatter_class=raw_text,
     )
     sources = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE", title="sources")
 

@@ -108,10 +108,8 @@ def _write_file(
         elif reason:
             _print_message(f"starting over: {reason}")
         rest, chunk_size = order[state.processed :], min(64, max(1, 16 * MIB // recipe.max_image_bytes))
-        with (
-            start_workers(processes, source, recipe) as pipes,
-            progress(len(order), initial=state.processed) as advance,
-        ):
+        workers = start_workers(processes, source, recipe)
+        with workers as pipes, progress(len(order), initial=state.processed) as advance:
             for chunk in encode_in_order(pipes, rest, chunk_size):
                 file.append(chunk.image_records, source.labels[chunk.samples], chunk.contents)
                 state.histogram += chunk.histogram

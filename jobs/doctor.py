@@ -3,22 +3,23 @@
 python jobs/doctor.py --config configs/vit_b16.yaml --nodes 1 --gpus 4 --partition gpu
 """
 
-import json
-import os
-import shutil
 import sys
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
-    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
+    sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(ROOT)]
 if __name__ == "__main__":
     from vit.run.dependencies import explain_missing_packages
 
-    explain_missing_packages()
+    explain_missing_packages()  # before what an older Python does not have
+
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from jobs.login.submit_options import add_cluster_options, add_runs_dir, add_size_options
 from jobs.readiness.finding import LEVELS, Finding, Level, exit_code
@@ -28,6 +29,7 @@ from jobs.readiness.request import Request, read_request
 from vit.config.parser import Parser, config_parser, parse_config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.counts import counted
 
 COLORS: dict[Level, str] = {"OK": "32", "WARN": "33", "FAIL": "31"}  # of ANSI: green, yellow, red
@@ -37,8 +39,8 @@ MIN_TEXT_WIDTH = 40
 
 def doctor_parser() -> Parser:
     """A parser for every setting of a run, and for the stages and the job that are checked."""
-    out = config_parser("doctor.py", (__doc__ or "").partition("\n")[0], required=False)
-    out.usage = "doctor.py [--config FILE] [options] [--setting value …]"
+    out = config_parser(started_as("doctor.py"), (__doc__ or "").partition("\n")[0], required=False)
+    out.usage = f"{out.prog} [--config FILE] [options] [--setting value …]"
     group = out.add_argument_group("checks")
     add_size_options(group)
     add_runs_dir(group)
@@ -105,7 +107,7 @@ def main(args: list[str] | None = None) -> int:
         request = read_request(*parse_config(parser, args))
         check_stage_options(request)
     except (UserError, OSError) as error:
-        print(f"doctor.py: {error}", file=sys.stderr)
+        print(f"{started_as('doctor.py')}: {error}", file=sys.stderr)
         return 2
     findings = show(request)
     if not request.options.json:

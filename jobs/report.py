@@ -5,30 +5,32 @@ python jobs/report.py runs/sweep runs/vit_b16 --out comparison.html
 python jobs/report.py runs/interrupted --over runs/undisturbed --out curve.png
 """
 
-import argparse
-import errno
 import gc
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
-    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
+    sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(ROOT)]
 if __name__ == "__main__":
     from vit.run.dependencies import explain_missing_packages
 
-    explain_missing_packages()
+    explain_missing_packages()  # before what an older Python does not have
     gc.disable()  # a long run has hundreds of thousands of records, which are no garbage
+
+import argparse
+import errno
 
 from jobs.page.write import PAGES, PICTURES, Report
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.run.command import run_command
+from vit.run.console import started_as
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a path could not be shown, or nothing."""
-    parser = argparse.ArgumentParser(prog="report.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=started_as("report.py"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "runs", type=user_path, nargs="+", metavar="RUN", help="run folder, or a folder of runs such as a sweep"
     )
@@ -50,10 +52,10 @@ def main(args: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         unwritable = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         hint = "; choose a writable folder with --out" if unwritable and options.out is None else ""
-        print(f"report.py: {error}{hint}", file=sys.stderr)
+        print(f"{started_as('report.py')}: {error}{hint}", file=sys.stderr)
         return 1
     for problem in report.problems:
-        print(f"report.py: {problem}", file=sys.stderr)
+        print(f"{started_as('report.py')}: {problem}", file=sys.stderr)
     for path in report.written:
         print(path)
     return 1 if report.problems else 0

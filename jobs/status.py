@@ -3,24 +3,25 @@
 python jobs/status.py runs/*
 """
 
-import argparse
 import gc
-import json
-import math
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
-    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
-    gc.disable()  # what is read is no garbage, and looking for some takes a tenth of the time
+    sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(ROOT)]
 if __name__ == "__main__":
+    gc.disable()  # what is read is no garbage, and looking for some takes a tenth of the time
     from vit.run.dependencies import explain_missing_packages
 
-    explain_missing_packages()
+    explain_missing_packages()  # before what an older Python does not have
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict
+from typing import Any
 
 from jobs.watch import screen
 from jobs.watch.overview import Overview, SlurmJobs, look
@@ -28,6 +29,7 @@ from jobs.watch.run_status import Status
 from vit.config.paths import user_path
 from vit.history.notes import notes
 from vit.run.command import run_command
+from vit.run.console import started_as
 
 PATIENCE_SECONDS = 1.0  # for which --watch waits for Slurm before it shows its last answer
 WIDTH_OF_FILES = 200  # columns of the table, if the output is not a terminal and COLUMNS is not set
@@ -60,7 +62,7 @@ def _finite(value: Any) -> Any:
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a path holds no run, or one that cannot be read."""
-    parser = argparse.ArgumentParser(prog="status.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=started_as("status.py"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "runs",
         nargs="*",
@@ -87,7 +89,7 @@ def main(args: list[str] | None = None) -> int:
         if text:
             print(text, flush=True)
         for line in overview.warnings:
-            print(f"status.py: {line}", file=sys.stderr)
+            print(f"{started_as('status.py')}: {line}", file=sys.stderr)
         if not options.watch:
             return overview.exit_code
         time.sleep(options.every)

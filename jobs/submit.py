@@ -3,15 +3,11 @@
 python jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4
 """
 
-import errno
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,15 +21,21 @@ def exit_interrupted() -> NoReturn:
 
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: sys.path[0] is jobs/, except with PYTHONSAFEPATH
-    sys.path[: not sys.flags.safe_path] = [str(ROOT)]
+    sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(ROOT)]
+if __name__ == "__main__":
     gc.disable()  # imports create no garbage, and collecting takes 5 % of the command's time
     # Imports take a while: Ctrl-C may come before main.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: exit_interrupted())
-if __name__ == "__main__":
     from vit.run.dependencies import explain_missing_packages
 
-    explain_missing_packages()
+    explain_missing_packages()  # before what an older Python does not have
+
+import errno
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -41,7 +43,7 @@ from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
 from jobs.login.initial_weights import check_initial_weights
 from jobs.login.local_run import INTERRUPTED, summary
 from jobs.login.resources import Resources, check_path, command_path, display_path, local_executor
-from jobs.login.sbatch import SubmissionError
+from jobs.login.sbatch import SubmissionError, job_hints
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
 from jobs.login.sweep import SweepPoint, sweep_points
@@ -51,6 +53,7 @@ from vit.config.parser import parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.counts import counted
 from vit.run.folder import InUseError, RunFolder
 from vit.run.hints import command
@@ -69,7 +72,7 @@ def main(args: list[str] | None = None) -> int:
             hint = "; use --cluster local to run on this machine"
         if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             hint = "; use --runs-dir to choose a writable folder"
-        print(f"submit.py: {error}{hint}", file=sys.stderr)
+        print(f"{started_as('submit.py')}: {error}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UserError | OSError) else 1
     except KeyboardInterrupt:
         exit_interrupted()
@@ -167,7 +170,8 @@ class Submission:
             print(f"# {folder.config}\n{schema.to_yaml(cfg)}\n# job script")
             print(sbatch.script(folder.jobs, resources, [folder], self.backend))
             return 0
-        if message := self.complete_message(run):
+        message = self.complete_message(run)
+        if message:
             print(message)
             return 0
         with ExitStack() as until_end:
@@ -175,7 +179,8 @@ class Submission:
                 until_end.enter_context(submitter_lock.submitting(folder))
                 # Again: another command may have run at the same time.
                 run_folder.check_unchanged(cfg, folder, self.options)
-                if message := self.complete_message(run):
+                message = self.complete_message(run)
+                if message:
                     print(message)
                     return 0
                 if self.backend == "slurm":
@@ -202,9 +207,11 @@ class Submission:
     def complete_message(self, run: PlannedRun) -> str:
         """A message if the run is complete, else "".  Raises InUseError if its job is in Slurm's queue."""
         folder = run.folder
-        if (event := folder.finished()) and run_folder.is_complete(run.cfg, folder):
+        event = folder.finished()
+        if event and run_folder.is_complete(run.cfg, folder):
             return f"{folder.path} is complete.\n{summary(folder, event)}"
-        if found := self.queued([run]).get(folder.path):
+        found = self.queued([run]).get(folder.path)
+        if found:
             job_id, job = found
             state = "already in the queue" if job.state == "PENDING" else f"already running on {job.nodes}"
             raise InUseError(f"{folder.path} is {state}.\n{job_hints(folder, job_id)}")
@@ -270,7 +277,7 @@ class Submission:
                 with submitter_lock.owned(run.folder):
                     wait = self.start_here(run)
             except InUseError as error:
-                print(f"submit.py: {error}", file=sys.stderr)
+                print(f"{started_as('submit.py')}: {error}", file=sys.stderr)
                 worst = max(worst, 1)
                 continue
             code = wait()
@@ -278,16 +285,6 @@ class Submission:
                 return code
             worst = max(worst, code)
         return worst
-
-
-def job_hints(run: RunFolder, job_id: str) -> str:
-    """Commands for a job in the queue."""
-    return (
-        f"  job     {job_id}\n"
-        f"  watch   tail -F {display_path(run.logs)}/rank-0.log\n"
-        f"  status  {command('jobs/status.py', command_path(run.path))}\n"
-        f"  stop    scancel {job_id}   (run the same command to resume)"
-    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A command that is run by a Python without the project's packages says in one line what to do."""
 
+import ast
 import configparser
 import os
 import shutil
@@ -21,12 +22,24 @@ COMMANDS = sorted(
     if (source := path.read_text()).count('if __name__ == "__main__":') and "    run_command(" in source
     if not is_in(module, "jobs.node")
 )
+SCRIPTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob("benchmarks/*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
+)
+OLDEST = (3, 6)  # the system's Python on some clusters
+EVERYWHERE = {"contextlib", "gc", "os", "pathlib", "signal", "sys", "typing"}  # modules that it has, and that are quick
 IMPORTS = {"pyyaml": "yaml", "pillow": "PIL"}  # packages that are imported by another name
 
 
+def script_of(command: str) -> str:
+    """The script that a user starts, if the command is not a module."""
+    return command if command.endswith(".py") else f"{command.replace('.', '/')}.py" * command.startswith("jobs.")
+
+
 def run(root: Path, command: str, *options: str, python: str = sys.executable) -> "subprocess.CompletedProcess[str]":
-    """Runs a command, a script in `jobs` or else a module, without the packages that are installed (`-S`)."""
-    script = f"{command.replace('.', '/')}.py" if command.startswith("jobs.") else ""
+    """Runs a command, a script or else a module, without the packages that are installed (`-S`)."""
+    script = script_of(command)
     return subprocess.run(
         [python, *options, *([script] if script else ["-m", command]), "no-such-argument"],
         cwd=root, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
@@ -34,18 +47,47 @@ def run(root: Path, command: str, *options: str, python: str = sys.executable) -
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *SCRIPTS])
 def test_a_missing_package_is_one_line_and_not_a_traceback(command: str) -> None:
     """It names the package and the Python in which it is missing."""
     done = run(ROOT, command, "-S")
     if "is not installed" not in done.stderr:  # a command that needs none of them before it reads its arguments
         assert "Traceback" not in done.stderr
         return
-    name = f"{command.replace('.', '/')}.py" if command.startswith("jobs.") else command
+    name = script_of(command) or command
     assert done.returncode == 2
     assert done.stderr.startswith(f"{name}: "), done.stderr
     assert f" is not installed in {sys.executable}; run `" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"vit.run.hints"}))  # that one is for the Makefile
+def test_an_old_python_can_read_a_command_up_to_the_line_that_explains_it(command: str) -> None:
+    """`python3` may be the system's.  The whole file is in its grammar, and it imports nothing that it lacks before."""
+    tree = ast.parse(MODULES.get(f"{command}.__main__", MODULES[command]).read_text(), feature_version=OLDEST)
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
+            imports = [line for line in map(ast.unparse, node.body) if "import" in line]
+            assert imports[0] == "from vit.run.dependencies import explain_missing_packages"
+            break
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module}
+            assert names <= EVERYWHERE
+    else:
+        pytest.fail("explain_missing_packages is not called")
+
+
+@pytest.mark.parametrize("command", ["jobs.submit", "vit.train", "data_prep.write_beton", "benchmarks/recovery.py"])
+def test_an_old_python_is_named_with_what_to_do(command: str) -> None:
+    """The oldest one of this machine."""
+    names = [f"python3.{minor}" for minor in range(OLDEST[1], 11)]
+    runnable = [name for name in names if subprocess.run(["sh", "-c", f"{name} -V"], check=False).returncode == 0]
+    if not runnable:
+        pytest.skip("there is no Python before 3.11")
+    done = run(ROOT, command, python=runnable[0])
+    assert done.returncode == 2
+    expected = f"{script_of(command) or command}: Python 3.11 to 3.13 is needed, but "
+    assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_the_commands_are_found() -> None:

@@ -38,6 +38,7 @@ from vit.data.loader import ValData
 from vit.distributed.launcher import read_place
 from vit.distributed.world import join_process_group
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.counts import counted
 from vit.run.evaluation_file import Evaluation, write_evaluation
 from vit.run.folder import RunFolder
@@ -67,7 +68,8 @@ class Scores:
         """How many images count, and why others do not: 10,000 images."""
         images = next(iter(self.by_weights.values())).images
         out = counted(images, "image")
-        if skipped := self.used - images:
+        skipped = self.used - images
+        if skipped:
             out += f" (skipped: {counted(skipped, 'damaged image')})"
         if self.used < self.total:
             out += f", the first of {self.total:,} (data.limit of the run; --data FILE scores all of a file)"
@@ -144,7 +146,9 @@ def _place_to_save(checkpoint: Path, given: Path | Literal[True] | None) -> Path
 
 
 def _options(args: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("vit.evaluate", description="Computes exact top-1 and top-5 accuracy of a run.")
+    parser = argparse.ArgumentParser(
+        started_as("vit.evaluate"), description="Computes exact top-1 and top-5 accuracy of a run."
+    )
     parser.add_argument("run", type=user_path, help="run folder, or one of its checkpoints")
     parser.add_argument(
         "--data", type=user_path, help=".beton file with any of the model's classes (default: data.val)"
@@ -179,11 +183,11 @@ def main(args: list[str] | None = None) -> int:
                 written = write_evaluation(place, *found.saved)
                 print(f"wrote {written}", file=sys.stderr if options.json else sys.stdout)
     except (UserError, OSError, DamagedDataError) as error:
-        print(f"vit.evaluate: {error}", file=sys.stderr)
+        print(f"{started_as('vit.evaluate')}: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         what = f"the memory of the GPU is not enough for the model and {run.cfg.micro_batch} images (micro_batch)"
-        print(f"vit.evaluate: {what}; use another GPU, or --device cpu", file=sys.stderr)
+        print(f"{started_as('vit.evaluate')}: {what}; use another GPU, or --device cpu", file=sys.stderr)
         return 2
     return 0
 

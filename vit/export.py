@@ -38,6 +38,7 @@ from vit.model.pretrained import Tensors, to_theirs
 from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import TIMM, TORCHVISION
 from vit.run.command import run_command
+from vit.run.console import started_as
 
 
 def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
@@ -193,7 +194,9 @@ def export(
 
 def main(args: list[str] | None = None) -> int:
     """Command line.  Exit code 2 for errors that the user can fix."""
-    parser = argparse.ArgumentParser("vit.export", description="Exports the weights of a run to another library.")
+    parser = argparse.ArgumentParser(
+        started_as("vit.export"), description="Exports the weights of a run to another library."
+    )
     parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
     parser.add_argument("--to", choices=FORMATS, required=True, help="target library or format")
     parser.add_argument(
@@ -204,10 +207,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))
     except (UserError, OSError) as error:
-        print(f"vit.export: {error}", file=sys.stderr)
+        print(f"{started_as('vit.export')}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"vit.export: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
+        print(f"{started_as('vit.export')}: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
         return 2
     return 0
 

@@ -32,6 +32,7 @@ from vit.config.schema import Config
 from vit.data.storage import free_memory
 from vit.model.weight_fit import state_bytes
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.counts import counted
 from vit.run.disk_errors import DISK_FULL
 from vit.run.folder import RunFolder
@@ -62,7 +63,8 @@ def check_node(cfg: Config, run: RunFolder, ranks: int, nodes: int) -> Iterator[
     for device in devices:
         _check_gpu_memory(device, state)
     free = shutil.disk_usage(run.path).free
-    if free < (needed := (cfg.checkpoint.keep + 1) * state):
+    needed = (cfg.checkpoint.keep + 1) * state
+    if free < needed:
         yield (
             f"{run.path} has {free / 1e9:.1f} GB free, but {cfg.checkpoint.keep} checkpoints and a new one need "
             f"{needed / 1e9:.1f} GB"
@@ -238,7 +240,7 @@ def run_checks(options: Namespace) -> dict[str, object]:
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     end_with_parent(signal.SIGKILL)
-    parser = ArgumentParser("vit.node_check", description=(__doc__ or "").partition("\n")[0])
+    parser = ArgumentParser(started_as("vit.node_check"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run-dir", type=user_path, required=True, help="run folder, which has the config")
     parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
     parser.add_argument("--name", default=socket.gethostname(), help="name of this node")

@@ -36,6 +36,7 @@ from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.figures import font, import_matplotlib, shortened
 
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
@@ -173,7 +174,7 @@ def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> i
         written = _write_figure(i, prediction, options.attention) if prediction.maps is not None else None
         if prediction.error is not None:
             failed = True
-            print(f"vit.predict: {printable(prediction.file)}: {prediction.error}", file=sys.stderr)
+            print(f"{started_as('vit.predict')}: {printable(prediction.file)}: {prediction.error}", file=sys.stderr)
         if options.json:
             best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best]
             result = {"error": prediction.error} if prediction.error is not None else {"predictions": best}
@@ -199,7 +200,9 @@ def _write_figure(i: int, prediction: Prediction, folder: Path) -> Path:
 
 def main(args: list[str] | None = None) -> int:
     """Command line.  Exit code 1 if an image could not be read, 2 for other errors that the user can fix."""
-    parser = argparse.ArgumentParser("vit.predict", description="Classifies images with the weights of a run.")
+    parser = argparse.ArgumentParser(
+        started_as("vit.predict"), description="Classifies images with the weights of a run."
+    )
     parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
     parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE", help="any format that Pillow reads")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes per image (default: 5)")
@@ -226,11 +229,11 @@ def main(args: list[str] | None = None) -> int:
         limits = (options.top, attention, options.max_megapixels)
         return _output(predict(model, run.cfg, run.classes, options.images, *limits), options)
     except (UserError, OSError) as error:
-        print(f"vit.predict: {error}", file=sys.stderr)
+        print(f"{started_as('vit.predict')}: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         what = "the memory of the GPU is not enough for the model"
-        print(f"vit.predict: {what}; use another GPU, or --device cpu", file=sys.stderr)
+        print(f"{started_as('vit.predict')}: {what}; use another GPU, or --device cpu", file=sys.stderr)
         return 2
 
 

@@ -4,10 +4,11 @@ torchrun --nproc-per-node 2 -m vit.train --config configs/demo.yaml --run-dir ru
 """
 
 if __name__ == "__main__":
-    from vit.distributed.launcher import end_with_launcher
     from vit.run.dependencies import explain_missing_packages
 
     explain_missing_packages()
+    from vit.distributed.launcher import end_with_launcher
+
     end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile
 
 import os
@@ -30,6 +31,7 @@ from vit.history.words import show_end, show_resuming
 from vit.run.activity import publish_activity
 from vit.run.clock import Clock, process_start
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, LEAVING, Heartbeat
 from vit.run.jsonl import flush
@@ -98,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
     """The command line.  Exit code 0 also after a signal, if the state is saved; 2 for errors that the user can fix."""
     protect_output(keep_going=True)
     clock = Clock(started=process_start())
-    parser = config_parser("vit.train", "Trains a Vision Transformer, or resumes a run.")
+    parser = config_parser(started_as("vit.train"), "Trains a Vision Transformer, or resumes a run.")
     parser.add_argument("--run-dir", type=user_path, help="run folder (default: runs/ and the config's name)")
     parser.add_argument(
         "--override-resume",
@@ -147,7 +149,7 @@ def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -
 def _print_error(error: Exception, rank: int, code: int = 2) -> int:
     """Prints an error that the user can fix, if `rank` is 0; returns the exit code."""
     if rank == 0:
-        print(f"vit.train: {error}", file=sys.stderr)
+        print(f"{started_as('vit.train')}: {error}", file=sys.stderr)
     return code
 
 

@@ -35,6 +35,7 @@ from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.kill_attempts import Attempt, UnexpectedExitError, train_and_kill
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
@@ -187,7 +188,7 @@ def slowdown(bits: RunFolder, samples: RunFolder) -> float:
 
 def main(args: list[str] | None = None) -> None:
     """The command line.  Exit codes: 0 if identical, 1 if not or if training failed, 2 for invalid input."""
-    parser = config_parser("vit.verify", (__doc__ or "").partition("\n")[0])
+    parser = config_parser(started_as("vit.verify"), (__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="number of kills (default: 20)")
     parser.add_argument("--ranks", default="4,2,1", help="numbers of ranks of the attempts, in turn (default: 4,2,1)")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps, for two passes (default: 60)")

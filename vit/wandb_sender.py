@@ -30,6 +30,7 @@ from vit.config.user_error import UserError
 from vit.history.attempts import read_attempts
 from vit.history.wandb_values import attempt_of, summary
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record
 from vit.run.output import protect_output
@@ -136,7 +137,8 @@ class Sender:
         attempts = read_attempts(self.run.events())
         for record in new:
             values = {name: value for name, value in record.items() if name not in ("time", "seconds")}
-            values |= {"attempt": number} if (number := attempt_of(record, attempts)) is not None else {}
+            number = attempt_of(record, attempts)
+            values |= {"attempt": number} if number is not None else {}
             values |= {"_timestamp": record["time"]} if "time" in record else {}
             self._session.log(values, step=self._next_step, commit=True)
             self._next_step += 1
@@ -211,7 +213,7 @@ def _stdin_closed(seconds: float) -> bool:
 
 def main(args: list[str] | None = None) -> int:
     """The command line.  Exit codes: 0 if the server has all records, 1 if not, 2 for errors that the user can fix."""
-    parser = argparse.ArgumentParser("vit.wandb_sender", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(started_as("vit.wandb_sender"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=user_path, help="run folder")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: 60)")
     parser.add_argument("--offline", action="store_true", help="write them to a folder for `wandb sync` instead")

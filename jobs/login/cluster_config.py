@@ -11,10 +11,12 @@ from typing import Any, get_type_hints
 import yaml
 
 from jobs.node.slurm_job import STOP_SECONDS
+from vit.config import own_files
 from vit.config.paths import expand
 from vit.config.user_error import UserError
 
-CLUSTERS_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "clusters"
+CLUSTERS_FOLDER = own_files.CONFIGS / "clusters"
+LOCAL_FOLDER = Path("configs/clusters")  # in the working directory
 # sbatch options that submit.py sets itself, and what determines each.
 SET_ELSEWHERE = {
     **{"nodes": "--nodes", "gpus-per-node": "--gpus", "job-name": "--name", "array": "--sweep", "dependency": "--prep"},
@@ -115,9 +117,11 @@ def load(name: str | None, options: Mapping[str, Any]) -> ClusterConfig:
 def read_file(name: str) -> dict[str, Any]:
     """The values in a cluster's file.  Raises UserError, which lists the existing files if this one does not exist."""
     name = expand(name)
-    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else CLUSTERS_FOLDER / f"{name}.yaml"
+    is_path = "/" in name or name.endswith((".yaml", ".yml"))
+    path = own_files.find_config(Path(name) if is_path else LOCAL_FOLDER / f"{name}.yaml")
     if not path.is_file():
-        existing = ", ".join(sorted(file.stem for file in CLUSTERS_FOLDER.glob("*.yaml"))) or "no files"
+        files = {file.stem for folder in (CLUSTERS_FOLDER, LOCAL_FOLDER) for file in folder.glob("*.yaml")}
+        existing = ", ".join(sorted(files)) or "no files"
         raise UserError(f"--cluster-config {name}: {path} does not exist; configs/clusters has {existing}")
     try:
         # BaseLoader keeps values as text: YAML would read 24:00:00 as 86,400, and an account of digits as a number.

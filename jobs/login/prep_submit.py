@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from jsonargparse import Namespace
 
@@ -13,6 +12,7 @@ from jobs.login.prep_config import DataSet, load_prep, write_locally
 from jobs.login.resources import Resources, check_path, display_path
 from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.prep_job import PrepJob
+from vit.config.own_files import find_config
 from vit.run.folder import RunFolder
 from vit.run.hints import command
 
@@ -23,7 +23,7 @@ class Preparation:
     def __init__(
         self, options: Namespace, cluster: ClusterConfig, backend: str, available: Sequence[PartitionNodes]
     ) -> None:
-        path: Path = options.prep
+        path = find_config(options.prep)
         self.prep, self.backend, self.dry_run = load_prep(path), backend, options.dry_run
         self.run = RunFolder((options.runs_dir / f"prep-{path.stem}").absolute())
         check_path(self.run.path, self.backend == "slurm")

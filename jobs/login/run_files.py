@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vit.config.own_files import is_checkout
+from vit.run.console import started_as
 from vit.run.file_lock import lock
 from vit.run.folder import RunFolder
 from vit.run.fsync import replace_file
@@ -215,10 +217,11 @@ def _remove_tree(folder: Path) -> None:
 @cache
 def _environment() -> str:
     """The command, the commit, and every installed package."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"] if shutil.which("git") else ["true"]
+    is_git = is_checkout() and shutil.which("git")  # an installed copy may be inside of another project
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"] if is_git else ["true"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False)
     lines = [
-        f"command: {' '.join(sys.argv)}",
+        f"command: {' '.join([started_as(sys.argv[0]), *sys.argv[1:]])}",
         f"commit: {commit.stdout.strip() or 'not a git checkout'}",
         f"python: {platform.python_version()} ({sys.executable})",
         f"host: {platform.node()} ({platform.platform()})",

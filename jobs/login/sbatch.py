@@ -13,13 +13,15 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from jobs.login import run_files
-from jobs.login.resources import Resources
+from jobs.login.resources import Resources, command_path, display_path
 from jobs.login.run_folder import shared_folder_warning
 from jobs.login.sbatch_environment import sbatch_environment
 from jobs.login.slurm_queries import rejection_message
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
+from vit.run.console import started_as
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
+from vit.run.hints import command
 
 MAX_TIMEOUTS = 10_000  # requeues at the time limit; submitit's default of 3 would end a long run
 # $0: a folder, $1: seconds to wait for it.  Prints the node's name if the folder does not appear.
@@ -48,7 +50,7 @@ def submit(
             raise SubmissionError(rejection_message(str(error), resources.cluster)) from error
         raise
     if warning := shared_folder_warning(folder.parent):
-        print(f"submit.py: warning: {warning}", file=sys.stderr)
+        print(f"{started_as('submit.py')}: warning: {warning}", file=sys.stderr)
     return [job.job_id for job in submitted]
 
 
@@ -144,4 +146,14 @@ def script(folder: Path, resources: Resources, runs: Sequence[RunFolder], backen
 
     return _make_sbatch_string(
         command, folder, map_count=len(runs) if len(runs) > 1 else None, **parameters(resources, runs)
+    )
+
+
+def job_hints(run: RunFolder, job_id: str) -> str:
+    """Commands for a job in the queue."""
+    return (
+        f"  job     {job_id}\n"
+        f"  watch   tail -F {display_path(run.logs)}/rank-0.log\n"
+        f"  status  {command('jobs/status.py', command_path(run.path))}\n"
+        f"  stop    scancel {job_id}   (run the same command to resume)"
     )

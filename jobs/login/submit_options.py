@@ -11,11 +11,12 @@ from jobs.login.cluster_config import ClusterConfig
 from vit.config.parser import Parser, config_parser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
+from vit.run.console import started_as
 
 
 def submit_parser(description: str) -> Parser:
     """A parser for every setting of a run, and for the job that runs it."""
-    out = config_parser("submit.py", description, required=False)
+    out = config_parser(started_as("submit.py"), description, required=False)
     job = out.add_argument_group("job (where and how the run is executed)")
     _add_job_options(job)
     existing = out.add_argument_group("existing runs (submitting the same command again resumes a run)")

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import yaml
 
-from jobs.login.cluster_config import CLUSTERS_FOLDER, ClusterConfig
+from jobs.login.cluster_config import CLUSTERS_FOLDER, LOCAL_FOLDER, ClusterConfig
+from vit.config.own_files import is_checkout
 
 
 def cluster_path(name: str) -> Path:
-    """The file of a cluster."""
-    return CLUSTERS_FOLDER / f"{name}.yaml"
+    """The file of a cluster: in a checkout, or else in the working directory."""
+    return (CLUSTERS_FOLDER if is_checkout() else LOCAL_FOLDER) / f"{name}.yaml"
 
 
 def write_cluster_file(name: str, cluster: ClusterConfig) -> Path:
     """Writes `configs/clusters/NAME.yaml` and returns its path.  Raises FileExistsError, OSError."""
     path = cluster_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x") as file:
         file.write(render(name, cluster))
     return path

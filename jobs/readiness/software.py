@@ -15,9 +15,15 @@ from pathlib import Path
 from jobs.login.run_files import ROOT
 from jobs.readiness.finding import Finding, Level
 from jobs.readiness.request import Request
+from vit.config.own_files import is_checkout
 from vit.data import native
 
-INSTALL = "make setup, or pip install --constraint constraints.txt --editable ."
+AGAIN = "run make setup again" if is_checkout() else "install vit-slurm again"
+INSTALL = (
+    "make setup, or pip install --constraint constraints.txt --editable ."
+    if is_checkout()
+    else "install a version within these bounds with pip"
+)
 SHOWN = ("torchvision", "submitit", "ffcv")
 SIDE = 16  # pixels of the image that is decoded as a test
 
@@ -30,14 +36,11 @@ def check_software(request: Request) -> Iterator[Finding]:
 
 
 def check_versions(request: Request, project: Path = ROOT) -> Iterator[Finding]:
-    """Python and the libraries, compared with the bounds in setup.cfg."""
-    options = configparser.ConfigParser()
-    options.read(project / "setup.cfg")
-    bounds = options["options"]["python_requires"]
+    """Python and the libraries, compared with the bounds in setup.cfg, or in the metadata of an installed copy."""
+    bounds, required = _requirements(project)
     inside = is_within(platform.python_version(), bounds)
     advice = "" if inside else f"make a new environment with another Python: {INSTALL}"
     yield Finding("Python", "OK" if inside else "FAIL", f"{platform.python_version()} ({bounds} is tested)", advice)
-    required = re.findall(r"^([\w-]+)([^#\n]*)$", options["options"]["install_requires"], re.MULTILINE)
     found = {}
     for name, bounds in required:
         try:
@@ -52,6 +55,18 @@ def check_versions(request: Request, project: Path = ROOT) -> Iterator[Finding]:
         yield _torch(found.pop("torch"), request)
     named = [f"{name} {found.pop(name)}" for name in SHOWN if name in found]
     yield Finding("libraries", "OK", f"{', '.join(named)}, and {len(found)} others, as in setup.cfg")
+
+
+def _requirements(project: Path) -> tuple[str, list[tuple[str, str]]]:
+    """The bounds of Python's version, and the names and bounds of the libraries."""
+    if (project / "setup.cfg").is_file():
+        setup = configparser.ConfigParser()
+        setup.read(project / "setup.cfg")
+        options = setup["options"]
+        return options["python_requires"], re.findall(r"^([\w-]+)([^#\n]*)$", options["install_requires"], re.MULTILINE)
+    package = importlib.metadata.distribution("vit-slurm")
+    lines = [line for line in package.requires or () if ";" not in line]
+    return package.metadata["Requires-Python"], re.findall(r"^([\w-]+)(.*)$", "\n".join(lines), re.MULTILINE)
 
 
 def _torch(version: str, request: Request) -> Finding:
@@ -82,7 +97,7 @@ def check_decoder(request: Request) -> Iterator[Finding]:
     choice, bicubic = "auto", False
     if request.cfg:
         choice, bicubic = request.cfg.data.decoder, request.cfg.data.interpolation == "bicubic"
-    advice = "install libjpeg-turbo's headers (libjpeg-dev), and run make setup again"
+    advice = f"install libjpeg-turbo's headers (libjpeg-dev), and {AGAIN}"
     try:
         library = native.native_library()
     except OSError as error:  # a library that it needs is missing
@@ -130,7 +145,7 @@ def check_augmentation(request: Request) -> Iterator[Finding]:
     if request.cfg and request.cfg.device == "cuda":
         return
     spec = importlib.machinery.PathFinder.find_spec("_pixel_ops", [str(ROOT / "vit" / "augment")])
-    advice = "install a C++ compiler, and run make setup again"
+    advice = f"install a C++ compiler, and {AGAIN}"
     if spec is None or spec.origin is None:
         text = "vit.augment._pixel_ops was not built: on CPUs torch augments, with the same pixels, but slower"
         yield Finding("augmentation", "WARN", f"{text}; GPUs do not need it", advice)

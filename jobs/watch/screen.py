@@ -13,6 +13,7 @@ from jobs.watch.ranking import format_ranking, is_sweep, rank
 from jobs.watch.run_page import run_page
 from jobs.watch.table import format_tables
 from jobs.watch.words import PLAIN
+from vit.run.console import started_as
 
 MIN_COLUMNS = 40  # of a terminal; a smaller one wraps lines
 LOOK_SECONDS = 0.1  # between looks at the size of the terminal
@@ -61,7 +62,7 @@ def watch(look: Callable[[], Overview], every: float, ranked: bool) -> int:
 
     def screen(overview: Overview, seen: float) -> Text:
         columns, rows = console.size
-        warnings = [f"status.py: {line}" for line in overview.warnings]
+        warnings = [f"{started_as('status.py')}: {line}" for line in overview.warnings]
         warnings = ["", *warnings] if warnings else []
         lines = [*lines_of(overview, ranked, columns, rows - 2 - len(warnings)), *warnings]
         clock = time.strftime("%H:%M:%S", time.localtime(seen))

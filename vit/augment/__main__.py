@@ -25,6 +25,7 @@ from vit.data.damage import DamagedSamples
 from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.random_keys import Stream, key
 from vit.run.command import run_command
+from vit.run.console import started_as
 
 
 def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, list[str]]:
@@ -59,7 +60,7 @@ def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, li
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if an image was damaged, 2 for other errors that the user can fix."""
-    parser = config_parser("vit.augment", "Renders a few training images as augmented during a run.")
+    parser = config_parser(started_as("vit.augment"), "Renders a few training images as augmented during a run.")
     parser.add_argument("--out", type=user_path, required=True, help="image file to write")
     parser.add_argument("--images", type=int, default=6, help="number of images, one row each (default: 6)")
     parser.add_argument("--draws", type=int, default=7, help="augmented versions of each image (default: 7)")
@@ -72,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sheet, messages = contact_sheet(cfg, options.images, options.draws)
         sheet.save(options.out)
     except (UserError, OSError) as error:
-        print(f"vit.augment: {error}", file=sys.stderr)
+        print(f"{started_as('vit.augment')}: {error}", file=sys.stderr)
         return 2
     for message in messages:
-        print(f"vit.augment: {message}", file=sys.stderr)
+        print(f"{started_as('vit.augment')}: {message}", file=sys.stderr)
     print(f"wrote {options.out}: each row is the unaugmented image and {options.draws} augmented versions")
     return int(bool(messages))
 

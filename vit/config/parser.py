@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
+from vit.config.own_files import find_config
 from vit.config.paths import escape, expand
 from vit.config.schema import PATHS, Config, flatten
 from vit.config.user_error import UserError
@@ -95,7 +96,9 @@ class _ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if "\n" not in values:
-            values = _expand("--config", values)
+            path = Path(values := _expand("--config", values))
+            if (own := find_config(path)) is not path:
+                values = str(own)
         try:
             super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         except OSError as error:

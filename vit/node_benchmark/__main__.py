@@ -36,6 +36,7 @@ from vit.node_benchmark import devices
 from vit.node_benchmark.sums import measure_sums
 from vit.node_benchmark.training import TimedRun
 from vit.run.command import run_command
+from vit.run.console import started_as
 from vit.run.jsonl import append
 from vit.run.output import protect_output
 
@@ -80,7 +81,7 @@ def measure(cfg: Config, folder: Path, world: World) -> None:
 def main(args: list[str] | None = None) -> int:
     """The command line.  Exit code 2 for errors that the user can fix."""
     protect_output(keep_going=True)
-    parser = config_parser("vit.node_benchmark", (__doc__ or "").partition("\n")[0])
+    parser = config_parser(started_as("vit.node_benchmark"), (__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=user_path, required=True, help="folder for results and temporary files")
     cfg, options = parse_config(parser, args)
     folder: Path = options.folder
@@ -97,7 +98,7 @@ def main(args: list[str] | None = None) -> int:
         if not isinstance(error, UserError | OSError):
             traceback.print_exc()
             return 1
-        print(f"vit.node_benchmark: {error}", file=sys.stderr)
+        print(f"{started_as('vit.node_benchmark')}: {error}", file=sys.stderr)
         return 2
     finally:
         if not rank:

@@ -36,21 +36,25 @@ def explain_missing_packages() -> None:
         if name not in PACKAGES or importlib.util.find_spec(name) is not None:
             previous(kind, error, trace)
             return
-        _exit(f"{PACKAGES[name]} is not installed in {sys.executable}")
+        _exit(f"{PACKAGES[name]} is not installed in {sys.executable}", PACKAGES[name])
 
     sys.excepthook = hook
 
 
-def _exit(problem: str) -> None:
+def _exit(problem: str, package: str = "") -> None:
     """Prints the name of the command, the problem and what to do, as one line."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = spec.name.replace(".__main__", "") if spec else os.path.relpath(os.path.abspath(sys.argv[0]), ROOT)
-    sys.stderr.write(f"{program}: {problem}; {_advice()}\n")
+    console = sys.modules.get("vit.run.console")
+    program = console.started_as(program) if console else program
+    sys.stderr.write(f"{program}: {problem}; {_advice(package)}\n")
     sys.exit(USER_ERROR)
 
 
-def _advice() -> str:
+def _advice(package: str) -> str:
     """How to install the packages, or to use the environment in which they are."""
+    if any(name.startswith("vit_slurm-") for name in os.listdir(ROOT)):  # an installed copy, in site-packages
+        return f"run `{shlex.quote(sys.executable)} -m pip install {package}`"
     environment = os.path.join(ROOT, ".venv")
     activate = f"`source {_quoted(os.path.join(environment, 'bin', 'activate'))}`"
     if not os.path.exists(os.path.join(ROOT, "Makefile")):  # a copy of the source in a run folder

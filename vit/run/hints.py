@@ -2,7 +2,7 @@
 
 python -m vit.run.hints jobs/submit.py --config configs/vit_b16.yaml    prints such a command
 
-Imports nothing but the standard library and, as a command, vit.run.
+Imports nothing but the standard library and, of this project, vit.config.own_files and vit.run.
 """
 
 import os
@@ -11,14 +11,18 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from vit.config.own_files import ROOT, is_checkout
+from vit.run import console
 
 
 def command(program: str, *words: str) -> str:
     """The command that runs a script (`jobs/status.py`) or a module (`vit.wandb_sender`).
 
+    It is `vit-status` if this process was started in that way, or if there are no scripts, in an installed copy.
     `words` are inserted as they are: they must be quoted already.
     """
+    if name := _console_command(program):
+        return " ".join([name, *words])
     if program.endswith(".py"):
         return " ".join([python(), _script(program), *words])
     file = program.replace(".", "/")
@@ -33,6 +37,18 @@ def python() -> str:
     if not sys.executable or (found and _is_this_python(Path(found))):
         return "python"
     return shlex.quote(_shorter(Path(sys.executable)))
+
+
+def _console_command(program: str) -> str:
+    """The command of the installation, if this user uses those; else empty."""
+    name = console.name_of(program)
+    if not name or not (console.started_as("") or not (is_checkout() or Path(program).exists())):
+        return ""
+    file = (console.folder() or Path(sys.executable).parent) / name
+    found = shutil.which(name)
+    if found and file.exists() and file.samefile(found):
+        return name
+    return shlex.quote(_shorter(file)) if file.exists() else ""
 
 
 def _script(program: str) -> str:
