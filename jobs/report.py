@@ -44,10 +44,15 @@ def main(args: list[str] | None = None) -> int:
         "--over", type=user_path, metavar="RUN", help="run to draw below the others, as a wide line to compare with"
     )
     parser.add_argument("--dark", action="store_true", help="pictures on a dark background; pages adapt by themselves")
+    parser.add_argument(
+        "--each", action="store_true", help="one line for each run; runs that differ only in their seed else share one"
+    )
     parser.add_argument("--title", default="", help="(default: the names of the runs)")
     options = parser.parse_args(args)
     try:
-        report = Report(options.runs, options.out, options.over, "dark" if options.dark else "light", options.title)
+        report = Report(
+            options.runs, options.out, options.over, "dark" if options.dark else "light", options.title, options.each
+        )
         report.write()
     except (UserError, OSError) as error:
         unwritable = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -58,6 +63,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"{started_as('report.py')}: {problem}", file=sys.stderr)
     for path in report.written:
         print(path)
+    for line in report.seeds():
+        print(line)
     return 1 if report.problems else 0
 
 

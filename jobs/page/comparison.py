@@ -1,6 +1,5 @@
 """What differs between runs, in which order they rank, and whether two curves are the same."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,24 +48,6 @@ def differing_settings(runs: Sequence[RunData]) -> dict[str, list[str]]:
         if len({v for v, run in zip(column, runs, strict=True) if run.settings}) > 1
     }
     return {name: v for name, v in differing.items() if name not in PLACES} or differing
-
-
-def seed_groups(runs: Sequence[RunData]) -> list[tuple[list[RunData], float, float]]:
-    """Runs that differ only in their seed: mean and standard deviation (of a sample) of their best top-1 accuracy.
-
-    The best mean first; without runs that have no other seed, or no accuracy yet.
-    """
-    groups: dict[str, list[RunData]] = {}
-    for run in runs:
-        if run.best is not None and "seed" in run.settings:
-            same = {name: value for name, value in run.settings.items() if name not in ("seed", *PLACES)}
-            groups.setdefault(repr(sorted(same.items())), []).append(run)
-    out = []
-    for group in groups.values():
-        best = [run.best[1] for run in group if run.best is not None]
-        if len({shown(run.settings["seed"]) for run in group}) > 1:
-            out.append((group, statistics.mean(best), statistics.stdev(best)))
-    return sorted(out, key=lambda row: -row[1])
 
 
 def ranked(runs: Sequence[RunData]) -> list[RunData]:

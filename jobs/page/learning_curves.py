@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 
 from jobs.page.curves import Curve
 from jobs.page.interruptions import Interruption, interruptions
-from jobs.page.line_chart import Axis, Chart, Line
+from jobs.page.line_chart import Chart
+from jobs.page.lines import Axis, Line, Spread
 from jobs.page.run_data import RunData
 from jobs.page.scales import Scale, log_scale_for, number, scale_for
+from jobs.page.series import Series, single
 from jobs.page.thinning import column_means
+from vit.history.settings import setting
 
 NOISY_POINTS, MEAN_COLUMNS = 800, 160  # curves of so many points are drawn with their mean over so many parts
 TRAINING, VALIDATION, EMA = 1, 2, 4  # colors
 COLORS = 6
+MIXED = "with mixup, CutMix or label smoothing: not comparable with the validation loss"
 UNITS = (("seconds", 1, 120), ("minutes", 60, 2 * 3600), ("hours", 3600, 72 * 3600), ("days", 86400, math.inf))
 
 
@@ -45,10 +49,10 @@ SMALL = (
     Panel("images", "Images per second", ("images_per_second",), "small", zero=True),
 )
 OF_SEVERAL = (
-    Panel("loss", "Training loss", ("loss",)),
-    Panel("top1", "Top-1 accuracy", ("val_top1_average", "val_top1"), write=top1, factor=100, unit="%"),
-    Panel("val-loss", "Validation loss", ("val_loss_average", "val_loss"), "quarter"),
-    *(replace(panel, size="quarter") for panel in SMALL),
+    Panel("loss", "Training loss", ("loss",), "third"),
+    Panel("val-loss", "Validation loss", ("val_loss_average", "val_loss"), "third"),
+    replace(TOP1, size="third", values=("val_top1_average", "val_top1")),
+    *SMALL,
 )
 LABELS = {"loss": "training", "val_loss": "validation", "val_loss_average": "validation, EMA"}
 LABELS |= {"val_top1": "weights", "val_top1_average": "EMA"}
@@ -56,7 +60,7 @@ LABELS |= {"val_top1": "weights", "val_top1_average": "EMA"}
 
 def charts_of_run(run: RunData) -> list[Chart]:
     """The charts of one run, without those that would be empty."""
-    axes, marks = axes_for([run]), [(mark, run.began) for mark in interruptions(run)]
+    axes, marks = axes_for([single(run)]), [(mark, run.began) for mark in interruptions(run)]
     bands = _bands(run, [mark for mark, _ in marks], axes)
     out = []
     for panel in (LOSS, TOP1, *SMALL):
@@ -64,34 +68,42 @@ def charts_of_run(run: RunData) -> list[Chart]:
         if "loss" in panel.values and "loss" in run.repeated:
             lines.insert(0, _repeated(run))
         if lines:
-            out.append(_chart(panel, lines, axes, marks, bands))
+            note = MIXED if panel is LOSS and len(lines) > 1 and has_mixed_targets(run) else ""
+            out.append(_chart(panel, lines, axes, marks, bands, note=note))
     return out
 
 
-def charts_of_runs(runs: Sequence[RunData], over: RunData | None = None) -> list[Chart]:
-    """The charts of several runs, one line for each; `over` is drawn as a wide line below the others."""
-    axes, out = axes_for(runs), []
-    columns = max(60, 500 // len(runs))
+def charts_of_several(drawn: Sequence[Series], over: Series | None = None) -> list[Chart]:
+    """The charts of several runs, one line for each series; `over` is drawn as a wide line below the others."""
+    axes, out = axes_for(drawn), []
+    columns = max(60, 500 // len(drawn))
+    mixed = any(has_mixed_targets(run) for series in drawn for run in series.runs)
     for panel in OF_SEVERAL:
         lines = []
-        for run in sorted(runs, key=lambda run: run is not over):
-            name = next((name for name in panel.values if name in run.curves), None)
+        for series in sorted(drawn, key=lambda series: series is not over):
+            name = next((name for name in panel.values if name in series.curves), None)
             if name is not None:
-                dots = "val_" in name and len(runs) <= COLORS
-                form = "wide" if run is over else "dots" if dots else "line"
-                color = 0 if run is over else 1 + runs.index(run) % COLORS
-                lines.append(_run_line(run, name, color, form))
+                dots = "val_" in name and len(drawn) <= COLORS
+                form = "wide" if series is over else "dots" if dots else "line"
+                color = 0 if series is over else 1 + drawn.index(series) % COLORS
+                lines.append(_series_line(series, name, color, form))
         if lines:
+            runs = [run for series in drawn for run in series.runs]
             marks = [(mark, run.began) for run in runs for mark in interruptions(run)] if over is not None else []
-            out.append(replace(_chart(panel, lines, axes, marks, (), columns), legend=False))
+            note = MIXED if panel.id == "loss" and mixed else ""
+            out.append(replace(_chart(panel, lines, axes, marks, (), columns, note), legend=False))
     return out
 
 
-def axes_for(runs: Sequence[RunData]) -> list[Axis]:
-    """The axis of epochs, and that of time if the times of all runs are known."""
-    out = [Axis(kind="epochs", label="epoch", scale=Scale(0.0, max(map(_last_epoch, runs), default=1.0) or 1.0))]
-    lasted = [_duration(run) for run in runs]
-    known = [seconds for seconds in lasted if seconds is not None]
+def has_mixed_targets(run: RunData) -> bool:
+    """Whether the training loss is not that of the true classes."""
+    return any(setting(run.settings, f"augment.{name}") > 0 for name in ("mixup", "cutmix", "label_smoothing"))
+
+
+def axes_for(drawn: Sequence[Series]) -> list[Axis]:
+    """The axis of epochs, and that of time if the times of all are known."""
+    out = [Axis(kind="epochs", label="epoch", scale=Scale(0.0, max(map(_last_epoch, drawn), default=1.0) or 1.0))]
+    known = [series.duration for series in drawn if series.duration is not None]
     if known:
         name, unit = unit_of(max(known))
         out.append(Axis(kind="time", label=name, scale=Scale(0.0, max(known) / unit or 1.0), unit=unit))
@@ -103,21 +115,9 @@ def unit_of(seconds: float) -> tuple[str, float]:
     return next((name, float(unit)) for name, unit, limit in UNITS if seconds < limit)
 
 
-def _last_epoch(run: RunData) -> float:
-    seen = max((curve.epochs[-1] for curve in run.curves.values()), default=0.0)
-    return run.epochs if run.epochs and seen >= 0.7 * run.epochs else seen
-
-
-def _duration(run: RunData) -> float | None:
-    curves = [curve for curve in (*run.curves.values(), *run.repeated.values()) if curve.has_times()]
-    if run.began is None or not curves:
-        return None
-    ends = [attempt.ended for attempt in run.attempts if attempt.ended is not None]
-    return (
-        max(max(curve.times) for curve in curves) - run.began
-        if not ends
-        else max(*ends, *(max(curve.times) for curve in curves)) - run.began
-    )
+def _last_epoch(series: Series) -> float:
+    seen = max((curve.epochs[-1] for curve in series.curves.values()), default=0.0)
+    return series.epochs if series.epochs and seen >= 0.7 * series.epochs else seen
 
 
 def _line(run: RunData, name: str, panel: Panel) -> Line:
@@ -133,15 +133,16 @@ def _line(run: RunData, name: str, panel: Panel) -> Line:
     )
 
 
-def _run_line(run: RunData, name: str, color: int, form: str) -> Line:
+def _series_line(series: Series, name: str, color: int, form: str) -> Line:
     return Line(
-        label=run.name,
+        label=series.name,
         color=color,
-        curve=run.curves[name],
-        began=run.began,
-        breaks=_breaks(run),
+        curve=series.curves[name],
+        spread=series.spreads.get(name),
+        began=series.began,
+        breaks=series.breaks,
         form=form,
-        group=run.name,
+        group=series.name,
     )
 
 
@@ -171,12 +172,20 @@ def with_means(lines: Sequence[Line]) -> list[Line]:
             continue
         means = column_means(curve.epochs, curve.values, MEAN_COLUMNS)
         mean = replace(curve.pick([i for i, _ in means]), values=[value for _, value in means])
+        if line.spread is not None:
+            out.append(replace(line, curve=mean, spread=_smooth(line.spread, curve)))
+            continue
         group = line.group or line.label
         out += [
             replace(line, form="noise", group=group),
             replace(line, label=f"{line.label}, mean", curve=mean, group=group),
         ]
     return out
+
+
+def _smooth(spread: Spread, curve: Curve) -> Spread:
+    low, high = (column_means(curve.epochs, values, MEAN_COLUMNS) for values in (spread.low, spread.high))
+    return Spread([value for _, value in low], [value for _, value in high])
 
 
 def _is_smooth(curve: Curve) -> bool:
@@ -192,9 +201,9 @@ def _chart(
     marks: Sequence[tuple[Interruption, float | None]],
     bands: Sequence[tuple[str, float, float, str]] = (),
     columns: int = 500,
+    note: str = "",
 ) -> Chart:
-    values = [value for line in lines for value in line.curve.values]
-    note = ""
+    values = [value for line in lines for value in line.values()]
     if panel.id == "grad-norm" and _spread(values) > 15:
         scale, note = log_scale_for(values), "logarithmic"
     else:
@@ -213,7 +222,7 @@ def _chart(
         bands=bands,
         factor=panel.factor,
         unit=panel.unit,
-        ends=panel.size == "wide",
+        ends=panel.size in ("wide", "third"),
     )
 
 

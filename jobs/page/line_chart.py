@@ -10,37 +10,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from jobs.page.curves import Curve
 from jobs.page.elements import Html, element
 from jobs.page.interruptions import Interruption
+from jobs.page.lines import Axis, Line, band
 from jobs.page.scales import Scale, number, tick_label
 from jobs.page.thinning import straightened, thin
 
 SIZE = 10_000
 MANY_MARKS = 40  # of more, only those under the mouse have a line
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A curve of a chart."""
-
-    label: str
-    color: int  # 1 to 6, a color of the style sheet; 0: gray
-    curve: Curve
-    began: float | None  # Unix time from which its time is counted
-    breaks: Sequence[float] = ()  # Unix times at which the line is interrupted
-    form: str = "line"  # line, dots (with a line), faint (repeated steps, only over time), wide (below the others)
-    group: str = ""  # what switches it on and off; "": its label
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """A horizontal axis."""
-
-    kind: str  # epochs or time
-    label: str
-    scale: Scale
-    unit: float = 1.0  # seconds per unit of time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +148,15 @@ def _path(chart: Chart, axis: Axis, index: int, line: Line) -> Html | None:
     else:
         x = curve.epochs
     kept = thinned(x, curve.values, chart, axis)
+    if line.spread is not None:
+        edges = [thinned(x, values, chart, axis) for values in (line.spread.low, line.spread.high)]
+        kept = sorted(set(kept).union(*edges))
+
+    def at(i: int, value: float) -> tuple[int, int]:
+        return round(SIZE * axis.scale(x[i])), round(SIZE * (1 - min(1.02, max(-0.02, chart.scale(value)))))
 
     def place(i: int) -> tuple[int, int]:
-        return round(SIZE * axis.scale(x[i])), round(SIZE * (1 - min(1.02, max(-0.02, chart.scale(curve.values[i])))))
+        return at(i, curve.values[i])
 
     parts: list[str] = []
     last, segment = (0, 0), -1
@@ -192,17 +175,23 @@ def _path(chart: Chart, axis: Axis, index: int, line: Line) -> Html | None:
             "color": line.color,
             "group": line.group or line.label,
             "steps": picked.steps,
-            "values": [chart.write(value) for value in picked.values],
+            "values": [_value(chart, line, i) for i in kept],
         }
     )
     attributes = f'data-line="{index}" class="line c{line.color} {line.form}"'
     group = element(
         "g",
+        band(line.spread, kept, line.color, at) if line.spread is not None else None,
         Html(f'<path {attributes} d="{d}"/>'.encode()),
         _dots(line, kept, place),
         data_group=line.group or line.label,
     )
     return group
+
+
+def _value(chart: Chart, line: Line, i: int) -> str:
+    value = chart.write(line.curve.values[i])
+    return value if line.spread is None else f"{value} ({line.spread.words(i, chart.write)})"
 
 
 def thinned(x: Sequence[float], values: Sequence[float], chart: Chart, axis: Axis) -> list[int]:
@@ -238,15 +227,14 @@ def _ends(chart: Chart) -> list[Html]:
     lines = [line for line in chart.lines if line.form in ("line", "dots", "wide") and len(line.curve)]
     if not chart.ends or len(lines) > 8:
         return []
-    height = 0.075 if chart.size == "wide" else 0.13
     places = sorted((chart.scale(line.curve.values[-1]), i) for i, line in enumerate(lines))
     ys = [y for y, _ in places]
     for i in range(1, len(ys)):
-        ys[i] = max(ys[i], ys[i - 1] + height)
+        ys[i] = max(ys[i], ys[i - 1] + 0.075)
     if ys and ys[-1] > 1:
         ys[-1] = 1.0
         for i in range(len(ys) - 2, -1, -1):
-            ys[i] = min(ys[i], ys[i + 1] - height)
+            ys[i] = min(ys[i], ys[i + 1] - 0.075)
     out = []
     for y, (_, i) in zip(ys, places, strict=True):
         line = lines[i]

@@ -2,28 +2,35 @@
 
 from collections.abc import Sequence
 
-from jobs.page.comparison import differing_settings, ranked, sameness, seed_groups
+from jobs.page.comparison import differing_settings, ranked, sameness
 from jobs.page.document import curves_section, document
 from jobs.page.elements import Html, element, joined
 from jobs.page.interruptions import describe_interruptions, interruptions
-from jobs.page.learning_curves import COLORS, charts_of_runs, last
+from jobs.page.learning_curves import COLORS, charts_of_several, last
 from jobs.page.run_data import RunData
 from jobs.page.scales import number, percent
+from jobs.page.seed_table import seed_table
+from jobs.page.series import Series, series_of
 from vit.run.counts import counted
 from vit.run.progress import format_duration
 
 FEW_RUNS = 5  # up to so many, each has a column in the table of settings; of more, each has a row
 
 
-def runs_page(runs: Sequence[RunData], over: RunData | None = None, title: str = "") -> bytes:
-    """The page; `over` is drawn below the others and compared with them."""
+def runs_page(runs: Sequence[RunData], over: RunData | None = None, title: str = "", each: bool = False) -> bytes:
+    """The page; `over` is drawn below the others and compared with them.
+
+    Runs that differ only in their seed are drawn as one line, unless `each` is to be seen, or `over` is given.
+    """
     everything = [*runs, *([over] if over is not None and over not in runs else [])]
-    charts = charts_of_runs(everything, over)
-    legend = element("div", *(_legend_entry(run, everything, over) for run in everything), class_="legend plain")
+    drawn = series_of(everything, each or over is not None)
+    below = next((series for series in drawn if series.runs[0] is over), None)
+    charts = charts_of_several(drawn, below)
+    legend = element("div", *(_legend_entry(series, drawn, over) for series in drawn), class_="legend plain")
     body = joined(
         _header(everything, over, runs, title or _title(everything)),
         curves_section(charts, before=legend),
-        _ranking(everything, over),
+        _ranking(everything, drawn, over),
         _settings(everything),
     )
     return document(title or _title(everything), body, charts)
@@ -53,16 +60,17 @@ def _header(runs: Sequence[RunData], over: RunData | None, compared: Sequence[Ru
     )
 
 
-def _swatch(run: RunData, runs: Sequence[RunData], over: RunData | None = None) -> Html:
-    return element("i", class_="swatch c0 wide" if run is over else f"swatch c{1 + runs.index(run) % COLORS}")
+def _swatch(run: RunData, drawn: Sequence[Series], over: RunData | None = None) -> Html:
+    number = next(i for i, series in enumerate(drawn) if any(one is run for one in series.runs))
+    return element("i", class_="swatch c0 wide" if run is over else f"swatch c{1 + number % COLORS}")
 
 
-def _legend_entry(run: RunData, runs: Sequence[RunData], over: RunData | None) -> Html:
-    swatch = _swatch(run, runs, over)
-    return element("button", swatch, run.name, type="button", aria_pressed="true", data_toggles=run.name)
+def _legend_entry(series: Series, drawn: Sequence[Series], over: RunData | None) -> Html:
+    swatch = _swatch(series.runs[0], drawn, over)
+    return element("button", swatch, series.name, type="button", aria_pressed="true", data_toggles=series.name)
 
 
-def _ranking(runs: Sequence[RunData], over: RunData | None) -> Html:
+def _ranking(runs: Sequence[RunData], drawn: Sequence[Series], over: RunData | None) -> Html:
     heads = (
         "run",
         "state",
@@ -89,32 +97,12 @@ def _ranking(runs: Sequence[RunData], over: RunData | None) -> Html:
             percent(run.time.goodput) if run.time.goodput is not None else "–",
             describe_interruptions(interruptions(run)) or "none",
         )
-        name = element("td", _swatch(run, runs, over), run.name, class_="text")
+        name = element("td", _swatch(run, drawn, over), run.name, class_="text")
         rows.append(element("tr", name, *(element("td", cell) for cell in cells)))
     head = element("thead", element("tr", *(element("th", text) for text in heads)))
     table = element("table", head, element("tbody", *rows), class_="numbers")
     scrolled = element("div", table, class_="scroll")
-    return element("section", element("h2", "Ranking"), scrolled, _over_seeds(runs), id="ranking")
-
-
-def _over_seeds(runs: Sequence[RunData]) -> Html | None:
-    """Mean and standard deviation of the best accuracy over runs that differ only in their seed."""
-    rows = [
-        element(
-            "tr",
-            element("td", ", ".join(run.name for run in group), class_="text"),
-            element("td", len(group)),
-            element("td", percent(mean, 2)),
-            element("td", f"± {percent(deviation, 2)}"),
-        )
-        for group, mean, deviation in seed_groups(runs)
-    ]
-    if not rows:
-        return None
-    heads = ("runs that differ only in the seed", "runs", "mean top-1", "deviation")
-    head = element("tr", *(element("th", text) for text in heads))
-    table = element("table", element("thead", head), element("tbody", *rows), class_="numbers")
-    return element("div", table, class_="scroll part")
+    return element("section", element("h2", "Ranking"), seed_table(drawn), scrolled, id="ranking")
 
 
 def _settings(runs: Sequence[RunData]) -> Html:

@@ -9,6 +9,8 @@ from jobs.page.document import run_page
 from jobs.page.evaluation import ordered
 from jobs.page.run_data import RunData, is_shown, read_run
 from jobs.page.runs_page import runs_page
+from jobs.page.seed_table import seed_lines
+from jobs.page.series import series_of
 from jobs.watch.run_status import newest_job
 from vit.config.paths import printable
 from vit.config.user_error import UserError
@@ -22,11 +24,22 @@ PICTURES = (".png", ".svg", ".pdf")
 class Report:
     """A report of some paths.  `problems` says what could not be shown, `written` what was written."""
 
-    def __init__(self, paths: Sequence[Path], out: Path | None, over: Path | None, theme: str, title: str = "") -> None:
-        """Raises UserError if no path can be shown, or the report is of a kind that does not exist."""
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        out: Path | None,
+        over: Path | None,
+        theme: str,
+        title: str = "",
+        each: bool = False,
+    ) -> None:
+        """`each`: draw also runs that differ only in their seed one by one.
+
+        Raises UserError if no path can be shown, or the report is of a kind that does not exist.
+        """
         self.problems: list[str] = []
         self.written: list[Path] = []
-        self.theme, self.title = theme, title
+        self.theme, self.title, self.each = theme, title, each
         self.out = out or _default_out(paths)
         if self.out.suffix not in PAGES + PICTURES:
             kinds = ", ".join(PAGES[:1] + PICTURES)
@@ -48,11 +61,15 @@ class Report:
             self._draw(self.out, self.runs)
             return
         several = len(self.runs) > 1 or self.over is not None
-        page = runs_page(self.runs, self.over, self.title) if several else run_page(self.runs[0], self.title)
+        page = runs_page(self.runs, self.over, self.title, self.each) if several else run_page(self.runs[0], self.title)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.out, page)
         self.written.append(self.out)
         self._draw_beside(self.out.with_name(f"{self.out.stem}-pictures"))
+
+    def seeds(self) -> list[str]:
+        """Mean and deviation of runs that differ only in their seed, as a table of text; empty if there are none."""
+        return seed_lines(series_of(self.runs, self.each or self.over is not None))
 
     def _draw_beside(self, folder: Path) -> None:
         """Pictures of the main charts of a page."""
@@ -76,9 +93,9 @@ class Report:
 
         above = [run for run in runs if run is not self.over]
         if above:
-            draw(above, path, self.over, self.theme, self.title)
+            draw(above, path, self.over, self.theme, self.title, self.each)
         else:
-            draw(runs, path, None, self.theme, self.title)
+            draw(runs, path, None, self.theme, self.title, self.each)
         self.written.append(path)
 
     def _find(self, paths: Sequence[Path]) -> list[Path]:

@@ -9,12 +9,9 @@ from jobs.watch.colors import BOLD, DIM, paint
 from jobs.watch.details import settings_of
 from jobs.watch.run_status import Status
 from jobs.watch.words import NONE, pad, printable, shorten, width
-from vit.config.recipe import NOT_IN_RECIPE, NOT_IN_RECIPE_SECTIONS
-from vit.history.settings import Settings
+from vit.history.settings import Settings, apart_from_seed
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
-
-SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,12 @@ class Group:
     def scores(self) -> list[float]:
         """The best top-1 accuracy of each run that has one."""
         return [run.best_top1 for run in self.runs if run.best_top1 is not None]
+
+    @property
+    def seeds(self) -> str:
+        """How many there are: `3`; `2 of 3` if one has no evaluation yet."""
+        scored, all_of_them = len(self.scores), len(self.runs)
+        return str(scored) if scored == all_of_them else f"{scored} of {all_of_them}"
 
     @property
     def mean(self) -> float:
@@ -70,13 +73,7 @@ def rank(rows: Sequence[Status]) -> list[Group]:
 
 def _compared(settings: Settings, row: Status) -> Mapping[str, object]:
     """The settings by which runs are compared; those without a config differ from all others by their name."""
-    if not settings:
-        return {"run": row.run}
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in (SEED, *NOT_IN_RECIPE) and not name.startswith(NOT_IN_RECIPE_SECTIONS)
-    }
+    return apart_from_seed(settings) if settings else {"run": row.run}
 
 
 def _value(value: object) -> str:
@@ -102,7 +99,7 @@ def format_ranking(groups: Sequence[Group], columns: int) -> list[str]:
             (
                 str(i + 1),
                 printable(group.settings) or "all",
-                str(len(group.scores)),
+                group.seeds,
                 f"{group.mean:.2%}",
                 NONE if group.deviation is None else f"{group.deviation:.2%}",
                 f"{max(group.scores):.2%}" if len(group.scores) > 1 else NONE,

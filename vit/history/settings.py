@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from vit.config.recipe import NOT_IN_RECIPE, NOT_IN_RECIPE_SECTIONS
 from vit.config.schema import Config, ModelConfig
 from vit.config.user_error import UserError
 from vit.run.disk_errors import naming, read_if_exists
@@ -37,6 +38,15 @@ def flattened(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{name}"] = value
     return out
+
+
+def apart_from_seed(settings: Settings) -> Settings:
+    """The settings that determine what a run computes, without its seed: the same ones in repetitions of a run."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in ("seed", *NOT_IN_RECIPE) and not name.startswith(NOT_IN_RECIPE_SECTIONS)
+    }
 
 
 def model_of(settings: Settings) -> ModelConfig | None:

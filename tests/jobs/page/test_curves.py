@@ -118,20 +118,6 @@ def test_step_times_of_each_rank_are_shown(tmp_path: Path) -> None:
     assert page.count("<td>1,000</td><td>502</td><td>502</td><td>677</td><td>677</td><td>900</td>") == 2
 
 
-def test_the_mean_over_seeds_is_shown_of_runs_that_differ_only_in_the_seed(tmp_path: Path) -> None:
-    """With the standard deviation of a sample; a run with another setting is in no group."""
-    runs = []
-    for seed, top1, decay in [(0, 0.8, 0.1), (1, 0.9, 0.1), (2, 0.7, 0.2)]:
-        records = [r | {"val_top1_average": top1} for r in curve() if "val_top1" in r]
-        folder = write_run(tmp_path / f"seed={seed}", records)
-        text = (folder / "config.yaml").read_text().replace("seed: 0", f"seed: {seed}")
-        (folder / "config.yaml").write_text(text.replace("weight_decay: 0.1", f"weight_decay: {decay}"))
-        runs.append(read_run(folder, {}))
-    page = runs_page(runs).decode()
-    assert "<td>85.00%</td><td>± 7.07%</td>" in page
-    assert page.count("± ") == 1
-
-
 def test_the_head_has_the_notes_of_status_and_the_use_of_the_gpus(tmp_path: Path) -> None:
     """A run in float32 on A100s: its MFU, and that bf16 is faster."""
     run = read_run(write_run(tmp_path / "a"), {})

@@ -1,5 +1,6 @@
 """The ranking of a sweep in `status.py`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def test_a_sweep_is_ranked_by_the_mean_over_its_seeds(sweep: Path) -> None:
         ["1", "lr=0.003", "2", "79.00%", "1.41%", "80.00%", "5", "2", "runs", "not", "finished"],
         ["2", "lr=0.001", "3", "71.00%", "1.00%", "72.00%", "5", "3", "runs", "not", "finished"],
     ]
+
+
+def test_a_seed_without_an_evaluation_is_counted(sweep: Path) -> None:
+    """2 of 3 seeds, with the mean of those two."""
+    cfg = Config(epochs=10, seed=2, optim=OptimConfig(lr=3e-3))
+    write_run(sweep / "lr=3e-3,seed=2", cfg=cfg, steps=200)
+    lines = run_status(sweep.parent, "sweep").stdout.splitlines()
+    assert any(re.search(r"1 +lr=0.003 +2 of 3 +79.00% +1.41%", line) for line in lines)
 
 
 def test_other_runs_are_ranked_if_that_is_asked_for(sweep: Path) -> None:
