@@ -90,7 +90,7 @@ def charts_of_several(drawn: Sequence[Series], over: Series | None = None) -> li
         if lines:
             runs = [run for series in drawn for run in series.runs]
             marks = [(mark, run.began) for run in runs for mark in interruptions(run)] if over is not None else []
-            note = MIXED if panel.id == "loss" and mixed else ""
+            note = "mixed labels: not comparable" if panel.id == "loss" and mixed else ""
             out.append(replace(_chart(panel, lines, axes, marks, (), columns, note), legend=False))
     return out
 

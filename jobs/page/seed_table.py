@@ -9,7 +9,14 @@ from jobs.page.run_data import RunData
 from jobs.page.scales import number, percent
 from jobs.page.series import Series
 
-HEADS = ("mean ± deviation over seeds", "last top-1", "best top-1", "training loss", "validation loss", "its lowest")
+HEADS = (
+    "mean ± deviation over seeds",
+    "last top-1",
+    "best top-1",
+    "training loss",
+    "validation loss",
+    "lowest validation loss",
+)
 
 
 def seed_rows(series: Sequence[Series]) -> list[tuple[str, ...]]:

@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 from matplotlib import pyplot
 
+from jobs.page.document import run_page
 from jobs.page.figures import draw
 from jobs.page.run_data import RunData, read_run
 from jobs.page.runs_page import runs_page
@@ -177,9 +178,13 @@ def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], monkeypa
 
 
 def test_a_training_loss_with_mixup_is_said_not_to_be_comparable(tmp_path: Path) -> None:
-    """On the page of one run and of several; without mixup, CutMix and label smoothing nothing is said."""
+    """On the page of one run and of several, and in pictures; without mixup, CutMix and label smoothing nothing is said."""
     changes = {"plain": ("mixup: 0.0", "cutmix: 0.0", "label_smoothing: 0.0"), "mixed": ("mixup: 0.2",)}
     plain, mixed = (write_seed(tmp_path, 0, name, changes=changes[name]) for name in ("plain", "mixed"))
-    words = "not comparable with the validation loss"
+    words = "not comparable"
     assert words in runs_page(read([plain, mixed])).decode()
+    assert words in run_page(read_run(mixed, {})).decode()
+    draw(read([plain, mixed]), tmp_path / "both.svg")
+    assert words in (tmp_path / "both.svg").read_text()
+    assert words not in run_page(read_run(plain, {})).decode()
     assert words not in runs_page(read([plain, write_seed(tmp_path, 0, "twice", changes=changes["plain"])])).decode()
