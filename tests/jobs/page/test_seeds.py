@@ -178,7 +178,7 @@ def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], monkeypa
 
 
 def test_a_training_loss_with_mixup_is_said_not_to_be_comparable(tmp_path: Path) -> None:
-    """On the page of one run and of several, and in pictures; without mixup, CutMix and label smoothing nothing is said."""
+    """On the page of one run and of several, and in pictures; not without mixup, CutMix and label smoothing."""
     changes = {"plain": ("mixup: 0.0", "cutmix: 0.0", "label_smoothing: 0.0"), "mixed": ("mixup: 0.2",)}
     plain, mixed = (write_seed(tmp_path, 0, name, changes=changes[name]) for name in ("plain", "mixed"))
     words = "not comparable"
