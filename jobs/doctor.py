@@ -26,6 +26,7 @@ from jobs.readiness.finding import LEVELS, Finding, Level, exit_code
 from jobs.readiness.here import check_here
 from jobs.readiness.job_stages import add_stage_options, check_stage_options, job_stages
 from jobs.readiness.request import Request, read_request
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.parser import Parser, config_parser, parse_config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
@@ -50,6 +51,13 @@ def doctor_parser() -> Parser:
     general, groups = out._action_groups[:2], out._action_groups[2:]
     out._action_groups = [*general, *groups[-2:], *groups[:-2]]  # show them in --help before the run's settings
     return out
+
+
+def parse_request(parser: Parser, args: list[str] | None) -> Request:
+    """The arguments, checked.  Raises UserError; but a finding tells about initial weights that cannot be used."""
+    settings = InitialSettings(may_fail=lambda *_: True)
+    cfg, options = parse_config(parser, args, settings)
+    return read_request(cfg, options, settings)
 
 
 def stages(request: Request) -> Iterator[tuple[str, Iterable[Finding]]]:
@@ -104,7 +112,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 if all is well, 1 with warnings, 2 if a check failed."""
     parser = doctor_parser()
     try:
-        request = read_request(*parse_config(parser, args))
+        request = parse_request(parser, args)
         check_stage_options(request)
     except (UserError, OSError) as error:
         print(f"{started_as('doctor.py')}: {error}", file=sys.stderr)

@@ -40,7 +40,7 @@ from functools import partial
 from jsonargparse import ArgumentParser, Namespace
 
 from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
-from jobs.login.initial_weights import check_initial_weights
+from jobs.login.initial_weights import check_initial_weights, check_number_of_classes, initial_settings
 from jobs.login.local_run import INTERRUPTED, summary
 from jobs.login.resources import Resources, check_path, command_path, display_path, local_executor
 from jobs.login.sbatch import SubmissionError, job_hints
@@ -48,6 +48,7 @@ from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreach
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
 from jobs.login.sweep import SweepPoint, sweep_points
 from jobs.node import submitter_lock
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.config import schema
 from vit.config.parser import parse_config
 from vit.config.schema import Config
@@ -62,10 +63,10 @@ from vit.run.hints import command
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if args is None else args
-    parser = submit_parser((__doc__ or "").partition("\n")[0])
+    parser, settings = submit_parser((__doc__ or "").partition("\n")[0]), initial_settings()
     try:
-        cfg, options = parse_config(parser, argv)
-        return Submission(parser, argv, options).run(cfg)
+        cfg, options = parse_config(parser, argv, settings)
+        return Submission(parser, argv, options, settings).run(cfg)
     except (UserError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
         hint = ""
         if isinstance(error, SlurmUnreachableError | SlurmNotFoundError):
@@ -90,8 +91,10 @@ class PlannedRun:
 class Submission:
     """One call of the command."""
 
-    def __init__(self, parser: ArgumentParser, argv: Sequence[str], options: Namespace) -> None:
-        self.parser, self.argv, self.options = parser, argv, options
+    def __init__(
+        self, parser: ArgumentParser, argv: Sequence[str], options: Namespace, settings: InitialSettings
+    ) -> None:
+        self.parser, self.argv, self.options, self.settings = parser, argv, options, [settings]
         check_options(options)
         self.cluster = load_cluster(options)
         requested = "slurm" if options.cluster == "auto" and options.cluster_config else options.cluster
@@ -119,11 +122,13 @@ class Submission:
             runs = [PlannedRun(folder, run_folder.resolve_config(cfg, self.options, self.backend, pending_data))]
         else:
             parent = run_folder.folder_path(self.options, "-sweep")
-            runs = []
+            runs, found = [], self.settings.pop().found
             for point in sweep_points(self.options.sweep):
-                cfg, _ = parse_config(self.parser, [*self.argv, *point.arguments()])
+                folder = RunFolder(parent / point.name)
+                self.settings.append(initial_settings(folder, found))
+                cfg, _ = parse_config(self.parser, [*self.argv, *point.arguments()], self.settings[-1])
                 cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
-                runs.append(PlannedRun(RunFolder(parent / point.name), cfg, point))
+                runs.append(PlannedRun(folder, cfg, point))
         for run in runs:
             check_path(run.folder.path, self.backend == "slurm")
             if run_files.is_interrupted(run.folder) and not self.options.dry_run:
@@ -131,7 +136,9 @@ class Submission:
                     run_files.recover(run.folder)
             run_folder.check_unchanged(run.cfg, run.folder, self.options)
             run_folder.check_class_names(run.cfg, run.folder, self.options)
-        check_initial_weights([(run.folder, run.cfg) for run in runs], self.options.dry_run)
+        for settings, run in zip(self.settings, runs, strict=True):
+            check_number_of_classes(settings, run.cfg, pending_data)
+        check_initial_weights([(run.folder, run.cfg) for run in runs], self.settings, self.options.dry_run)
         self.resources(runs[0]).check(self.available)
         return runs
 
@@ -187,7 +194,7 @@ class Submission:
                     with run_files.replaced([folder], [schema.to_yaml(cfg)], on_slurm=True):
                         jobs = [run_folder.train_job(folder, self.options)]
                         (job_id,) = sbatch.submit(folder.jobs, resources, [folder], jobs)
-                    hints = job_hints(folder, job_id)
+                    hints = sbatch.job_hints(folder, job_id)
                     print(f"submitted; the job is requeued as needed until the run is finished\n{hints}")
                     return 0
                 wait = self.start_here(run)
@@ -214,7 +221,7 @@ class Submission:
         if found:
             job_id, job = found
             state = "already in the queue" if job.state == "PENDING" else f"already running on {job.nodes}"
-            raise InUseError(f"{folder.path} is {state}.\n{job_hints(folder, job_id)}")
+            raise InUseError(f"{folder.path} is {state}.\n{sbatch.job_hints(folder, job_id)}")
         return ""
 
     def submit_sweep(self, runs: Sequence[PlannedRun], dependency: str) -> int:

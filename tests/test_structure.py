@@ -20,14 +20,14 @@ ALLOWED_IMPORTS = {
     "vit.model": "vit.config",
     "vit.optim": "vit.config vit.model",
     "vit.data": "vit.config vit.random_keys vit.run vit.distributed",
-    "vit.augment": "vit.config vit.random_keys vit.run vit.data",
     "vit.checkpoint": "vit.config vit.random_keys vit.run vit.distributed vit.model vit.optim vit.data",
+    "vit.augment": "vit.config vit.random_keys vit.run vit.data vit.checkpoint",
     "vit.training": (
         "vit.config vit.random_keys vit.run vit.history vit.distributed vit.data vit.augment vit.optim vit.checkpoint"
     ),
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.wandb_sender": "vit.config vit.run vit.history",
-    "vit.node_benchmark": "vit.config vit.run vit.distributed vit.model vit.training",
+    "vit.node_benchmark": "vit.config vit.run vit.distributed vit.model vit.checkpoint vit.training",
     "vit.train": "vit.config vit.run vit.history vit.distributed vit.data vit.checkpoint vit.training",
     "vit.kill_attempts": "vit.run vit.checkpoint vit.train",
     "vit.verify": "vit.config vit.run vit.data vit.checkpoint vit.kill_attempts",
@@ -38,10 +38,10 @@ ALLOWED_IMPORTS = {
     "data_prep": "data_prep.sources vit.config vit.data vit.run",
     "jobs.node": "vit.config vit.run vit.history",
     "jobs.login": "jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint data_prep",
-    "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data",
+    "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint",
     "jobs.watch": "jobs.login jobs.node vit.config vit.run vit.history",
     "jobs.page": "jobs.watch jobs.login vit.config vit.run vit.history",
-    "jobs": "jobs.login jobs.node jobs.readiness jobs.watch jobs.page vit.config vit.run vit.history",
+    "jobs": "jobs.login jobs.node jobs.readiness jobs.watch jobs.page vit.config vit.run vit.history vit.checkpoint",
 }
 
 # Between the top-level packages only these modules may be imported: they are small, and do not import torch.
@@ -68,6 +68,7 @@ ALLOWED_MODULES = {
     ("jobs", "vit.model"): {"vit.model.weight_fit", "vit.model.fixed_positions"},
     ("jobs", "vit.checkpoint"): {
         "vit.checkpoint.format",
+        "vit.checkpoint.initial_settings",
         "vit.checkpoint.weight_files",
         "vit.checkpoint.saved_classes",
     },
@@ -86,7 +87,8 @@ WITHOUT_TORCH = (
         "vit.data.ffcv_format",
     ),
     *("vit.data.image_file", "vit.data.native"),
-    *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "vit.distributed.launcher", "jobs", "data_prep"),
+    *("vit.checkpoint.format", "vit.checkpoint.saved_classes", "vit.checkpoint.initial_settings"),
+    *("vit.distributed.launcher", "jobs", "data_prep"),
 )
 # Exceptions, which run on compute nodes: torch's elastic agent and the modules that import it, and torch's compiler.
 WITH_TORCH = (

@@ -17,7 +17,10 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from vit.checkpoint.format import find_checkpoints, step_of
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
 from vit.config.schema import Config
@@ -109,13 +112,15 @@ def main(args: list[str] | None = None) -> None:
         metavar="SETTING",
         help="settings that may differ from the checkpoint's when a run is resumed",
     )
-    cfg, options = parse_config(parser, args)
+    settings = InitialSettings(_run_folder)
+    cfg, options = parse_config(parser, args, settings)
     try:
         place = read_place()
     except UserError as error:
         sys.exit(_print_error(error, 0))  # the rank's number may be the one that is wrong
-    rank = place.rank
-    run = RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
+    rank, run = place.rank, _run_folder(options)
+    for line in settings.lines if rank == 0 else []:
+        show(line, lasting=True)
     clock.heartbeat = Heartbeat(run.logs)
     # A supervisor may start its ranks a moment before `submit.py` leaves the folder.
     wait_seconds = OWNER_WAIT_SECONDS if {JOB_VARIABLE, HEARTBEAT_VARIABLE} & os.environ.keys() else 0
@@ -134,6 +139,10 @@ def main(args: list[str] | None = None) -> None:
         # all ranks of a node, if not on all nodes (a GPU, a variable or a file may be missing): its first rank prints.
         on_one_rank = isinstance(error, (DamagedDataError, GpuMemoryError))
         sys.exit(_print_error(error, 0 if on_one_rank else place.local_rank))
+
+
+def _run_folder(options: Namespace) -> RunFolder:
+    return RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
 
 
 def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -> None:

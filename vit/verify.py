@@ -27,6 +27,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from vit.checkpoint.format import find_checkpoints
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.checkpoint.load import load_checkpoint
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
@@ -196,7 +197,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="start the ranks with torchrun, not as forks")
     parser.add_argument("--cost", action="store_true", help="measure what exact bits cost; done anyway on GPUs")
     parser.add_argument("--folder", type=user_path, help="folder to keep both runs in (default: a temporary folder)")
-    cfg, options = parse_config(parser, args)
+    settings = InitialSettings()
+    cfg, options = parse_config(parser, args, settings)
+    print("".join(f"{line}\n" for line in settings.lines), end="")
     try:
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.ranks):
             raise UserError(f"--ranks {options.ranks!r} must be numbers separated by commas, e.g. 4,2,1")

@@ -9,6 +9,7 @@ from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmSettings, SlurmUnreachableError, slurm_settings
 from jobs.login.submit_options import load_cluster
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 
@@ -21,6 +22,7 @@ class Request:
     cluster: ClusterConfig
     runs: Path  # folder of the run folders, absolute
     cfg: Config | None  # None: no --config was given
+    initial: InitialSettings  # what the config takes from the weights that the run starts from
     save_seconds: float | None = None  # estimated length of a save; None: not known
     slurm: SlurmSettings | None = None  # None: not installed here, or it does not respond
     slurm_error: str = ""  # why it does not respond; empty: it is not installed here, or not configured
@@ -60,11 +62,12 @@ class Request:
         )
 
 
-def read_request(cfg: Config, options: Namespace) -> Request:
+def read_request(cfg: Config, options: Namespace, initial: InitialSettings) -> Request:
     """Checks the arguments.  Raises UserError."""
     for name in ("nodes", "gpus"):
         if options[name] < 1:
             raise UserError(f"--{name} must be at least 1, not {options[name]}")
     if not options.config and cfg != Config():
         raise UserError("settings of a run require --config FILE")
-    return Request(options, load_cluster(options), options.runs_dir.absolute(), cfg if options.config else None)
+    runs = options.runs_dir.absolute()
+    return Request(options, load_cluster(options), runs, cfg if options.config else None, initial)

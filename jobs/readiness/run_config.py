@@ -38,8 +38,10 @@ def check_config(request: Request) -> Iterator[Finding]:
         yield Finding("batch", "OK", f"global batch {cfg.global_batch:,} on {ranks}: {each} each")
     if cfg.init_from:
         try:
+            if request.initial.error:
+                raise request.initial.error
             lines = describe_initial_weights([(RunFolder(request.runs / "none"), cfg)], dry_run=False)
-            yield Finding("initial weights", "OK", "; ".join(lines))
+            yield Finding("initial weights", "OK", "; ".join([*lines, *request.initial.lines]))
         except UserError as error:
             yield failed("initial weights", error)
 

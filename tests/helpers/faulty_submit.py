@@ -97,7 +97,7 @@ def main(checkout: Path) -> None:
     run_files._environment()
     # Forks inherit what is parsed here, which takes most of the command's time.
     parse = cache(lambda words: parser.parse_config(command.submit_parser(""), list(words)))
-    command.parse_config = lambda _, words: parse(tuple(words))
+    command.parse_config = lambda _, words, complete=None: parse(tuple(words))
     parser.config_parser = cache(parser.config_parser)
     for line in sys.stdin:
         arguments, cwd, run, environment, fault = json.loads(line)

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from jobs.doctor import doctor_parser
+from jobs.doctor import doctor_parser, parse_request
 from jobs.readiness.finding import Finding
-from jobs.readiness.request import Request, read_request
+from jobs.readiness.request import Request
 from tests.helpers.paths import CONFIGS
-from vit.config.parser import parse_config
 
 
 def request(*options: object) -> Request:
     """What these options of the command request."""
-    return read_request(*parse_config(doctor_parser(), [str(option) for option in options]))
+    return parse_request(doctor_parser(), [str(option) for option in options])
 
 
 def demo(betons: Path, *options: object) -> Request:

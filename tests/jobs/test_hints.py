@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.login.local_run import summary
-from jobs.submit import job_hints
+from jobs.login.sbatch import job_hints
 from tests.helpers.paths import ROOT
 from tests.helpers.records import evaluation_record, training_record
 from vit.config.paths import user_path

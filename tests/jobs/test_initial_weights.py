@@ -67,7 +67,7 @@ def test_weights_that_cannot_be_used_are_refused_at_submission(
 ) -> None:
     """In one line, as the job would say it hours later; nothing is written."""
     path = str(sources / source) if source != ".." else str(tmp_path)
-    refused = submit(tmp_path, *settings(betons), "--init_from", path)
+    refused = submit(tmp_path, *settings(betons), "--model.layer_scale", "0", "--init_from", path)
     assert refused.returncode == 2 and refused.stdout == ""
     assert refused.stderr.startswith(f"submit.py: {message.format(path=path)}")
     assert refused.stderr.count("\n") == 1

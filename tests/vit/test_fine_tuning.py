@@ -232,8 +232,8 @@ def test_a_damaged_checkpoint_of_another_run_is_skipped_and_left_untouched(beton
 
 
 def test_the_fine_tuning_example_loads_torchvision_weights() -> None:
-    """configs/finetune.yaml, with two classes: only the head is initialized; deeper layers learn more slowly."""
-    cfg = load_config(CONFIGS / "finetune.yaml")
+    """configs/finetune.yaml, for two classes: only the head is initialized; deeper layers learn more slowly."""
+    cfg = load_config(CONFIGS / "finetune.yaml", "--model.num_classes", "2")
     assert (cfg.model.num_classes, cfg.optim.layer_decay, bool(cfg.init_from)) == (2, 0.75, True)
     reference = torchvision_model(replace(cfg.model, num_classes=1000))
     model = VisionTransformer(cfg.model)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from vit.augment.pipeline import augment, channel_levels, normalize
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
 from vit.config.schema import Config
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=user_path, required=True, help="image file to write")
     parser.add_argument("--images", type=int, default=6, help="number of images, one row each (default: 6)")
     parser.add_argument("--draws", type=int, default=7, help="augmented versions of each image (default: 7)")
-    cfg, options = parse_config(parser, list(arguments) if arguments is not None else None)
+    cfg, options = parse_config(parser, list(arguments) if arguments is not None else None, InitialSettings())
     try:
         if min(options.images, options.draws) < 1:
             raise UserError("--images and --draws must be at least 1")

@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 import yaml
 
+from vit.checkpoint import stored_settings
 from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, read_manifest, read_tensors
 from vit.checkpoint.torch_pickle import TensorShape, read_shapes
 from vit.config.user_error import UserError
@@ -43,6 +45,8 @@ class WeightFile:
     keys: tuple[str, ...] = ()  # the dictionaries in the file that lead to the state dict
     report: list[str] = field(default_factory=list)  # which weights are taken, if the file has several
     heads: int | None = None  # attention heads, which no shape shows; None: not known
+    # Reads the settings that are stored with the weights, by dotted name.  Raises UserError if it cannot.
+    settings: Callable[[], dict[str, Any]] = dict
 
 
 def find_weights(path: Path) -> WeightFile:
@@ -55,8 +59,12 @@ def find_weights(path: Path) -> WeightFile:
         return _in_file(path)
     if file := weights_in_folder(path):
         found, config = _in_file(file), path / "config.json"
-        text = config.read_text(encoding="utf-8") if config.exists() else ""
-        return replace(found, heads=found.heads or _whole_number(lambda: json.loads(text)["model_args"]["num_heads"]))
+        if not config.exists():
+            return found
+        with naming(config):
+            text = config.read_bytes().decode("utf-8", "replace")
+        heads = found.heads or _whole_number(lambda: json.loads(text)["model_args"]["num_heads"])
+        return replace(found, heads=heads, settings=partial(stored_settings.of_timm, text, str(config)))
     problems = []
     for candidate in checkpoints_in(path):
         try:
@@ -121,18 +129,18 @@ def in_checkpoint(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, A
         {ours: shapes[name] for ours, name in names.items()},
         report=[taken],
         heads=_whole_number(lambda: yaml.safe_load(about["config"])["model"]["heads"]),
+        settings=partial(stored_settings.of_config, str(about["config"]), str(path)) if "config" in about else dict,
     )
 
 
 def _in_file(path: Path) -> WeightFile:
-    heads = None
+    metadata: dict[str, str] = {}
     try:
         with naming(path):
             if path.suffix == ".safetensors":
                 with safetensors.safe_open(path, "np") as file:
                     content: Any = {n: TensorShape(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
                     metadata = file.metadata() or {}  # `vit.export` writes the model's config into it
-                    heads = _whole_number(lambda: json.loads(metadata["model"])["heads"])
             else:
                 content = read_shapes(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -145,7 +153,8 @@ def _in_file(path: Path) -> WeightFile:
                 raise error.__context__ from None
         kind = "safetensors" if path.suffix == ".safetensors" else "torch.save"
         raise UserError(f"{path} contains no weights: it is damaged, or is not a file of {kind}") from error
-    return _choose(path, content, heads)
+    heads = _whole_number(lambda: json.loads(metadata["model"])["heads"])
+    return replace(_choose(path, content, heads), settings=partial(stored_settings.of_metadata, metadata, str(path)))
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Protocol, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from vit.config.own_files import find_config
 from vit.config.paths import escape, expand
-from vit.config.schema import PATHS, Config, flatten
+from vit.config.schema import PATHS, Config, flatten, to_yaml
 from vit.config.user_error import UserError
 
 
@@ -41,20 +42,17 @@ def config_from_text(text: str, source: str) -> Config:
 
 def config_parser(prog: str, description: str = "", required: bool = True) -> "Parser":
     """Returns a parser for `--config FILE` and every field of `Config`; a command adds its own options to it."""
-    out = Parser(
-        prog=prog, description=description, print_config="--print-config", formatter_class=_Help, allow_abbrev=False
-    )
+    out = Parser(prog=prog, description=description, print_config=None, formatter_class=_Help, allow_abbrev=False)
     out.usage = f"{prog} --config FILE [options] [--setting value …]"
     out.add_argument(
         "--config", action=_ConfigFile, required=required, help="YAML file; settings that it omits keep their defaults"
     )
+    out.add_argument("--print-config", action="store_true", help="print the resulting config and exit")
     out.add_class_arguments(Config)
     sections = get_type_hints(Config)
     for action in out._actions:
         if action.dest in sections and is_dataclass(sections[action.dest]):
             action.help = argparse.SUPPRESS  # `--model FILE` also works, but is not documented
-        elif action.dest == "print_config":
-            action.help, action.metavar = "print the resulting config and exit", ""
     for group in out._action_groups:
         for name, section in {"run": Config, **sections}.items():
             if group.title == str(section):
@@ -62,26 +60,55 @@ def config_parser(prog: str, description: str = "", required: bool = True) -> "P
     return out
 
 
-def parse_config(parser: ArgumentParser, args: list[str] | None = None) -> tuple[Config, Namespace]:
+class Completion(Protocol):
+    """Finds values for settings that are neither in a file nor on the command line; others keep their defaults."""
+
+    lines: list[str]  # what it has found, for the user
+
+    def __call__(self, given: Mapping[str, Any], options: Namespace) -> Mapping[str, Any]:
+        """The values, by dotted name; `given` are the settings that were given.  Raises UserError."""
+        ...
+
+
+def parse_config(
+    parser: ArgumentParser, args: list[str] | None = None, complete: Completion | None = None
+) -> tuple[Config, Namespace]:
     """Returns the config and the command's own options.
 
     Invalid input ends the process with one line and code 2; with `parser.exits` False it raises UserError.
     """
-    hints = get_type_hints(Config)
     try:
-        options = parser.parse_args(args)
-        given = vars(options.as_flat())
+        given = vars(parser.parse_args(args, defaults=False).as_flat())
         for name in flatten(Config()):
-            if given.get(name) is None:  # `lr:` with nothing after it, or `optim: 5`
+            section = name.partition(".")[0]
+            if given.get(name, "") is None or (section != name and section in given):  # `lr:`, or `optim: 5`
                 raise UserError(f"{name} has no value")
         for name in PATHS:
-            options[name] = type(given[name])(_expand(name, str(given[name])))
-        values = {f.name: options.pop(f.name) for f in fields(Config)}
-        sections = {name: hints[name](**vars(v)) if isinstance(v, Namespace) else v for name, v in values.items()}
-        config = Config(**sections)
+            if name in given:
+                given[name] = type(given[name])(_expand(name, str(given[name])))
+        options = parser.get_defaults()
+        _set(options, given)
+        if complete is not None:
+            _set(options, complete({name: given[name] for name in flatten(Config()) if name in given}, options))
+        config = _pop_config(options)
     except ValueError as error:
         parser.error(str(error))
+    if options.pop("print_config", False):
+        print("".join(f"# {line}\n" for line in (complete.lines if complete else [])) + to_yaml(config), end="")
+        sys.exit(0)
     return config, options
+
+
+def _set(options: Namespace, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        options[name] = value
+
+
+def _pop_config(options: Namespace) -> Config:
+    """The config, whose settings are removed from the options."""
+    hints = get_type_hints(Config)
+    values = {f.name: options.pop(f.name) for f in fields(Config)}
+    return Config(**{name: hints[name](**vars(v)) if isinstance(v, Namespace) else v for name, v in values.items()})
 
 
 def _expand(name: str, text: str) -> str:

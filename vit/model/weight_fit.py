@@ -5,9 +5,9 @@ Weights that would change the model's output are never left out: what the model 
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vit.config.schema import Config, ModelConfig
 from vit.config.user_error import UserError, first_few
@@ -33,6 +33,8 @@ _FOREIGN = {
 }
 # Without effect on the output of the encoder: masked pretraining, MAE's decoder, counters of averages and of FLOPs.
 _HARMLESS = re.compile(r"mask_token|decoder_.*|n_averaged|(.*\.)?total_(ops|params)")
+FEATURES_PER_HEAD = 64
+_LAYER_SCALE = 1e-5  # an initial value, for weights that have it; they replace it
 _HEAD = ("head.", "heads.", "head_dist.", "pre_logits.")
 
 
@@ -109,7 +111,7 @@ def check_fit(
             ignored.append(name)
         elif not explained.fullmatch(name):
             unknown.append(name)
-    problems += [f"it has {part}, for which there is no setting" for part in _parts(unknown)]
+    problems += _without_setting(unknown)
     missing = [n for n in own if n not in given and not (n.startswith("head.") and other_head)]
     if missing := [n for n in missing if not explained.fullmatch(n)]:
         problems.append(f"it lacks {first_few(missing)}")
@@ -163,6 +165,30 @@ def _wrong_settings(given: Mapping[str, Shape], cfg: ModelConfig, heads: int | N
         yield "model.pool to cls (not mean: the head was trained on the class token)"
 
 
+def shown_settings(given: Mapping[str, Shape]) -> dict[str, Any]:
+    """The model settings that names and shapes show, without `model.`; others are left out.
+
+    No shape depends on the number of heads: they are taken to have FEATURES_PER_HEAD features, as those of ViT-Ti, S, B
+    and L.  The image size is shown only by learned positions, and the initial value of LayerScale not at all.
+    """
+    width, pixels = given["patches.proj.weight"]
+    side, has_class_token = math.isqrt(pixels // 3), "cls_token" in given
+    patches = given["positions"][1] - has_class_token if len(given.get("positions", ())) == 3 else 0
+    scaled = any(name.endswith(".scale1.gamma") for name in given)
+    found: dict[str, Any] = {
+        "image_size": side * math.isqrt(patches) if math.isqrt(patches) ** 2 == patches else 0,
+        "patch_size": side if 3 * side * side == pixels else 0,
+        "width": width,
+        "depth": _depth(given),
+        "heads": width // FEATURES_PER_HEAD if width % FEATURES_PER_HEAD == 0 else 0,
+        "mlp_dim": given.get("blocks.0.mlp.up.weight", (0,))[0],
+        "num_classes": given.get("head.weight", (0,))[0],
+        "pool": "cls" if has_class_token else "mean",
+        "positions": "learned" if "positions" in given else "sincos2d",
+    }
+    return {name: value for name, value in found.items() if value} | {"layer_scale": _LAYER_SCALE if scaled else 0.0}
+
+
 def _depth(given: Mapping[str, Shape]) -> int:
     """The number of blocks."""
     return max((int(found[1]) + 1 for found in map(re.compile(r"blocks\.(\d+)\.").match, given) if found), default=0)
@@ -178,6 +204,16 @@ def _explained_names(given: Mapping[str, Shape], cfg: ModelConfig, settings: set
         "model.pool": "cls_token",
     }
     return re.compile("|".join(patterns[name] for name in patterns if name in settings) or r"(?!)")
+
+
+def foreign_parts(given: Iterable[str]) -> list[str]:
+    """The parts of other architectures that weights of these names belong to, each in words; no setting gives them."""
+    names = [name for name in given if not (name.startswith(_HEAD) or _HARMLESS.fullmatch(name))]
+    return _without_setting([name for name in names if any(substring in name for substring in _FOREIGN)])
+
+
+def _without_setting(unknown: list[str]) -> list[str]:
+    return [f"it has {part}, for which there is no setting" for part in _parts(unknown)]
 
 
 def _parts(unknown: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
 from vit.config.schema import Config
@@ -83,7 +84,7 @@ def main(args: list[str] | None = None) -> int:
     protect_output(keep_going=True)
     parser = config_parser(started_as("vit.node_benchmark"), (__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=user_path, required=True, help="folder for results and temporary files")
-    cfg, options = parse_config(parser, args)
+    cfg, options = parse_config(parser, args, InitialSettings())
     folder: Path = options.folder
     rank = None
     try:
