@@ -106,3 +106,34 @@ def test_other_commands_and_a_complete_config_show_the_same(demo: Path, class_se
     assert "width 128" in done.stdout
     (tmp_path / "whole.yaml").write_text(to_yaml(replace(cfg, init_from=str(tmp_path / "gone"))))
     assert printed(tmp_path, config="whole.yaml") == (replace(cfg, init_from=str(tmp_path / "gone")), [])
+
+
+def test_before_the_data_are_written_their_number_of_classes_is_asked_for(
+    demo: Path, class_sets: Path, tmp_path: Path
+) -> None:
+    """A job that trains after --prep could not start with another number; a dry run alone says what it assumes."""
+    prep = f"train:\n  source: imagefolder\n  path: {class_sets / 'some'}\n  out: {tmp_path / 'new.beton'}\n"
+    (tmp_path / "prep.yaml").write_text(prep)
+    command = ["--init_from", demo, *data(tmp_path / "new.beton")]
+    refused = submit(tmp_path, "--prep", "prep.yaml", *command)
+    assert refused.returncode == 2 and refused.stderr == (
+        f"submit.py: {tmp_path}/new.beton: its number of classes is not known before it is written; "
+        "give --model.num_classes N\n"
+    )
+    assert not (tmp_path / "new.beton").exists()
+    known = submit(tmp_path, "--prep", "prep.yaml", *command, "--model.num_classes", "6", "--dry-run")
+    assert known.returncode == 0, known.stderr
+    shown = submit(tmp_path, *command, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert f"# {tmp_path}/new.beton does not exist yet; model.num_classes will be its number" in shown.stdout
+    assert "num_classes: 10\n" in shown.stdout
+
+
+def test_a_dry_run_says_which_settings_weights_would_give_that_do_not_exist_yet(tmp_path: Path) -> None:
+    """Damaged ones are refused as ever."""
+    shown = submit(tmp_path, "--init_from", "later", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "\n# the defaults stand in for settings that will be taken from it: model.image_size, " in shown.stdout
+    (tmp_path / "later").write_text("hello")
+    refused = submit(tmp_path, "--init_from", "later", "--dry-run")
+    assert refused.returncode == 2 and "later contains no weights: it is damaged" in refused.stderr

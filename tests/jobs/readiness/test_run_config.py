@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs.readiness.run_config import check_config, check_data, check_wandb
+from tests.helpers.finished_runs import make_finished_run
+from tests.helpers.paths import CONFIGS
 from tests.helpers.readiness import demo, findings, request
+from vit.config.parser import load_config
 from vit.data.dataset_manifest import manifest_path
 
 
@@ -91,6 +94,16 @@ def test_initial_weights_that_do_not_exist_are_a_failure(betons: Path, tmp_path:
     found = findings(check_config, demo(betons, "--init_from", tmp_path / "no.pth"))["initial weights"]
     assert found.level == "FAIL"
     assert "no.pth" in found.text
+
+
+def test_settings_that_are_taken_from_the_initial_weights_are_shown(betons: Path, tmp_path: Path) -> None:
+    """They are those of the run that is checked."""
+    make_finished_run(tmp_path / "run", load_config(CONFIGS / "demo.yaml", "--model.depth", "1"))
+    data = ("--data.train", betons / "train.beton", "--data.val", betons / "val.beton")
+    checked = request("--config", CONFIGS / "finetune.yaml", "--init_from", tmp_path / "run", *data)
+    assert checked.cfg is not None and checked.cfg.model.width == 64
+    found = findings(check_config, checked)["initial weights"]
+    assert found.level == "OK" and "settings taken: model: image_size 28, patch_size 7, width 64, depth 1" in found.text
 
 
 def test_a_login_of_weights_and_biases_is_found_without_network(
