@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from vit.config.batches import wrong_ranks
 from vit.config.paths import escape
 from vit.config.user_error import UserError
 
@@ -250,13 +251,10 @@ class Config:
 
     def check_ranks(self, ranks: int) -> None:
         """Raises UserError unless `ranks` divides the number of micro-batches."""
-        allowed = [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
-        _require(
-            self.micro_batches % ranks == 0,
-            f"{ranks} ranks do not divide the {self.micro_batches} micro-batches of a batch "
-            f"(global_batch {self.global_batch} / micro_batch {self.micro_batch}); "
-            f"use {', '.join(map(str, allowed))} ranks or another micro_batch",
-        )
+        mixes = self.augment.mixup or self.augment.cutmix
+        if self.micro_batches % ranks:
+            repeats = self.data.repeats if mixes else 0
+            raise UserError(wrong_ranks(self.global_batch, self.micro_batch, ranks, repeats))
 
     def check_mixing(self) -> None:
         """Raises UserError if mixup or CutMix would mix images with themselves.

@@ -121,20 +121,6 @@ def test_the_number_of_steps_is_the_smallest_that_uses_each_sample_often_enough(
     assert Config().steps(0, 60_000) == 0
 
 
-def test_an_invalid_number_of_ranks_is_reported_with_the_valid_ones() -> None:
-    """With all valid numbers, and the settings they follow from."""
-    cfg = Config(global_batch=1536, micro_batch=128)  # 12 micro-batches
-    for ranks in (1, 2, 3, 4, 6, 12):
-        cfg.check_ranks(ranks)
-    for ranks in (5, 8, 24):
-        with pytest.raises(
-            ValueError, match=rf"^{ranks} ranks .* 12 micro-batches .* use 1, 2, 3, 4, 6, 12 ranks or another"
-        ):
-            cfg.check_ranks(ranks)
-    with pytest.raises(ValueError, match=r"global_batch 1536 / micro_batch 128"):
-        cfg.check_ranks(7)
-
-
 def test_a_config_is_immutable() -> None:
     """Every section is frozen; a modified copy is validated again."""
     cfg = Config()
