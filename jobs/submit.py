@@ -37,20 +37,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
 from jobs.login.initial_weights import check_initial_weights, check_number_of_classes, initial_settings
 from jobs.login.local_run import INTERRUPTED, summary
 from jobs.login.resources import Resources, check_path, command_path, display_path, local_executor
-from jobs.login.sbatch import SubmissionError, job_hints
+from jobs.login.sbatch import SubmissionError
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
-from jobs.login.sweep import SweepPoint, sweep_points
+from jobs.login.sweep import SweepPoint, sweep_config, sweep_points
 from jobs.node import submitter_lock
 from vit.checkpoint.initial_settings import InitialSettings
 from vit.config import schema
-from vit.config.parser import parse_config
+from vit.config.parser import Parser, parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.run.command import run_command
@@ -91,9 +91,7 @@ class PlannedRun:
 class Submission:
     """One call of the command."""
 
-    def __init__(
-        self, parser: ArgumentParser, argv: Sequence[str], options: Namespace, settings: InitialSettings
-    ) -> None:
+    def __init__(self, parser: Parser, argv: Sequence[str], options: Namespace, settings: InitialSettings) -> None:
         self.parser, self.argv, self.options, self.settings = parser, argv, options, [settings]
         check_options(options)
         self.cluster = load_cluster(options)
@@ -126,7 +124,7 @@ class Submission:
             for point in sweep_points(self.options.sweep):
                 folder = RunFolder(parent / point.name)
                 self.settings.append(initial_settings(folder, found))
-                cfg, _ = parse_config(self.parser, [*self.argv, *point.arguments()], self.settings[-1])
+                cfg = sweep_config(self.parser, self.argv, point, self.settings[-1])
                 cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
                 runs.append(PlannedRun(folder, cfg, point))
         for run in runs:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vit.config.parser import Completion, Parser, parse_config
+from vit.config.schema import Config
 from vit.config.user_error import UserError
 
 
@@ -41,6 +43,16 @@ def sweep_points(sweeps: Sequence[str]) -> list[SweepPoint]:
     if len({point.name for point in out}) < len(out):
         raise UserError("two runs of this sweep would have the same name; use values that differ in letters or digits")
     return out
+
+
+def sweep_config(parser: Parser, argv: Sequence[str], point: SweepPoint, complete: Completion) -> Config:
+    """The config of one run of a sweep.  Raises UserError that names the swept values."""
+    parser.exits = False
+    try:
+        return parse_config(parser, [*argv, *point.arguments()], complete)[0]
+    except UserError as error:
+        values = " ".join(f"{key}={value}" for key, value in point.values)
+        raise UserError(f"--sweep {values}: {str(error).removeprefix('--')}") from None
 
 
 def split_values(listed: str) -> list[str]:

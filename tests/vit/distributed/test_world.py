@@ -34,9 +34,7 @@ def rank_size_and_threads(cfg: Config) -> tuple[int, int, int]:
 
 def test_a_number_of_ranks_that_does_not_divide_the_micro_batches_is_refused() -> None:
     """On every rank, before the process group is created; the message lists the numbers that do, and a micro-batch."""
-    with pytest.raises(
-        ValueError, match=r"3 ranks do not divide the 4 micro-batches .* use 1, 2 or 4 ranks, or --mi"
-    ):
+    with pytest.raises(ValueError, match=r"3 ranks do not divide the 4 micro-batches .* use 1, 2 or 4 ranks, or --mi"):
         run_ranks(3, rank_size_and_threads, Config(device="cpu"))
 
 
