@@ -25,6 +25,7 @@ from data_prep import contact_sheet
 from data_prep.beton_reader import BetonIndex, decode_in_chunks, read_beton_index
 from data_prep.digests import compute_digests
 from data_prep.sources.source import InputError
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.data.dataset_manifest import DatasetManifest, read_dataset_manifest
 from vit.run.command import run_command
@@ -151,7 +152,7 @@ def _compare_with_manifest(beton: BetonIndex, manifest: DatasetManifest) -> None
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=started_as("python -m data_prep.check_beton"),
         description=adapted(_DESCRIPTION),
         epilog=adapted(_EPILOG),

@@ -28,6 +28,7 @@ from data_prep.publish import link_target, prepared_manifest
 from data_prep.sources.labels import MAX_CLASSES, read_classes
 from data_prep.sources.source import InputError
 from data_prep.summary import summarize
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.data.dataset_manifest import (
     DESCRIBED,
@@ -143,7 +144,7 @@ def _check_manifest(path: Path) -> None:
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=started_as("python -m data_prep.describe_beton"),
         description=adapted(_DESCRIPTION),
         epilog=adapted(_EPILOG),

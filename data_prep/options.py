@@ -8,6 +8,7 @@ from functools import partial
 from data_prep.recipe import MODES, Recipe
 from data_prep.source_options import SOURCES
 from data_prep.sources.file_patterns import expand_files
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.data.image_file import MAX_MEGAPIXELS
 from vit.run.console import adapted, started_as
@@ -77,9 +78,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser() -> CommandParser:
     raw_text = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=started_as("python -m data_prep.write_beton"),
         description=adapted(_DESCRIPTION),
         epilog=adapted(_EPILOG),
@@ -99,7 +100,7 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
+def _add_output_options(parser: CommandParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
@@ -127,7 +128,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_storage_options(parser: argparse.ArgumentParser, mode: str) -> None:
+def _add_storage_options(parser: CommandParser, mode: str) -> None:
     group = parser.add_argument_group("how images are stored")
     group.add_argument(
         "--mode",
@@ -160,7 +161,7 @@ def _add_storage_options(parser: argparse.ArgumentParser, mode: str) -> None:
     )
 
 
-def _add_selection_options(parser: argparse.ArgumentParser, shuffle: bool) -> None:
+def _add_selection_options(parser: CommandParser, shuffle: bool) -> None:
     group = parser.add_argument_group("which images, and in which order")
     group.add_argument(
         "--subset",

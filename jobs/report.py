@@ -18,10 +18,10 @@ if __name__ == "__main__":
     explain_missing_packages()  # before what an older Python does not have
     gc.disable()  # a long run has hundreds of thousands of records, which are no garbage
 
-import argparse
 import errno
 
 from jobs.page.write import PAGES, PICTURES, Report
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.run.command import run_command
@@ -30,7 +30,7 @@ from vit.run.console import started_as
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a path could not be shown, or nothing."""
-    parser = argparse.ArgumentParser(prog=started_as("report.py"), description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(prog=started_as("report.py"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "runs", type=user_path, nargs="+", metavar="RUN", help="run folder, or a folder of runs such as a sweep"
     )

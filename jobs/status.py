@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
     explain_missing_packages()  # before what an older Python does not have
 
-import argparse
 import json
 import math
 import time
@@ -26,6 +25,7 @@ from typing import Any
 from jobs.watch import screen
 from jobs.watch.overview import Overview, SlurmJobs, look
 from jobs.watch.run_status import Status
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.history.notes import notes
 from vit.run.command import run_command
@@ -62,7 +62,7 @@ def _finite(value: Any) -> Any:
 
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a path holds no run, or one that cannot be read."""
-    parser = argparse.ArgumentParser(prog=started_as("status.py"), description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(prog=started_as("status.py"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "runs",
         nargs="*",

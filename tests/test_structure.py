@@ -57,6 +57,7 @@ ALLOWED_MODULES = {
         ),
         *(
             "vit.config.paths",
+            "vit.config.option_errors",
             "vit.run.command",
             "vit.run.console",
             "vit.run.counts",

@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 
 from vit.checkpoint.trained_model import TrainedModel, WeightsKind, add_checkpoint_options, load_trained_model
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -146,9 +147,7 @@ def _place_to_save(checkpoint: Path, given: Path | Literal[True] | None) -> Path
 
 
 def _options(args: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        started_as("vit.evaluate"), description="Computes exact top-1 and top-5 accuracy of a run."
-    )
+    parser = CommandParser(started_as("vit.evaluate"), description="Computes exact top-1 and top-5 accuracy of a run.")
     parser.add_argument("run", type=user_path, help="run folder, or one of its checkpoints")
     parser.add_argument(
         "--data", type=user_path, help=".beton file with any of the model's classes (default: data.val)"

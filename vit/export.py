@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
     explain_missing_packages()
 
-import argparse
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from torch import nn
 
 from vit.checkpoint import trained_model
 from vit.checkpoint.trained_model import TrainedModel, add_checkpoint_options, load_trained_model
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.model.pretrained import Tensors, to_theirs
@@ -194,9 +194,7 @@ def export(
 
 def main(args: list[str] | None = None) -> int:
     """Command line.  Exit code 2 for errors that the user can fix."""
-    parser = argparse.ArgumentParser(
-        started_as("vit.export"), description="Exports the weights of a run to another library."
-    )
+    parser = CommandParser(started_as("vit.export"), description="Exports the weights of a run to another library.")
     parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
     parser.add_argument("--to", choices=FORMATS, required=True, help="target library or format")
     parser.add_argument(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vit.augment.pipeline import normalize
 from vit.checkpoint.trained_model import add_checkpoint_options, load_trained_model
+from vit.config.option_errors import CommandParser
 from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -200,9 +201,7 @@ def _write_figure(i: int, prediction: Prediction, folder: Path) -> Path:
 
 def main(args: list[str] | None = None) -> int:
     """Command line.  Exit code 1 if an image could not be read, 2 for other errors that the user can fix."""
-    parser = argparse.ArgumentParser(
-        started_as("vit.predict"), description="Classifies images with the weights of a run."
-    )
+    parser = CommandParser(started_as("vit.predict"), description="Classifies images with the weights of a run.")
     parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
     parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE", help="any format that Pillow reads")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes per image (default: 5)")

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.history.attempts import read_attempts
@@ -213,7 +214,7 @@ def _stdin_closed(seconds: float) -> bool:
 
 def main(args: list[str] | None = None) -> int:
     """The command line.  Exit codes: 0 if the server has all records, 1 if not, 2 for errors that the user can fix."""
-    parser = argparse.ArgumentParser(started_as("vit.wandb_sender"), description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(started_as("vit.wandb_sender"), description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=user_path, help="run folder")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: 60)")
     parser.add_argument("--offline", action="store_true", help="write them to a folder for `wandb sync` instead")

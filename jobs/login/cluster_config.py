@@ -1,6 +1,5 @@
 """What jobs request from a cluster: one small YAML file per cluster, overridden by command-line options."""
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,11 @@ from typing import Any, get_type_hints
 import yaml
 
 from jobs.node.slurm_job import STOP_SECONDS
-from vit.config import own_files
+from vit.config import own_files, yaml_text
+from vit.config.help_texts import described_fields
 from vit.config.paths import expand
 from vit.config.user_error import UserError
+from vit.config.values import WrongValueError, convert, describe, nearest, wrong_value
 
 CLUSTERS_FOLDER = own_files.CONFIGS / "clusters"
 LOCAL_FOLDER = Path("configs/clusters")  # in the working directory
@@ -123,31 +124,40 @@ def read_file(name: str) -> dict[str, Any]:
         files = {file.stem for folder in (CLUSTERS_FOLDER, LOCAL_FOLDER) for file in folder.glob("*.yaml")}
         existing = ", ".join(sorted(files)) or "no files"
         raise UserError(f"--cluster-config {name}: {path} does not exist; configs/clusters has {existing}")
-    try:
-        # BaseLoader keeps values as text: YAML would read 24:00:00 as 86,400, and an account of digits as a number.
-        values = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    return parse_values({} if values in (None, "") else values, f"{path}: ")
+    # Values stay text: YAML would read 24:00:00 as 86,400, and an account of digits as a number.
+    node = yaml_text.compose(yaml_text.read_text(str(path), "--cluster-config"), str(path))
+    if node is None or yaml_text.is_null(node):
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml_text.not_a_mapping(node, str(path), "partition: gpu")
+    places = {key: f"{yaml_text.place(at, str(path))}: " for key, at, _ in yaml_text.entries(node, str(path))}
+    return parse_values(yaml_text.plain(node, str(path)), f"{path}: ", places)
 
 
-def parse_values(values: object, prefix: str) -> dict[str, Any]:
+def parse_values(values: object, prefix: str, places: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Converts a mapping of text to valid keyword arguments of ClusterConfig.
 
-    Raises UserError with a message that starts with `prefix`.
+    Raises UserError with a message that starts with the key's place, or with `prefix`.
     """
     if not isinstance(values, dict):
         raise UserError(f"{prefix}expected lines of the form `key: value`")
     types = get_type_hints(ClusterConfig)
+    where = {key: f"{prefix}{key.replace('_', '-') if prefix == '--' else key}" for key in types}
+    where |= {key: f"{place}{key}" for key, place in (places or {}).items()}
     for key in values.keys() - types.keys():
-        matches = difflib.get_close_matches(str(key).replace("-", "_"), types, 1, cutoff=0.5)
-        suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
-        raise UserError(f"{prefix}unknown key {key!r}{suggestion}  (known keys: {', '.join(types)})")
+        suggestion = nearest(str(key).replace("-", "_"), types, 0.5)
+        at = places[key] if places else prefix
+        suggestion = suggestion and f"; {suggestion}"
+        raise UserError(f"{at}unknown key {key!r}{suggestion}  (known keys: {', '.join(types)})")
+    out = {}
     try:
-        out = {key: parse_value(key, value, types[key]) for key, value in values.items() if value not in ("", [""])}
-        ClusterConfig(**out)
+        for key, value in values.items():
+            if value not in ("", [""]):
+                out[key] = parse_value(key, value, types[key])
+                ClusterConfig(**{key: out[key]})
     except ValueError as error:
-        raise UserError(f"{prefix}{error}") from None
+        problem = str(error).removeprefix(key) if str(error).startswith(key) else f": {error}"
+        raise UserError(f"{where[key]}{problem}  ({described_fields(ClusterConfig)[key][0]})") from None
     return out
 
 
@@ -169,14 +179,15 @@ def parse_value(key: str, value: object, kind: Any) -> Any:
         raise UserError(f"{key} must be a list of strings, not {value!r}")
     if not isinstance(value, str):
         raise UserError(f"{key} must be a single value, not {value!r}")
-    if kind is bool:
-        if value.lower() not in {"true", "false", "yes", "no"}:
-            raise UserError(f"{key} must be true or false, not {value!r}")
-        return value.lower() in {"true", "yes"}
-    if kind is int:
-        if not value.isdigit():
-            raise UserError(f"{key} must be a whole number, not {value!r}")
-        return int(value)
+    if kind in (bool, int):
+        try:
+            return convert(value, kind)
+        except WrongValueError as error:
+            raise wrong_value(key, describe(kind), value, str(error)) from None
     if key == "container_exec":
-        return shlex.join(map(expand, shlex.split(value)))
+        try:
+            return shlex.join(map(expand, shlex.split(value)))
+        except ValueError as error:
+            problem = "a quote is not closed" if "quotation" in str(error) else error
+            raise UserError(f"{key} {value!r}: {problem}") from None
     return expand(value) if key in PATHS else value

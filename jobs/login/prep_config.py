@@ -3,19 +3,19 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jobs.login import cluster_config
 from jobs.node.prep_job import write_command
 from jobs.node.search_path import search_path
-from vit.config.paths import escape, expand
+from vit.config.paths import escape, expand, printable
 from vit.config.user_error import UserError
+from vit.config.yaml_text import compose, plain, read_text
 
 DEFAULT_CPUS = 16
 # Options of write_beton that are paths; all but the last must exist.
@@ -51,16 +51,16 @@ def load_prep(path: Path) -> PrepConfig:
 
     Raises UserError, which names the file and the data set, for invalid options and for sources that do not exist.
     """
+    source = printable(path)
     try:
-        text = path.read_text()
-        # BaseLoader keeps values as text, which write_beton parses like its command line.
-        values = yaml.load(text, Loader=yaml.BaseLoader)
-    except FileNotFoundError:
-        raise UserError(f"--prep {path}: file not found; see configs/imagenet.yaml for an example") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        text = read_text(str(path), "--prep")
+    except UserError as error:
+        raise UserError(f"{error}; see configs/imagenet.yaml for an example") from None
+    node = compose(text, source)
+    # Values stay text, which write_beton parses like its command line.
+    values = node and plain(node, source)
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):
-        raise UserError(f"{path}: expected `train:` and `val:`, each with options of data_prep.write_beton below it")
+        raise UserError(f"{source}: expected `train:` and `val:`, each with options of data_prep.write_beton below it")
     job = dict(values.pop("job", {}))
     cpus = str(job.pop("cpus_per_task", DEFAULT_CPUS))
     if not cpus.isdigit() or int(cpus) < 1:
@@ -97,8 +97,12 @@ def _data_set(options: dict[str, Any], prefix: str) -> DataSet:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             args = parse_arguments(arguments)
     except SystemExit:
-        message = output.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise UserError(f"{prefix}{message or '`help` is not an option'}") from None
+        if "help" in options:
+            raise UserError(f"{prefix}`help` is not an option") from None
+        message = output.getvalue().strip().splitlines()[-1].partition(": ")[2]
+        message = re.sub(r"  \((see )?--help.*", "", message)
+        names = re.sub(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)", lambda match: match[1].replace("-", "_"), message)
+        raise UserError(f"{prefix}{names.replace('SOURCE', 'source')}") from None
     for key in PATHS[:-1]:
         file = getattr(args, key, None)
         if file is not None and not file.exists() and not (key == "root" and args.may_download):

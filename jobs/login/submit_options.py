@@ -1,5 +1,6 @@
 """The command-line options of submit.py, in addition to the settings of the run."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -169,9 +170,13 @@ def check_options(options: Namespace) -> None:
     """Raises UserError for invalid counts and for options that contradict each other."""
     if options.extend is not None and options.restart:
         raise UserError("--extend continues a run and --restart starts a new one; use only one of them")
-    for name in ("nodes", "gpus", "max_parallel"):
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
+    at_least_one = ("nodes", "gpus", "max_parallel", "extend", "max_same_step")
+    for name in (*at_least_one, "max_restarts", "max_requeues"):
+        least = int(name in at_least_one)
+        if options[name] is not None and options[name] < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {options[name]}")
+    if not 0 < options.stall_seconds < math.inf:
+        raise UserError(f"--stall-seconds must be positive, not {options.stall_seconds:g}")
     if options.max_parallel and not options.sweep:
         raise UserError("--max-parallel requires --sweep")
     if not options.config and not options.prep:

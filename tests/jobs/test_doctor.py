@@ -85,7 +85,7 @@ def test_without_a_config_the_checks_that_need_none_are_made(tmp_path: Path) -> 
     ("options", "message"),
     [
         (("--gpus", "0"), "--gpus must be at least 1, not 0"),
-        (("--config", "none.yaml"), "File does not exist"),
+        (("--config", "none.yaml"), "--config none.yaml: no such file"),
         (("--cluster-config", "none"), "configs/clusters has"),
         (("--time", "tomorrow"), "--time must be HH:MM:SS"),
         (("--partitionn", "a"), "did you mean 'partition'?"),

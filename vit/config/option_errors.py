@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from vit.config.paths import user_path
-from vit.config.settings import unknown_setting
-from vit.config.values import alternatives, describe, nearest, wrong_value
+from vit.config.values import alternatives, describe, nearest, unknown_setting, wrong_value
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -28,8 +27,11 @@ def explain(message: str, actions: Sequence[argparse.Action], kind: str = "setti
     if match := re.search(r"nrecognized arguments: (.*)", message):
         return _unrecognized(match[1].split()[0], actions, kind)
     if match := re.fullmatch(r"the following arguments are required: (.*)", message):
-        missing = ["--config FILE" if name == "config" else name for name in match[1].split(", ")]
-        return f"{alternatives(missing).replace(' or ', ' and ')} {'is' if len(missing) == 1 else 'are'} required"
+        if match[1] == "config":
+            return "--config FILE is required"
+        missing = match[1].split(", ")
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{alternatives(missing).replace(' or ', ' and ')} {verb} required  (see --help)"
     return _about_option(message, actions)
 
 
@@ -57,6 +59,10 @@ def _unrecognized(word: str, actions: Iterable[argparse.Action], kind: str) -> s
         files = word.endswith((".yaml", ".yml")) and any(action.dest == "config" for action in actions)
         return f"unexpected argument {word!r}{f'; did you mean --config {word}?' if files else ''}  (see --help)"
     name = word.partition("=")[0]
+    subparsers = [
+        parser for action in actions if isinstance(action.choices, dict) for parser in action.choices.values()
+    ]
+    actions = [*actions, *(action for parser in subparsers for action in parser._actions)]  # one is in use
     options = [option for action in actions for option in action.option_strings if option.startswith("--")]
     if kind == "setting":
         return unknown_setting(name.removeprefix("--"), [option.removeprefix("--") for option in options])

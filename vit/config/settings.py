@@ -15,14 +15,9 @@ from vit.config import yaml_text
 from vit.config.help_texts import described_fields
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.config.values import WrongValueError, convert, describe, nearest, wrong_value
+from vit.config.values import WrongValueError, convert, describe, unknown_setting, wrong_value
 
 EXAMPLE = "epochs: 90"
-# What other libraries call a setting or an option.
-_OTHER_NAMES = {
-    **{"batch_size": "global_batch", "learning_rate": "optim.lr", "wd": "optim.weight_decay", "amp": "precision"},
-    **{"num_workers": "data.workers", "hours": "time", "walltime": "time", "output_dir": "run-dir"},
-}
 
 
 @cache
@@ -177,11 +172,3 @@ def _unknown(name: str, value: yaml.Node, options: Collection[str]) -> str:
     if isinstance(value, yaml.MappingNode) and value.value:
         name = f"{name}.{value.value[0][0].value}"
     return unknown_setting(name, kinds())
-
-
-def unknown_setting(name: str, known: Collection[str]) -> str:
-    """The message for a name that does not exist, with the nearest one that does."""
-    leaf = name.rpartition(".")[2].replace("-", "_")  # `lr` means `optim.lr`
-    matches = [n for n in known if n.endswith(f".{leaf}") or n == _OTHER_NAMES.get(leaf)]
-    suggestion = f"did you mean {matches[0]!r}?" if matches else nearest(name, known)
-    return f"unknown setting {name!r}{suggestion and f'; {suggestion}'}  (--help lists all settings)"

@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +12,12 @@ from vit.config.user_error import UserError
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|[-+]?\.?inf|\.?nan", re.IGNORECASE)
 _SHOWN = 100  # characters of a wrong value in a message
+
+# What other libraries call a setting or an option.
+_OTHER_NAMES = {
+    **{"batch_size": "global_batch", "learning_rate": "optim.lr", "wd": "optim.weight_decay", "amp": "precision"},
+    **{"num_workers": "data.workers", "hours": "time", "walltime": "time", "output_dir": "run-dir"},
+}
 
 
 class WrongValueError(ValueError):
@@ -66,6 +72,14 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`did you mean 'offline'?`, or nothing if no known word is similar."""
     matches = difflib.get_close_matches(word, list(known), 1, cutoff=cutoff)
     return f"did you mean {matches[0]!r}?" if matches else ""
+
+
+def unknown_setting(name: str, known: Collection[str]) -> str:
+    """The message for a name that does not exist, with the nearest one that does."""
+    leaf = name.rpartition(".")[2].replace("-", "_")  # `lr` means `optim.lr`
+    matches = [n for n in known if n.endswith(f".{leaf}") or n == _OTHER_NAMES.get(leaf)]
+    suggestion = f"did you mean {matches[0]!r}?" if matches else nearest(name, known)
+    return f"unknown setting {name!r}{suggestion and f'; {suggestion}'}  (--help lists all settings)"
 
 
 def wrong_value(name: str, takes: str, value: object, advice: str = "", about: str = "") -> UserError:

@@ -85,12 +85,12 @@ def test_gres_none_requests_no_gpus(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?  (known keys: partition, account,"),
-        ("- gpu", "expected lines of the form `key: value`"),
+        ("- gpu", "expected lines such as `partition: gpu`, not a list"),
         ("time: tomorrow", "time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not 'tomorrow'"),
         ("mem: lots", "mem must be a number of megabytes or a number with a unit such as 240G, not 'lots'"),
         ("mem: 240B", "mem must be a number of megabytes or a number with a unit such as 240G, not '240B'"),
         ("python: $UNSET_7/python", "the variable UNSET_7 is not set"),
-        ("container_exec: apptainer exec 'a", "No closing quotation"),
+        ("container_exec: apptainer exec 'a", "a quote is not closed"),
         ("gres: gpu:4", "gres must be gpu, gpu:TYPE or none, not 'gpu:4'; --gpus sets the number of GPUs"),
         ("signal: TERM@30", "signal must be USR2@SECONDS, not 'TERM@30'"),
         ("signal: USR2@60", "signal 'USR2@60' is too late: a run may need 90 s to save; use USR2@100 or more"),
@@ -101,13 +101,13 @@ def test_gres_none_requests_no_gpus(tmp_path: Path) -> None:
         ("modules: {a: b}", "modules must be a list of strings"),
         ("sbatch: {nodes: 4}", "sbatch.nodes is not allowed: it is set by --nodes"),
         ("sbatch: {mem-per-gpu: {a: b}}", "sbatch must have lines of the form `option: value`"),
-        ("a: [", "while parsing"),
+        ("a: [", "a bracket that is not closed"),
     ],
 )
 def test_errors_in_a_file_are_reported_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     """With the file, the key, and the values that are allowed."""
     name = write(tmp_path, text)
-    with pytest.raises(ValueError, match=r"mine\.yaml: ") as caught:
+    with pytest.raises(ValueError, match=r"mine\.yaml, line 1: ") as caught:
         load(name, {})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
