@@ -1,5 +1,9 @@
 """Fixtures for all tests: data sets that are written once, a real Slurm cluster, a small disk."""
 
+from tests.helpers.environment import isolate
+
+isolate()  # before the imports below, some of which read the environment
+
 import fcntl
 import os
 import shutil
@@ -14,6 +18,7 @@ from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from tests.helpers.class_sets import write_class_images
 from tests.helpers.data_sets import write_data_sets
 from tests.helpers.disks import tmpfs_mounted
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_cluster import Cluster, missing
 from vit.data.dataset_manifest import manifest_path
 
@@ -34,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return marker is not None and marker.args[0] > 600, "slurm" in getattr(item, "fixturenames", ())
 
     items.sort(key=priority, reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def _in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in a folder that has the project's files, but not the user's `runs/` and `data/`."""
+    monkeypatch.chdir(CHECKOUT)
 
 
 @pytest.fixture(scope="session", autouse=True)

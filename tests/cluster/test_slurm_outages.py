@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers.cluster_case import Case, campaign
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.waiting import wait_for
 
 
@@ -72,7 +72,7 @@ wait_for(lambda: cluster.state("1") == "RUNNING", "the job to run")
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        [sys.executable, "-c", program], cwd=CHECKOUT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
         text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -14,7 +14,7 @@ from data_prep.beton_reader import read_beton_index
 from data_prep.check_beton import main
 from data_prep.contact_sheet import draw
 from tests.helpers.image_files import noise, save_image
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.write_command import write_beton
 
 TILE, CAPTION, GAP = 144, 18, 6  # pixels of a contact sheet
@@ -98,7 +98,7 @@ def test_a_picture_that_cannot_be_written_is_named(intact_betons: Path, capsys: 
 def test_an_interrupted_check_exits_soon_with_one_line(number: signal.Signals, intact_betons: Path) -> None:
     """Ctrl-C or SIGTERM while it decodes: exit code 130, no traceback."""
     command = [sys.executable, "-c", SLOW_CHECK, str(intact_betons / "raw.beton")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout and process.stderr
         process.stdout.readline()
         started = time.monotonic()

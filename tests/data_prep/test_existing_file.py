@@ -12,7 +12,7 @@ from data_prep import publish
 from data_prep.publish import lock_unfinished_file
 from data_prep.write_beton import main
 from tests.helpers.image_files import image_folder
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.write_command import single_stderr_line
 from vit.data.dataset_manifest import read_dataset_manifest
 
@@ -25,7 +25,7 @@ def test_repeating_a_command_changes_nothing(tmp_path: Path) -> None:
     before = out.stat()
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     command = [sys.executable, "-m", "data_prep.write_beton", *arguments]
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout, again.stderr) == (
         0,
         f"already written: {out} (its images were not compared: {tmp_path / 'images'}: no such folder)\n",

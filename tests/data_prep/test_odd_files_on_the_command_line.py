@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.write_beton import main
 from tests.helpers.image_files import encode_image, save_bytes, smooth
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.write_command import single_stderr_line
 from vit.data.dataset_manifest import read_dataset_manifest
 
@@ -48,7 +48,7 @@ def test_pillows_messages_do_not_reach_the_terminal(tmp_path: Path) -> None:
     write = ["data_prep.write_beton", "imagefolder", str(only.parent), "--out", str(out)]
     for command in (write, ["data_prep.check_beton", str(out)]):
         shown = [sys.executable, "-W", "always", "-m", *command]
-        run = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=False)
+        run = subprocess.run(shown, cwd=CHECKOUT, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         assert "Warning" not in run.stderr
         assert "EXIF" not in run.stderr

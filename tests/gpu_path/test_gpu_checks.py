@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.on_gpu.jobs import run
 from tests.helpers.null_gpu import environment
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.waiting import wait_for
 
 COMMAND = [sys.executable, "benchmarks/gpu.py"]
@@ -24,7 +24,7 @@ def run_checks(folder: Path, tmp_path: Path, *options: str) -> dict[str, dict[st
     """Runs the command on a null GPU; returns its checks by name."""
     variables = os.environ | environment(folder, answers={1: b"\1", 24: COUNTS})
     command = [*COMMAND, *options, "--folder", str(tmp_path / "checks")]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout, done.stderr  # no kernel runs: pixels are wrong
     parts = json.loads(done.stdout.splitlines()[-1])["parts"]
     return {check["name"]: check for checks in parts.values() for check in checks}
@@ -39,7 +39,7 @@ def errors(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
 def test_without_a_gpu_the_checks_say_so() -> None:
     """Exit code 2, and a sentence."""
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(COMMAND, cwd=ROOT, env=hidden, capture_output=True, text=True, check=False)
+    done = subprocess.run(COMMAND, cwd=CHECKOUT, env=hidden, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no GPU is visible" in done.stderr
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_done_is_refused_before_the_checks(null_gpu_folder: Path,
         (["--folder", str(tmp_path / "file")], "File exists"),
     ):
         command, variables = [*COMMAND, *options], os.environ | environment(null_gpu_folder)
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert reason in done.stderr.splitlines()[-1], done.stderr
 

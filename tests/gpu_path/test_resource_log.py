@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.null_gpu import environment
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.history.resources import mean_usage, read_usage
 from vit.run.folder import RunFolder
 
@@ -43,7 +43,7 @@ def record(folder: Path, *args: str, **variables: str) -> "subprocess.CompletedP
     (folder / "logs").mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-c", NODE, str(folder / "logs"), *args],
-        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=True, timeout=60,
+        cwd=CHECKOUT, env=os.environ | variables, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
 
 

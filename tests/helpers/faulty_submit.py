@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -63,7 +63,7 @@ class FaultySubmit:
     def __init__(self, checkout: Path, prefix: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "tests.helpers.faulty_submit", str(checkout)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def submit(

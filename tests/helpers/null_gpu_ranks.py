@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.null_gpu import environment
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 
 
 class NullGpu:
@@ -61,7 +61,7 @@ class NullGpu:
         with theirs:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
-                cwd=ROOT, env=os.environ | environment(self.folder), pass_fds=[theirs.fileno()],
+                cwd=CHECKOUT, env=os.environ | environment(self.folder), pass_fds=[theirs.fileno()],
             )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_config import NODES, SEARCH_PATH, client_environment
 from tests.helpers.waiting import wait_for
 
@@ -39,7 +39,7 @@ class Cluster:
         self.environment = client_environment(self.dir)
         self._daemons = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.slurm_daemons", str(self.dir)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._daemons.stdout is not None
         if self._daemons.stdout.readline() != "ready\n":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 
 TIMEOUT = 120  # seconds, to import FFCV or to read or write a file
 
@@ -28,7 +28,7 @@ class StockFfcv:
     def __init__(self) -> None:
         environment = os.environ | {"NUMBA_THREADING_LAYER": "omp"}
         command = [sys.executable, "-m", "tests.helpers.stock_ffcv"]
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True)
+        self._process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdin=-1, stdout=-1, text=True)
 
     def __enter__(self) -> "StockFfcv":
         return self

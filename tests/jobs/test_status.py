@@ -14,7 +14,7 @@ import pytest
 
 from jobs.watch.run_status import status
 from tests.helpers.local_runs import STATUS, ranks_of, run_status, settings, start, steps_done
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
 from vit.run.jsonl import append
@@ -75,7 +75,7 @@ def test_a_run_that_waits_for_others_of_its_sweep_is_queued(tmp_path: Path) -> N
     earlier = {"event": "supervising", "life": "1.0", "time": time.time() - 60}
     append(run.ledger, earlier)
     submitter = subprocess.Popen(
-        [sys.executable, "-c", WAIT, str(run.path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", WAIT, str(run.path)], cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert submitter.stdout is not None
     submitter.stdout.readline()

@@ -16,7 +16,7 @@ import pytest
 from jobs.node.job_spec import SUBMITTER_VARIABLE
 from jobs.node.train_job import TrainJob
 from tests.helpers.local_runs import settings, start, steps_done, submit, weights
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
@@ -36,7 +36,7 @@ def test_a_job_is_pickled_as_plain_data(tmp_path: Path) -> None:
     assert JobUnpickler(io.BytesIO(cloudpickle.dumps(job))).load() == job
     program = "import sys, cloudpickle\njob = cloudpickle.load(sys.stdin.buffer)\nrequeued = job.checkpoint()\n"
     program += "assert (requeued.function, requeued.args, requeued.kwargs) == (job, (), {})"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, input=cloudpickle.dumps(job), timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, input=cloudpickle.dumps(job), timeout=60, check=True)
 
 
 def test_a_finished_run_prints_its_accuracy_its_folder_and_the_next_command(finished: tuple[RunFolder, str]) -> None:

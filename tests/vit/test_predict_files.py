@@ -20,7 +20,7 @@ from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import NAMES, make_finished_run
 from tests.helpers.image_files import encode_image, save_bytes, save_image, smooth
 from tests.helpers.memory import address_space
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.model.vision_transformer import VisionTransformer
 from vit.predict import main, predict
 
@@ -93,7 +93,7 @@ def command(run: Path, locale: str, *arguments: object) -> tuple[int, list[str],
     """The exit code and the lines on stdout and stderr of the command, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "vit.predict", run, *arguments, "--device", "cpu", "--top", "1"],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         env=os.environ | {"LC_ALL": locale},
         capture_output=True,
         timeout=120,

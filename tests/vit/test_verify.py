@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.data_sets import small_config
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.config.schema import to_yaml
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
@@ -34,7 +34,7 @@ def verify(betons: Path, folder: Path, *options: str) -> subprocess.CompletedPro
     (folder / "small.yaml").write_text(to_yaml(cfg))
     command = [sys.executable, "-m", "vit.verify", "--config", str(folder / "small.yaml"), "--steps", str(STEPS)]
     command += ["--folder", str(folder / "runs"), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, cwd=CHECKOUT)
 
 
 @pytest.fixture(scope="module")

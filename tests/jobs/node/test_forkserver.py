@@ -13,7 +13,7 @@ import torch
 
 from jobs.node.forkserver import PRELOADED, STOP_SIGNALS
 from tests.helpers.fork_supervisor import Supervisor, run_program, write_module
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.waiting import wait_for
 
 
@@ -210,4 +210,4 @@ for module in {PRELOADED[1:-1]!r}:
     importlib.import_module(module)
 assert not torch.cuda.is_initialized()
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True)

@@ -18,7 +18,7 @@ from jobs.node.elastic_agent import Agent
 from jobs.node.forkserver import Process
 from jobs.node.peers import Peers
 from jobs.node.watchdog import Watchdog, process_state
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, Beat, Heartbeat, HeartbeatSlots
@@ -84,7 +84,7 @@ def start_rank(
 ) -> "subprocess.Popen[bytes]":
     variables = {HEARTBEAT_VARIABLE: slots.name, "RANK": str(10 + number), "LOCAL_RANK": str(number)}
     command = [sys.executable, "-c", RANK, str(logs), str(steps), "60", last]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | variables)
+    return subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | variables)
 
 
 def run_watchdog(slots: HeartbeatSlots, logs: Path, stall_seconds: float, seconds: float = 20) -> Watchdog:
@@ -141,7 +141,7 @@ def test_a_heartbeat_is_never_read_half_written(slots: HeartbeatSlots, tmp_path:
     program = "import sys; from pathlib import Path; from vit.run.heartbeat import Heartbeat; "
     program += "heartbeat = Heartbeat(Path(sys.argv[1]))\nwhile True: heartbeat.beat('step')"
     begun = before = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, env=os.environ | variables)
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=CHECKOUT, env=os.environ | variables)
     try:
         wait_for(slots.read, "a heartbeat")
         deadline, count = time.monotonic() + 3, 0
@@ -235,7 +235,7 @@ def test_a_rank_that_has_finished_may_exit_before_the_others(slots: HeartbeatSlo
 def test_a_suspended_job_is_not_stalled(tmp_path: Path) -> None:
     """`scontrol suspend`: all processes stop for longer than any timeout, and resume; that time does not count."""
     program = [sys.executable, "-c", SUSPENDED_JOB, str(tmp_path)]
-    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE) as supervisor:
+    with subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.PIPE) as supervisor:
         job = psutil.Process(supervisor.pid)
         assert supervisor.stdout is not None
         assert supervisor.stdout.readline() == b"stepping\n"

@@ -10,7 +10,7 @@ from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
 from jobs.readiness import cluster_file
 from jobs.readiness.cluster_file import render, write_cluster_file
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_cluster import Cluster
 
 
@@ -30,7 +30,7 @@ def test_what_was_measured_becomes_a_cluster_file(
     """With the options of the command; a file of that name is never replaced."""
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(CHECKOUT)
     options = ["--partition", "low", "--cpus-per-gpu", "1", "--runs-dir", str(tmp_path / "runs")]
     doctor.main([*options, "--preempt", "--write", "mine"])
     out = capsys.readouterr().out

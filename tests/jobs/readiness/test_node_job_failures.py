@@ -15,7 +15,7 @@ from jobs.login.resources import Resources
 from jobs.readiness.finding import Finding
 from jobs.readiness.node_job import check_nodes
 from tests.helpers.data_sets import small_config
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.waiting import wait_for
 
@@ -82,7 +82,9 @@ def test_ctrl_c_cancels_the_job_and_removes_its_folder(
     command += ["--data.train", str(betons / "train.beton"), "--data.val", str(betons / "val.beton")]
     command += ["--runs-dir", str(runs), "--partition", "low", "--cpus-per-gpu", "1", "--sbatch", "begin=now+1hour"]
     with (tmp_path / "output").open("w") as output:
-        doctor = subprocess.Popen(command, cwd=ROOT, env=os.environ | slurm.environment, stdout=output, stderr=output)
+        doctor = subprocess.Popen(
+            command, cwd=CHECKOUT, env=os.environ | slurm.environment, stdout=output, stderr=output
+        )
     try:
         wait_for(lambda: "is waiting to start" in (tmp_path / "output").read_text(), "the job to be submitted", 60)
         doctor.send_signal(signal.SIGINT)

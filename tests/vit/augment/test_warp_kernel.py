@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 
 PROGRAM = """
 import numpy as np
@@ -33,4 +33,4 @@ def test_the_gpu_kernel_gives_the_bytes_of_the_cpu() -> None:
     """For rotated, sheared and shifted images, at any distance outside of the image, and for any fill color."""
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=environment, cwd=ROOT, timeout=120)
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=environment, cwd=CHECKOUT, timeout=120)

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.data_sets import CLASSES, small_config
 from tests.helpers.interrupted_runs import new_run_folder, run_attempt
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.ranks import run_ranks
 from vit import evaluate, export, predict
 from vit.checkpoint.train_state import TrainState
@@ -115,7 +115,7 @@ def test_commands_that_draw_work_in_a_cell_of_a_notebook(command: str, run: Path
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     done = subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         env=environment,
         capture_output=True,
         text=True,

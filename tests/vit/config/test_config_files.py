@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.paths import CONFIGS, ROOT, RUN_CONFIGS
+from tests.helpers.paths import CHECKOUT, CONFIGS, ROOT, RUN_CONFIGS
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
@@ -44,7 +44,7 @@ def test_every_config_starts_with_its_command_its_cost_and_its_source(path: Path
     assert (ROOT / options[options.index("--config") + 1]).samefile(path)
     preview = subprocess.run(
         [sys.executable, script, *options, "--cluster", "slurm", "--dry-run"],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         capture_output=True,
         text=True,
         check=False,

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.config import schema
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import Config, flatten
@@ -65,7 +65,7 @@ def test_the_help_shows_every_setting_with_its_comment_and_its_default(
 def test_modules_for_login_nodes_import_neither_torch_nor_numpy(names: str) -> None:
     """In a new process, including all indirect imports."""
     program = f"import sys, {names}; print([m for m in ('torch', 'numpy', 'wandb') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -75,14 +75,14 @@ def test_help_takes_less_than_a_second_and_imports_no_torch() -> None:
     for _ in range(3):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "jobs/submit.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "jobs/submit.py", "--help"], cwd=CHECKOUT, capture_output=True, text=True, check=True
         )
         best = min(best, time.perf_counter() - start)
         assert "--config" in done.stdout
     assert best < 1
     listed = subprocess.run(
         [sys.executable, "-X", "importtime", "jobs/submit.py", "--help"],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         capture_output=True,
         text=True,
         check=True,

@@ -15,7 +15,7 @@ import torch
 
 from tests.helpers.data_sets import JPEGS, small_config
 from tests.helpers.loading import flip_bit, overwrite, simulated_world, train_stream
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.config.schema import Config, to_yaml
 from vit.data.beton import open_beton
 from vit.data.damage import check_pages
@@ -101,7 +101,7 @@ def test_a_run_with_damaged_images_reports_them_and_finishes(jpegs_copy: Path, t
     cfg = replace(skip_config(jpegs_copy), epochs=1)
     (tmp_path / "config.yaml").write_text(to_yaml(replace(cfg, log=replace(cfg.log, every_steps=1))))
     command = [sys.executable, "-m", "vit.train", "--config", str(tmp_path / "config.yaml"), "--run-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     problems = [event["problem"] for event in events if event["event"] == "damaged sample"]
@@ -110,7 +110,7 @@ def test_a_run_with_damaged_images_reports_them_and_finishes(jpegs_copy: Path, t
     assert all(problem in done.stdout for problem in problems)
 
     fail = ["--data.on_bad", "fail", "--run-dir", str(tmp_path / "another")]
-    done = subprocess.run([*command, *fail], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *fail], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert re.fullmatch(rf"vit.train: {jpegs_copy}: sample 7 .* is not a complete, valid JPEG\n", done.stderr)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.helpers.decoding import decode_native
 from tests.helpers.images import encode_jpeg, photograph_array
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.data.decode import native_library
 from vit.data.ffcv_format import JPEG
 
@@ -92,7 +92,7 @@ def test_no_damage_crashes_the_decoder_and_much_of_it_is_detected(tmp_path: Path
     (tmp_path / "data").write_bytes(b"".join(files))
     np.save(tmp_path / "images.npy", np.array(images, np.int64))
     command = [sys.executable, "-c", DECODE, str(tmp_path / "data"), str(tmp_path / "images.npy")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     detected = np.array(done.stdout.split(), int).reshape(500, 4).sum(axis=0)  # of each kind
     assert (detected > (90, 250, 450, 150)).all(), dict(zip(kinds, detected, strict=True))

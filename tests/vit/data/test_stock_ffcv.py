@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.helpers.data_sets import JPEGS, write_data_sets
 from tests.helpers.loading import decoded
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.data.beton import open_beton
 from vit.data.decode import CenterCrop
 
@@ -39,7 +39,7 @@ def test_validation_images_are_those_of_stock_ffcv(jpegs: Path) -> None:
     found = digest(images, beton.labels)
     if (beton.sha256, found) != (FILE_DIGEST, FFCV_DIGEST):
         command = [sys.executable, "-m", __name__, str(jpegs)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
         assert found == done.stdout.split()[-1]
 
 

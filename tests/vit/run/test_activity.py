@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.waiting import wait_for
 from vit.run import activity as activities
 from vit.run.activity import activity, activity_file, publish_activity, read_activity
@@ -84,7 +84,7 @@ with activity.activity("compiling"):
 def test_the_line_on_a_terminal_counts_the_seconds_and_disappears(tmp_path: Path) -> None:
     """It is replaced each second, and nothing of it is left at the end."""
     reader, writer = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stdout=writer, stderr=writer):
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=CHECKOUT, stdout=writer, stderr=writer):
         os.close(writer)
         shown = b""
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from tests.test_structure import MODULES
 from vit.run.command import INTERRUPTED
 from vit.run.output import READER_GONE
@@ -41,7 +41,7 @@ def run(*arguments: str, shell: str = 'exec "$@"', **environment: str) -> "subpr
     """Runs Python through a shell, which redirects its output."""
     return subprocess.run(
         ["sh", "-c", shell, "sh", sys.executable, *arguments],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, timeout=60, check=False,
+        cwd=CHECKOUT, env=os.environ | environment, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from vit.run.hints import command, python
 
 PROGRAM = f"""
@@ -49,7 +49,7 @@ def test_a_printed_command_works_in_the_shell_that_printed_it(
 
 def test_a_command_is_short_where_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python` in an active environment; else the path of this one, relative if that is shorter."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(CHECKOUT)
     folder = Path(sys.executable).parent
     monkeypatch.setenv("PATH", str(folder))
     assert command("jobs/report.py", "runs/a") == "python jobs/report.py runs/a"

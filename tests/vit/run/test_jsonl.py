@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.disks import tmpfs_mounted
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.records import training_record
 from vit.config.schema import Config
 from vit.run import jsonl
@@ -44,7 +44,8 @@ def test_lines_of_several_processes_never_mix(run: RunFolder) -> None:
         "for i in range(200): append(Path(sys.argv[1]), {'writer': int(sys.argv[2]), 'i': i, 'long': 'x' * 5000})"
     )
     writers = [
-        subprocess.Popen([sys.executable, "-c", program, str(run.ledger), str(number)], cwd=ROOT) for number in range(4)
+        subprocess.Popen([sys.executable, "-c", program, str(run.ledger), str(number)], cwd=CHECKOUT)
+        for number in range(4)
     ]
     assert [writer.wait(60) for writer in writers] == [0] * 4
     lines = [json.loads(line) for line in run.ledger.read_text().splitlines()]

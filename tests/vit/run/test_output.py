@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.data_sets import small_config
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.config.schema import to_yaml
 from vit.run.folder import RunFolder
 
@@ -59,7 +59,7 @@ def test_a_program_whose_output_is_lost_ends_normally(kind: str, tmp_path: Path)
             while True:
                 os.write(out, bytes(4096))
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=out, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=out, stderr=out, check=False)
     for fd in filter(None, (reader, out)):
         os.close(fd)
     assert done.returncode == 0
@@ -70,7 +70,7 @@ def test_output_that_can_be_written_is_complete(tmp_path: Path) -> None:
     """In order; characters that the terminal's encoding lacks are question marks."""
     command = [sys.executable, "-c", PRINT_EVERYTHING, str(tmp_path / "file")]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "a step\na line with ?\n" + "x" * 100_000 + "\n"
     first, rest = done.stderr.split("\n", 1)
     assert first.endswith("UserWarning: a warning")
@@ -83,7 +83,7 @@ def test_a_training_goes_on_when_the_reader_of_its_output_has_gone(betons: Path,
     (tmp_path / "small.yaml").write_text(to_yaml(small_config(betons)))
     command = [sys.executable, "-m", "vit.train", "--config", str(tmp_path / "small.yaml"), "--run-dir", str(run.path)]
     out = closed_pipe()
-    done = subprocess.run([*command, "--epochs", "1"], cwd=ROOT, stdout=out, stderr=out, check=False, timeout=60)
+    done = subprocess.run([*command, "--epochs", "1"], cwd=CHECKOUT, stdout=out, stderr=out, check=False, timeout=60)
     os.close(out)
     assert [event["event"] for event in run.events() if event["event"] in ("finished", "failed")] == ["finished"]
     assert done.returncode == 0
@@ -95,7 +95,7 @@ def test_a_progress_line_loses_characters_only_where_the_terminal_is_narrow(colu
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     program = "from vit.run.progress import show; show('0123456789'); show('a long message', lasting=True)"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=theirs, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, stdout=theirs, check=True)
     os.close(theirs)
     assert os.read(ours, 1000).decode() == f"\r\x1b[K{shown}\r\x1b[Ka long message\r\n"
     os.close(ours)

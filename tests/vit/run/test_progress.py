@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.records import evaluation_record, training_record
 from vit.run.progress import Throughput, progress_line
 
@@ -39,6 +39,6 @@ def test_a_run_continues_when_its_output_cannot_be_written() -> None:
     )
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-c", program], cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (done.returncode, done.stderr) == (0, "continued")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.config.schema import Config, to_yaml
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
@@ -36,7 +36,7 @@ def start_owner(run: RunFolder, **environment: str) -> "subprocess.Popen[str]":
     """Starts another process that owns the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWN, str(run.path)],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -66,7 +66,7 @@ def test_another_process_fails_while_this_one_owns_the_run_folder(run: RunFolder
     """The last line of its output is the reason."""
     with run.owned():
         other = subprocess.run(
-            [sys.executable, "-c", OWN, str(run.path)], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "-c", OWN, str(run.path)], cwd=CHECKOUT, capture_output=True, text=True, check=False
         )
     assert other.returncode == 1
     assert re.search(rf"InUseError: .*my-run is in use by process {os.getpid()} on ", other.stderr.splitlines()[-1])
@@ -82,7 +82,7 @@ def test_a_rank_of_a_job_exits_with_a_retry_code_if_its_run_folder_is_in_use(run
         with run.owned():
             command = [sys.executable, "-c", TRAIN, "--config", str(run.config), "--run-dir", str(run.path)]
             other = subprocess.run(
-                command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+                command, cwd=CHECKOUT, env=os.environ | environment, capture_output=True, text=True, check=False
             )
         assert other.returncode == code
         message = f"vit.train: {run.path} is in use by process {os.getpid()} on {socket.gethostname()}"

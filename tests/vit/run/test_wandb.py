@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.data_sets import small_config
 from tests.helpers.disks import tmpfs_mounted
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.ports import free_ports
 from tests.helpers.records import evaluation_record, training_record
 from tests.helpers.waiting import wait_for
@@ -51,7 +51,7 @@ def handed_over(run: RunFolder) -> int:
 
 
 def send_by_hand(run: RunFolder) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SEND, str(run.path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([*SEND, str(run.path)], cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
 
 
 def sender_of(log: MetricsLog) -> psutil.Process:
@@ -210,7 +210,7 @@ def test_an_offline_run_is_sent_by_the_command_that_it_names(server: WandbServer
     done = send_by_hand(run)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [r["step"] for r in sent(server, run)] == [1, 2, 3, 4]
-    other = subprocess.run([*SEND, str(run.path / "none")], cwd=ROOT, capture_output=True, text=True, check=False)
+    other = subprocess.run([*SEND, str(run.path / "none")], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert other.returncode == 2
     assert other.stderr.endswith("none is not a run that was trained with --log.wandb online or offline\n")
 
@@ -294,6 +294,6 @@ def test_a_training_finishes_although_the_server_never_answers(
     server.mode = "silent"
     run.config.write_text(to_yaml(replace(small_config(betons), epochs=1, log=replace(ONLINE.log, every_steps=1))))
     command = [sys.executable, "-c", TRAIN, "--config", str(run.config), "--run-dir", str(run.path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert [e["event"] for e in run.events()][-3:] == ["finished", "wandb problem", "wandb unsent"]

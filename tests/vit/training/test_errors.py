@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.data_sets import small_config
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from vit.config.schema import to_yaml
 from vit.run.folder import RunFolder
 
@@ -31,7 +31,7 @@ def failed(run: RunFolder, betons: Path, function: str, error: str) -> "subproce
     run.config.write_text(to_yaml(small_config(betons)))
     command = [sys.executable, "-c", FAIL.format(function=function, error=error)]
     options = ["--config", str(run.config), "--run-dir", str(run.path), "--epochs", "1"]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*command, *options], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("function", ["evaluate", "resume"])
@@ -62,7 +62,9 @@ def test_what_is_missing_on_one_node_is_printed_there_once(run: RunFolder, beton
     environment = os.environ | variables | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "vit.train", "--config", str(run.config), "--run-dir", str(run.path)]
     command += ["--device", "cuda"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2, done.stderr
     message = "vit.train: device: cuda, but no GPU is visible"
     assert done.stderr.startswith(message) if local_rank == 0 else done.stderr == ""

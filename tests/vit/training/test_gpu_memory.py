@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.data_sets import small_config
-from tests.helpers.paths import CONFIGS, ROOT
+from tests.helpers.paths import CHECKOUT, CONFIGS
 from vit.config.parser import load_config
 from vit.config.schema import to_yaml
 from vit.run.folder import RunFolder
@@ -41,7 +41,7 @@ def train_on_full_gpu(run: RunFolder, data: Path, total: int, reserved: int) -> 
     run.config.write_text(to_yaml(small_config(data)))
     program = FULL_GPU.format(total=total, reserved=reserved)
     command = [sys.executable, "-c", program, "--config", str(run.config), "--run-dir", str(run.path)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_full_gpu_is_reported_with_a_micro_batch_that_fits(jpegs: Path, tmp_path: Path) -> None:
