@@ -136,8 +136,10 @@ class Submission:
             run_folder.check_class_names(run.cfg, run.folder, self.options)
         for settings, run in zip(self.settings, runs, strict=True):
             check_number_of_classes(settings, run.cfg, pending_data)
-        check_initial_weights([(run.folder, run.cfg) for run in runs], self.settings, self.options.dry_run)
+        configs = [(run.folder, run.cfg) for run in runs]
+        check_initial_weights(configs, self.settings, self.options.dry_run)
         self.resources(runs[0]).check(self.available)
+        run_folder.print_remarks(configs, self.options, pending_data)
         return runs
 
     def resources(self, run: PlannedRun, dependency: str = "") -> Resources:

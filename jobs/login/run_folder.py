@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,8 @@ from vit.config.parser import load_config
 from vit.config.recipe import check_recipe, recipe_of
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.data.dataset_manifest import check_data_sets, manifest_path
+from vit.data.dataset_manifest import check_data_sets, manifest_path, missing_file, missing_files, read_dataset_manifest
+from vit.history.few_steps import few_steps_of
 from vit.run.counts import counted
 from vit.run.folder import RunFolder, recorded_save
 
@@ -41,11 +42,23 @@ def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: 
     if cfg.init_from:
         cfg = replace(cfg, init_from=str(Path(cfg.init_from).absolute()))
     data_sets = [path for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
-    if options.dry_run:  # may be used before the data sets are written
-        data_sets = [path for path in data_sets if manifest_path(path).exists()]
+    if options.dry_run:  # may be used before the data sets are written, and says what is missing
+        data_sets = [path for path in data_sets if not missing_file(path)]
     if data_sets:
         _check_data_sets(cfg.model.num_classes, *data_sets)
     return cfg
+
+
+def print_remarks(runs: Sequence[tuple[RunFolder, Config]], options: Namespace, pending_data: Collection[Path]) -> None:
+    """Prints which data sets are missing in a dry run, and which new runs have too few steps; each line once."""
+    paths = [path for _, cfg in runs for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
+    lines = missing_files(paths) if options.dry_run else []
+    for run, cfg in runs:
+        train = cfg.data.train
+        if train not in pending_data and not missing_file(train) and not find_checkpoints(run.checkpoints):
+            lines.append(few_steps_of(cfg, read_dataset_manifest(train).samples, options.nodes * options.gpus))
+    for line in filter(None, dict.fromkeys(lines)):
+        print(f"{'# ' if options.dry_run else ''}{line}")
 
 
 _check_data_sets = cache(check_data_sets)  # the runs of a sweep share their data sets

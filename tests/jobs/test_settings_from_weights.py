@@ -59,6 +59,8 @@ def test_the_demo_is_fine_tuned_with_nothing_but_its_run_and_the_data(
         "mlp_dim 256, pool mean, positions sincos2d, layer_scale 0; "
         "augment: mean [0.286, 0.286, 0.286], std [0.353, 0.353, 0.353]; data: interpolation bicubic\n"
     ) in done.stdout
+    few = "few steps: 18 images in batches of 128 (global_batch) are 0.14 steps per epoch, 2 steps in 10 epochs; "
+    assert few in done.stdout and few in (run.logs / "rank-0.log").read_text()
     cfg = load_config(run.config)
     assert cfg.model == replace(DEMO.model, num_classes=6, drop_path=0.1)
     assert (cfg.augment.mean, cfg.augment.std, cfg.data.val_crop) == (DEMO.augment.mean, DEMO.augment.std, 0.875)

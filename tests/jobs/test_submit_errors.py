@@ -27,7 +27,7 @@ from vit.run.folder import RunFolder
         (["--name", "a/b"], "--name 'a/b'"),
         (["--extend", "9"], "--extend 9: runs/demo is not a run; use --epochs for a new run"),
         (["--extend", "9", "--restart"], "use only one of them"),
-        (["--data.train", "nosuch.beton"], "-m data_prep.write_beton creates it"),
+        (["--data.train", "nosuch.beton"], "nosuch.beton creates it from a folder of images"),
         (["--model.num_classes", "1000"], "model.num_classes is 1000, but"),
         (["--optim.learning_rate", "1"], "unknown setting 'optim.learning_rate'"),
     ],

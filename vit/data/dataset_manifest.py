@@ -6,7 +6,7 @@ standard library, so that a login node can read the manifest quickly at every su
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -103,12 +103,9 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
         with naming(path):
             content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if not beton.exists():
-            raise UserError(f"{beton} does not exist; {command('data_prep.write_beton')} creates it") from None
-        raise UserError(
-            f"{path} does not exist; if {beton.name} was copied, copy its manifest too; if another program wrote it "
-            f"with FFCV, {command('data_prep.describe_beton', shell_word(beton))} makes the manifest"
-        ) from None
+        if text := missing_file(beton):
+            raise UserError(text) from None
+        raise
     except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is damaged ({error}); {_advice()}") from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -125,6 +122,27 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
         if not known.get(name):
             raise UserError(f"{path} is damaged (no {name!r}); {_advice()}")
     return DatasetManifest(**known | {"image": ImageInfo(**known_of_image)})
+
+
+def missing_file(beton: Path) -> str:
+    """What does not exist of a data set, and the command that makes it; "" if nothing is missing.  Raises OSError."""
+    path = manifest_path(beton)
+    write = command("data_prep.write_beton", "imagefolder", "FOLDER", "--out", shell_word(beton))
+    if not beton.exists():
+        if path.exists():
+            return f"{beton} does not exist, but its manifest does; copy it again, or write it anew with {write}"
+        return f"{beton} does not exist; {write} creates it from a folder of images (--help lists other sources)"
+    if path.exists():
+        return ""
+    return (
+        f"{path} does not exist; if {beton.name} was copied, copy its manifest too; if another program wrote it "
+        f"with FFCV, {command('data_prep.describe_beton', shell_word(beton))} makes the manifest"
+    )
+
+
+def missing_files(betons: Iterable[Path]) -> list[str]:
+    """What does not exist of data sets, one line for each of them that is not complete.  Raises OSError."""
+    return [text for beton in dict.fromkeys(betons) if (text := missing_file(beton))]
 
 
 def _known_fields(path: Path, content: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
@@ -145,7 +163,13 @@ def check_classes(beton: Path, classes: Sequence[str], num_classes: int) -> None
 
 
 def check_data_sets(num_classes: int, first: Path, *others: Path) -> None:
-    """Raises UserError unless the first data set has `num_classes` classes, and the others the same ones in order."""
+    """Raises UserError unless the first data set has `num_classes` classes, and the others the same ones in order.
+
+    The error names everything that is missing.
+    """
+    if missing := missing_files((first, *others)):
+        lines = missing if len(missing) == 1 else ["files are missing:", *missing]
+        raise UserError("\n  ".join(lines))
     classes = read_dataset_manifest(first).classes
     check_classes(first, classes, num_classes)
     for other in others:

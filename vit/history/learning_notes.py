@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from vit.history.few_steps import few_steps
 from vit.history.learning_curve import best, number, top1
 from vit.history.run_history import RunHistory
 from vit.history.settings import setting
@@ -66,10 +67,23 @@ def overfitting(history: RunHistory) -> str | None:
     )
 
 
+def too_few_steps(history: RunHistory) -> str | None:
+    """A small data set in large batches: its size follows from the steps of an epoch."""
+    record = history.curve[-1] if history.curve else {}
+    epoch, step = number(record, "epoch"), number(record, "step")
+    ranks = history.attempts[-1].ranks if history.attempts else None
+    if not epoch or not step:
+        return None
+    names = ("global_batch", "micro_batch", "epochs", "augment.mixup", "augment.cutmix", "data.repeats")
+    batch, micro, epochs, mixup, cutmix, repeats = (setting(history.settings, name) for name in names)
+    mixed = repeats if mixup or cutmix else 0
+    return few_steps(round(step * batch / epoch), batch, micro, epochs, ranks or 1, mixed) or None
+
+
 def _loss_near(history: RunHistory, step: int) -> float | None:
     """The mean training loss of the ten records up to a step."""
     before: Sequence[float] = [number(r, "loss") or 0.0 for r in history.training if r["step"] <= step][-10:]
     return fmean(before) if before else None
 
 
-LEARNING_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (diverged, guessing, overfitting)
+LEARNING_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (diverged, guessing, overfitting, too_few_steps)

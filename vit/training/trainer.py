@@ -28,6 +28,7 @@ from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
 from vit.distributed.stop_signals import Agreement, StepDecision
 from vit.distributed.world import World, device_name, on_rank_0
+from vit.history.few_steps import few_steps_of
 from vit.run.activity import activity
 from vit.run.clock import Clock
 from vit.run.folder import Event, RunFolder
@@ -68,6 +69,9 @@ class Trainer:
 
         self.state = TrainState.fresh(cfg, world.device)
         saved_step = self.restore()
+        few = few_steps_of(cfg, self.train_data.samples, world.size)
+        if few and saved_step is None and world.rank == 0:
+            show(few, lasting=True)
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
         self.compile_message = self.describe_compiling() if cfg.compile and world.rank == 0 else ""
         self.runner = StepRunner(cfg, world, self.state, self.train_data.samples)

@@ -60,7 +60,7 @@ def test_a_data_set_that_the_node_cannot_read_is_named(on_cluster: None, betons:
     assert [each.check for each in found] == ["node", "matrix product", "gradient sum", "node job"]
     assert found[-1].level == "FAIL"
     assert found[-1].text == f"failed after the sums: {tmp_path}/no.beton does not exist"
-    assert found[-1].advice.endswith("data_prep.write_beton creates it")
+    assert f"data_prep.write_beton imagefolder FOLDER --out {tmp_path}/no.beton creates it" in found[-1].advice
 
 
 @pytest.mark.parametrize(
