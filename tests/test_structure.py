@@ -32,7 +32,10 @@ ALLOWED_IMPORTS = {
     "vit.kill_attempts": "vit.run vit.checkpoint vit.train",
     "vit.verify": "vit.config vit.run vit.data vit.checkpoint vit.kill_attempts",
     "vit.evaluate": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",
-    "vit.predict": "vit.config vit.run vit.distributed vit.model vit.data vit.augment vit.checkpoint",
+    "vit.attention_figure": "vit.run",
+    "vit.predict": (
+        "vit.attention_figure vit.config vit.run vit.distributed vit.model vit.data vit.augment vit.checkpoint"
+    ),
     "vit.export": "vit.config vit.run vit.model vit.checkpoint",
     "data_prep.sources": "",
     "data_prep": "data_prep.sources vit.config vit.data vit.run",

@@ -32,8 +32,7 @@ from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.data.class_names import ClassMatch, match_classes
-from vit.data.dataset_manifest import read_dataset_manifest
+from vit.data.class_names import ClassMatch
 from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
 from vit.distributed.launcher import read_place
@@ -48,12 +47,6 @@ from vit.training.scoring import Score, autocast, evaluate
 
 _MISTAKES = 24  # pictures that --save writes
 _TOP5 = 5  # classes, or fewer: their top-5 accuracy is always 1, and is not shown
-
-
-def find_classes(run: TrainedModel, beton: Path) -> ClassMatch:
-    """Which of the model's classes a data set has.  Raises UserError if it has a class that the model does not have."""
-    classes, where = read_dataset_manifest(beton).classes, (str(run.checkpoint), str(beton))
-    return match_classes(run.class_ids, run.cfg.model.num_classes, classes, where)
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,7 @@ def main(args: list[str] | None = None) -> int:
         run = load_trained_model(options.run, options.which)
         place = _place_to_save(run.checkpoint, options.save)
         data = run.cfg.data if options.data is None else replace(run.cfg.data, val=options.data, limit=0)
-        match = find_classes(run, data.val)
+        match = run.find_classes(data.val)
         cfg = replace(run.cfg, data=data, device=options.device)
         found = scores(run, cfg, match, options.weights, place is not None)
         if not read_place().rank:

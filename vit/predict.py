@@ -3,6 +3,7 @@
     python -m vit.predict runs/vit_b16 cat.jpg dog.png
     python -m vit.predict runs/vit_b16 *.jpg --json
     python -m vit.predict runs/vit_b16 cat.jpg --attention maps/
+    python -m vit.predict runs/vit_b16 --samples 8 --sheet attention.png    # of the validation set, with true classes
 
 Images are resized, cropped and normalized as in evaluation.
 """
@@ -16,33 +17,35 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vit.attention_figure import MAX_ROWS, Row, attention_figure, contact_sheet
 from vit.augment.pipeline import normalize
-from vit.checkpoint.trained_model import add_checkpoint_options, load_trained_model
-from vit.config.option_errors import CommandParser
+from vit.checkpoint.trained_model import TrainedModel, add_checkpoint_options, load_trained_model
 from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.data.chosen_samples import choose_samples
+from vit.data.decode import DamagedDataError
 from vit.data.image_file import MAX_MEGAPIXELS, Pixels, TooManyPixelsError
 from vit.data.image_input import load_image
-from vit.distributed.world import pick_device
+from vit.data.loader import ValData
+from vit.distributed.world import SINGLE_RANK, pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
 from vit.run.console import started_as
-from vit.run.figures import font, import_matplotlib, shortened
+from vit.run.counts import counted
 
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
 _MAX_STEM = 200  # bytes of an image's name in that of its attention map; file systems allow 255 in all
-_TILE = 224  # minimum side of an attention map in the figure, in pixels
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Prediction:
     """The predicted classes of one image, or why it could not be read."""
 
     file: Path
+    sample: int | None = None  # its number, if the file is a data set
+    truth: str | None = None  # its class there
     error: str | None = None
     best: tuple[tuple[str, float], ...] = ()  # class names and probabilities, most probable first
     pixels: Pixels | None = None  # (S, S, 3), the input of the model before normalization
@@ -66,11 +71,37 @@ def predict(
     max_megapixels: int = MAX_MEGAPIXELS,
 ) -> Iterator[Prediction]:
     """Yields a prediction for each file, in order; with `attention`, attention maps too."""
-    for start in range(0, len(files), _BATCH):
-        batch = [_read(file, cfg, max_megapixels) for file in files[start : start + _BATCH]]
+    return _classify_all(model, cfg, classes, (_read(file, cfg, max_megapixels) for file in files), top, attention)
+
+
+def _classify_all(
+    model: VisionTransformer, cfg: Config, classes: list[str], images: Iterable[Prediction], top: int, attention: bool
+) -> Iterator[Prediction]:
+    """Yields the images with their predictions, and unchanged those that could not be read."""
+    images = iter(images)
+    while batch := list(islice(images, _BATCH)):
         readable = [image for image in batch if image.error is None]
         predicted = iter(_predict_batch(model, cfg, classes, readable, top, attention))
         yield from (image if image.error is not None else next(predicted) for image in batch)
+
+
+def read_samples(run: TrainedModel, file: Path, count: int, seed: int) -> Iterator[Prediction]:
+    """Yields images of a data set with their classes, as evaluation reads them; of as many classes as possible.
+
+    Raises UserError if the file is not a valid data set, or has a class that the model does not have.
+    """
+    match = run.find_classes(file)
+    # An image that is damaged is reported here, not replaced by another one.
+    cfg = replace(run.cfg, data=replace(run.cfg.data, val=file, limit=0, on_bad="fail"))
+    data = ValData(cfg, SINGLE_RANK, match)
+    for sample in choose_samples(data.beton.labels, count, seed):
+        truth = run.classes[match.logits[data.beton.labels[sample]]]
+        try:
+            pixels = data.pixels(sample[None])[0]
+        except DamagedDataError as error:
+            yield Prediction(file, int(sample), truth, error=str(error))
+        else:
+            yield Prediction(file, int(sample), truth, pixels=pixels)
 
 
 def _read(file: Path, cfg: Config, max_megapixels: int) -> Prediction:
@@ -131,82 +162,86 @@ def _classify(
         yield tuple((classes[i], value) for i, value in zip(indices, values, strict=True)), image_maps
 
 
-def attention_figure(prediction: Prediction) -> Image.Image:
-    """The image, and overlays of the rollout and of each head of the last block, with captions.
-
-    The title is the most probable class with its probability.
-    """
-    assert prediction.pixels is not None and prediction.maps is not None
-    colormap = import_matplotlib().colormaps["inferno"]  # maps values from 0 to 1 to colors
-    image = Image.fromarray(prediction.pixels)
-    side = max(_TILE, image.width)
-    image = image.resize((side, side), Image.Resampling.BICUBIC)
-    tiles = {"image": image}
-    for i, weights in enumerate(prediction.maps.numpy()):
-        strength = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)  # (G, G), 0 to 1
-        smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
-        colors = colormap(smooth.clip(0, 1))[:, :, :3]  # (side, side, 3), 0 to 1
-        overlay = Image.blend(image, Image.fromarray((255 * colors).astype(np.uint8)), 0.6)
-        tiles[f"last block, head {i} of {len(prediction.maps) - 1}" if i else "attention rollout"] = overlay
-    name, probability = prediction.best[0]
-    return _sheet(tiles, f"{probability:.1%}  {' '.join(name.split())}")
-
-
-def _sheet(tiles: dict[str, Image.Image], title: str) -> Image.Image:
-    """Square tiles of one size, each below its caption, in rows of seven: ViT-B with its 12 heads fills two."""
-    side, columns, caption, gap = tiles["image"].width, min(7, len(tiles)), 24, 8
-    rows = -(-len(tiles) // columns)
-    top = 40  # of the first row: the title is above it
-    size = (gap + columns * (side + gap), top + rows * (caption + side + gap))
-    sheet = Image.new("RGB", size, "white")
-    canvas = ImageDraw.Draw(sheet)
-    canvas.text((gap, top / 2), shortened(title, font(20), size[0] - 2 * gap), "black", font(20), anchor="lm")
-    for i, (text, tile) in enumerate(tiles.items()):
-        x, y = gap + i % columns * (side + gap), top + i // columns * (caption + side + gap)
-        canvas.text((x, y + caption / 2), text, "black", font(15), anchor="lm")
-        sheet.paste(tile, (x, y + caption))
-    return sheet
-
-
 def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> int:
     """Prints each prediction when it is ready; returns the exit code, 1 if an image could not be read."""
     failed = False
+    shown, rows = [], []
     for i, prediction in enumerate(predictions):
-        written = _write_figure(i, prediction, options.attention) if prediction.maps is not None else None
         if prediction.error is not None:
             failed = True
-            print(f"{started_as('vit.predict')}: {printable(prediction.file)}: {prediction.error}", file=sys.stderr)
+            print(f"{started_as('vit.predict')}: {_name(prediction)}: {prediction.error}", file=sys.stderr)
+        else:
+            shown.append(prediction.best[0][0] == prediction.truth)
+        written = _write_figure(i, prediction, options.attention) if options.attention and prediction.best else None
+        if options.sheet and prediction.best:
+            rows.append(_row(prediction))
         if options.json:
-            best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best]
-            result = {"error": prediction.error} if prediction.error is not None else {"predictions": best}
-            figure = {"attention": str(written)} if written else {}
-            print(json.dumps({"file": str(prediction.file)} | result | figure), flush=True)
+            print(json.dumps(_as_json(prediction, written)), flush=True)
         elif prediction.error is None:
-            print(printable(prediction.file))
+            print(_name(prediction) + (f": {prediction.truth}" if prediction.truth is not None else ""))
             for name, probability in prediction.best:
                 print(f"  {probability:7.2%}  {name}")
             if written:
                 print(f"  attention maps: {printable(written)}")
+    right = f"{sum(shown)} of {counted(len(shown), 'image')} right" if options.samples and shown else ""
+    if right and not options.json:
+        print(right)
+    if rows:
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(": ".join(filter(None, [printable(options.run), right])), rows).save(options.sheet)
+        print(f"attention maps of all images: {printable(options.sheet)}", file=sys.stderr if options.json else None)
     return int(failed)
+
+
+def _name(prediction: Prediction) -> str:
+    """The image in messages."""
+    sample = "" if prediction.sample is None else f", sample {prediction.sample}"
+    return printable(prediction.file) + sample
+
+
+def _as_json(prediction: Prediction, written: Path | None) -> dict[str, object]:
+    """What `--json` prints about an image."""
+    out: dict[str, object] = {"file": str(prediction.file)}
+    if prediction.sample is not None:
+        out |= {"sample": prediction.sample, "true": prediction.truth}
+    best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best]
+    out |= {"error": prediction.error} if prediction.error is not None else {"predictions": best}
+    return out | ({"attention": str(written)} if written else {})
 
 
 def _write_figure(i: int, prediction: Prediction, folder: Path) -> Path:
     """Draws the attention maps of the image with this number on the command line; returns the path."""
+    assert prediction.pixels is not None and prediction.maps is not None
     folder.mkdir(parents=True, exist_ok=True)
     stem = os.fsdecode(os.fsencode(prediction.file.stem)[:_MAX_STEM])
-    path = folder / f"{i:03}-{stem}.png"  # file names may not be unique
-    attention_figure(prediction).save(path)
+    sample = "" if prediction.sample is None else f"-{prediction.sample}"
+    path = folder / f"{i:03}-{stem}{sample}.png"  # file names may not be unique
+    name, probability = prediction.best[0]
+    truth = f"  (true: {prediction.truth})" if prediction.truth is not None else ""
+    title = " ".join(f"{name}{truth}".split())
+    attention_figure(prediction.pixels, prediction.maps.numpy(), f"{probability:.1%}  {title}").save(path)
     return path
 
 
-def main(args: list[str] | None = None) -> int:
-    """Command line.  Exit code 1 if an image could not be read, 2 for other errors that the user can fix."""
-    parser = CommandParser(started_as("vit.predict"), description="Classifies images with the weights of a run.")
+def _row(prediction: Prediction) -> Row:
+    """The image in the contact sheet."""
+    assert prediction.pixels is not None and prediction.maps is not None
+    name, probability = prediction.best[0]
+    stem = printable(prediction.file.name) if prediction.sample is None else f"sample {prediction.sample}"
+    return Row(prediction.pixels, prediction.maps.numpy(), name, probability, prediction.truth, stem)
+
+
+def _options(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("vit.predict", description="Classifies images with the weights of a run.")
     parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
-    parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE", help="any format that Pillow reads")
+    parser.add_argument("images", type=user_path, nargs="*", metavar="IMAGE", help="any format that Pillow reads")
+    parser.add_argument("--samples", type=int, metavar="N", help="instead: N images of a data set, a few of each class")
+    parser.add_argument("--data", type=user_path, metavar="FILE", help=".beton file for --samples (default: data.val)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed: other --samples (default: 0)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes per image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and image")
     parser.add_argument("--attention", type=user_path, metavar="FOLDER", help="write attention maps: rollout and heads")
+    parser.add_argument("--sheet", type=user_path, metavar="FILE.png", help="draw them for all images in one picture")
     add_checkpoint_options(parser)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
     parser.add_argument(
@@ -217,16 +252,37 @@ def main(args: list[str] | None = None) -> int:
         help="size of the largest image to read (default: %(default)s)",
     )
     options = parser.parse_args(args)
-    if options.top < 1:
-        parser.error(f"--top must be at least 1, not {options.top}")
-    if options.max_megapixels < 1:
-        parser.error(f"--max-megapixels must be at least 1, not {options.max_megapixels}")
+    for name in ("samples", "top", "max_megapixels"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if bool(options.images) == (options.samples is not None):
+        parser.error("give the names of images, or --samples N for images of a data set")
+    if options.data is not None and options.samples is None:
+        parser.error("--data is the data set of --samples N, which says how many of its images to classify")
+    if options.seed < 0:
+        parser.error(f"--seed must not be negative, not {options.seed}")
+    if options.sheet is not None:
+        if options.sheet.suffix.lower() != ".png":
+            parser.error(f"--sheet {options.sheet}: the name of the picture must end with .png")
+        if (count := options.samples or len(options.images)) > MAX_ROWS:
+            parser.error(
+                f"--sheet draws at most {MAX_ROWS} images, not {count}; --attention draws each in its own file"
+            )
+    return options
+
+
+def main(args: list[str] | None = None) -> int:
+    """Command line.  Exit code 1 if an image could not be read, 2 for other errors that the user can fix."""
+    options = _options(args)
     try:
         run = load_trained_model(options.run, options.which)
         model = run.select_model(options.weights).to(pick_device(options.device))
-        attention = options.attention is not None
-        limits = (options.top, attention, options.max_megapixels)
-        return _output(predict(model, run.cfg, run.classes, options.images, *limits), options)
+        if options.samples:
+            images = read_samples(run, options.data or run.cfg.data.val, options.samples, options.seed)
+        else:
+            images = (_read(file, run.cfg, options.max_megapixels) for file in options.images)
+        attention = options.attention is not None or options.sheet is not None
+        return _output(_classify_all(model, run.cfg, run.classes, images, options.top, attention), options)
     except (UserError, OSError) as error:
         print(f"{started_as('vit.predict')}: {error}", file=sys.stderr)
         return 2

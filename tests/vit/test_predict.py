@@ -14,13 +14,14 @@ from tests.helpers.data_sets import small_config
 from tests.helpers.finished_runs import NAMES, make_finished_run
 from tests.helpers.models import SMALL, random_images, randomized
 from vit import predict
+from vit.attention_figure import attention_figure
 from vit.augment.pipeline import normalize
 from vit.data.image_input import load_image
 from vit.data.loader import ValData
 from vit.distributed.world import SINGLE_RANK
 from vit.model.attention_maps import attention_weights, forward_with_attention, patch_maps, rollout
 from vit.model.vision_transformer import VisionTransformer
-from vit.predict import Prediction, attention_figure
+from vit.predict import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +171,10 @@ def test_the_rollout_is_that_of_abnar_and_zuidema(pool: str) -> None:
 
 def test_attention_figures_are_brightest_where_the_attention_is_highest() -> None:
     """Tiles: the image, the rollout, each head of the last block."""
-    weights = torch.zeros(3, 4, 4)
+    weights = np.zeros((3, 4, 4), np.float32)
     weights[0, 0, 3] = weights[1, 3, 0] = weights[2, 2, 2] = 1
     gray = np.full((28, 28, 3), 99, np.uint8)
-    figure = attention_figure(Prediction(Path("x"), pixels=gray, maps=weights, best=(("ant", 0.5),))).convert("L")
+    figure = attention_figure(gray, weights, "50.0%  ant").convert("L")
     sheet = np.asarray(figure)[-232:-8]  # without title, captions and margins
     tiles = [sheet[:, 8 + i * 232 :][:, :224] for i in range(4)]
     assert sheet.shape == (224, 8 + 4 * 232) and (tiles[0] == 99).all()
@@ -182,7 +183,7 @@ def test_attention_figures_are_brightest_where_the_attention_is_highest() -> Non
         assert np.unravel_index(cells.argmax(), (4, 4)) == (row, column)
 
 
-def test_attention_figures_say_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_figures_say_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The predicted class with its probability, and what each tile is; a name that is too long is cut at the edge."""
     draw, texts = ImageDraw.ImageDraw.text, []
 
@@ -194,11 +195,12 @@ def test_attention_figures_say_what_is_drawn(monkeypatch: pytest.MonkeyPatch) ->
         draw(self, position, text, *args, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
-    pixels, maps = np.zeros((28, 28, 3), np.uint8), torch.rand(9, 4, 4)
-    attention_figure(Prediction(Path("x"), pixels=pixels, maps=maps, best=(("ant\nlion", 0.9512), ("bee", 0.03))))
+    pixels, maps = np.zeros((28, 28, 3), np.uint8), np.random.default_rng(0).random((9, 4, 4), np.float32)
+    best = (("ant\nlion", 0.9512), ("bee", 0.03))
+    predict._write_figure(0, Prediction(Path("x"), pixels=pixels, maps=torch.from_numpy(maps), best=best), tmp_path)
     heads = [f"last block, head {i} of 8" for i in range(1, 9)]
     assert texts == ["95.1%  ant lion", "image", "attention rollout", *heads]
-    attention_figure(Prediction(Path("x"), pixels=pixels, maps=maps, best=((200 * "ant ", 1.0),)))
+    attention_figure(pixels, maps, "100.0%  " + 200 * "ant ")
     assert texts[11].startswith("100.0%  ant ant ") and texts[11].endswith("…")
 
 

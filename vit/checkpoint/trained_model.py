@@ -13,6 +13,7 @@ from vit.checkpoint.saved_classes import numbered_classes
 from vit.config.parser import config_from_text
 from vit.config.schema import Config
 from vit.config.user_error import UserError
+from vit.data.class_names import ClassMatch, match_classes
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.model.pretrained import Tensors
 from vit.model.vision_transformer import VisionTransformer
@@ -47,6 +48,11 @@ class TrainedModel:
             return {weights: self.select_model(weights)}
         found: dict[WeightsKind, VisionTransformer | None] = {"last": self.model, "ema": self.ema}
         return {name: model for name, model in found.items() if model is not None}
+
+    def find_classes(self, beton: Path) -> ClassMatch:
+        """Which of the model's classes a data set has.  Raises UserError if it has one that the model does not have."""
+        classes, where = read_dataset_manifest(beton).classes, (str(self.checkpoint), str(beton))
+        return match_classes(self.class_ids, self.cfg.model.num_classes, classes, where)
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, default_weights: str = "the EMA if there is one") -> None:
