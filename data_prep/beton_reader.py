@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import jpeg
-from data_prep.progress import progress
+from data_prep.sources.progress import progress
 from data_prep.sources.source import InputError, Pixels
 from vit.data.ffcv_format import ALLOCATION, FIELD, HEADER, RAW, SAMPLE, VERSION, are_image_and_label, field_names
 from vit.data.native import JpegState, decode_jpeg

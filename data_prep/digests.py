@@ -4,7 +4,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_prep.progress import progress
+from data_prep.sources.progress import progress
 
 
 def compute_digests(path: Path, page_size: int) -> tuple[str, list[str]]:

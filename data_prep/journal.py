@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton_writer import BetonWriter, WriteState
-from data_prep.progress import progress
+from data_prep.sources.progress import progress
 from vit.data.ffcv_format import SAMPLE
 from vit.run.fsync import fsync
 

@@ -35,7 +35,6 @@ from data_prep.digests import compute_digests
 from data_prep.encode import WorkerKilledError, encode_in_order, mean_and_std, start_workers
 from data_prep.journal import Journal
 from data_prep.options import parse_arguments
-from data_prep.progress import progress
 from data_prep.publish import (
     check_replaceable,
     find_written,
@@ -46,6 +45,7 @@ from data_prep.publish import (
 )  # fmt: skip
 from data_prep.recipe import Recipe
 from data_prep.sources.fingerprint import Fingerprint, describe_changes, take_fingerprint
+from data_prep.sources.progress import progress
 from data_prep.sources.source import InputError, Source
 from data_prep.summary import summarize
 from vit.config.paths import printable

@@ -1,4 +1,4 @@
-"""Archives as downloaded (.tar.gz): finds them, downloads them with torchvision, and unpacks them.
+"""Archives as downloaded (.tar.gz): finds them, downloads and unpacks them.
 
 A .tar.gz can only be read from its start, so images in one cannot be read in place: it has to be unpacked.
 """
@@ -14,6 +14,7 @@ from errno import ENOENT
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.sources.download import DownloadError, download, unfinished_file
 from data_prep.sources.source import InputError
 
 
@@ -26,33 +27,43 @@ class Archive(NamedTuple):
     top: str  # the folder that it contains
 
 
-def find_archive(root: Path, archive: Archive, fetch: bool) -> Path:
+def find_archive(root: Path, archive: Archive, fetch: bool, others: Sequence[Archive] = ()) -> Path:
     """The path of `archive` in `root`; downloaded there if it is missing.
 
-    Raises InputError if it is missing and cannot be downloaded, or may not be, without `fetch`.
+    `others` are missing as well: an error names them too.  Raises InputError if the archive is missing and cannot be
+    downloaded, or may not be, without `fetch`.
     """
     path = root / archive.name
     if path.is_file():
         return path
     if not fetch:
         raise InputError(f"{path}: no such file") from FileNotFoundError(ENOENT, os.strerror(ENOENT), path)
-    from torchvision.datasets.utils import download_url
-
-    unfinished = root / f".{archive.name}.download"  # torchvision leaves a part of it when it is killed
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root):  # another command, for the other split, may be downloading it
-            try:
-                if not path.is_file():
-                    download_url(archive.url, str(root), unfinished.name, archive.md5)
-                    unfinished.rename(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        why = " ".join(str(error).split())
-        advice = f"download {archive.url} elsewhere and put it there, or give the --root that contains it"
-        raise InputError(f"{path}: is missing, and the download failed ({why}); {advice}") from error
+            if not path.is_file():
+                download(archive.url, path, archive.md5)
+    except DownloadError as error:
+        raise InputError(_failed_download(root, [archive, *others], str(error))) from error
+    except OSError as error:
+        why = error.strerror or error
+        advice = f"make {root} writable and free disk space, then run the same command again"
+        raise InputError(f"{path}: is missing, and cannot be written ({why}); {advice}") from error
     return path
+
+
+def _failed_download(root: Path, archives: Sequence[Archive], why: str) -> str:
+    """Why archives are missing, and what to do: how to go on with a network, and without one."""
+    names = " and ".join(archive.name for archive in archives)
+    are, them = ("are", "them") if len(archives) > 1 else ("is", "it")
+    addresses = " and ".join(archive.url for archive in archives)
+    kept = unfinished_file(root / archives[0].name)
+    continues = f", which continues after the {kept.stat().st_size / 1e6:,.0f} MB in {kept}" if kept.exists() else ""
+    return (
+        f"{root}: {names} {are} missing, and the download failed ({why}); run the same command again{continues}; "
+        f"without a network, download {addresses} elsewhere, copy {them} into {root}, and run the same command again; "
+        f"if you have {them} already, give the --root that contains {them}"
+    )
 
 
 @contextmanager
@@ -75,15 +86,22 @@ def find_folders(root: Path, folder: str, archives: Sequence[Archive], fetch: bo
     """
     root = root.parent if root.name == folder else root
     base = root / folder
-    for archive in archives:
+    for number, archive in enumerate(archives):
         if (base / archive.top).is_dir():
             continue
         if not fetch:
             missing = FileNotFoundError(ENOENT, os.strerror(ENOENT), base / archive.top)
             raise InputError(f"{base / archive.top}: no such folder") from missing
-        packed = base / archive.name if (base / archive.name).is_file() else find_archive(root, archive, fetch)
+        others = [each for each in archives[number + 1 :] if not _is_here(root, base, each)]
+        inside = base / archive.name
+        packed = inside if inside.is_file() else find_archive(root, archive, fetch, others)
         _unpack(packed, archive.top, base)
     return base
+
+
+def _is_here(root: Path, base: Path, archive: Archive) -> bool:
+    """Whether an archive is here, or what it contains."""
+    return (base / archive.top).is_dir() or (base / archive.name).is_file() or (root / archive.name).is_file()
 
 
 def _unpack(path: Path, top: str, base: Path) -> None:

@@ -52,7 +52,7 @@ def cifar(name: str, split: str, root: Path, target: str = "fine", fetch: bool =
     """The images of "cifar10" or "cifar100"; `target` "coarse" labels the latter by its 20 superclasses.
 
     Read from `root`/cifar-10-batches-py (or cifar-100-python), or from the archive in `root`, without unpacking it;
-    torchvision downloads it if it is missing; not without `fetch`.  Raises InputError if a file is damaged, or missing
+    it is downloaded if it is missing; not without `fetch`.  Raises InputError if a file is damaged, or missing
     without a network.
     """
     layout = LAYOUTS[name]

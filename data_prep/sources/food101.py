@@ -19,8 +19,8 @@ _LISTS = {"train": "train.txt", "val": "test.txt"}
 def food101(split: str, root: Path, fetch: bool = True) -> Source:
     """The pictures of meta/train.txt ("train") or meta/test.txt ("val"), with labels.txt's names of the classes.
 
-    Read from `root`/food-101, or unpacked there from `root`/food-101.tar.gz, which torchvision downloads if it is
-    missing; not without `fetch`.  Raises InputError if something is damaged, or missing without a network.
+    Read from `root`/food-101, or unpacked there from `root`/food-101.tar.gz, which is downloaded if it is missing; not
+    without `fetch`.  Raises InputError if something is damaged, or missing without a network.
     """
     root = root.parent if root.name == ARCHIVE.top else root
     base = find_folders(root, "", [ARCHIVE], fetch) / ARCHIVE.top

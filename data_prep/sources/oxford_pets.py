@@ -47,7 +47,7 @@ def oxford_pets(split: str, root: Path, target: str = "breed", fetch: bool = Tru
     """The pictures of "train" (trainval.txt) or "val" (test.txt), labeled by breed, or by `target` "species".
 
     Read from `root`/oxford-iiit-pet; what is missing there is unpacked from `root`'s images.tar.gz and
-    annotations.tar.gz, which torchvision downloads if they are missing; not without `fetch`.  Raises InputError if
+    annotations.tar.gz, which are downloaded if they are missing; not without `fetch`.  Raises InputError if
     something is damaged, or missing without a network.
     """
     base = find_folders(root, FOLDER, ARCHIVES, fetch)
