@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # an inherited value would shadow the packages of .venv
 
-.PHONY: setup help demo ablation about-ablation lint test gpu chaos cluster-chaos clean
+.PHONY: setup help demo ablation about-ablation pets pets-plan lint test gpu chaos cluster-chaos clean
 
 setup: $(VENV)/ready  ## create .venv; a second run takes seconds
 
@@ -37,6 +37,37 @@ ablation: about-ablation setup $(DATA)/train.beton $(DATA)/val.beton  ## train t
 about-ablation:
 	@echo "The demo's model on 1,000 images for 200 epochs: 3 seeds without augmentation, 3 with it; 10 to 20 minutes on 2 cores."
 	@echo "After Ctrl-C the same command continues. At the end: runs/ablation.html, runs/ablation.png."
+
+# Oxford-IIIT Pet: a small ViT from random weights, cats against dogs; or INIT=FILE, a published ViT-S/16, and 37 breeds.
+PETS := data/pets
+INIT :=
+PETS_RUN := $(if $(INIT),pets_finetune,pets)
+# Ranks: one GPU on a cluster or with a GPU, else one rank for each CPU core, 8 at most.  ARGS: options of jobs/submit.py.
+GPUS = $(shell { command -v sbatch || nvidia-smi -L; } >/dev/null 2>&1 && echo 1 || \
+  for n in 8 4 2 1; do [ $$n -le "$$(nproc)" ] && echo $$n && break; done)
+ARGS :=
+
+$(PETS)/%.beton: | $(VENV)/ready
+	$(BIN)/python -m data_prep.write_beton oxford-pets --root $(PETS) --target $(word 1,$(subst -, ,$*)) \
+	  --split $(word 2,$(subst -, ,$*)) --out $@
+
+pets-plan:
+	@test -e runs/$(PETS_RUN)/attention.png || printf '%s\n' \
+	  "make pets downloads 800 MB of pictures, writes data sets (3 GB in $(PETS) in all), then trains $(PETS_RUN):" \
+	  "minutes on a GPU; on 2 CPU cores an estimated $(if $(INIT),100,25) minutes. After Ctrl-C, the same command continues."
+
+pets: pets-plan setup $(foreach target,species breed,$(foreach split,train val,$(PETS)/$(target)-$(split).beton))  ## train on pictures of cats and dogs, or fine-tune with INIT=FILE, and draw attention maps
+	$(BIN)/python jobs/submit.py --config configs/$(PETS_RUN).yaml $(if $(INIT),--init_from "$(INIT)") \
+	  --nodes 1 --gpus $(GPUS) $(ARGS)
+	@if ! $(BIN)/python jobs/status.py runs/$(PETS_RUN) --json | grep -q '"state": "finished"'; then \
+	  echo "when this run is finished, run the same command again: it draws the attention maps"; \
+	else \
+	  test runs/$(PETS_RUN)/attention.png -nt runs/$(PETS_RUN)/ledger.jsonl || $(BIN)/python -m vit.predict runs/$(PETS_RUN) \
+	    --samples 8 --top 2 --sheet runs/$(PETS_RUN)/attention.png || exit; \
+	  echo "  attention maps of 8 test pictures   runs/$(PETS_RUN)/attention.png"; \
+	  echo "  and of your own picture             $$($(BIN)/python -m vit.run.hints vit.predict \
+	    runs/$(PETS_RUN) my-cat.jpg --attention runs/$(PETS_RUN)/maps)"; \
+	fi
 
 lint: setup  ## run linter, formatter check and type checker
 	$(BIN)/ruff check .

@@ -188,7 +188,9 @@ def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> i
         print(right)
     if rows:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(": ".join(filter(None, [printable(options.run), right])), rows).save(options.sheet)
+        unfinished = options.sheet.with_name(f".{options.sheet.name}.tmp")
+        contact_sheet(": ".join(filter(None, [printable(options.run), right])), rows).save(unfinished, "PNG")
+        unfinished.replace(options.sheet)  # a picture with its final name is whole
         print(f"attention maps of all images: {printable(options.sheet)}", file=sys.stderr if options.json else None)
     return int(failed)
 
@@ -232,7 +234,7 @@ def _row(prediction: Prediction) -> Row:
 
 
 def _options(args: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("vit.predict", description="Classifies images with the weights of a run.")
+    parser = CommandParser(started_as("vit.predict"), description="Classifies images with the weights of a run.")
     parser.add_argument("run", type=user_path, help="run folder, or a checkpoint in it")
     parser.add_argument("images", type=user_path, nargs="*", metavar="IMAGE", help="any format that Pillow reads")
     parser.add_argument("--samples", type=int, metavar="N", help="instead: N images of a data set, a few of each class")

@@ -126,6 +126,7 @@ RECIPES = {
 def test_every_recipe_is_in_the_table() -> None:
     """So that a new one has to be compared with its source."""
     others = {"demo", "demo_overfits", "demo_augmented", "finetune", "imagenet"}  # without a published source
+    others |= {"pets", "pets_finetune"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - others == RECIPES.keys()
 
 
@@ -149,6 +150,17 @@ def test_the_header_of_each_recipe_states_its_accuracy_source_and_cost(name: str
     hours, rate = (float(words[words.index(unit) - 1].replace(",", "")) for unit in ("GPU-hours", "images/s"))
     assert cost.startswith(f"# {cfg.epochs} epochs of ImageNet-1k: ")
     assert hours == pytest.approx(cfg.epochs * IMAGENET / rate / 3600, abs=1)
+
+
+def test_the_pets_are_fine_tuned_as_other_images_are() -> None:
+    """With the optimizer and the augmentation of finetune.yaml, on any number of ranks up to 8 that is a power of 2."""
+    pets, own = (load_config(CONFIGS / f"{name}.yaml") for name in ("pets_finetune", "finetune"))
+    assert (pets.optim, pets.augment, pets.epochs, pets.global_batch) == (
+        own.optim, own.augment, own.epochs, own.global_batch
+    )  # fmt: skip
+    assert pets.model.drop_path == own.model.drop_path
+    for cfg in (pets, load_config(CONFIGS / "pets.yaml")):
+        assert [n for n in range(1, 9) if cfg.micro_batches % n == 0] == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize(
