@@ -14,6 +14,7 @@ from jobs.page.figures import draw
 from jobs.page.run_data import RunData, read_run
 from jobs.page.runs_page import runs_page
 from jobs.page.series import series_of
+from tests.helpers.browser import Browser
 from tests.helpers.report_runs import curve, ledger, write_lines, write_run
 from tests.jobs.page.conftest import Report
 
@@ -22,7 +23,7 @@ SEEDS = (0, 1, 2)
 
 def loss(seed: int, step: int) -> float:
     """The training loss of one seed: 1.0, 1.1 or 1.2 at step 1,000."""
-    return 1 + 0.1 * seed + (1000 - step) / 1000
+    return 1 + 0.1 * seed + (1 - step / 1000) ** 2
 
 
 def write_seed(parent: Path, seed: int, name: str = "", finished: bool = True, changes: Sequence[str] = ()) -> Path:
@@ -173,7 +174,7 @@ def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], monkeypa
     assert validation.get_title(loc="left") == "validation loss"
     assert [len(axes.collections) for axes in panels] == [1, 1, 1]  # bands
     box = training.collections[0].get_paths()[0].get_extents()
-    assert (box.y0, box.y1) == pytest.approx((1.0, 2.19), abs=0.01)
+    assert (box.y0, box.y1) == pytest.approx((1.0, 2.18), abs=0.01)
     assert [text.get_text() for text in accuracy.texts] == ["80.0 ± 10.0%"]
 
 
@@ -188,3 +189,22 @@ def test_a_training_loss_with_mixup_is_said_not_to_be_comparable(tmp_path: Path)
     assert words in (tmp_path / "both.svg").read_text()
     assert words not in run_page(read_run(plain, {})).decode()
     assert words not in runs_page(read([plain, write_seed(tmp_path, 0, "twice", changes=changes["plain"])])).decode()
+
+
+@pytest.mark.parametrize("width", [1180, 375])
+def test_in_a_browser_the_mouse_shows_mean_and_range_and_the_legend_hides_both(
+    browser: Browser, sweep: list[Path], width: int
+) -> None:
+    """Line and band disappear together; nothing is cut off."""
+    out = sweep[0].parent / "report.html"
+    out.write_bytes(runs_page(read([*sweep, write_seed(sweep[0].parents[1], 0, "other", changes=["mixup: 0.3"])])))
+    with browser.page(out, width=width) as page:
+        assert page.errors() == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
+        page.move_mouse(*page.middle("#loss .plot"))
+        assert re.search(r"vit_b16 \(3 seeds\).*\d \(\d\.\d+ to \d\.\d+\)", page.evaluate("tip.textContent"))
+        shown = "getComputedStyle(document.querySelector('#loss .by-epochs .spread')).display !== 'none'"
+        hidden = "document.querySelector('#loss .by-epochs .spread').closest('.off') !== null"
+        assert page.evaluate(shown) is True
+        page.evaluate("document.querySelector('[data-toggles^=vit_b16]').click()")
+        assert page.evaluate(hidden) is True
