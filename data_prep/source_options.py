@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from data_prep.sources import oxford_pets
 from data_prep.sources.cifar import LAYOUTS, cifar
 from data_prep.sources.fashion_mnist import fashion_mnist
-from data_prep.sources.folders import image_folder
+from data_prep.sources.folders import held_out, image_folder
 from data_prep.sources.food101 import food101
 from data_prep.sources.imagenet import ilsvrc, kaggle
 from data_prep.sources.parquet import parquet
@@ -40,7 +40,30 @@ def _image_folder(options: ArgumentParser) -> Opener:
     options.add_argument(
         "path", type=user_path, metavar="PATH", help="the folder; classes are the sorted subfolder names"
     )
-    return lambda args: (f"imagefolder {os.path.abspath(args.path)}", partial(image_folder, args.path))
+    options.add_argument(
+        "--split",
+        choices=("train", "val"),
+        help="only the images for training, or only those that are held out for validation (default: all)",
+    )
+    options.add_argument(
+        "--held-out",
+        type=float,
+        default=20,
+        metavar="PERCENT",
+        help="with --split: how many images of each class are held out, chosen by their names (default: 20)",
+    )
+
+    def read(args: Namespace) -> tuple[str, Callable[[], Source]]:
+        name = f"imagefolder {os.path.abspath(args.path)}"
+        if args.split is None:
+            return name, partial(image_folder, args.path)
+        if not 0 < args.held_out < 100:
+            options.error(f"--held-out must be more than 0 and less than 100 percent, not {args.held_out:g}")
+        return f"{name}, {args.split}, {args.held_out:g} % held out", lambda: held_out(
+            image_folder(args.path), args.path, args.split, args.held_out
+        )
+
+    return read
 
 
 def _ilsvrc(options: ArgumentParser) -> Opener:

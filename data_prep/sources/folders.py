@@ -1,8 +1,10 @@
 """Folders of images: one subfolder per class.  What is not an image of a class is left out, and counted."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,25 @@ def image_folder(path: Path) -> Source:
         what = f"class {empty[0]} has no images{others}"
         raise InputError(f"{path}: {what}; put at least one image into the subfolder of each class, or remove it")
     return Source(tuple(classes), images, np.repeat(np.arange(len(classes)), counts), ignored=scan.ignored.result())
+
+
+def held_out(source: Source, root: Path, split: str, percent: float) -> Source:
+    """Splits a folder in two: "val" is this share of the images of each class, at least one, and "train" the others.
+
+    An image is chosen by a digest of its path below `root`, so it stays where it is on every machine.  Raises
+    InputError for a class with a single image.
+    """
+    digests = [hashlib.sha256(os.path.relpath(os.fsencode(str(i)), os.fsencode(root))).digest() for i in source.images]
+    chosen = np.zeros(len(digests), bool)
+    for label, name in enumerate(source.classes):
+        samples = sorted(np.flatnonzero(source.labels == label).tolist(), key=digests.__getitem__)
+        if len(samples) == 1:
+            what = f"class {name} has a single image, which cannot be in both sets"
+            raise InputError(f"{root}: {what}; add images to each class that has only one, or remove it")
+        count = min(max(1, round(len(samples) * percent / 100)), len(samples) - 1)
+        chosen[samples[:count]] = True
+    kept = np.flatnonzero(chosen if split == "val" else ~chosen)
+    return replace(source, images=[source.images[i] for i in kept.tolist()], labels=source.labels[kept])
 
 
 class FolderScan:
