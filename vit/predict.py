@@ -29,6 +29,7 @@ from torch import Tensor
 from vit.attention_figure import MAX_ROWS, Row, attention_figure, contact_sheet
 from vit.augment.pipeline import normalize
 from vit.checkpoint.trained_model import TrainedModel, add_checkpoint_options, load_trained_model
+from vit.config.option_errors import CommandParser
 from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
