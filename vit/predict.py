@@ -80,7 +80,8 @@ def _classify_all(
 ) -> Iterator[Prediction]:
     """Yields the images with their predictions, and unchanged those that could not be read."""
     images = iter(images)
-    while batch := list(islice(images, _BATCH)):
+    for first in images:
+        batch = [first, *islice(images, _BATCH - 1)]
         readable = [image for image in batch if image.error is None]
         predicted = iter(_predict_batch(model, cfg, classes, readable, top, attention))
         yield from (image if image.error is not None else next(predicted) for image in batch)
