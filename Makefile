@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # an inherited value would shadow the packages of .venv
 
-.PHONY: setup help demo ablation about-ablation pets pets-plan lint test gpu chaos cluster-chaos clean
+.PHONY: setup help demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
 
 setup: $(VENV)/ready  ## create .venv; a second run takes seconds
 
@@ -68,6 +68,12 @@ pets: pets-plan setup $(foreach target,species breed,$(foreach split,train val,$
 	  echo "  and of your own picture             $$($(BIN)/python -m vit.run.hints vit.predict \
 	    runs/$(PETS_RUN) my-cat.jpg --attention runs/$(PETS_RUN)/maps)"; \
 	fi
+
+tour: setup  ## run every cell of the notebook that explains the Vision Transformer, and write it as a page
+	@echo "running all cells of vit/model/tour.ipynb: eight minutes on two cores"
+	@$(BIN)/jupyter-nbconvert --log-level ERROR --KernelManager.transport_encryption auto --execute --to html --output-dir runs/tour vit/model/tour.ipynb
+	@echo "open     runs/tour/tour.html"
+	@echo "change   $(BIN)/pip install jupyterlab && $(BIN)/jupyter lab vit/model/tour.ipynb"
 
 lint: setup  ## run linter, formatter check and type checker
 	$(BIN)/ruff check .
