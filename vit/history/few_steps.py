@@ -7,6 +7,7 @@ from vit.config.schema import Config
 from vit.run.counts import counted
 
 FEW_PER_EPOCH = 10
+SMALLEST_BATCH = 8  # gradients of fewer images are mostly noise
 ENOUGH = 500  # steps in all, which are enough even if each epoch has few
 
 
@@ -30,10 +31,10 @@ def few_steps(images: int, batch: int, micro: int, epochs: int, ranks: int, mixe
         f"{images / batch:.2g} steps per epoch, {counted(steps, 'step')} in {counted(epochs, 'epoch')}"
     )
     smaller = ranks
-    while 2 * smaller * FEW_PER_EPOCH <= images:
+    while 2 * smaller * FEW_PER_EPOCH <= images or smaller < SMALLEST_BATCH:
         smaller *= 2
     share = largest_micro_batch(smaller, micro, ranks, mixed_repeats)
-    if share is None or 2 * smaller > batch:
+    if share is None or 2 * smaller > batch or smaller > images:
         return f"{text}; use more epochs"
     also = f" --micro_batch {share}" if share != micro else ""
-    return f"{text}; --global_batch {smaller}{also} makes {images / smaller:.0f} steps per epoch, or use more epochs"
+    return f"{text}; --global_batch {smaller}{also} makes {images / smaller:.2g} steps per epoch, or use more epochs"

@@ -69,14 +69,14 @@ def overfitting(history: RunHistory) -> str | None:
 
 def too_few_steps(history: RunHistory) -> str | None:
     """A small data set in large batches: its size follows from the steps of an epoch."""
-    record = history.curve[-1] if history.curve else {}
-    epoch, step = number(record, "epoch"), number(record, "step")
-    ranks = history.attempts[-1].ranks if history.attempts else None
-    if not epoch or not step:
-        return None
     names = ("global_batch", "micro_batch", "epochs", "augment.mixup", "augment.cutmix", "data.repeats")
     batch, micro, epochs, mixup, cutmix, repeats = (setting(history.settings, name) for name in names)
-    mixed = repeats if mixup or cutmix else 0
+    places = ((number(record, "epoch") or 0.0, number(record, "step")) for record in reversed(history.curve))
+    # The last batch of a run may reach beyond its last epoch, which the record does not show.
+    epoch, step = next((place for place in places if place[0] < epochs), (0.0, None))
+    if not epoch or not step:
+        return None
+    mixed, ranks = repeats if mixup or cutmix else 0, history.attempts[-1].ranks if history.attempts else None
     return few_steps(round(step * batch / epoch), batch, micro, epochs, ranks or 1, mixed) or None
 
 
