@@ -40,7 +40,8 @@ def missing(markdown: str, folder: Path = ROOT) -> tuple[list[str], int]:
         scripts = re.findall(r"\bpython[\d.]*\s+((?!-)[\w./-]+\.py)\b", command)
         modules = re.findall(r"\b(?:python[\d.]*|torchrun)\s(?:.*\s)?-m\s+([\w.]+)", command)
         make = re.match(r"(?:\$ )?make((?:\s+[^\s]+)*)$", command)
-        goals = [word for word in make[1].split() if "=" not in word and not word.startswith("-")] if make else []
+        words = re.sub(r"'[^']*'", "", make[1]).split() if make else []  # options in quotes are no targets
+        goals = [word for word in words if "=" not in word and not word.startswith("-")]
         names += [path for path in scripts if not (ROOT / path).is_file()]
         names += [f"-m {name}" for name in modules if not module_exists(name)]
         names += [f"make {goal}" for goal in goals if goal not in targets]
@@ -88,6 +89,7 @@ We make things and use python script.py, see [there](#a-title-of-vit_b16), [home
 
     make demo test   # and make coffee
     make cofee PYTHON=python3 -j2
+    make demo ARGS='--epochs 3 coffee' tee
 
 - a list
 
@@ -103,8 +105,8 @@ and `configs/nil.yaml`, or `make tea` in a line.
     names, count = missing(text)
     assert sorted(names) == sorted(
         [
-            *("#there", "none.png", "none.svg", "make cofee", "jobs/sumbit.py", "configs/none.yaml"),
+            *("#there", "none.png", "none.svg", "make cofee", "make tee", "jobs/sumbit.py", "configs/none.yaml"),
             *("-m vit.trian", "-m no_such_module.at_all", "configs/nil.yaml", "make tea"),
         ]
     )
-    assert count == 9
+    assert count == 10
