@@ -6,6 +6,9 @@ Each one trains for three epochs on 48 images, on this machine's CPU.  Slurm is 
 records its call, and ends the process that called it.
 """
 
+if __name__ == "__main__":
+    import missing_packages  # noqa: F401
+
 import argparse
 import json
 import shutil

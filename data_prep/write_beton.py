@@ -226,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.force:
             check_replaceable(out)
             remove_unfinished_file(link_target(out))
-        elif written := find_written(out, recipe):
+        written = None if args.force else find_written(out, recipe)
+        if written:
             why_not = _compare_with_source(written, args)
             remove_unfinished_file(link_target(out))
             print(

@@ -193,7 +193,8 @@ def _show(run: TrainedModel, data: Path, match: ClassMatch, found: Scores, as_js
         print(json.dumps({"step": run.step, "images": images, "classes": classes} | by_weights))
         return
     print(f"{run.checkpoint}, {data}: {found.describe_images()}")
-    if described := match.describe():
+    described = match.describe()
+    if described:
         print(described)
     has_top5 = len(match.logits) > _TOP5
     print(f"weights      top-1{'      top-5' if has_top5 else ''}     loss")

@@ -257,7 +257,8 @@ def _options(args: list[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(args)
     for name in ("samples", "top", "max_megapixels"):
-        if (value := getattr(options, name)) is not None and value < 1:
+        value = getattr(options, name)
+        if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if bool(options.images) == (options.samples is not None):
         parser.error("give the names of images, or --samples N for images of a data set")
@@ -268,7 +269,8 @@ def _options(args: list[str] | None) -> argparse.Namespace:
     if options.sheet is not None:
         if options.sheet.suffix.lower() != ".png":
             parser.error(f"--sheet {options.sheet}: the name of the picture must end with .png")
-        if (count := options.samples or len(options.images)) > MAX_ROWS:
+        count = options.samples or len(options.images)
+        if count > MAX_ROWS:
             parser.error(
                 f"--sheet draws at most {MAX_ROWS} images, not {count}; --attention draws each in its own file"
             )

@@ -174,7 +174,7 @@ def test_wrong_options_are_refused_in_one_line(
     """With exit code 2, before the model is loaded."""
     with pytest.raises(SystemExit) as ended:
         predict.main([str(run), *arguments])
-    assert ended.value.code == 2 and f"error: {message}" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"vit.predict: {message}" in capsys.readouterr().err
 
 
 def test_samples_of_a_data_set_that_is_gone_are_refused_in_one_line(
