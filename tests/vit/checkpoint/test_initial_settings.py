@@ -16,7 +16,8 @@ from tests.helpers.models import SMALL, torchvision_model
 from tests.helpers.paths import CONFIGS
 from vit import export
 from vit.checkpoint.format import find_checkpoints
-from vit.checkpoint.initial_settings import InitialSettings
+from vit.checkpoint.initial_settings import InitialSettings, WeightSettings
+from vit.checkpoint.stored_settings import of_config
 from vit.config.parser import config_parser, load_config, parse_config
 from vit.config.schema import Config, ModelConfig, to_yaml
 from vit.config.user_error import UserError
@@ -179,3 +180,15 @@ def test_a_run_with_a_checkpoint_has_its_own_settings(jpegs: Path, tmp_path: Pat
         read(gone, gone, run=run)
     with pytest.raises(UserError, match=r"gone cannot be read: No such file"):
         read(gone, jpegs, run=tmp_path / "new")
+
+
+def test_the_second_stage_of_deit3_is_at_224_pixels_although_its_weights_are_of_192(jpegs: Path) -> None:
+    """The recipe names its size; all else that it takes from the first stage is what it would be by itself."""
+    first, second = (load_config(CONFIGS / f"vit_b16_deit3_{size}.yaml") for size in (192, 224))
+    known = WeightSettings(of_config(to_yaml(first), "first"), heads_by_rule=False)
+    settings = InitialSettings(found={Path(second.init_from).absolute(): known})
+    words = ["--config", str(CONFIGS / "vit_b16_deit3_224.yaml"), "--data.train", str(jpegs)]
+    cfg, _ = parse_config(config_parser("vit"), words, settings)
+    expected = replace(second.model, num_classes=CLASSES)
+    assert (first.model.image_size, cfg.model.image_size) == (192, 224)
+    assert cfg == replace(second, model=expected, data=replace(second.data, train=jpegs))
