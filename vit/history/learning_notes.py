@@ -69,6 +69,8 @@ def overfitting(history: RunHistory) -> str | None:
 
 def too_few_steps(history: RunHistory) -> str | None:
     """A small data set in large batches: its size follows from the steps of an epoch."""
+    if "global_batch" not in history.settings:  # a run without a config in its folder
+        return None
     names = ("global_batch", "micro_batch", "epochs", "augment.mixup", "augment.cutmix", "data.repeats")
     batch, micro, epochs, mixup, cutmix, repeats = (setting(history.settings, name) for name in names)
     places = ((number(record, "epoch") or 0.0, number(record, "step")) for record in reversed(history.curve))

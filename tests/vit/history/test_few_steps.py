@@ -63,8 +63,9 @@ def test_the_batch_that_is_named_works_on_as_many_ranks(ranks: int, repeats: int
 
 
 def test_the_notes_of_a_run_name_its_few_steps() -> None:
-    """The size of the data set follows from its learning curve."""
+    """The size of the data set follows from its learning curve, if the folder has the run's config."""
     settings = {"global_batch": 128, "micro_batch": 32, "epochs": 10}
     curve = [{"step": step, "epoch": min(10.0, step * 128 / 96), "loss": 0.7} for step in range(1, 9)]
     (note,) = notes(RunHistory(curve=curve, settings=settings))
     assert note.startswith("few steps: 96 images in batches of 128 (global_batch) are 0.75 steps per epoch")
+    assert notes(RunHistory(curve=curve)) == []
