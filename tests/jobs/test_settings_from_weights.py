@@ -69,6 +69,8 @@ def test_the_demo_is_fine_tuned_with_nothing_but_its_run_and_the_data(
     shutil.rmtree(source)
     again = submit(tmp_path, *command)
     assert again.returncode == 0 and "is complete" in again.stdout, again.stderr
+    other = submit(tmp_path, *command, *data(class_sets / "named.beton"))
+    assert other.returncode == 2 and "model.num_classes: 6 in the run, 12 now\nUse another --name" in other.stderr
     longer = submit(tmp_path, *command, "--extend", "11")
     assert longer.returncode == 0 and "settings taken" not in longer.stdout, longer.stderr
     assert load_config(run.config) == replace(cfg, epochs=11)

@@ -60,15 +60,17 @@ class InitialSettings:
             names.remove("data.interpolation")  # it has no filter to choose
         if not (given.get("init_from") and names):
             return {}
+        train = Path(options["data.train"])
         if own := self._own(options):
-            return {name: own[name] for name in names}
+            return {name: own[name] for name in names} | (_classes(train) if CLASSES in names else {})
         source = Path(given["init_from"]).absolute()
         try:
             if source not in self.found:
                 self.found[source] = settings_of(source)
             known, by_rule = self.found[source].values, self.found[source].heads_by_rule
             if unknown := [name for name in MODEL if name in names and name not in known]:
-                raise UserError(f"init_from: {source} does not show {_listed(unknown)}: give --{unknown[0]} VALUE")
+                advice = f"give {' '.join(f'--{name} VALUE' for name in unknown)}"
+                raise UserError(f"init_from: {source} does not show {_listed(unknown)}; {advice}")
         except UserError as error:
             if not self.may_fail(options, source):
                 raise
@@ -77,7 +79,10 @@ class InitialSettings:
         taken = {name: known[name] for name in names if name in known}
         if shown := {name: value for name, value in taken.items() if name != CLASSES}:
             self.lines = [f"init_from: {source}: settings taken: {_described(shown, by_rule)}"]
-        return taken | (self._classes(Path(options["data.train"])) if CLASSES in names else {})
+        if CLASSES in names and not (classes := _classes(train)):
+            self.assumes_classes = True
+            self.lines.append(f"{train} does not exist yet; {CLASSES} will be its number of classes")
+        return taken | (classes if CLASSES in names else {})
 
     def _own(self, options: Namespace) -> dict[str, Any]:
         """The settings of a run that has checkpoints; none if it has not."""
@@ -90,17 +95,15 @@ class InitialSettings:
                 return of_config(run.config.read_text(encoding="utf-8"), str(run.config))
             for checkpoint in checkpoints:
                 with suppress(DamagedCheckpointError):  # training reports it, and uses an older one
-                    return of_config(str(read_manifest(checkpoint)["about"]["config"]), str(checkpoint))
+                    if text := read_manifest(checkpoint)["about"].get("config"):
+                        return of_config(str(text), str(checkpoint))
         return {}
 
-    def _classes(self, train: Path) -> dict[str, Any]:
-        """The number of classes of the training set; none if it does not exist yet."""
-        with _explained():
-            self.assumes_classes = not manifest_path(train).exists()
-            if self.assumes_classes:
-                self.lines.append(f"{train} does not exist yet; {CLASSES} will be its number of classes")
-                return {}
-            return {CLASSES: len(read_dataset_manifest(train).classes)}
+
+def _classes(train: Path) -> dict[str, Any]:
+    """The number of classes of a training set; none if it does not exist yet."""
+    with _explained():
+        return {CLASSES: len(read_dataset_manifest(train).classes)} if manifest_path(train).exists() else {}
 
 
 def settings_of(source: Path) -> WeightSettings:

@@ -69,7 +69,7 @@ def test_the_number_of_heads_is_assumed_to_be_that_of_64_features_each(jpegs: Pa
     assert "heads 2 (of 64 features each, which is assumed)" in settings.lines[0]
     assert taken(tmp_path / "vit.pth", jpegs, "--model.heads", 4).heads == 4
     torch.save(torchvision_model(SMALL).state_dict(), tmp_path / "small.pth")
-    with pytest.raises(UserError, match=r"small\.pth does not show model\.heads: give --model\.heads VALUE$"):
+    with pytest.raises(UserError, match=r"small\.pth does not show model\.heads; give --model\.heads VALUE$"):
         taken(tmp_path / "small.pth", jpegs)
     assert taken(tmp_path / "small.pth", jpegs, "--model.heads", 4) == replace(SMALL, num_classes=1000)
 
@@ -106,7 +106,7 @@ def test_what_was_exported_has_the_settings_of_its_run(jpegs: Path, tmp_path: Pa
     bare = safetensors.torch.load_file(tmp_path / "demo" / "demo.safetensors")
     del bare["positions"]
     safetensors.torch.save_file(bare, tmp_path / "bare.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"does not show model\.image_size: give --model\.image_size VALUE"):
+    with pytest.raises(UserError, match=r"does not show model\.image_size; give --model\.image_size VALUE"):
         taken(tmp_path / "bare.safetensors", jpegs)
     safetensors.torch.save_file(bare, tmp_path / "bare.safetensors", {"model": '{"width": "x"}', "mean": "[]"})
     with pytest.raises(UserError, match=r"bare\.safetensors has metadata of vit\.export that cannot be read"):
@@ -160,7 +160,7 @@ def test_weights_that_are_damaged_or_cannot_be_read_never_give_the_defaults(jpeg
 
 
 def test_a_run_with_a_checkpoint_has_its_own_settings(jpegs: Path, tmp_path: Path) -> None:
-    """Of its config.yaml, or without one, as of `torchrun`, of its checkpoint; neither the weights nor data are read.
+    """Of its config.yaml, or without one, as of `torchrun`, of its checkpoint; weights and data need not exist.
 
     A config.yaml that cannot be read is an error.
     """
