@@ -19,6 +19,7 @@ from vit.training.step import StepRunner, augmented_batches
 
 IMAGES = 1_281_167  # in ImageNet's training set
 GPUS = {"finetune": 1}  # as in the command at the head of its config; all others: 4
+DATA = {"finetune": ("--model.num_classes", "2")}  # cats and dogs; all others: ImageNet
 CARDS: dict[Card, Literal[40, 80]] = {"a100": 40, "h100": 80}  # each with its memory in GB
 WARM_UP = 11  # steps until all is compiled and allocated; in the first ten, DDP measures times, and waits for them
 STEPS = 4  # that are counted; the draws of the augmentation differ from step to step, but not from run to run
@@ -39,7 +40,7 @@ def count_steps(recipe: str) -> dict[str, Any] | None:
     `fits` is false if the GPU's memory is too small; `retries` counts how often torch had to return memory to the
     driver to get some, which waits for the GPU; `waits` are all other waits.
     """
-    cfg = load_config(CONFIGS / f"{recipe}.yaml", "--device", "cuda")
+    cfg = load_config(CONFIGS / f"{recipe}.yaml", "--device", "cuda", *DATA.get(recipe, ()))
     with join_process_group(cfg) as world:
         if world.rank > 0:
             return None
