@@ -41,8 +41,10 @@ about-ablation:
 # Oxford-IIIT Pet: a small ViT from random weights, cats against dogs; or INIT=FILE, a published ViT-S/16, and 37 breeds.
 PETS := data/pets
 INIT :=
-PETS_RUN := $(if $(INIT),pets_finetune,pets)
-# Ranks: one GPU on a cluster or with a GPU, else one rank for each CPU core, 8 at most.  ARGS: options of jobs/submit.py.
+PETS_CONFIG := $(if $(INIT),pets_finetune,pets)
+NAME := $(PETS_CONFIG)
+# Ranks: one GPU on a cluster or with a GPU, else one rank for each CPU core, 8 at most.  ARGS: options of jobs/submit.py,
+# with another NAME for a run beside the first one.
 GPUS = $(shell { command -v sbatch || nvidia-smi -L; } >/dev/null 2>&1 && echo 1 || \
   for n in 8 4 2 1; do [ $$n -le "$$(nproc)" ] && echo $$n && break; done)
 ARGS :=
@@ -52,21 +54,21 @@ $(PETS)/%.beton: | $(VENV)/ready
 	  --split $(word 2,$(subst -, ,$*)) --out $@
 
 pets-plan:
-	@test -e runs/$(PETS_RUN)/attention.png || printf '%s\n' \
-	  "make pets downloads 800 MB of pictures, writes data sets (3 GB in $(PETS) in all), then trains $(PETS_RUN):" \
+	@test -e runs/$(NAME)/attention.png || printf '%s\n' \
+	  "make pets downloads 800 MB of pictures, writes data sets (3 GB in $(PETS) in all), then trains runs/$(NAME):" \
 	  "minutes on a GPU; on 2 CPU cores an estimated $(if $(INIT),100,25) minutes. After Ctrl-C, the same command continues."
 
 pets: pets-plan setup $(foreach target,species breed,$(foreach split,train val,$(PETS)/$(target)-$(split).beton))  ## train on pictures of cats and dogs, or fine-tune with INIT=FILE, and draw attention maps
-	$(BIN)/python jobs/submit.py --config configs/$(PETS_RUN).yaml $(if $(INIT),--init_from "$(INIT)") \
+	$(BIN)/python jobs/submit.py --config configs/$(PETS_CONFIG).yaml --name $(NAME) $(if $(INIT),--init_from "$(INIT)") \
 	  --nodes 1 --gpus $(GPUS) $(ARGS)
-	@if ! $(BIN)/python jobs/status.py runs/$(PETS_RUN) --json | grep -q '"state": "finished"'; then \
+	@if ! $(BIN)/python jobs/status.py runs/$(NAME) --json | grep -q '"state": "finished"'; then \
 	  echo "when this run is finished, run the same command again: it draws the attention maps"; \
 	else \
-	  test runs/$(PETS_RUN)/attention.png -nt runs/$(PETS_RUN)/ledger.jsonl || $(BIN)/python -m vit.predict runs/$(PETS_RUN) \
-	    --samples 8 --top 2 --sheet runs/$(PETS_RUN)/attention.png || exit; \
-	  echo "  attention maps of 8 test pictures   runs/$(PETS_RUN)/attention.png"; \
+	  test runs/$(NAME)/attention.png -nt runs/$(NAME)/ledger.jsonl || $(BIN)/python -m vit.predict runs/$(NAME) \
+	    --samples 8 --top 2 --sheet runs/$(NAME)/attention.png || exit; \
+	  echo "  attention maps of 8 test pictures   runs/$(NAME)/attention.png"; \
 	  echo "  and of your own picture             $$($(BIN)/python -m vit.run.hints vit.predict \
-	    runs/$(PETS_RUN) my-cat.jpg --attention runs/$(PETS_RUN)/maps)"; \
+	    runs/$(NAME) my-cat.jpg --attention runs/$(NAME)/maps)"; \
 	fi
 
 tour: setup  ## run every cell of the notebook that explains the Vision Transformer, and write it as a page

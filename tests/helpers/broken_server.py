@@ -1,10 +1,10 @@
 """A web server on this machine that breaks connections, as bad networks do."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 
 class BrokenServer:
@@ -13,6 +13,8 @@ class BrokenServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.limit: int | None = None
+        self.pause_at: int | None = None  # byte before which it waits for `go_on`
+        self.go_on = Event()
         self.ranges = True  # whether it can send the rest of a file
         self.status = 200
         self.requests: list[tuple[str, int]] = []  # name and first byte of each
@@ -28,7 +30,13 @@ class BrokenServer:
         request.send_response(206 if start else 200)
         request.send_header("Content-Length", str(len(content) - start))
         request.end_headers()
-        request.wfile.write(content[start : None if self.limit is None else start + self.limit])
+        rest = content[start : None if self.limit is None else start + self.limit]
+        if self.pause_at is not None:
+            request.wfile.write(rest[: self.pause_at])
+            self.go_on.wait(60)
+            rest = rest[self.pause_at :]
+        with suppress(ConnectionError):  # of a client that was killed
+            request.wfile.write(rest)
 
 
 @contextmanager

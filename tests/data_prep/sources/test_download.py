@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,9 @@ from data_prep.sources.download import DownloadError, download, unfinished_file
 from data_prep.sources.oxford_pets import ARCHIVES, FOLDER
 from data_prep.sources.source import InputError
 from tests.helpers.broken_server import BrokenServer, broken_server
+from tests.helpers.paths import ROOT
 from tests.helpers.photographs import write_pets
+from tests.helpers.waiting import wait_for
 
 CONTENT = os.urandom(1_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -56,6 +60,23 @@ def test_what_a_killed_command_has_left_is_completed(done: int, server: BrokenSe
     unfinished_file(path).write_bytes(CONTENT[:done])
     download(f"{server.url}/a.tar.gz", path, MD5)
     assert path.read_bytes() == CONTENT and server.requests == [("a.tar.gz", done)]
+
+
+def test_a_command_that_was_killed_in_the_middle_of_a_download_continues(server: BrokenServer, tmp_path: Path) -> None:
+    """By SIGKILL, as soon as half of the file has come."""
+    path = tmp_path / "a.tar.gz"
+    server.pause_at = 500_000
+    call = f"download({f'{server.url}/a.tar.gz'!r}, Path({str(path)!r}), {MD5!r})"
+    script = f"from pathlib import Path; from data_prep.sources.download import download; {call}"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        left = unfinished_file(path)
+        wait_for(lambda: left.exists() and left.stat().st_size >= 500_000, "half of the file")
+        process.kill()
+    assert left.stat().st_size == 500_000 and not path.exists()
+    server.pause_at = None
+    server.go_on.set()
+    download(f"{server.url}/a.tar.gz", path, MD5)
+    assert path.read_bytes() == CONTENT and server.requests[-1] == ("a.tar.gz", 500_000)
 
 
 @pytest.mark.parametrize("left", [b"another file", CONTENT + b"more"])
