@@ -1,6 +1,8 @@
 """`make pets`: from the archives of Oxford-IIIT Pet to attention maps, and on after it was killed in any stage."""
 
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -101,27 +103,33 @@ def test_without_a_network_one_line_says_what_to_download_and_the_same_command_g
     assert "Traceback" not in output and not list((clone.folder / "data" / "pets").glob("*.beton"))
 
 
-def kill_when(clone: Clone, reached: Callable[[], object]) -> None:
-    """Kills `make pets` and all that it has started, as a power cut would, once a stage is reached."""
+def kill_when(clone: Clone, reached: Callable[[], object], ctrl_c: bool = False) -> str:
+    """Kills `make pets` and all that it has started, as a power cut would, once a stage is reached; its output."""
     process = clone.start("pets", "GPUS=1", f"ARGS={LONG}")
     deadline = time.monotonic() + 120
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.001)  # some stages are short
+    if ctrl_c:
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        return process.communicate(timeout=60)[0]
     for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
             each.kill()
-    process.communicate()
+    return process.communicate()[0]
 
 
 def test_after_a_kill_in_any_stage_the_same_command_goes_on(clone: Clone) -> None:
-    """While unpacking, writing, training and drawing; no stage that is complete is done again."""
+    """While unpacking, writing, training (also by Ctrl-C) and drawing; no stage that is complete is done again."""
     folder = clone.folder / "data" / "pets"
     write_pets(folder)
     run = RunFolder(clone.folder / "runs" / "pets")
     kill_when(clone, lambda: list(folder.rglob("*.unpacking")) or (folder / "species-train.beton").exists())
     kill_when(clone, lambda: list(folder.glob(".*.beton.tmp")) or (folder / "breed-val.beton").exists())
-    kill_when(clone, lambda: len(find_checkpoints(run.checkpoints)) > 1)
+    output = kill_when(clone, lambda: find_checkpoints(run.checkpoints), ctrl_c=True)
+    assert "stopping: saving at the next step" in output and "Traceback" not in output
+    saved = len(run.events())
+    kill_when(clone, lambda: any(event["event"] == "checkpoint" for event in run.events()[saved:]))
     assert run.last("finished") is None
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.beton")}
     assert len(written) == 4
