@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +45,6 @@ def signals(experiment: Experiment, found: dict[str, object], names: Sequence[st
         requeues = experiment.requeues.read_text().splitlines() if experiment.requeues.exists() else []
         resumed = experiment.start(name, resume=True)
         interrupted = [image for rank in stopped.opened for image in rank[share:at]]
-        rest = (3 * IMAGES - len(resumed.images)) if len(resumed.images) < 2 * IMAGES else IMAGES
         epoch = [image for rank in resumed.opened for image in rank[: len(rank) - share]]
         times = Counter([*interrupted, *epoch])
         found[name] = {
@@ -54,7 +54,6 @@ def signals(experiment: Experiment, found: dict[str, object], names: Sequence[st
             "files": sorted(file for file in after if "args" not in file),
             "requeued": requeues,
             "resumed": resumed.codes,
-            "resumed with": rest,
             "images of the epoch after resuming": len(epoch),
             "images trained twice in that epoch": sum(number > 1 for number in times.values()),
             "images never trained in that epoch": IMAGES - len(times),
@@ -134,7 +133,15 @@ def main() -> None:
                 part(experiment, found)
                 print(f"{trainer.name}: {part.__name__}", file=sys.stderr, flush=True)
             out[trainer.name] = found
-    print(json.dumps(out, indent=2))
+    versions = {name: _version(name) for name in ("torch", "timm", "torchvision", "lightning")}
+    print(json.dumps(out | {"installed": versions}, indent=2))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 if __name__ == "__main__":

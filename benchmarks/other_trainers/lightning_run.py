@@ -55,6 +55,7 @@ if __name__ == "__main__":
         callbacks=[ModelCheckpoint(dirpath=folder / "checkpoints", save_last=True)],
     )
     model = Classifier(lr)
-    trainer.fit(model, DataLoader(images, batch_size=4, shuffle=True))
+    saved_at_signal = any(folder.glob("hpc_ckpt_*.ckpt"))  # which it finds only without a `ckpt_path`
+    trainer.fit(model, DataLoader(images, batch_size=4, shuffle=True), ckpt_path=None if saved_at_signal else "last")
     if trainer.is_global_zero:
         torch.save(model.model.state_dict(), folder / "final.pt")
