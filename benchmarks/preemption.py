@@ -63,6 +63,16 @@ def signals(experiment: Experiment, found: dict[str, object], names: Sequence[st
         }
 
 
+def dead_rank(experiment: Experiment, found: dict[str, object]) -> None:
+    """A rank is killed in the second epoch: the last of several, or a single one under torchrun with one restart."""
+    ranks, at = experiment.trainer.ranks, IMAGES // experiment.trainer.ranks + BATCH
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--max-restarts", "1"]
+    prefix = [] if ranks > 1 else [*launcher, "--no-python"]
+    ended = experiment.start("dead-rank", signal="SIGKILL", at=at, first_rank=ranks - 1, prefix=prefix)
+    opened = [len(images) for images in ended.opened]
+    found["dead rank"] = {"under torchrun": ranks == 1, "codes": ended.codes, "images opened": opened, "killed at": at}
+
+
 def damage(experiment: Experiment, found: dict[str, object]) -> None:
     """The newest checkpoint is cut in half, and an older one is there."""
     folder = experiment.folder / "damaged"
@@ -80,7 +90,7 @@ def damage(experiment: Experiment, found: dict[str, object]) -> None:
 
 def unwritable(experiment: Experiment, found: dict[str, object]) -> None:
     """Files cannot become larger than a part of a checkpoint, as on a disk that is full."""
-    ended = experiment.start("unwritable", limit_kb=500)
+    ended = experiment.start("unwritable", prefix=["sh", "-c", 'ulimit -f 1000; exec "$@"', "sh"])  # 512 bytes each
     found["unwritable"] = {"codes": ended.codes, "last line": ended.last_line, "images": len(ended.images)}
 
 
@@ -129,7 +139,7 @@ def main() -> None:
         for trainer in trainers:
             experiment = Experiment(trainer, Path(folder) / "data", Path(folder) / trainer.name)
             found = dict[str, object]()
-            for part in (signals, damage, unwritable, not_finite):
+            for part in (signals, dead_rank, damage, unwritable, not_finite):
                 part(experiment, found)
                 print(f"{trainer.name}: {part.__name__}", file=sys.stderr, flush=True)
             out[trainer.name] = found

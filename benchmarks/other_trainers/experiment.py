@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +41,19 @@ class Experiment:
         (programs / "scontrol").chmod(0o755)
 
     def start(
-        self, run: str, lr: str = "0.01", resume: bool = False, signal: str = "", at: int = -1, limit_kb: int = 0
+        self,
+        run: str,
+        lr: str = "0.01",
+        resume: bool = False,
+        signal: str = "",
+        at: int = -1,
+        first_rank: int = 0,
+        prefix: Sequence[str] = (),
     ) -> Ended:
-        """Starts all ranks and waits for them; each gets the signal when it opens its image number `at`."""
+        """Starts all ranks and waits for them; those from `first_rank` get the signal when they open image number `at`.
+
+        The prefix of the command is that of a launcher.
+        """
         self.starts += 1
         (port,) = free_ports(1)
         processes, outs, images = list[subprocess.Popen[bytes]](), list[Path](), list[Path]()
@@ -52,10 +63,8 @@ class Experiment:
             images.append(self.folder / f"images-{self.starts}-{rank}")
             variables |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "IMAGES_OPENED": str(images[-1])}
             variables |= {"PATH": f"{self.folder / 'bin'}{os.pathsep}{variables['PATH']}", "OMP_NUM_THREADS": "1"}
-            variables |= {"SIGNAL": signal, "SIGNAL_AT": str(at)} if signal else {}
-            command = self.trainer.command(self.data, self.folder / run, lr, resume)
-            if limit_kb:
-                command = ["sh", "-c", f'ulimit -f {2 * limit_kb}; exec "$@"', "sh", *command]
+            variables |= {"SIGNAL": signal, "SIGNAL_AT": str(at)} if signal and rank >= first_rank else {}
+            command = [*prefix, *self.trainer.command(self.data, self.folder / run, lr, resume)]
             outs.append(self.folder / f"output-{self.starts}-{rank}")
             with outs[-1].open("wb") as out:
                 cwd = self.trainer.script.parent

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.other_trainers.experiment import Experiment
 from benchmarks.other_trainers.trainers import EPOCHS, Trainer
-from benchmarks.preemption import damage, make_images, not_finite, signals, unwritable
+from benchmarks.preemption import damage, dead_rank, make_images, not_finite, signals, unwritable
 
 SCRIPT = """
 import os, signal, subprocess, sys
@@ -56,7 +56,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     experiment, found = Experiment(trainer, folder / "data", folder / "runs"), dict[str, Any]()
     signals(experiment, found, ["SIGUSR1"])
-    for part in (damage, unwritable, not_finite):
+    for part in (dead_rank, damage, unwritable, not_finite):
         part(experiment, found)
     return found
 
@@ -73,7 +73,8 @@ def test_it_is_found_what_a_trainer_saves_at_a_signal_and_trains_twice(found: di
 
 
 def test_it_is_found_what_a_trainer_does_with_a_damaged_checkpoint_a_full_disk_and_nan(found: dict[str, Any]) -> None:
-    """The stand-in ends with an error, ends with an error, and trains on."""
+    """The stand-in ends with an error, ends with an error, and trains on; torchrun starts it a second time."""
+    assert found["dead rank"] == {"under torchrun": True, "codes": [0], "images opened": [52 + 96], "killed at": 52}
     assert found["damaged"]["codes"] == [1]
     assert found["unwritable"]["codes"] == [1]
     assert (found["not finite"]["codes"], found["not finite"]["losses printed as nan"]) == ([0], 3)
