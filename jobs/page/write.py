@@ -10,7 +10,7 @@ from jobs.page.evaluation import ordered
 from jobs.page.run_data import RunData, is_shown, read_run
 from jobs.page.runs_page import runs_page
 from jobs.page.seed_table import seed_lines
-from jobs.page.series import series_of
+from jobs.page.series import Series, series_of
 from jobs.watch.run_status import newest_job
 from vit.config.paths import printable
 from vit.config.user_error import UserError
@@ -69,11 +69,14 @@ class Report:
 
     def seeds(self) -> list[str]:
         """Mean and deviation of runs that differ only in their seed, as a table of text; empty if there are none."""
-        return seed_lines(series_of(self.runs, self.each or self.over is not None))
+        return seed_lines(self._series())
+
+    def _series(self) -> list[Series]:
+        return series_of(self.runs, self.each or self.over is not None)
 
     def _draw_beside(self, folder: Path) -> None:
         """Pictures of the main charts of a page."""
-        drawn = [run for run in self.runs if "loss" in run.curves]
+        drawn = [run for series in self._series() if "loss" in series.curves for run in series.runs]
         if drawn:
             self._draw(folder / "curves.png", drawn)
         if len(self.runs) > 1:

@@ -8,15 +8,17 @@ from pathlib import Path
 import matplotlib
 import pytest
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from jobs.page.document import run_page
 from jobs.page.figures import draw
 from jobs.page.run_data import RunData, read_run
 from jobs.page.runs_page import runs_page
 from jobs.page.series import series_of
+from jobs.page.write import Report
 from tests.helpers.browser import Browser
 from tests.helpers.report_runs import curve, ledger, write_lines, write_run
-from tests.jobs.page.conftest import Report
+from tests.jobs.page.conftest import Report as Command
 
 SEEDS = (0, 1, 2)
 
@@ -131,7 +133,7 @@ def test_two_sweeps_over_the_same_values_have_different_names(tmp_path: Path) ->
 
 
 def test_the_command_prints_the_table_and_each_run_on_request(
-    tmp_path: Path, sweep: list[Path], report: Report
+    tmp_path: Path, sweep: list[Path], report: Command
 ) -> None:
     """`--each` has no band and no table."""
     done = report(sweep[0].parent, "--out", tmp_path / "a.html")
@@ -146,7 +148,7 @@ def test_the_command_prints_the_table_and_each_run_on_request(
 
 
 def test_a_seed_that_cannot_be_read_is_named_and_the_others_are_drawn(
-    tmp_path: Path, sweep: list[Path], report: Report
+    tmp_path: Path, sweep: list[Path], report: Command
 ) -> None:
     """Exit code 0: its folder is shown, with its problem."""
     (sweep[1] / "metrics.jsonl").unlink()
@@ -156,6 +158,17 @@ def test_a_seed_that_cannot_be_read_is_named_and_the_others_are_drawn(
         assert "Traceback" not in done.stderr
         assert "vit_b16 (2 of 3 seeds)" in done.stdout
     assert "seed=1: " in (tmp_path / "a.html").read_text()
+
+
+def test_the_picture_beside_a_page_counts_a_seed_without_a_curve(
+    sweep: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 of 3 seeds, as on the page."""
+    (sweep[1] / "metrics.jsonl").unlink()
+    titles: list[str] = []
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **_: titles.append(text))
+    Report(sweep, sweep[0].parent / "a.html", None, "light").write()
+    assert [title.splitlines()[0] for title in titles] == ["vit_b16 (2 of 3 seeds)"]
 
 
 def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
