@@ -1,32 +1,48 @@
 # Targets: make help
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+TESTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c '$(TESTED)' 2>/dev/null && command -v $$p && exit; done; command -v python3))
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # an inherited value would shadow the packages of .venv
 
-.PHONY: setup help demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
+.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
 
-setup: $(VENV)/ready  ## create .venv; a second run takes seconds
+# TORCH=cpu: builds of torch without CUDA, from the index TORCH_INDEX; TORCH=cuda: the others; not given: as .venv has.
+TORCH ?=
+TORCH_INDEX ?=
+ifneq ($(TORCH),$(filter $(TORCH),$(or $(shell cat $(VENV)/ready 2>/dev/null),cuda)))
+  CHANGED := changed
+endif
+
+setup: $(VENV)/ready  ## create .venv: minutes, and seconds the next time; TORCH=cpu: without CUDA
+	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell; then the commands in README.md work)")
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # FFCV is built from source with the system's OpenCV and libjpeg-turbo.
-$(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages $(wildcard vit/*/*.cpp vit/*/*.h)
-	@PYTHON=$(PYTHON) .ci/system-packages
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, not %d.%d; try make PYTHON=/path/to/python3.11" % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+$(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages \
+    $(wildcard vit/*/*.cpp vit/*/*.h) $(CHANGED)
+	@[ -n "$(PYTHON)" ] || { echo "make setup: Python is not installed; 3.11 to 3.13 is needed" >&2; exit 1; }
+	@exec $(PYTHON) .ci/set_up.py --torch "$(TORCH)" --index "$(TORCH_INDEX)"
+
+.PHONY: changed
+changed:
 
 $(DATA)/%.beton: | $(VENV)/ready
 	$(BIN)/python -m data_prep.write_beton fashion-mnist --split $* --out $@ --mode raw
 
-demo: setup $(DATA)/train.beton $(DATA)/val.beton  ## set up, prepare real images, train a small ViT here, print its test accuracy
+announce-demo:
+	@echo "make demo: sets up .venv (3 minutes; seconds if it is there), prepares 60,000 real images (20 s) and trains a"
+	@echo "small ViT on the CPUs of this machine (2 minutes).  Ctrl-C stops it at any point; make demo continues."
+
+demo: announce-demo $(VENV)/ready $(DATA)/train.beton $(DATA)/val.beton  ## set up, prepare real images, train a small ViT here, print its test accuracy
 	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
 	@echo "  on a cluster    $$($(BIN)/python -m vit.run.hints jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4)"
+	@[ "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" ] || echo "  next            source $(VENV)/bin/activate   (in each new shell; then these commands work)"
 
 ablation: about-ablation setup $(DATA)/train.beton $(DATA)/val.beton  ## train the demo's model on few images, without and with augmentation, three seeds each, and plot the curves
 	$(BIN)/python jobs/submit.py --config configs/demo_overfits.yaml --sweep seed=0,1,2 --nodes 1 --gpus 2
