@@ -8,14 +8,14 @@ BIN := $(VENV)/bin
 DATA := data/fashion-mnist
 export PYTHONPATH :=  # an inherited value would shadow the packages of .venv
 
-.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
-
 # TORCH=cpu: builds of torch without CUDA, from the index TORCH_INDEX; TORCH=cuda: the others; not given: as .venv has.
 TORCH ?=
 TORCH_INDEX ?=
 ifneq ($(TORCH),$(filter $(TORCH),$(or $(shell cat $(VENV)/ready 2>/dev/null),cuda)))
   CHANGED := changed
 endif
+
+.PHONY: setup help announce-demo demo ablation lint test gpu chaos cluster-chaos clean
 
 setup: $(VENV)/ready  ## create .venv: minutes, and seconds the next time; TORCH=cpu: without CUDA
 	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell; then the commands in README.md work)")

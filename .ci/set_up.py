@@ -93,7 +93,8 @@ def set_up(torch, index):
     end_with_parent(signal.SIGTERM)  # make may be killed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     had = content(READY) or ("cuda" if os.path.exists(READY) else "")  # an older version left the file empty
-    torch = torch or had or content(UNFINISHED) or "cuda"
+    cpu_only = glob.glob(os.path.join(VENV, "lib", "*", "site-packages", "torch-*+cpu.dist-info"))
+    torch = torch or had or content(UNFINISHED) or ("cpu" if cpu_only else "cuda")
     python = os.path.join(VENV, "lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     ours = had or os.path.exists(UNFINISHED) or not os.path.exists(VENV) or not os.listdir(VENV)
     fresh = ours and (had != torch or os.path.exists(UNFINISHED) or not os.path.exists(python))

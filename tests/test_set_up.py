@@ -154,12 +154,17 @@ def test_a_second_set_up_at_the_same_time_is_refused(project: Path) -> None:
     assert first.wait(60) == 0
 
 
-def test_an_environment_of_the_user_is_not_removed(project: Path) -> None:
-    """A folder `.venv` that no set-up has made."""
+def test_an_environment_of_the_user_is_completed(project: Path) -> None:
+    """A folder `.venv` that another program has made, without pip; its CPU-only torch stays."""
+    write_torch(project.parent / "index", "+cpu")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", project / ".venv"], check=True)
     (project / ".venv" / "notes").touch()
-    assert make(project, "setup").returncode == 0
+    pip = [sys.executable, "-m", "pip", "--python", project / ".venv" / "bin" / "python", "install", "--no-deps"]
+    subprocess.run([*pip, f"torch=={TORCH}+cpu"], env=environment(project), check=True)
+    done = make(project, "setup")
+    assert done.returncode == 0, done.stderr
     assert (project / ".venv" / "notes").exists()
+    assert {installed(project)[name].endswith("+cpu") for name in ("torch", "torchvision")} == {True}
 
 
 def test_too_little_space_is_one_line(project: Path) -> None:
