@@ -15,7 +15,7 @@ ifneq ($(TORCH),$(filter $(TORCH),$(or $(shell cat $(VENV)/ready 2>/dev/null),cu
   CHANGED := changed
 endif
 
-.PHONY: setup help announce-demo demo ablation lint test gpu chaos cluster-chaos clean
+.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
 
 setup: $(VENV)/ready  ## create .venv: minutes, and seconds the next time; TORCH=cpu: without CUDA
 	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell; then the commands in README.md work)")

@@ -1,6 +1,6 @@
 """Checks a .beton file against its manifest: every digest, every image, every label.
 
-    python -m data_prep.check_beton data/train.beton --picture sheet.png
+    python -m data_prep.check_beton data/train.beton --picture data/train.png
 
 Exit code 0: the file is intact.  1: it is not; one line says why, with the first damaged sample and its offset.
 """
@@ -47,7 +47,7 @@ exit codes:
   130  interrupted
 
 example:
-  python -m data_prep.check_beton data/val.beton --picture sheet.png
+  python -m data_prep.check_beton data/val.beton --picture data/val.png
 """
 
 

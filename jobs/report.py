@@ -1,8 +1,8 @@
 """Shows what runs learned and where their time went: a page (HTML), or a picture of their learning curves.
 
 python jobs/report.py runs/vit_b16
-python jobs/report.py runs/sweep runs/vit_b16 --out comparison.html
-python jobs/report.py runs/interrupted --over runs/undisturbed --out curve.png
+python jobs/report.py runs/sweep runs/vit_b16 --out runs/comparison.html
+python jobs/report.py runs/interrupted --over runs/undisturbed --out runs/interrupted/curve.png
 """
 
 import gc
@@ -38,7 +38,7 @@ def main(args: list[str] | None = None) -> int:
         "--out",
         type=user_path,
         help=f"page ({', '.join(PAGES)}) or picture ({', '.join(PICTURES)}) to write "
-        "(default: report.html in the folder that was named; here if there are several)",
+        "(default: report.html in the folder that was named, or beside the first of several)",
     )
     parser.add_argument(
         "--over", type=user_path, metavar="RUN", help="run to draw below the others, as a wide line to compare with"

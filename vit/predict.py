@@ -2,8 +2,8 @@
 
     python -m vit.predict runs/vit_b16 cat.jpg dog.png
     python -m vit.predict runs/vit_b16 *.jpg --json
-    python -m vit.predict runs/vit_b16 cat.jpg --attention maps/
-    python -m vit.predict runs/vit_b16 --samples 8 --sheet attention.png    # of the validation set, with true classes
+    python -m vit.predict runs/vit_b16 cat.jpg --attention runs/vit_b16/maps
+    python -m vit.predict runs/vit_b16 --samples 8 --sheet runs/vit_b16/attention.png    # validation images
 
 Images are resized, cropped and normalized as in evaluation.
 """

@@ -1,5 +1,6 @@
 """Finds the runs that a report is about, and writes it: a page with pictures beside it, or one picture."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,7 +128,10 @@ class Report:
 
 
 def _default_out(paths: Sequence[Path]) -> Path:
-    return paths[0] / "report.html" if len(paths) == 1 and paths[0].is_dir() else Path("report.html")
+    """In the folder of the only run or sweep, or beside the first of several runs."""
+    if len(paths) == 1 and paths[0].is_dir():
+        return paths[0] / "report.html"
+    return Path(os.path.relpath(paths[0].absolute().parent)) / "report.html"
 
 
 def _is_finished(folder: Path) -> bool:

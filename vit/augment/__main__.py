@@ -1,6 +1,6 @@
 """Renders augmented training images: a few images, each unaugmented and as augmented at some steps of a run.
 
-python -m vit.augment --config configs/vit_b16.yaml --out augment.png
+python -m vit.augment --config configs/vit_b16.yaml          # runs/vit_b16-augmented.png
 """
 
 if __name__ == "__main__":
@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,23 +63,25 @@ def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, li
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if an image was damaged, 2 for other errors that the user can fix."""
     parser = config_parser(started_as("vit.augment"), "Renders a few training images as augmented during a run.")
-    parser.add_argument("--out", type=user_path, required=True, help="image file to write")
+    parser.add_argument("--out", type=user_path, help="image file to write (default: in runs/, named after the config)")
     parser.add_argument("--images", type=int, default=6, help="number of images, one row each (default: 6)")
     parser.add_argument("--draws", type=int, default=7, help="augmented versions of each image (default: 7)")
     cfg, options = parse_config(parser, list(arguments) if arguments is not None else None, InitialSettings())
     try:
         if min(options.images, options.draws) < 1:
             raise UserError("--images and --draws must be at least 1")
-        if options.out.suffix.lower() not in Image.registered_extensions():
-            raise UserError(f"--out {options.out}: its extension is not that of an image; use .png, for example")
+        out = options.out or Path("runs", f"{Path(str(options.config[-1])).stem}-augmented.png")
+        if out.suffix.lower() not in Image.registered_extensions():
+            raise UserError(f"--out {out}: its extension is not that of an image; use .png, for example")
         sheet, messages = contact_sheet(cfg, options.images, options.draws)
-        sheet.save(options.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out)
     except (UserError, OSError) as error:
         print(f"{started_as('vit.augment')}: {error}", file=sys.stderr)
         return 2
     for message in messages:
         print(f"{started_as('vit.augment')}: {message}", file=sys.stderr)
-    print(f"wrote {options.out}: each row is the unaugmented image and {options.draws} augmented versions")
+    print(f"wrote {out}: each row is the unaugmented image and {options.draws} augmented versions")
     return int(bool(messages))
 
 
