@@ -33,10 +33,14 @@ def summarize(verb: str, out: Path, manifest: DatasetManifest, seconds: float) -
             f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else ""
         )
         more += f"  no samples in {len(empty):,} of the classes, which training never sees: {names}\n"
+    if classes == 1:
+        more += "  only one class, so there is nothing to learn; give the folder that has one subfolder per class\n"
+    smallest, largest = min(manifest.histogram), max(manifest.histogram)
+    sizes_of_classes = (f"{smallest:,} to " if smallest < largest else "") + counted(largest, "sample")
     megabytes = f"{manifest.bytes / 1e6:,.1f} MB"
     return (
         f"{verb} {printable(out)}: {counted(manifest.samples, 'sample')}, {sizes}, {image.mode}, {megabytes}\n"
-        f"  {counted(classes, 'class')} of {min(manifest.histogram):,} to {max(manifest.histogram):,} samples\n{more}"
+        f"  {counted(classes, 'class')} of {sizes_of_classes}\n{more}"
         f"  in {seconds:.1f} s; manifest: {printable(manifest_path(out))}\n"
         f"next: set data.train or data.val to this file in the config of a run, and model.num_classes to {classes}"
     )

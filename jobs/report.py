@@ -26,6 +26,7 @@ from vit.config.paths import user_path
 from vit.config.user_error import UserError
 from vit.run.command import run_command
 from vit.run.console import started_as
+from vit.run.disk_errors import explained
 
 
 def main(args: list[str] | None = None) -> int:
@@ -56,8 +57,8 @@ def main(args: list[str] | None = None) -> int:
         report.write()
     except (UserError, OSError) as error:
         unwritable = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        hint = "; choose a writable folder with --out" if unwritable and options.out is None else ""
-        print(f"{started_as('report.py')}: {error}{hint}", file=sys.stderr)
+        advice = "choose a writable folder with --out" if unwritable and options.out is None else ""
+        print(f"{started_as('report.py')}: {explained(error, advice)}", file=sys.stderr)
         return 1
     for problem in report.problems:
         print(f"{started_as('report.py')}: {problem}", file=sys.stderr)

@@ -31,7 +31,6 @@ if __name__ == "__main__":
 
     explain_missing_packages()  # before what an older Python does not have
 
-import errno
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ from jobs.login.resources import Resources, check_path, command_path, display_pa
 from jobs.login.sbatch import SubmissionError
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, submit_parser
-from jobs.login.sweep import SweepPoint, sweep_config, sweep_points
+from jobs.login.sweep import SweepPoint, sweep_configs, sweep_points
 from jobs.node import submitter_lock
 from vit.checkpoint.initial_settings import InitialSettings
 from vit.config import schema
@@ -56,6 +55,7 @@ from vit.config.user_error import UserError
 from vit.run.command import run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
+from vit.run.disk_errors import NOT_WRITABLE, explained
 from vit.run.folder import InUseError, RunFolder
 from vit.run.hints import command
 
@@ -68,12 +68,13 @@ def main(args: list[str] | None = None) -> int:
         cfg, options = parse_config(parser, argv, settings)
         return Submission(parser, argv, options, settings).run(cfg)
     except (UserError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
-        hint = ""
+        message = str(error)
         if isinstance(error, SlurmUnreachableError | SlurmNotFoundError):
-            hint = "; use --cluster local to run on this machine"
-        if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            hint = "; use --runs-dir to choose a writable folder"
-        print(f"{started_as('submit.py')}: {error}{hint}", file=sys.stderr)
+            message += "; use --cluster local to run on this machine"
+        if isinstance(error, OSError):
+            advice = "use --runs-dir to choose a writable folder" if error.errno in NOT_WRITABLE else ""
+            message = explained(error, advice)
+        print(f"{started_as('submit.py')}: {message}", file=sys.stderr)
         return 2 if isinstance(error, UserError | OSError) else 1
     except KeyboardInterrupt:
         exit_interrupted()
@@ -116,41 +117,39 @@ class Submission:
     def plan(self, cfg: Config, pending_data: Collection[Path]) -> list[PlannedRun]:
         """The requested runs, all of them checked.  Raises UserError."""
         if not self.options.sweep:
-            folder = RunFolder(run_folder.folder_path(self.options))
-            runs = [PlannedRun(folder, run_folder.resolve_config(cfg, self.options, self.backend, pending_data))]
+            cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
+            runs = [PlannedRun(RunFolder(run_folder.folder_path(self.options)), cfg)]
         else:
             parent = run_folder.folder_path(self.options, "-sweep")
-            runs, found = [], self.settings.pop().found
-            for point in sweep_points(self.options.sweep):
-                folder = RunFolder(parent / point.name)
-                self.settings.append(initial_settings(folder, found))
-                cfg = sweep_config(self.parser, self.argv, point, self.settings[-1])
-                cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
-                runs.append(PlannedRun(folder, cfg, point))
-        for run in runs:
+            points = sweep_points(self.options.sweep)
+            folders, found = [RunFolder(parent / point.name) for point in points], self.settings.pop().found
+            self.settings += [initial_settings(folder, found) for folder in folders]
+            configs = sweep_configs(self.parser, self.argv, points, self.settings)  # all, before any data is read
+            configs = [run_folder.resolve_config(c, self.options, self.backend, pending_data) for c in configs]
+            runs = [PlannedRun(*each) for each in zip(folders, configs, points, strict=True)]
+        for run, settings in zip(runs, self.settings, strict=True):
             check_path(run.folder.path, self.backend == "slurm")
             if run_files.is_interrupted(run.folder) and not self.options.dry_run:
                 with submitter_lock.owned(run.folder), submitter_lock.submitting(run.folder):
                     run_files.recover(run.folder)
             run_folder.check_unchanged(run.cfg, run.folder, self.options)
             run_folder.check_class_names(run.cfg, run.folder, self.options)
-        for settings, run in zip(self.settings, runs, strict=True):
             check_number_of_classes(settings, run.cfg, pending_data)
-        configs = [(run.folder, run.cfg) for run in runs]
-        check_initial_weights(configs, self.settings, self.options.dry_run)
+        planned = [(run.folder, run.cfg) for run in runs]
+        check_initial_weights(planned, self.settings, self.options.dry_run)
         self.resources(runs[0]).check(self.available)
-        run_folder.print_remarks(configs, self.options, pending_data)
+        run_folder.print_remarks(planned, self.options, pending_data)
         return runs
 
     def resources(self, run: PlannedRun, dependency: str = "") -> Resources:
         """What the job of a run requests."""
-        cfg = run.cfg
-        inputs = [cfg.data.train, cfg.data.val, *([Path(cfg.init_from)] if cfg.init_from else [])]
+        data, weights = run.cfg.data, run.cfg.init_from
+        inputs = [data.train, data.val, *([Path(weights)] if weights else [])]
         return Resources(
             nodes=self.options.nodes,
             gpus=self.options.gpus,
             cpus=self.options.gpus * self.cluster.cpus_per_gpu,
-            use_gpus=cfg.device != "cpu",
+            use_gpus=run.cfg.device != "cpu",
             cluster=self.cluster,
             dependency=dependency,
             max_requeues=self.options.max_requeues,

@@ -40,6 +40,7 @@ from vit.distributed.world import join_process_group
 from vit.run.command import run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
+from vit.run.disk_errors import explained
 from vit.run.evaluation_file import Evaluation, write_evaluation
 from vit.run.folder import RunFolder
 from vit.training.predictions import Predictions
@@ -175,7 +176,7 @@ def main(args: list[str] | None = None) -> int:
                 written = write_evaluation(place, *found.saved)
                 print(f"wrote {written}", file=sys.stderr if options.json else sys.stdout)
     except (UserError, OSError, DamagedDataError) as error:
-        print(f"{started_as('vit.evaluate')}: {error}", file=sys.stderr)
+        print(f"{started_as('vit.evaluate')}: {explained(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         what = f"the memory of the GPU is not enough for the model and {run.cfg.micro_batch} images (micro_batch)"

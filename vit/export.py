@@ -39,6 +39,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import TIMM, TORCHVISION
 from vit.run.command import run_command
 from vit.run.console import started_as
+from vit.run.disk_errors import explained
 
 
 def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
@@ -205,7 +206,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))
     except (UserError, OSError) as error:
-        print(f"{started_as('vit.export')}: {error}", file=sys.stderr)
+        print(f"{started_as('vit.export')}: {explained(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"{started_as('vit.export')}: {error.name} is not installed; pip install {error.name}", file=sys.stderr)

@@ -44,6 +44,7 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.run.command import run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
+from vit.run.disk_errors import explained
 
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
 _MAX_STEM = 200  # bytes of an image's name in that of its attention map; file systems allow 255 in all
@@ -290,7 +291,7 @@ def main(args: list[str] | None = None) -> int:
         attention = options.attention is not None or options.sheet is not None
         return _output(_classify_all(model, run.cfg, run.classes, images, options.top, attention), options)
     except (UserError, OSError) as error:
-        print(f"{started_as('vit.predict')}: {error}", file=sys.stderr)
+        print(f"{started_as('vit.predict')}: {explained(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         what = "the memory of the GPU is not enough for the model"

@@ -33,7 +33,8 @@ def image_folder(path: Path) -> Source:
     with _errors_named(str(path)):
         is_folder = path.is_dir()
     if not is_folder:
-        raise InputError(f"{path}: no such folder; give the folder that has one subfolder per class")
+        problem = "is a file" if path.exists() else "no such folder"
+        raise InputError(f"{path}: {problem}; give the folder that has one subfolder per class")
     scan = FolderScan(path)
     classes = scan.class_folders()
     if not classes:

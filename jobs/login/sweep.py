@@ -45,14 +45,19 @@ def sweep_points(sweeps: Sequence[str]) -> list[SweepPoint]:
     return out
 
 
-def sweep_config(parser: Parser, argv: Sequence[str], point: SweepPoint, complete: Completion) -> Config:
-    """The config of one run of a sweep.  Raises UserError that names the swept values."""
+def sweep_configs(
+    parser: Parser, argv: Sequence[str], points: Sequence[SweepPoint], complete: Sequence[Completion]
+) -> list[Config]:
+    """The config of each run of a sweep.  Raises UserError that names the swept values."""
     parser.exits = False
-    try:
-        return parse_config(parser, [*argv, *point.arguments()], complete)[0]
-    except UserError as error:
-        values = " ".join(f"{key}={value}" for key, value in point.values)
-        raise UserError(f"--sweep {values}: {str(error).removeprefix('--')}") from None
+    out = []
+    for point, completion in zip(points, complete, strict=True):
+        try:
+            out.append(parse_config(parser, [*argv, *point.arguments()], completion)[0])
+        except UserError as error:
+            values = " ".join(f"{key}={value}" for key, value in point.values)
+            raise UserError(f"--sweep {values}: {str(error).removeprefix('--')}") from None
+    return out
 
 
 def split_values(listed: str) -> list[str]:

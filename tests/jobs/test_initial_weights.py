@@ -59,7 +59,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("learned/learned.safetensors", "init_from: {path} does not fit the model: its positions are learned; set "),
         ("learned/learned-timm", "init_from: {path} does not fit the model: its positions are learned; set model.pos"),
         ("unsafe.pth", "init_from: {path} contains tests.helpers.models.random_images, which is not loaded because"),
-        ("..", "init_from: {path} has no intact checkpoint"),
+        ("..", "init_from: {path} is not a run folder: it has no checkpoints"),
     ],
 )  # fmt: skip
 def test_weights_that_cannot_be_used_are_refused_at_submission(

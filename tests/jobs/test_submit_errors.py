@@ -52,7 +52,7 @@ def test_a_folder_that_is_not_writable_is_refused_with_a_hint(betons: Path, tmp_
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 2
     assert re.fullmatch(
-        r"submit.py: .*Permission denied: .*; use --runs-dir to choose a writable folder\n", refused.stderr
+        r"submit.py: .*/runs/demo: Permission denied; use --runs-dir to choose a writable folder\n", refused.stderr
     )
 
 

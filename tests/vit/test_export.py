@@ -166,7 +166,7 @@ def test_errors_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     for args, words in {
         (str(tmp_path / "none"), "--to", "timm"): "none is not a run folder: it does not exist",
         (str(tmp_path / "there"), "--to", "timm"): "there is not a run folder",
-        (str(tmp_path / "empty"), "--to", "timm"): "empty has no intact checkpoint",
+        (str(tmp_path / "empty"), "--to", "timm"): "empty is not a run folder: it has no checkpoints",
         (
             run,
             "--to",

@@ -136,7 +136,7 @@ def test_a_file_without_matching_weights_is_refused_in_one_line(tmp_path: Path) 
         "list.pth": "list.pth is not a Vision Transformer of .* it contains a list",
         "text.pth": "text.pth contains no weights",
         "text.safetensors": "text.safetensors contains no weights",
-        "empty": "empty has no intact checkpoint",
+        "empty": "empty is not a run folder: it has no checkpoints",
     }.items():
         with pytest.raises(ValueError, match=message) as error:
             read_weights(tmp_path / name)

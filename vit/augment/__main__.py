@@ -28,6 +28,7 @@ from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.random_keys import Stream, key
 from vit.run.command import run_command
 from vit.run.console import started_as
+from vit.run.disk_errors import explained
 
 
 def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, list[str]]:
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)
     except (UserError, OSError) as error:
-        print(f"{started_as('vit.augment')}: {error}", file=sys.stderr)
+        print(f"{started_as('vit.augment')}: {explained(error)}", file=sys.stderr)
         return 2
     for message in messages:
         print(f"{started_as('vit.augment')}: {message}", file=sys.stderr)

@@ -115,6 +115,11 @@ def checkpoints_in(path: Path) -> list[Path]:
 
 def no_checkpoint(path: Path, problems: list[str]) -> UserError:
     """The error for a folder in which there are no weights."""
+    run = RunFolder(path)
+    if not any(file.exists() for file in (path / "manifest.json", run.checkpoints, run.config)):
+        return UserError(f"{path} is not a run folder: it has no checkpoints; by default, runs are in runs/")
+    if not (path / "manifest.json").exists() and not checkpoints_in(path)[1:] and not find_checkpoints(run.checkpoints):
+        return UserError(f"{path} has no checkpoint yet; try again when the run has saved one")
     return UserError(f"{path} has no intact checkpoint" + (f": {problems[0]}" if problems else ""))
 
 

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from vit.config.paths import user_path
 from vit.config.values import alternatives, describe, nearest, unknown_setting, wrong_value
@@ -49,7 +49,7 @@ def _about_option(message: str, actions: Iterable[argparse.Action]) -> str:
         return f"{name} takes no value, not {found[1]!r}{about and f'  ({about})'}"
     if found := re.search(r"invalid \w+ value: '(.*)'|Got value: (.*)|invalid choice: '(.*?)'", problem):
         value = next(group for group in found.groups() if group is not None)
-        choices = [str(choice) for choice in action.choices or ()]
+        choices = [str(choice) for choice in action.choices or get_args(getattr(action, "_typehint", None))]
         return str(wrong_value(name, _takes(action), value, nearest(value, choices), about))
     return f"{name}: {problem}" if not problem.startswith(name) else problem
 

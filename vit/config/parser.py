@@ -86,7 +86,7 @@ def parse_config(
         if complete is not None:
             for name, value in complete({name: options[name] for name in parser.places}, options).items():
                 options[name] = value
-    except (UserError, OSError) as error:
+    except UserError as error:
         parser.fail(str(error))
     try:
         config = _pop_config(options)
@@ -123,7 +123,7 @@ class _ConfigFile(ActionConfigFile):
             found, places = settings.read_file(
                 text, "its text" if text is values else printable(path), {name.removeprefix("--") for name in options}
             )
-        except (UserError, OSError) as error:
+        except UserError as error:
             parser.fail(str(error))
         for name, value in found.items():
             cfg[name] = value

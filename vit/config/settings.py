@@ -95,10 +95,11 @@ def with_places(message: str, places: Mapping[str, str]) -> str:
     """A message of the schema with the places of the settings that it names."""
     words = [word.rstrip(".") for word in re.findall(r"[\w.]+", message)]
     named = [name for name in dict.fromkeys(words) if name in kinds()]
-    if len(named) == 1:
-        return f"{places[named[0]]}: {message}" if named[0] in places else message
+    if len(named) == 1 and named[0] in places:
+        place = places[named[0]]
+        return message.replace(named[0], place, 1) if place.startswith("--") else f"{place}: {message}"
     found = ", ".join(f"{name}: {places.get(name, 'the default')}" for name in named)
-    return f"{message}  ({found})" if named and not places.keys().isdisjoint(named) else message
+    return f"{message}  ({found})" if len(named) > 1 and not places.keys().isdisjoint(named) else message
 
 
 def _section(name: str, node: yaml.Node, where: str) -> yaml.MappingNode:

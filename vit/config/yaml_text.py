@@ -30,6 +30,8 @@ def read_text(path: str, option: str) -> str:
         inside = os.path.join(path, "config.yaml")
         hint = f"; did you mean {printable(inside)}?" if os.path.exists(inside) else "; give a YAML file"
         raise UserError(f"{option} {printable(path)} is a folder{hint}") from None
+    except OSError as error:
+        raise UserError(f"{option} {printable(path)} cannot be read: {error.strerror or error}") from None
     except ValueError:  # a null byte
         raise UserError(f"{option} {printable(path)}: not the name of a file") from None
     try:

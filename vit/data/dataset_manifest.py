@@ -134,6 +134,11 @@ def missing_file(beton: Path) -> str:
         return f"{beton} does not exist; {write} creates it from a folder of images (--help lists other sources)"
     if path.exists():
         return ""
+    if beton.is_dir():
+        make = command("data_prep.write_beton", "imagefolder", shell_word(beton), "--out", "FILE")
+        return f"{beton} is a folder; make a .beton file of its images first: {make}"
+    if beton.suffix != ".beton":
+        return f"{beton} is not a .beton file; {write} makes one from a folder of images (--help lists other sources)"
     return (
         f"{path} does not exist; if {beton.name} was copied, copy its manifest too; if another program wrote it "
         f"with FFCV, {command('data_prep.describe_beton', shell_word(beton))} makes the manifest"

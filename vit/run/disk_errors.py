@@ -12,13 +12,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from vit.config.paths import printable
+
 Result = TypeVar("Result")
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the quota is exceeded
 UNREACHABLE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)  # the file server, for now
 TOLERATED_WRITE_ERRORS = (*DISK_FULL, *UNREACHABLE, errno.EROFS)  # logging continues; a later write may succeed
+# A folder in which nothing can be written, or whose parent is a file or does not exist.
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 # The file system itself found a wrong checksum or structure, or another kind of file is in the file's place.
 DAMAGED_FILE_ERRORS = (errno.EUCLEAN, errno.EBADMSG, errno.ENOTDIR, errno.EISDIR)
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: remove files, or use another one",
+    errno.EDQUOT: "your quota is used up: remove files, or use another disk",
+    errno.EROFS: "the file system is read-only: use another folder",
+    errno.EACCES: "use another folder, or change its permissions",
+    errno.EPERM: "use another folder, or change its permissions",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "a link leads to itself: remove it",
+    **dict.fromkeys(UNREACHABLE, "the disk or its file server does not answer: try again later"),
+}
+
+
+def explained(error: Exception, advice: str = "") -> str:
+    """The error of a file operation as one line: the file, what happened, and what to do if nothing else is advised.
+
+    The message of any other error as it is.
+    """
+    if not isinstance(error, OSError):
+        return str(error)
+    name = error.filename if isinstance(error.filename, (str, bytes, Path)) else None
+    problem = error.strerror or str(error)
+    advice = advice or _ADVICE.get(error.errno or 0, "")
+    return f"{f'{printable(os.fsdecode(name))}: ' if name else ''}{problem}{advice and f'; {advice}'}"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Reads that fail for a while, and what ENOENT means."""
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.waiting import wait_for
-from vit.run.disk_errors import is_missing, naming, read_if_exists, retry_reads
+from vit.run.disk_errors import explained, is_missing, naming, read_if_exists, retry_reads
 from vit.run.folder import RunFolder
 
 
@@ -77,3 +78,18 @@ def test_an_error_gets_the_name_of_its_file_if_it_has_none(tmp_path: Path) -> No
         raise OSError("No such device")  # as a library in Rust, without a number
     with pytest.raises(FileNotFoundError, match="'b'"), naming(tmp_path / "a"):
         raise FileNotFoundError(2, "No such file or directory", "b")
+
+
+def test_an_error_is_explained_in_one_line_with_what_to_do(tmp_path: Path) -> None:
+    """The file, what happened, and an advice, which may be the command's own."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory") as caught:
+        (tmp_path / "file" / "below").mkdir()
+    assert (
+        explained(caught.value) == f"{tmp_path}/file/below: Not a directory; a part of the path is a file, not a folder"
+    )
+    assert explained(caught.value, "use --out") == f"{tmp_path}/file/below: Not a directory; use --out"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert explained(full) == "No space left on device; the disk is full: remove files, or use another one"
+    assert explained(OSError("text alone")) == "text alone"
+    assert explained(ValueError("another error")) == "another error"
