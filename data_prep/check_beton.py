@@ -180,6 +180,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, minimum in (("count", 1), ("seed", 0), ("workers", 1)):
         if getattr(args, name) < minimum:
             parser.error(f"{name} must be at least {minimum}, not {getattr(args, name)}")
+    if args.picture:
+        if args.picture.suffix.lower() != ".png":
+            parser.error(f"--picture {args.picture}: the name must end in .png")
+        if not os.access(args.picture.absolute().parent, os.W_OK):  # not only after the check, which may take long
+            parser.error(f"--picture {args.picture}: its folder does not exist, or cannot be written; use another one")
     return args
 
 

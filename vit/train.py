@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
     end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile
 
+import errno
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ from vit.run.activity import publish_activity
 from vit.run.clock import Clock, process_start
 from vit.run.command import run_command
 from vit.run.console import started_as
+from vit.run.disk_errors import explained
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, LEAVING, Heartbeat
 from vit.run.jsonl import flush
@@ -125,6 +127,8 @@ def main(args: list[str] | None = None) -> None:
     # A supervisor may start its ranks a moment before `submit.py` leaves the folder.
     wait_seconds = OWNER_WAIT_SECONDS if {JOB_VARIABLE, HEARTBEAT_VARIABLE} & os.environ.keys() else 0
     try:
+        if rank == 0 and not wait_seconds:  # in a job this may pass, and the job tries again
+            _make_folder(run)
         owned = run.owned(wait_seconds) if rank == 0 else nullcontext()
         with owned, join_process_group(cfg) as world, explained_out_of_memory(cfg, world):
             attempt(cfg, run, world, clock, options.override_resume)
@@ -143,6 +147,16 @@ def main(args: list[str] | None = None) -> None:
 
 def _run_folder(options: Namespace) -> RunFolder:
     return RunFolder(options.run_dir or Path("runs", Path(str(options.config[-1])).stem))
+
+
+def _make_folder(run: RunFolder) -> None:
+    """Raises UserError if the run folder cannot be made or written."""
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(run.path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run.path))
+    except OSError as error:
+        raise UserError(f"--run-dir {explained(error, 'choose a folder in which you can write')}") from None
 
 
 def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -> None:

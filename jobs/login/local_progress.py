@@ -64,6 +64,8 @@ class LocalProgress:
                 line = resuming_line(events[: i + 1])
             elif event["event"] == "restarting in place":
                 line = f"{read_attempts(events[: i + 1])[-2].why}; restarting in place"
+            elif event["event"] == "wandb problem":
+                line = f"Weights & Biases: {event['problem'].rstrip('.')}; the records are sent later"
             if line:
                 self._show(line, lasting=True)
         self.known = max(self.known, len(events))

@@ -89,9 +89,16 @@ def test_the_picture_shows_random_samples_with_their_classes(tmp_path: Path) -> 
 
 
 def test_a_picture_that_cannot_be_written_is_named(intact_betons: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line on stderr, exit code 1."""
-    assert main([str(intact_betons / "raw.beton"), "--picture", str(intact_betons)]) == 1
-    assert capsys.readouterr().err == f"error: {intact_betons}: Is a directory\n"
+    """One line on stderr; before the check, if the name or the folder is wrong, because a check may take long."""
+    picture = intact_betons / "folder.png"
+    picture.mkdir()
+    assert main([str(intact_betons / "raw.beton"), "--picture", str(picture)]) == 1
+    assert capsys.readouterr().err == f"error: {picture}: Is a directory\n"
+    for name, problem in (("sheet.gif", "the name must end in .png"), ("no/sheet.png", "its folder does not exist")):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(intact_betons / "damaged.beton"), "--picture", str(intact_betons / name)])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--picture {intact_betons / name}: {problem}" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

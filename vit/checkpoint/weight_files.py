@@ -17,7 +17,7 @@ import yaml
 from vit.checkpoint import stored_settings
 from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, read_manifest, read_tensors
 from vit.checkpoint.torch_pickle import TensorShape, read_shapes
-from vit.config.user_error import UserError
+from vit.config.user_error import UserError, first_few
 from vit.model.weight_names import PATCH_EMBEDDINGS, Shape, our_names, our_shapes
 from vit.run.disk_errors import naming
 from vit.run.folder import RunFolder
@@ -117,7 +117,9 @@ def no_checkpoint(path: Path, problems: list[str]) -> UserError:
     """The error for a folder in which there are no weights."""
     run = RunFolder(path)
     if not any(file.exists() for file in (path / "manifest.json", run.checkpoints, run.config)):
-        return UserError(f"{path} is not a run folder: it has no checkpoints; by default, runs are in runs/")
+        inside = [str(p.parent) for p in sorted(path.glob("*/checkpoints"))]
+        advice = f"name one of the runs in it: {first_few(inside)}" if inside else "by default, runs are in runs/"
+        return UserError(f"{path} is not a run folder: it has no checkpoints; {advice}")
     if not (path / "manifest.json").exists() and not checkpoints_in(path)[1:] and not find_checkpoints(run.checkpoints):
         return UserError(f"{path} has no checkpoint yet; try again when the run has saved one")
     return UserError(f"{path} has no intact checkpoint" + (f": {problems[0]}" if problems else ""))

@@ -66,7 +66,7 @@ def pick_device(choice: str, local_rank: int = 0, local_size: int = 1) -> torch.
     if gpus == 0:
         raise UserError(
             "device: cuda, but no GPU is visible (nvidia-smi lists the GPUs of this machine, CUDA_VISIBLE_DEVICES may "
-            "hide them); use device: cpu to train without a GPU"
+            "hide them); use device: cpu to do without"
         )
     if local_size > gpus:
         raise UserError(f"{local_size} ranks on this node but only {gpus} visible GPUs; start one rank per GPU")

@@ -31,6 +31,7 @@ _ADVICE = {
     errno.EPERM: "use another folder, or change its permissions",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
+    errno.EEXIST: "a file of this name exists, or a folder: use another name",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ELOOP: "a link leads to itself: remove it",
     **dict.fromkeys(UNREACHABLE, "the disk or its file server does not answer: try again later"),

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ def import_matplotlib() -> Any:
     """
     backend = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it works without a cache folder, and says so in two lines
     try:
         return importlib.import_module("matplotlib")
     finally:

@@ -200,7 +200,7 @@ class WandbLog:
         if not self._problem_shown:
             self.run.note("wandb problem", problem=problem)
             later = "training continues, and the records are sent later"
-            show(f"Weights & Biases: {problem}; {later}", lasting=True)
+            show(f"Weights & Biases: {problem.rstrip('.')}; {later}", lasting=True)
         self._problem_shown = True
 
     def _end(self, problem: str = "") -> None:

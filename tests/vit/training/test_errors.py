@@ -78,3 +78,21 @@ def test_the_first_error_is_reported_also_if_it_cannot_be_recorded(run: RunFolde
     assert "ValueError: no such thing\n" in done.stderr
     assert "This failure could not be recorded: " in done.stderr
     assert str(run.ledger) in done.stderr
+
+
+@pytest.mark.parametrize("place", ["a file", "a file/below", "locked"])
+def test_a_run_folder_that_cannot_be_made_is_one_line(place: str, betons: Path, tmp_path: Path) -> None:
+    """With the option, what is wrong, and what to do; as root, setpriv drops the capability to write anywhere."""
+    (tmp_path / "a file").touch()
+    (tmp_path / "locked").mkdir(mode=0o555)
+    (tmp_path / "config.yaml").write_text(to_yaml(small_config(betons)))
+    command = [sys.executable, "-m", "vit.train", "--config", str(tmp_path / "config.yaml")]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    done = subprocess.run(
+        [*command, "--run-dir", str(tmp_path / place)], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"vit.train: --run-dir {tmp_path}/{place}: ")
+    assert line.endswith("; choose a folder in which you can write")
