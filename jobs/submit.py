@@ -63,8 +63,8 @@ from vit.run.hints import command
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if args is None else args
-    parser, settings = submit_parser((__doc__ or "").partition("\n")[0]), initial_settings()
     try:
+        parser, settings = submit_parser((__doc__ or "").partition("\n")[0]), initial_settings()
         cfg, options = parse_config(parser, argv, settings)
         return Submission(parser, argv, options, settings).run(cfg)
     except (UserError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
