@@ -24,8 +24,7 @@ def check_space(torch):
     """Raises SetupError if a disk has too little space for the environment, or for the files that pip downloads."""
     download, installed = (CPU_DOWNLOAD, CPU_INSTALLED) if torch == "cpu" else (DOWNLOAD, INSTALLED)
     wanted = [(VENV, installed - size(VENV)), (tempfile.gettempdir(), download)]
-    if not os.environ.get("PIP_NO_CACHE_DIR"):
-        wanted.append((os.environ.get("PIP_CACHE_DIR") or os.path.expanduser("~/.cache/pip"), download))
+    # pip's cache is not counted: pip goes on without it if its disk is full.
     needed = {}  # for each disk: one of its folders, and bytes
     for folder, count in wanted:
         disk = os.stat(_existing(folder)).st_dev
@@ -36,7 +35,7 @@ def check_space(torch):
         if free < count:
             raise SetupError(
                 f"the disk of {folder} has {free / 1e9:.1f} GB free, but up to {count / 1e9:.1f} GB are needed there; "
-                "free some, or use another disk: make .venv a link to a folder there, or set TMPDIR and PIP_CACHE_DIR"
+                "free some, or use another disk: make .venv a link to a folder there, or set TMPDIR"
             )
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from jobs.page.elements import Html, element
 from jobs.page.run_data import RunData, shown
+from vit.config.own_files import find_config
 from vit.config.schema import Config, flatten
 from vit.history.settings import flattened
 from vit.run.counts import counted
@@ -102,7 +103,7 @@ def _differences(run: RunData, given: Mapping[str, Any]) -> Html | None:
         return element(
             "p", "As in ", element("code", name), ", without other settings on the command line.", class_="lead"
         )
-    file = _values_of(Path(name))
+    file = _values_of(find_config(Path(name)))
     rows = []
     for setting, value in given.items():
         in_file = shown(file[setting]) if setting in file else "default" if file else "–"
