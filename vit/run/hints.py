@@ -25,9 +25,7 @@ def command(program: str, *words: str) -> str:
         return " ".join([name, *words])
     if program.endswith(".py"):
         return " ".join([python(), _script(program), *words])
-    file = program.replace(".", "/")
-    is_here = any(Path(file + end).exists() for end in (".py", "/__main__.py"))
-    path = [] if is_here else [f"PYTHONPATH={shlex.quote(str(ROOT))}"]
+    path = [] if _is_here(program) else [f"PYTHONPATH={shlex.quote(str(ROOT))}"]
     return " ".join([*path, python(), "-m", program, *words])
 
 
@@ -42,13 +40,19 @@ def python() -> str:
 def _console_command(program: str) -> str:
     """The command of the installation, if this user uses those; else empty."""
     name = console.name_of(program)
-    if not name or not (console.started_as("") or not (is_checkout() or Path(program).exists())):
+    if not name or not (console.started_as("") or not (is_checkout() or _is_here(program))):
         return ""
     file = (console.folder() or Path(sys.executable).parent) / name
     found = shutil.which(name)
     if found and file.exists() and file.samefile(found):
         return name
     return shlex.quote(_shorter(file)) if file.exists() else ""
+
+
+def _is_here(program: str) -> bool:
+    """Whether the script or the module is in the working directory."""
+    file = program if program.endswith(".py") else program.replace(".", "/")
+    return any(Path(file + end).is_file() for end in ("", ".py", "/__main__.py"))
 
 
 def _script(program: str) -> str:
