@@ -18,7 +18,7 @@ endif
 .PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
 
 setup: $(VENV)/ready  ## create .venv: minutes, and seconds the next time; TORCH=cpu: without CUDA
-	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell; then the commands in README.md work)")
+	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell, for the commands in README.md)")
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ announce-demo:
 demo: announce-demo $(VENV)/ready $(DATA)/train.beton $(DATA)/val.beton  ## set up, prepare real images, train a small ViT here, print its test accuracy
 	$(BIN)/python jobs/submit.py --config configs/demo.yaml --nodes 1 --gpus 2
 	@echo "  on a cluster    $$($(BIN)/python -m vit.run.hints jobs/submit.py --config configs/vit_b16.yaml --nodes 1 --gpus 4)"
-	@[ "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" ] || echo "  next            source $(VENV)/bin/activate   (in each new shell; then these commands work)"
+	@[ "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" ] || echo "  next            source $(VENV)/bin/activate   (in each new shell, for the commands in README.md)"
 
 ablation: about-ablation setup $(DATA)/train.beton $(DATA)/val.beton  ## train the demo's model on few images, without and with augmentation, three seeds each, and plot the curves
 	$(BIN)/python jobs/submit.py --config configs/demo_overfits.yaml --sweep seed=0,1,2 --nodes 1 --gpus 2
