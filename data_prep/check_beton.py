@@ -183,8 +183,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.picture:
         if args.picture.suffix.lower() != ".png":
             parser.error(f"--picture {args.picture}: the name must end in .png")
-        if not os.access(args.picture.absolute().parent, os.W_OK):  # not only after the check, which may take long
-            parser.error(f"--picture {args.picture}: its folder does not exist, or cannot be written; use another one")
+        folder = next(parent for parent in args.picture.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):  # not only after the check, which may take long
+            parser.error(f"--picture {args.picture}: {folder} is not a folder that can be written; use another one")
     return args
 
 
