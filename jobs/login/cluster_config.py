@@ -145,6 +145,8 @@ def parse_values(values: object, prefix: str, places: Mapping[str, str] | None =
     where = {key: f"{prefix}{key.replace('_', '-') if prefix == '--' else key}" for key in types}
     where |= {key: f"{place}{key}" for key, place in (places or {}).items()}
     for key in values.keys() - types.keys():
+        if setter := SET_ELSEWHERE.get(key.replace("_", "-")):
+            raise UserError(f"{places[key] if places else prefix}{key} is not allowed: it is set by {setter}")
         suggestion = nearest(str(key).replace("-", "_"), types, 0.5)
         at = places[key] if places else prefix
         suggestion = suggestion and f"; {suggestion}"

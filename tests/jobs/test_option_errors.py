@@ -90,6 +90,9 @@ def test_a_wrong_value_of_an_option_is_explained(
     [
         (submit.main, [], "--config FILE is required"),
         (submit.main, [str(CONFIGS / "demo.yaml")], "did you mean --config "),
+        (submit.main, [*DEMO, "epochs=3"], "unexpected argument 'epochs=3'; write two hyphens: --epochs=3"),
+        (submit.main, [*DEMO, "\u2014epochs", "3"], "write two hyphens: --epochs"),
+        (submit.main, [*DEMO, "-nodes", "3"], "unknown option -nodes; write two hyphens: --nodes"),
         (submit.main, [*DEMO, "--node", "2"], "unknown setting 'node'; did you mean 'nodes'?"),
         (submit.main, [*DEMO, "--hours", "5"], "unknown setting 'hours'; did you mean 'time'?"),
         (submit.main, [*DEMO, "--batch-size", "64"], "did you mean 'global_batch'?"),

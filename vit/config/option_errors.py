@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn, get_args
 
 from vit.config.paths import user_path
@@ -56,9 +56,11 @@ def _about_option(message: str, actions: Iterable[argparse.Action]) -> str:
 
 def _unrecognized(word: str, actions: Iterable[argparse.Action], kind: str) -> str:
     if not word.startswith("-"):
-        files = word.endswith((".yaml", ".yml")) and any(action.dest == "config" for action in actions)
-        return f"unexpected argument {word!r}{f'; did you mean --config {word}?' if files else ''}  (see --help)"
+        advice = _meant(word, [option for action in actions for option in action.option_strings])
+        return f"unexpected argument {word!r}{advice and f'; {advice}'}  (see --help)"
     name = word.partition("=")[0]
+    if f"-{name}" in {option for action in actions for option in action.option_strings}:
+        return f"unknown option {name}; write two hyphens: -{name}"
     subparsers = [
         parser for action in actions if isinstance(action.choices, dict) for parser in action.choices.values()
     ]
@@ -68,6 +70,16 @@ def _unrecognized(word: str, actions: Iterable[argparse.Action], kind: str) -> s
         return unknown_setting(name.removeprefix("--"), [option.removeprefix("--") for option in options])
     near = nearest(name, options)
     return f"unknown {kind} {name}{near and f'; {near}'}  (--help lists all options)"
+
+
+def _meant(word: str, options: Collection[str]) -> str:
+    """What a word that is no option was probably meant to be."""
+    if word.endswith((".yaml", ".yml")) and "--config" in options:
+        return f"did you mean --config {word}?"
+    bare = word.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # as word processors write hyphens
+    if f"--{bare.partition('=')[0]}" in options:
+        return f"write two hyphens: --{bare}"
+    return ""
 
 
 def _takes(action: argparse.Action) -> str:

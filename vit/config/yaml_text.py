@@ -156,6 +156,7 @@ _MEANINGS = {
     "write one `name: value` in each line, and put text with a colon in quotes",
     "could not find expected ':'": "a line without a colon; write `name: value`",
     "expected <block end>": "the line is not indented as those before it",
+    "expected '<document start>'": "the line is not indented as those before it, or stands below `...`",
     "found another document": "`---` begins a second document; remove it",
     "but found another document": "`---` begins a second document; remove it",
     "expected a single document": "`---` begins a second document; remove it",

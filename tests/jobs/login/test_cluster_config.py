@@ -85,6 +85,8 @@ def test_gres_none_requests_no_gpus(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?  (known keys: partition, account,"),
+        ("nodes: 4", "nodes is not allowed: it is set by --nodes"),
+        ("time: 60\n# the same\ntime: 90", "time is already in line 1; remove one"),
         ("- gpu", "expected lines such as `partition: gpu`, not a list"),
         ("time: tomorrow", "time must be HH:MM:SS, D-HH:MM:SS or a number of minutes, not 'tomorrow'"),
         ("mem: lots", "mem must be a number of megabytes or a number with a unit such as 240G, not 'lots'"),
@@ -107,7 +109,7 @@ def test_gres_none_requests_no_gpus(tmp_path: Path) -> None:
 def test_errors_in_a_file_are_reported_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     """With the file, the key, and the values that are allowed."""
     name = write(tmp_path, text)
-    with pytest.raises(ValueError, match=r"mine\.yaml, line 1: ") as caught:
+    with pytest.raises(ValueError, match=r"mine\.yaml, line [13]: ") as caught:
         load(name, {})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
