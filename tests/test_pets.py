@@ -15,6 +15,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
+from data_prep.sources.oxford_pets import FOLDER
 from tests.helpers.clone import Clone
 from tests.helpers.photographs import crops, write_pets
 from vit.checkpoint.format import find_checkpoints
@@ -107,15 +108,19 @@ def kill_when(clone: Clone, reached: Callable[[], object], ctrl_c: bool = False)
     """Kills `make pets` and all that it has started, as a power cut would, once a stage is reached; its output."""
     process = clone.start("pets", "GPUS=1", f"ARGS={LONG}")
     deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.001)  # some stages are short
-    if ctrl_c:
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-        return process.communicate(timeout=60)[0]
-    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            each.kill()
+    try:
+        while not reached():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # some stages are short
+        if ctrl_c:
+            os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+            return process.communicate(timeout=120)[0]
+    finally:
+        if process.poll() is None:
+            for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
     return process.communicate()[0]
 
 
@@ -124,8 +129,9 @@ def test_after_a_kill_in_any_stage_the_same_command_goes_on(clone: Clone) -> Non
     folder = clone.folder / "data" / "pets"
     write_pets(folder)
     run = RunFolder(clone.folder / "runs" / "pets")
-    kill_when(clone, lambda: list(folder.rglob("*.unpacking")) or (folder / "species-train.beton").exists())
-    kill_when(clone, lambda: list(folder.glob(".*.beton.tmp")) or (folder / "breed-val.beton").exists())
+    stages = (folder / FOLDER / ".images.tar.gz.unpacking", folder / ".species-train.beton.tmp")
+    for stage, end in zip(stages, ("species-train.beton", "breed-val.beton"), strict=True):
+        kill_when(clone, lambda stage=stage, end=folder / end: stage.exists() or end.exists())
     output = kill_when(clone, lambda: find_checkpoints(run.checkpoints), ctrl_c=True)
     assert "stopping: saving at the next step" in output and "Traceback" not in output
     saved = len(run.events())
