@@ -33,8 +33,10 @@ ALLOWED_IMPORTS = {
     "vit.verify": "vit.config vit.run vit.data vit.checkpoint vit.kill_attempts",
     "vit.evaluate": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",
     "vit.attention_figure": "vit.run",
+    "vit.prediction": "vit.config vit.run vit.distributed vit.data vit.checkpoint",
     "vit.predict": (
-        "vit.attention_figure vit.config vit.run vit.distributed vit.model vit.data vit.augment vit.checkpoint"
+        "vit.attention_figure vit.prediction vit.config vit.run vit.distributed vit.model vit.data vit.augment "
+        "vit.checkpoint"
     ),
     "vit.export": "vit.config vit.run vit.model vit.checkpoint",
     "data_prep.sources": "",

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,19 +28,16 @@ from torch import Tensor
 
 from vit.attention_figure import MAX_ROWS, Row, attention_figure, contact_sheet
 from vit.augment.pipeline import normalize
-from vit.checkpoint.trained_model import TrainedModel, add_checkpoint_options, load_trained_model
+from vit.checkpoint.trained_model import add_checkpoint_options, load_trained_model
 from vit.config.option_errors import CommandParser
 from vit.config.paths import printable, user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.data.chosen_samples import choose_samples
-from vit.data.decode import DamagedDataError
-from vit.data.image_file import MAX_MEGAPIXELS, Pixels, TooManyPixelsError
-from vit.data.image_input import load_image
-from vit.data.loader import ValData
-from vit.distributed.world import SINGLE_RANK, pick_device
+from vit.data.image_file import MAX_MEGAPIXELS
+from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
+from vit.prediction import Prediction, read_image, read_samples
 from vit.run.command import run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
@@ -48,19 +45,6 @@ from vit.run.disk_errors import explained
 
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
 _MAX_STEM = 200  # bytes of an image's name in that of its attention map; file systems allow 255 in all
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The predicted classes of one image, or why it could not be read."""
-
-    file: Path
-    sample: int | None = None  # its number, if the file is a data set
-    truth: str | None = None  # its class there
-    error: str | None = None
-    best: tuple[tuple[str, float], ...] = ()  # class names and probabilities, most probable first
-    pixels: Pixels | None = None  # (S, S, 3), the input of the model before normalization
-    maps: Tensor | None = None  # (1 + H, G, G): rollout, and the heads of the last block
 
 
 def predict(
@@ -73,7 +57,7 @@ def predict(
     max_megapixels: int = MAX_MEGAPIXELS,
 ) -> Iterator[Prediction]:
     """Yields a prediction for each file, in order; with `attention`, attention maps too."""
-    return _classify_all(model, cfg, classes, (_read(file, cfg, max_megapixels) for file in files), top, attention)
+    return _classify_all(model, cfg, classes, (read_image(file, cfg, max_megapixels) for file in files), top, attention)
 
 
 def _classify_all(
@@ -86,39 +70,6 @@ def _classify_all(
         readable = [image for image in batch if image.error is None]
         predicted = iter(_predict_batch(model, cfg, classes, readable, top, attention))
         yield from (image if image.error is not None else next(predicted) for image in batch)
-
-
-def read_samples(run: TrainedModel, file: Path, count: int, seed: int) -> Iterator[Prediction]:
-    """Yields images of a data set with their classes, as evaluation reads them; of as many classes as possible.
-
-    Raises UserError if the file is not a valid data set, or has a class that the model does not have.
-    """
-    match = run.find_classes(file)
-    # An image that is damaged is reported here, not replaced by another one.
-    cfg = replace(run.cfg, data=replace(run.cfg.data, val=file, limit=0, on_bad="fail"))
-    data = ValData(cfg, SINGLE_RANK, match)
-    for sample in choose_samples(data.beton.labels, count, seed):
-        truth = run.classes[match.logits[data.beton.labels[sample]]]
-        try:
-            pixels = data.pixels(sample[None])[0]
-        except DamagedDataError as error:
-            yield Prediction(file, int(sample), truth, error=str(error))
-        else:
-            yield Prediction(file, int(sample), truth, pixels=pixels)
-
-
-def _read(file: Path, cfg: Config, max_megapixels: int) -> Prediction:
-    """The pixels of an image, or why it cannot be read."""
-    try:
-        return Prediction(file, pixels=load_image(file, cfg, max_megapixels))
-    except MemoryError:
-        return Prediction(file, error="not enough memory to read it")
-    except TooManyPixelsError as error:
-        return Prediction(file, error=f"{error}; --max-megapixels admits it")
-    except OSError as error:
-        return Prediction(file, error=error.strerror or str(error))
-    except ValueError as error:
-        return Prediction(file, error=str(error))
 
 
 def _predict_batch(
@@ -287,7 +238,7 @@ def main(args: list[str] | None = None) -> int:
         if options.samples:
             images = read_samples(run, options.data or run.cfg.data.val, options.samples, options.seed)
         else:
-            images = (_read(file, run.cfg, options.max_megapixels) for file in options.images)
+            images = (read_image(file, run.cfg, options.max_megapixels) for file in options.images)
         attention = options.attention is not None or options.sheet is not None
         return _output(_classify_all(model, run.cfg, run.classes, images, options.top, attention), options)
     except (UserError, OSError) as error:

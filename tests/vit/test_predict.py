@@ -21,7 +21,7 @@ from vit.data.loader import ValData
 from vit.distributed.world import SINGLE_RANK
 from vit.model.attention_maps import attention_weights, forward_with_attention, patch_maps, rollout
 from vit.model.vision_transformer import VisionTransformer
-from vit.predict import Prediction
+from vit.prediction import Prediction
 
 
 @pytest.fixture(scope="module")
