@@ -93,7 +93,8 @@ def is_missing(path: Path) -> bool:
 
     Raises OSError if the folder cannot be read.
     """
+    folder = path.absolute().parent
     try:
-        return path.name not in os.listdir(path.absolute().parent)
+        return path.name not in os.listdir(folder)
     except FileNotFoundError:
-        return is_missing(path.absolute().parent)
+        return is_missing(folder) or path.name not in os.listdir(folder)  # the folder was just created

@@ -1,6 +1,7 @@
 """Reads that fail for a while, and what ENOENT means."""
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_a_file_is_missing_only_if_its_folder_does_not_list_it(tmp_path: Path) -
     assert not is_missing(tmp_path / "a")
     assert is_missing(tmp_path / "b")
     assert is_missing(tmp_path / "b" / "c" / "d")
+
+
+def test_a_file_in_a_folder_that_was_just_created_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As checkpoints/ of a run whose folder appears while somebody looks for it."""
+    file, listdir = tmp_path / "run" / "checkpoints", os.listdir
+
+    def create_then_list(folder: Path) -> list[str]:
+        try:
+            return listdir(folder)
+        except FileNotFoundError:
+            folder.mkdir()
+            raise
+
+    monkeypatch.setattr(os, "listdir", create_then_list)
+    assert read_if_exists(file, lambda: listdir(file)) is None and file.parent.is_dir()
 
 
 def test_a_file_that_is_created_while_it_is_read_is_no_error(tmp_path: Path) -> None:
