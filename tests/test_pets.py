@@ -107,7 +107,7 @@ def test_without_a_network_one_line_says_what_to_download_and_the_same_command_g
 def kill_when(clone: Clone, reached: Callable[[], object], ctrl_c: bool = False) -> str:
     """Kills `make pets` and all that it has started, as a power cut would, once a stage is reached; its output."""
     process = clone.start("pets", "GPUS=1", f"ARGS={LONG}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
         while not reached():
             assert process.poll() is None, process.communicate()[0]
@@ -115,7 +115,7 @@ def kill_when(clone: Clone, reached: Callable[[], object], ctrl_c: bool = False)
             time.sleep(0.001)  # some stages are short
         if ctrl_c:
             os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-            return process.communicate(timeout=120)[0]
+            return process.communicate(timeout=240)[0]
     finally:
         if process.poll() is None:
             for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
