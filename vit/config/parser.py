@@ -85,7 +85,7 @@ def parse_config(
             options[name] = type(options[name])(_expand(name, str(options[name])))
         if complete is not None:
             for name, value in complete({name: options[name] for name in parser.places}, options).items():
-                options[name] = value
+                options[name], parser.places[name] = value, "init_from"
     except UserError as error:
         parser.fail(str(error))
     try:
@@ -127,7 +127,7 @@ class _ConfigFile(ActionConfigFile):
             parser.fail(str(error))
         for name, value in found.items():
             cfg[name] = value
-        parser.places = {**places, **parser.places}
+        parser.places |= places
         cfg[self.dest] = [*(cfg.get(self.dest) or []), path]
 
 

@@ -182,6 +182,15 @@ def test_a_run_with_a_checkpoint_has_its_own_settings(jpegs: Path, tmp_path: Pat
         read(gone, jpegs, run=tmp_path / "new")
 
 
+def test_an_error_says_that_a_setting_came_with_the_weights(jpegs: Path, tmp_path: Path) -> None:
+    """It is not the default, which may be another value."""
+    run = tmp_path / "run"
+    make_finished_run(run, load_config(CONFIGS / "demo.yaml", "--model.depth", "1"))
+    places = r"\(model\.patch_size: init_from, model\.image_size: --model\.image_size\)"
+    with pytest.raises(UserError, match=rf"model\.patch_size 7 does not divide model\.image_size 33  {places}"):
+        read(run, jpegs, "--model.image_size", 33)
+
+
 def test_the_second_stage_of_deit3_is_at_224_pixels_although_its_weights_are_of_192(jpegs: Path) -> None:
     """The recipe names its size; all else that it takes from the first stage is what it would be by itself."""
     first, second = (load_config(CONFIGS / f"vit_b16_deit3_{size}.yaml") for size in (192, 224))

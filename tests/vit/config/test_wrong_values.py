@@ -170,3 +170,14 @@ def test_a_value_out_of_range_is_reported_with_its_place(capsys: pytest.CaptureF
     assert f"(micro_batch: --micro_batch, global_batch: {path}, line 3)" in message
     message = message_of(capsys, "--config", str(path), "--optim.lr=1")
     assert f"global_batch: {path}, line 3" in message and "micro_batch: the default" in message
+
+
+def test_of_several_files_the_place_is_in_the_one_that_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The last one that has the setting."""
+    first, last = tmp_path / "first.yaml", tmp_path / "last.yaml"
+    first.write_text("optim:\n  lr: 1\n")
+    last.write_text("epochs: 3\noptim:\n  lr: -1\n")
+    message = message_of(capsys, "--config", str(first), "--config", str(last))
+    assert message.startswith(f"vit: {last}, line 3: optim.lr must be positive")
