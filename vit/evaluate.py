@@ -10,10 +10,11 @@ classes alone, as in ImageNet-A and -R (Hendrycks et al., https://arxiv.org/abs/
 """
 
 if __name__ == "__main__":
-    from vit.distributed.launcher import end_with_launcher
     from vit.run.dependencies import explain_missing_packages
 
     explain_missing_packages()
+    from vit.distributed.launcher import end_with_launcher
+
     end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile
 
 import argparse
