@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import timm
 import torch
 import torchvision
 
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CHECKOUT, CONFIGS
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
 from vit.config.schema import Config
@@ -75,7 +74,7 @@ DEIT3 = ALL | {
 # The second stage: --batch 64 (8 GPUs) --lr 1e-5 --epochs 20 --weight-decay 0.1 --smoothing 0.1 --opt adamw --mixup .8
 #   --drop-path 0.2 --cutmix 1.0 --unscale-lr --aa rand-m9-mstd0.5-inc1 --no-repeated-aug;  --min-lr 1e-5
 DEIT3_224 = ALL | TIMM_RANDAUGMENT | {
-    "init_from": str(Path("runs/vit_b16_deit3_192").absolute()), "epochs": 20, "global_batch": 8 * 64,
+    "init_from": str(CHECKOUT / "runs" / "vit_b16_deit3_192"), "epochs": 20, "global_batch": 8 * 64,
     "micro_batch": 64, "model.drop_path": 0.2, "model.drop_path_rule": "uniform", "model.layer_scale": 1e-4,
     "data.interpolation": "bicubic", "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1,
     "optim.lr": 1e-5, "optim.weight_decay": 0.1, "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-6,
