@@ -123,7 +123,7 @@ def main() -> None:
         print(f"{name:<24}" + (f"{rate:>8,.0f} images/s" if rate else "   not installed (pip install kornia)"))
     our_rate = measured["ours"] or 0.0
     ratio = {name: round(our_rate / rate, 2) if rate else None for name, rate in measured.items()}
-    torchvision_ratios = [value for name in ("torchvision, Pillow", "torchvision, tensors") if (value := ratio[name])]
+    torchvision_ratios = [ratio[name] for name in ("torchvision, Pillow", "torchvision, tensors") if ratio[name]]
     figures = {
         "vs_torchvision": min(torchvision_ratios),  # compared with the faster one
         "vs_torchvision_pillow": ratio["torchvision, Pillow"],

@@ -107,7 +107,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file for the figures, in JSON; keeps those of other parts")
     options = parser.parse_args()
     known = QUICK_PARTS if options.quick else PARTS
-    if unknown := set(options.parts) - set(known):
+    unknown = set(options.parts) - set(known)
+    if unknown:
         of = "parts of --quick" if options.quick else "known"
         parser.error(f"unknown part {', '.join(sorted(unknown))}; {of} are {', '.join(known)}")
     if options.quick:

@@ -67,7 +67,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="take less than 50 seconds, with one recipe only")
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    if why := missing():
+    why = missing()
+    if why:
         sys.exit(f"gpu_counts.py: {why}")
     figures = {
         "torch": torch.__version__,

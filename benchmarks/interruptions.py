@@ -139,7 +139,8 @@ def main() -> int:
     parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="folder for the pictures")
     parser.add_argument("--keep", type=user_path, metavar="FOLDER", help="copy the run folders there")
     options = parser.parse_args()
-    if why := missing():
+    why = missing()
+    if why:
         print(f"interruptions.py: {why}", file=sys.stderr)
         return 1
     folder, cluster, started = Path(tempfile.mkdtemp(prefix="interruptions-")), Cluster(), time.monotonic()

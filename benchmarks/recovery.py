@@ -182,7 +182,8 @@ def main() -> None:
     if options.make_data:
         make_data(options.make_data)
         return
-    if why := missing():
+    why = missing()
+    if why:
         sys.exit(f"recovery.py: {why}")
     figures = measure(options.quick, options.minutes)
     for name, value in figures.items():

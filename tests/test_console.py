@@ -118,7 +118,7 @@ def test_a_run_is_trained_and_used_without_the_source(installed: Path, betons: P
         ("vit-predict runs/demo photo.png --attention maps", "photo.png"),
         ("vit-doctor", "OK    torch  "),
         ("vit-doctor --config configs/demo.yaml --cluster-config nowhere", "configs/clusters has apptainer, generic"),
-        ("vit-submit --config configs/demo.yaml --name new", "vit-write-beton creates it"),
+        ("vit-submit --config configs/demo.yaml --name new", "vit-write-beton "),
     ):
         after = run(command, tmp_path, installed)
         assert expected in after.stdout + after.stderr, command
