@@ -38,7 +38,8 @@ def read_image(file: Path, cfg: Config, max_megapixels: int) -> Prediction:
     except TooManyPixelsError as error:
         return Prediction(file, error=f"{error}; --max-megapixels admits it")
     except OSError as error:
-        return Prediction(file, error=error.strerror or str(error))
+        is_url = str(file).startswith(("http:/", "https:/"))
+        return Prediction(file, error="download it first" if is_url else error.strerror or str(error))
     except ValueError as error:
         return Prediction(file, error=str(error))
 

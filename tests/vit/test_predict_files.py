@@ -63,6 +63,7 @@ def mixture(tmp_path: Path) -> Mixture:
         tmp_path: "a folder",
         tmp_path / "none\n.jpg": "No such file",
         tmp_path / os.fsdecode(b"none\xff.jpg"): "No such file",
+        Path("https://example.org/a.jpg"): "download it first",
         Path("/dev/null"): "not a regular file",
         Path("/proc/self/mem"): "Input/output error",
     }
