@@ -60,8 +60,8 @@ class MultiHeadAttention(nn.Module):
     """Attention in H subspaces in parallel, followed by a linear map: (B, N, D) -> (B, N, D).
 
     A single head has one set of attention weights per token; several heads let a token attend to several places for
-    different reasons.  Each head works on K = D / H features, so that all heads together cost as much as one head with
-    D features.
+    different reasons.  The queries, keys and values of a head have K = D / H features, computed from all D features of
+    a token, so that all heads together cost as much as one head with D features.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, fused: bool = True) -> None:
