@@ -146,7 +146,7 @@ def test_the_attention_weights_are_those_that_the_model_computed_with() -> None:
     assert weights.shape == (2, 3, 4, 17, 17)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 4, 17))
     x, y = seen[0]
-    v = module.qkv(x).view(2, 17, 3, 4, 8)[:, :, 2].transpose(1, 2)  # (B, H, N, K)
+    v = module.qkv(x).view(2, 17, 3, 4, 8)[:, :, 2].transpose(1, 2)  # (B, H, N, d)
     torch.testing.assert_close(module.out((weights[:, 1] @ v).transpose(1, 2).reshape(2, 17, 32)), y)
     torch.testing.assert_close(attention_weights(module, x), weights[:, 1])
     assert not any(block.attention._forward_hooks for block in (model.blocks[0], model.blocks[2]))

@@ -33,7 +33,7 @@ def forward_with_attention(model: VisionTransformer, images: Tensor) -> tuple[Te
 
 
 def attention_weights(module: MultiHeadAttention, x: Tensor) -> Tensor:
-    """softmax(QKᵀ / √K) of each head: (B, N, D) -> (B, H, N, N)."""
+    """softmax(QKᵀ / √d) of each head: (B, N, D) -> (B, H, N, N)."""
     B, N, D = x.shape
     q, k, _ = module.qkv(x).view(B, N, 3, module.heads, D // module.heads).permute(2, 0, 3, 1, 4)
     return (q @ k.transpose(-2, -1) / (D // module.heads) ** 0.5).softmax(dim=-1)

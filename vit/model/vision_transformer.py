@@ -5,7 +5,7 @@ transformer: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.  The archite
 its default sizes are those of torchvision's `vit_b_16`, whose published weights can be loaded (see
 `vit.model.weight_names`).
 
-Shapes: B images, N tokens, D width, H heads, K = D / H features per head, P patch side in pixels, C classes.
+Shapes: B images, N tokens, D width, H heads, d = D / H features per head, P patch side in pixels, C classes.
 
     images (B, 3, 224, 224)
       -> patches (B, 196, 768)          cut into 14 x 14 squares of 16 x 16 pixels; each becomes a vector, a "word"
@@ -44,12 +44,12 @@ class PatchEmbedding(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(QKᵀ / √K) V, for all images and heads at once: 3 x (B, H, N, K) -> (B, H, N, K).
+    """softmax(QKᵀ / √d) V, for all images and heads at once: 3 x (B, H, N, d) -> (B, H, N, d).
 
     Each token has a query (a row of Q: what it looks for), a key (a row of K: what it offers) and a value (a row of V:
     the content it passes on).  The dot product of a query and a key is a score: how relevant one token is to another.
     Softmax turns the scores of each query into attention weights that sum to 1; the output for a token is the average
-    of all values, weighted by them.  Without the division by √K the scores would grow with K, softmax would saturate
+    of all values, weighted by them.  Without the division by √d the scores would grow with √d, softmax would saturate
     and its gradient would vanish.  Vaswani et al. 2017, section 3.2.1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, N, N)
@@ -60,7 +60,7 @@ class MultiHeadAttention(nn.Module):
     """Attention in H subspaces in parallel, followed by a linear map: (B, N, D) -> (B, N, D).
 
     A single head has one set of attention weights per token; several heads let a token attend to several places for
-    different reasons.  The queries, keys and values of a head have K = D / H features, computed from all D features of
+    different reasons.  The queries, keys and values of a head have d = D / H features, computed from all D features of
     a token, so that all heads together cost as much as one head with D features.
     """
 
@@ -74,7 +74,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, K)
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, d)
         dropout = self.dropout if self.training else 0.0
         if self.fused:
             # The same formula in one kernel, which does not write the N x N scores to memory: FlashAttention, Dao et

@@ -38,7 +38,7 @@ def test_the_explicit_attention_formula_and_the_fused_kernel_give_the_same_outpu
 
 
 def test_attention_computes_the_formula_of_the_paper() -> None:
-    """softmax(QKᵀ / √K) V, computed for one token of one head in numpy."""
+    """softmax(QKᵀ / √d) V, computed for one token of one head in numpy."""
     q, k, v = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0)).unbind()
     scores = np.array([math.fsum(q[1, 2, 3] * k[1, 2, j]) / math.sqrt(8) for j in range(5)])
     weights = np.exp(scores) / np.exp(scores).sum()
