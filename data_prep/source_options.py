@@ -48,7 +48,6 @@ def _image_folder(options: ArgumentParser) -> Opener:
     options.add_argument(
         "--held-out",
         type=float,
-        default=20,
         metavar="PERCENT",
         help="with --split: how many images of each class are held out, chosen by their names (default: 20)",
     )
@@ -56,11 +55,14 @@ def _image_folder(options: ArgumentParser) -> Opener:
     def read(args: Namespace) -> tuple[str, Callable[[], Source]]:
         name = f"imagefolder {os.path.abspath(args.path)}"
         if args.split is None:
+            if args.held_out is not None:
+                options.error("--held-out requires --split: write one file with --split train, one with --split val")
             return name, partial(image_folder, args.path)
-        if not 0 < args.held_out < 100:
-            options.error(f"--held-out must be more than 0 and less than 100 percent, not {args.held_out:g}")
-        return f"{name}, {args.split}, {args.held_out:g} % held out", lambda: held_out(
-            image_folder(args.path), args.path, args.split, args.held_out
+        percent = 20.0 if args.held_out is None else args.held_out
+        if not 0 < percent < 100:
+            options.error(f"--held-out must be more than 0 and less than 100 percent, not {percent:g}")
+        return f"{name}, {args.split}, {percent:g} % held out", lambda: held_out(
+            image_folder(args.path), args.path, args.split, percent
         )
 
     return read

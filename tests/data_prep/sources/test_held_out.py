@@ -80,3 +80,6 @@ def test_both_sets_are_written_with_the_same_classes(tmp_path: Path, capsys: pyt
             main([*words, "--split", "val", f"--held-out={percent}"])
         message = f"--held-out must be more than 0 and less than 100 percent, not {percent}"
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # not a file with all images, of which the user believes some are held out
+        main([*words, "--held-out", "30"])
+    assert "--held-out requires --split" in single_stderr_line(capsys)
