@@ -20,6 +20,7 @@ from vit.config.user_error import UserError
 from vit.data.dataset_manifest import check_data_sets, manifest_path, missing_file, missing_files, read_dataset_manifest
 from vit.history.few_steps import few_steps_of
 from vit.run.counts import counted
+from vit.run.disk_errors import explained
 from vit.run.folder import RunFolder, recorded_save
 
 # Folders that differ from node to node, whatever file system they are on.
@@ -42,10 +43,13 @@ def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: 
     if cfg.init_from:
         cfg = replace(cfg, init_from=str(Path(cfg.init_from).absolute()))
     data_sets = [path for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
-    if options.dry_run:  # may be used before the data sets are written, and says what is missing
-        data_sets = [path for path in data_sets if not missing_file(path)]
-    if data_sets:
-        _check_data_sets(cfg.model.num_classes, *data_sets)
+    try:
+        if options.dry_run:  # may be used before the data sets are written, and says what is missing
+            data_sets = [path for path in data_sets if not missing_file(path)]
+        if data_sets:
+            _check_data_sets(cfg.model.num_classes, *data_sets)
+    except OSError as error:  # of the data, not of the run folder, for which submit.py has other advice
+        raise UserError(explained(error)) from None
     return cfg
 
 

@@ -56,6 +56,24 @@ def test_a_folder_that_is_not_writable_is_refused_with_a_hint(betons: Path, tmp_
     )
 
 
+def test_data_that_may_not_be_read_is_named_without_advice_about_the_run_folder(betons: Path, tmp_path: Path) -> None:
+    """Of a colleague, for example; as root, setpriv drops the capabilities that ignore permissions."""
+    data = tmp_path / "data"
+    shutil.copytree(betons, data)
+    data.chmod(0)
+    command = [*SUBMIT, "--cluster", "local", *settings(data)]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    try:
+        refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        data.chmod(0o755)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"submit.py: .*/data/.*: Permission denied; use another folder, or change its permissions\n", refused.stderr
+    )
+
+
 def test_different_settings_for_the_same_run_are_refused(finished: tuple[RunFolder, str], betons: Path) -> None:
     """The message names the settings that differ."""
     run, _ = finished
