@@ -38,6 +38,7 @@ from vit.kill_attempts import Attempt, UnexpectedExitError, train_and_kill
 from vit.run.command import run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
+from vit.run.disk_errors import explained
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 from vit.run.metrics import TIMING_KEYS
@@ -215,13 +216,13 @@ def main(args: list[str] | None = None) -> None:
         cfg.check_mixing()
         if options.folder and options.folder.exists() and any(options.folder.iterdir()):
             raise UserError(f"--folder {options.folder} is not empty; name a new one")
-    except UserError as error:
-        parser.error(str(error))
+    except (UserError, OSError) as error:
+        parser.fail(explained(error))
     folder = Path(tempfile.mkdtemp(prefix="vit-verify-")) if options.folder is None else options.folder
     try:
         differences = verify(cfg, folder.absolute(), ranks, options)
     except UnexpectedExitError as error:
-        sys.exit(f"vit.verify: {error}")
+        sys.exit(f"{parser.prog}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # the ranks end as well
     for difference in differences:

@@ -173,6 +173,7 @@ def test_the_slowdown_by_exact_bits_is_a_ratio_of_medians(tmp_path: Path) -> Non
         (["--steps", "0"], "--steps 0 is too few; use at least 1"),
         (["--steps", "5", "--cost"], "--steps 5 is too few; use at least 6 with --cost"),
         (["--kills", "-1"], "--kills -1 must not be negative"),
+        (["--folder", "/dev/null"], "/dev/null: Not a directory; a part of the path is a file, not a folder"),
         (["--data.train", "none.beton"], "-m data_prep.write_beton imagefolder FOLDER --out none.beton creates it"),
     ],
 )

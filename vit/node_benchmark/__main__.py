@@ -38,6 +38,7 @@ from vit.node_benchmark.sums import measure_sums
 from vit.node_benchmark.training import TimedRun
 from vit.run.command import run_command
 from vit.run.console import started_as
+from vit.run.disk_errors import explained
 from vit.run.jsonl import append
 from vit.run.output import protect_output
 
@@ -99,7 +100,7 @@ def main(args: list[str] | None = None) -> int:
         if not isinstance(error, UserError | OSError):
             traceback.print_exc()
             return 1
-        print(f"{started_as('vit.node_benchmark')}: {error}", file=sys.stderr)
+        print(f"{started_as('vit.node_benchmark')}: {explained(error)}", file=sys.stderr)
         return 2
     finally:
         if not rank:
