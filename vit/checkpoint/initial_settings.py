@@ -18,6 +18,7 @@ from vit.checkpoint.weight_files import find_weights
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import manifest_path, read_dataset_manifest
 from vit.model.weight_fit import FEATURES_PER_HEAD, foreign_parts, shown_settings
+from vit.run.disk_errors import explained
 from vit.run.folder import RunFolder
 
 
@@ -131,8 +132,7 @@ def _explained(prefix: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        raise UserError(f"{prefix}{what}; the settings of the run cannot be taken from it; try again later") from None
+        raise UserError(f"{prefix}the settings of the run cannot be read: {explained(error)}") from None
 
 
 def _described(settings: Mapping[str, Any], heads_by_rule: bool) -> str:

@@ -34,7 +34,7 @@ def config_from_text(text: str, source: str) -> Config:
     parser = config_parser(source)
     parser.exits = False
     try:
-        return parse_config(parser, ["--config", text])[0]
+        return parse_config(parser, ["--config", f"{text}\n"])[0]  # with a line's end it is no path
     except UserError as error:
         raise UserError(f"the config in {source} cannot be read: {error}") from None
 

@@ -22,6 +22,7 @@ from tests.helpers.ranks import run_ranks
 from vit import evaluate, export, predict
 from vit.checkpoint.train_state import TrainState
 from vit.checkpoint.trained_model import load_trained_model
+from vit.config.parser import config_from_text
 from vit.config.schema import to_yaml
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import manifest_path
@@ -102,6 +103,13 @@ def test_a_stored_config_that_cannot_be_read_is_an_error_of_the_checkpoint(
         assert problem in str(error.value)
         assert predict.main([str(tmp_path / str(i)), "a.png"]) == 2
         assert capsys.readouterr().err == f"vit.predict: {error.value}\n"
+
+
+def test_a_stored_config_is_never_taken_for_the_path_of_a_file() -> None:
+    """However short it is."""
+    assert config_from_text("epochs: 3", "a checkpoint").epochs == 3
+    with pytest.raises(UserError, match=r"^the config in a checkpoint cannot be read: its text is empty"):
+        config_from_text("", "a checkpoint")
 
 
 @pytest.mark.parametrize("command", ["report", "predict"])
