@@ -29,10 +29,9 @@ from jobs.readiness.request import Request, read_request
 from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.parser import Parser, config_parser, parse_config
 from vit.config.user_error import UserError
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
-from vit.run.disk_errors import explained
 
 COLORS: dict[Level, str] = {"OK": "32", "WARN": "33", "FAIL": "31"}  # of ANSI: green, yellow, red
 LEVEL_WIDTH, CHECK_WIDTH = 4, 14  # characters of the first two columns
@@ -116,7 +115,7 @@ def main(args: list[str] | None = None) -> int:
         request = parse_request(parser, args)
         check_stage_options(request)
     except (UserError, OSError) as error:
-        print(f"{started_as('doctor.py')}: {explained(error)}", file=sys.stderr)
+        print_error("doctor.py", error)
         return 2
     findings = show(request)
     if not request.options.json:

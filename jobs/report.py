@@ -24,9 +24,8 @@ from jobs.page.write import PAGES, PICTURES, Report
 from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
-from vit.run.disk_errors import explained
 
 
 def main(args: list[str] | None = None) -> int:
@@ -58,10 +57,10 @@ def main(args: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         unwritable = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         advice = "choose a writable folder with --out" if unwritable and options.out is None else ""
-        print(f"{started_as('report.py')}: {explained(error, advice)}", file=sys.stderr)
+        print_error("report.py", error, advice)
         return 1
     for problem in report.problems:
-        print(f"{started_as('report.py')}: {problem}", file=sys.stderr)
+        print_error("report.py", problem)
     for path in report.written:
         print(path)
     for line in report.seeds():

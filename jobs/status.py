@@ -28,7 +28,7 @@ from jobs.watch.run_status import Status
 from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
 from vit.history.notes import notes
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
 
 PATIENCE_SECONDS = 1.0  # for which --watch waits for Slurm before it shows its last answer
@@ -89,7 +89,7 @@ def main(args: list[str] | None = None) -> int:
         if text:
             print(text, flush=True)
         for line in overview.warnings:
-            print(f"{started_as('status.py')}: {line}", file=sys.stderr)
+            print_error("status.py", line)
         if not options.watch:
             return overview.exit_code
         time.sleep(options.every)

@@ -52,10 +52,9 @@ from vit.config import schema
 from vit.config.parser import Parser, parse_config
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.run.command import run_command
-from vit.run.console import started_as
+from vit.run.command import print_error, run_command
 from vit.run.counts import counted
-from vit.run.disk_errors import NOT_WRITABLE, explained
+from vit.run.disk_errors import NOT_WRITABLE
 from vit.run.folder import InUseError, RunFolder
 from vit.run.hints import command
 
@@ -68,13 +67,11 @@ def main(args: list[str] | None = None) -> int:
         cfg, options = parse_config(parser, argv, settings)
         return Submission(parser, argv, options, settings).run(cfg)
     except (UserError, InUseError, OSError, SlurmUnreachableError, SlurmNotFoundError, SubmissionError) as error:
-        message = str(error)
+        message: Exception | str = error
         if isinstance(error, SlurmUnreachableError | SlurmNotFoundError):
-            message += "; use --cluster local to run on this machine"
-        if isinstance(error, OSError):
-            advice = "use --runs-dir to choose a writable folder" if error.errno in NOT_WRITABLE else ""
-            message = explained(error, advice)
-        print(f"{started_as('submit.py')}: {message}", file=sys.stderr)
+            message = f"{error}; use --cluster local to run on this machine"
+        unwritable = isinstance(error, OSError) and error.errno in NOT_WRITABLE
+        print_error("submit.py", message, "use --runs-dir to choose a writable folder" if unwritable else "")
         return 2 if isinstance(error, UserError | OSError) else 1
     except KeyboardInterrupt:
         exit_interrupted()
@@ -283,7 +280,7 @@ class Submission:
                 with submitter_lock.owned(run.folder):
                     wait = self.start_here(run)
             except InUseError as error:
-                print(f"{started_as('submit.py')}: {error}", file=sys.stderr)
+                print_error("submit.py", error)
                 worst = max(worst, 1)
                 continue
             code = wait()

@@ -38,10 +38,9 @@ from vit.data.decode import DamagedDataError
 from vit.data.loader import ValData
 from vit.distributed.launcher import read_place
 from vit.distributed.world import join_process_group
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
-from vit.run.disk_errors import explained
 from vit.run.evaluation_file import Evaluation, write_evaluation
 from vit.run.folder import RunFolder
 from vit.training.predictions import Predictions
@@ -177,11 +176,11 @@ def main(args: list[str] | None = None) -> int:
                 written = write_evaluation(place, *found.saved)
                 print(f"wrote {written}", file=sys.stderr if options.json else sys.stdout)
     except (UserError, OSError, DamagedDataError) as error:
-        print(f"{started_as('vit.evaluate')}: {explained(error)}", file=sys.stderr)
+        print_error("vit.evaluate", error)
         return 2
     except torch.OutOfMemoryError:
         what = f"the memory of the GPU is not enough for the model and {run.cfg.micro_batch} images (micro_batch)"
-        print(f"{started_as('vit.evaluate')}: {what}; use another GPU, or --device cpu", file=sys.stderr)
+        print_error("vit.evaluate", f"{what}; use another GPU, or --device cpu")
         return 2
     return 0
 

@@ -17,7 +17,6 @@ if __name__ == "__main__":
 import json
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -37,9 +36,8 @@ from vit.config.user_error import UserError
 from vit.model.pretrained import Tensors, to_theirs
 from vit.model.vision_transformer import VisionTransformer
 from vit.model.weight_names import TIMM, TORCHVISION
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
-from vit.run.disk_errors import explained
 
 
 def to_torchvision(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
@@ -206,10 +204,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         print(export(options.run, options.to, options.out, options.which, options.weights))
     except (UserError, OSError) as error:
-        print(f"{started_as('vit.export')}: {explained(error)}", file=sys.stderr)
+        print_error("vit.export", error)
         return 2
     except ModuleNotFoundError as error:
-        print(f"{started_as('vit.export')}: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
+        print_error("vit.export", f"{error.name} is not installed; pip install {error.name}")
         return 2
     return 0
 

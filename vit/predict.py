@@ -38,10 +38,9 @@ from vit.distributed.world import pick_device
 from vit.model import attention_maps
 from vit.model.vision_transformer import VisionTransformer
 from vit.prediction import Prediction, read_image, read_samples
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
 from vit.run.counts import counted
-from vit.run.disk_errors import explained
 
 _BATCH = 16  # images; with --attention, the attention weights of ViT-B take 22 MB per image
 _MAX_STEM = 200  # bytes of an image's name in that of its attention map; file systems allow 255 in all
@@ -123,7 +122,7 @@ def _output(predictions: Iterator[Prediction], options: argparse.Namespace) -> i
     for i, prediction in enumerate(predictions):
         if prediction.error is not None:
             failed = True
-            print(f"{started_as('vit.predict')}: {_name(prediction)}: {prediction.error}", file=sys.stderr)
+            print_error("vit.predict", f"{_name(prediction)}: {prediction.error}")
         else:
             shown.append(prediction.best[0][0] == prediction.truth)
         written = _write_figure(i, prediction, options.attention) if options.attention and prediction.best else None
@@ -242,11 +241,11 @@ def main(args: list[str] | None = None) -> int:
         attention = options.attention is not None or options.sheet is not None
         return _output(_classify_all(model, run.cfg, run.classes, images, options.top, attention), options)
     except (UserError, OSError) as error:
-        print(f"{started_as('vit.predict')}: {explained(error)}", file=sys.stderr)
+        print_error("vit.predict", error)
         return 2
     except torch.OutOfMemoryError:
         what = "the memory of the GPU is not enough for the model"
-        print(f"{started_as('vit.predict')}: {what}; use another GPU, or --device cpu", file=sys.stderr)
+        print_error("vit.predict", f"{what}; use another GPU, or --device cpu")
         return 2
 
 

@@ -34,7 +34,7 @@ from vit.distributed.world import World, device_name, join_process_group
 from vit.history.words import show_end, show_resuming
 from vit.run.activity import publish_activity
 from vit.run.clock import Clock, process_start
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
 from vit.run.disk_errors import explained
 from vit.run.folder import JOB_VARIABLE, InUseError, RunFolder
@@ -172,7 +172,7 @@ def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -
 def _print_error(error: Exception, rank: int, code: int = 2) -> int:
     """Prints an error that the user can fix, if `rank` is 0; returns the exit code."""
     if rank == 0:
-        print(f"{started_as('vit.train')}: {error}", file=sys.stderr)
+        print_error("vit.train", error)
     return code
 
 

@@ -3,7 +3,6 @@
 import io
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from jobs.login.run_folder import shared_folder_warning
 from jobs.login.sbatch_environment import sbatch_environment
 from jobs.login.slurm_queries import rejection_message
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
-from vit.run.console import started_as
+from vit.run.command import print_error
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
 from vit.run.hints import command
@@ -50,7 +49,7 @@ def submit(
             raise SubmissionError(rejection_message(str(error), resources.cluster)) from error
         raise
     if warning := shared_folder_warning(folder.parent):
-        print(f"{started_as('submit.py')}: warning: {warning}", file=sys.stderr)
+        print_error("submit.py", f"warning: {warning}")
     return [job.job_id for job in submitted]
 
 

@@ -8,7 +8,6 @@ if __name__ == "__main__":
 
     explain_missing_packages()
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +25,8 @@ from vit.data.beton import open_beton
 from vit.data.damage import DamagedSamples
 from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
 from vit.random_keys import Stream, key
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
-from vit.run.disk_errors import explained
 
 
 def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, list[str]]:
@@ -78,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)
     except (UserError, OSError) as error:
-        print(f"{started_as('vit.augment')}: {explained(error)}", file=sys.stderr)
+        print_error("vit.augment", error)
         return 2
     for message in messages:
-        print(f"{started_as('vit.augment')}: {message}", file=sys.stderr)
+        print_error("vit.augment", message)
     print(f"wrote {out}: each row is the unaugmented image and {options.draws} augmented versions")
     return int(bool(messages))
 

@@ -14,7 +14,6 @@ if __name__ == "__main__":
     end_with_launcher()
 
 import shutil
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,9 +35,8 @@ from vit.model.vision_transformer import VisionTransformer
 from vit.node_benchmark import devices
 from vit.node_benchmark.sums import measure_sums
 from vit.node_benchmark.training import TimedRun
-from vit.run.command import run_command
+from vit.run.command import print_error, run_command
 from vit.run.console import started_as
-from vit.run.disk_errors import explained
 from vit.run.jsonl import append
 from vit.run.output import protect_output
 
@@ -100,7 +98,7 @@ def main(args: list[str] | None = None) -> int:
         if not isinstance(error, UserError | OSError):
             traceback.print_exc()
             return 1
-        print(f"{started_as('vit.node_benchmark')}: {explained(error)}", file=sys.stderr)
+        print_error("vit.node_benchmark", error)
         return 2
     finally:
         if not rank:
