@@ -16,6 +16,7 @@ from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, read
 from vit.checkpoint.stored_settings import CLASSES, INPUT, MODEL, of_config
 from vit.checkpoint.weight_files import find_weights
 from vit.config.user_error import UserError
+from vit.config.values import listed
 from vit.data.dataset_manifest import manifest_path, read_dataset_manifest
 from vit.model.weight_fit import FEATURES_PER_HEAD, foreign_parts, shown_settings
 from vit.run.disk_errors import explained
@@ -71,7 +72,7 @@ class InitialSettings:
             known, by_rule = self.found[source].values, self.found[source].heads_by_rule
             if unknown := [name for name in MODEL if name in names and name not in known]:
                 advice = f"give {' '.join(f'--{name} VALUE' for name in unknown)}"
-                raise UserError(f"init_from: {source} does not show {_listed(unknown)}; {advice}")
+                raise UserError(f"init_from: {source} does not show {listed(unknown, 'and')}; {advice}")
         except UserError as error:
             if not self.may_fail(options, source):
                 raise
@@ -146,7 +147,3 @@ def _described(settings: Mapping[str, Any], heads_by_rule: bool) -> str:
         rule = f" (of {FEATURES_PER_HEAD} features each, which is assumed)" if heads_by_rule else ""
         sections.setdefault(section, []).append(f"{leaf} {text}" + (rule if leaf == "heads" else ""))
     return "; ".join(f"{section}: {', '.join(texts)}" for section, texts in sections.items())
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

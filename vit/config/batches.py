@@ -1,5 +1,7 @@
 """Which batch sizes go with a number of ranks, in the words of messages.  Imports no torch."""
 
+from vit.config.values import listed
+
 
 def wrong_ranks(batch: int, micro: int, ranks: int, mixed_repeats: int = 0) -> str:
     """The message for a number of ranks that does not divide the micro-batches of a global batch.
@@ -9,10 +11,9 @@ def wrong_ranks(batch: int, micro: int, ranks: int, mixed_repeats: int = 0) -> s
     """
     count = batch // micro
     allowed = [str(n) for n in range(1, count + 1) if count % n == 0]
-    listed = " or ".join(filter(None, [", ".join(allowed[:-1]), allowed[-1]]))
     return (
         f"{_ranks(ranks)} do not divide the {count} micro-batch{'es' if count > 1 else ''} of a batch "
-        f"(global_batch {batch} / micro_batch {micro}); use {listed} rank{'s' if count > 1 else ''}, or "
+        f"(global_batch {batch} / micro_batch {micro}); use {listed(allowed)} rank{'s' if count > 1 else ''}, or "
         f"{_settings_for(batch, micro, ranks, mixed_repeats)}"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn, get_args
 
 from vit.config.paths import user_path
-from vit.config.values import alternatives, describe, nearest, unknown_setting, wrong_value
+from vit.config.values import describe, listed, nearest, unknown_setting, wrong_value
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ def explain(message: str, actions: Sequence[argparse.Action], kind: str = "setti
             return "--config FILE is required"
         missing = match[1].split(", ")
         verb = "is" if len(missing) == 1 else "are"
-        return f"{alternatives(missing).replace(' or ', ' and ')} {verb} required  (see --help)"
+        return f"{listed(missing, 'and')} {verb} required  (see --help)"
     return _about_option(message, actions)
 
 
@@ -85,7 +85,7 @@ def _meant(word: str, options: Collection[str]) -> str:
 def _takes(action: argparse.Action) -> str:
     """What an option takes, in words."""
     if action.choices:
-        return alternatives(map(str, action.choices))
+        return listed(map(str, action.choices))
     kind = getattr(action, "_typehint", None) or action.type
     several = action.nargs in ("+", "*")
     if kind is user_path:

@@ -51,7 +51,7 @@ def describe(kind: Any, example: Any = None) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return describe(next(arg for arg in get_args(kind) if arg is not type(None)), example)
     if get_origin(kind) is Literal:
-        return alternatives(map(str, get_args(kind)))
+        return listed(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return f"a list of {len(get_args(kind))} numbers such as {format_list(example)}"
     return words.get(kind, "a value")
@@ -62,10 +62,10 @@ def format_list(values: Iterable[float]) -> str:
     return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
 
 
-def alternatives(words: Iterable[str]) -> str:
+def listed(words: Iterable[str], conjunction: str = "or") -> str:
     """`a, b or c`."""
     *others, last = words
-    return f"{', '.join(others)} or {last}" if others else last
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
