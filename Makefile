@@ -70,6 +70,8 @@ $(PETS)/%.beton: | $(VENV)/ready
 	  --split $(word 2,$(subst -, ,$*)) --out $@
 
 pets-plan:
+	@[ -z "$(INIT)" ] || [ -e "$(patsubst ~/%,$(HOME)/%,$(INIT))" ] || [ -e runs/$(NAME)/config.yaml ] || { \
+	  echo "make pets: INIT=$(INIT) does not exist; configs/README.md, Cats and dogs, says where to get weights" >&2; exit 1; }
 	@test -e runs/$(NAME)/attention.png || printf '%s\n' \
 	  "make pets downloads 800 MB of pictures, writes data sets (3 GB in $(PETS) in all), then trains runs/$(NAME):" \
 	  "minutes on a GPU; on 2 CPU cores an estimated $(if $(INIT),100,25) minutes. After Ctrl-C, the same command continues."

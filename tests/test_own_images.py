@@ -40,8 +40,9 @@ def test_the_commands_for_own_images_go_from_a_folder_to_attention_maps(tmp_path
         photo.transpose(Image.Transpose.ROTATE_90).save(folder / "my-cat.jpg", exif=sideways)
     weights = timm.create_model("deit_small_patch16_224", pretrained=False).state_dict()
     torch.save({"model": weights}, folder / "deit_small_patch16_224-cd65a155.pth")
-    setup, *commands = readme_commands("Your own images")
+    setup, download, *commands = readme_commands("Your own images")
     assert setup == "make setup && source .venv/bin/activate"
+    assert download.startswith("curl -LO https://") and download.endswith("/deit_small_patch16_224-cd65a155.pth")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PATH": f"{folder / '.venv' / 'bin'}:{environment['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
     for command in commands:

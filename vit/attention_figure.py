@@ -86,9 +86,10 @@ def _tiles(pixels: NDArray[np.uint8], maps: NDArray[np.float32], side: int) -> l
 
 
 def _sheet(tiles: dict[str, Image.Image], title: str) -> Image.Image:
-    """Square tiles of one size, each below its caption, in rows of seven: ViT-B with its 12 heads fills two."""
-    side, columns, caption, gap = tiles["image"].width, min(7, len(tiles)), 24, _GAP
-    rows = -(-len(tiles) // columns)
+    """Square tiles of one size, each below its caption, in equal rows of seven at most: two for ViT-S and ViT-B."""
+    side, caption, gap = tiles["image"].width, 24, _GAP
+    rows = -(-len(tiles) // 7)
+    columns = -(-len(tiles) // rows)
     top = 40  # of the first row: the title is above it
     size = (gap + columns * (side + gap), top + rows * (caption + side + gap))
     sheet = Image.new("RGB", size, "white")

@@ -212,7 +212,7 @@ def _options(args: list[str] | None) -> argparse.Namespace:
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if bool(options.images) == (options.samples is not None):
-        parser.error("give the names of images, or --samples N for images of a data set")
+        parser.error("give images after the run folder, or --samples N for images of a data set")
     if options.data is not None and options.samples is None:
         parser.error("--data is the data set of --samples N, which says how many of its images to classify")
     if options.seed < 0:

@@ -51,8 +51,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nothing.pth", "init_from: {path} cannot be read: No such file or directory"),
-        ("nothing.safetensors", "init_from: {path} cannot be read: No such file or directory"),
+        ("nothing.pth", "init_from: {path} does not exist; give a run folder or a file of weights; configs/README.md"),
+        ("nothing.safetensors", "init_from: {path} does not exist; give a run folder"),
         ("deeper", "init_from: {path} does not fit the model: set model.depth to 2 (not 1)"),
         ("scaled.pth", "init_from: {path} does not fit the model: set model.layer_scale to its initial value"),
         ("learned", "init_from: {path} does not fit the model: its positions are learned; set model.pos"),
@@ -99,7 +99,7 @@ def test_a_dry_run_does_not_need_weights_that_do_not_exist_yet(tmp_path: Path) -
     """As with data sets; it says so."""
     missing = submit(tmp_path, "--init_from", "later.pth", "--dry-run")
     assert missing.returncode == 0
-    assert missing.stdout.startswith(f"# init_from: {tmp_path}/later.pth cannot be read: No such file")
+    assert missing.stdout.startswith(f"# init_from: {tmp_path}/later.pth does not exist; give a run folder")
 
 
 def test_a_run_that_never_started_takes_a_corrected_path_and_once_saved_needs_none(

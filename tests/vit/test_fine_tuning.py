@@ -130,8 +130,8 @@ def test_a_file_without_matching_weights_is_refused_in_one_line(tmp_path: Path) 
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "none.pth": "none.pth cannot be read: No such file or directory",
-        "none.safetensors": "none.safetensors cannot be read: No such file",
+        "none.pth": "none.pth does not exist; give a run folder or a file of weights",
+        "none.safetensors": "none.safetensors does not exist",
         "resnet.pth": "resnet.pth is not a Vision Transformer of torchvision, timm, DeiT or this project: .*fc.weight",
         "list.pth": "list.pth is not a Vision Transformer of .* it contains a list",
         "text.pth": "text.pth contains no weights",
@@ -213,7 +213,7 @@ def test_relative_and_absolute_paths_of_initial_weights_are_the_same_recipe(
 def test_a_run_ends_at_once_if_its_initial_weights_are_missing(betons: Path, tmp_path: Path) -> None:
     """Before anything is trained or saved; the message names the file."""
     run, cfg = new_run_folder(tmp_path / "run"), replace(short_run(betons), init_from=str(tmp_path / "nothing.pth"))
-    with pytest.raises(ValueError, match=r"nothing\.pth cannot be read: No such file or directory"):
+    with pytest.raises(ValueError, match=r"nothing\.pth does not exist"):
         run_ranks(1, run_attempt, cfg, run)
     assert not find_checkpoints(RunFolder(run).checkpoints)
 

@@ -183,6 +183,14 @@ def test_attention_figures_are_brightest_where_the_attention_is_highest() -> Non
         assert np.unravel_index(cells.argmax(), (4, 4)) == (row, column)
 
 
+@pytest.mark.parametrize(("heads", "columns"), [(4, 6), (6, 4), (12, 7)])
+def test_the_maps_of_an_attention_figure_fill_its_rows(heads: int, columns: int) -> None:
+    """The image, the rollout and six heads, as of ViT-S, are two rows of four."""
+    figure = attention_figure(np.zeros((32, 32, 3), np.uint8), np.zeros((1 + heads, 2, 2), np.float32), "50.0%  ant")
+    rows = (2 + heads) // columns
+    assert figure.size == (8 + columns * 232, 40 + rows * 256)
+
+
 def test_attention_figures_say_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The predicted class with its probability, and what each tile is; a name that is too long is cut at the edge."""
     draw, texts = ImageDraw.ImageDraw.text, []

@@ -159,8 +159,8 @@ def test_the_text_of_a_sheet_says_what_is_right_and_never_overlaps(monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give the names of images, or --samples N"),
-        (["a.png", "--samples", "3"], "give the names of images, or --samples N"),
+        ([], "give images after the run folder, or --samples N"),
+        (["a.png", "--samples", "3"], "give images after the run folder, or --samples N"),
         (["--samples", "0"], "--samples must be at least 1, not 0"),
         (["a.png", "--data", "x.beton"], "--data is the data set of --samples N"),
         (["--samples", "3", "--seed", "-1"], "--seed must not be negative, not -1"),

@@ -150,8 +150,9 @@ def _in_file(path: Path) -> WeightFile:
                     metadata = file.metadata() or {}  # `vit.export` writes the model's config into it
             else:
                 content = read_shapes(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        advice = "give a run folder or a file of weights; configs/README.md names some to download"
+        raise UserError(f"{path} does not exist; {advice}") from None
     except (UserError, OSError):
         raise
     except Exception as error:  # unpickling a file that is no pickle can raise almost anything

@@ -65,7 +65,7 @@ def check_recipe(
         reason = "determine" if len(fixed) > 1 else "determines"
         advice = (
             f"{', '.join(fixed)} {reason} which images each step uses, and cannot change in a run that has begun.\n"
-            f"Start a new run, if you like from the weights of this one: --init_from {shell_word(run)}"
+            f"Start a new run (--name OTHER), if you like from the weights of this one: --init_from {shell_word(run)}"
         )
     else:
         advice = f"Use {alternative}, or accept the changes with --override-resume {' '.join(differing)}"

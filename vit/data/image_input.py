@@ -37,7 +37,9 @@ def read_file(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+            if stat.S_ISDIR(status.st_mode):
+                raise UserError("it is a folder; give the images in it (FOLDER/*)")
+            raise UserError("it is not a regular file")
         if status.st_size > 1e6 * max_megapixels * _BYTES_PER_PIXEL:
             raise UserError(f"it has {status.st_size:,} bytes, more than an image of {max_megapixels} megapixels")
         with open(descriptor, "rb", closefd=False) as file:

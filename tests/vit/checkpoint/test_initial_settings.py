@@ -151,7 +151,7 @@ def test_weights_that_are_damaged_or_cannot_be_read_never_give_the_defaults(jpeg
         "run": r"run has no intact checkpoint: .*manifest\.json",
         "text.pth": r"text\.pth contains no weights: it is damaged",
         "folder": r"model\.safetensors contains no weights: it is damaged",
-        "missing.pth": r"missing\.pth cannot be read: No such file",
+        "missing.pth": r"missing\.pth does not exist",
         "failing.pth": r"settings of the run cannot be read: .*failing\.pth: Input/output error; .*: try again later",
     }.items():
         with pytest.raises(UserError, match=f"^init_from: .*{message}") as error:

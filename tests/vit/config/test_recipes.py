@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 
 from tests.helpers.paths import CHECKOUT, CONFIGS
 from vit.config.parser import load_config
@@ -158,6 +159,8 @@ def test_the_pets_are_fine_tuned_as_other_images_are() -> None:
         own.optim, own.augment, own.epochs, own.global_batch
     )  # fmt: skip
     assert pets.model.drop_path == own.model.drop_path
+    given = yaml.safe_load((CONFIGS / "pets_finetune.yaml").read_text())["model"]
+    assert list(given) == ["drop_path"], "the sizes come from the weights, the number of classes from the data"
     for cfg in (pets, load_config(CONFIGS / "pets.yaml")):
         assert [n for n in range(1, 9) if cfg.micro_batches % n == 0] == [1, 2, 4, 8]
 

@@ -116,7 +116,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.jpg", tmp_path / "link.jpg", Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(ValueError, match=r"^it is not a regular file$"):
             read_file(path)
-    with pytest.raises(ValueError, match=r"^it is a folder$"):
+    with pytest.raises(ValueError, match=r"^it is a folder; give the images in it \(FOLDER/\*\)$"):
         read_file(tmp_path)
     with open(tmp_path / "video.mp4", "wb") as file:
         file.truncate(2**40)
