@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from data_prep.recipe import MODES, Recipe
 from data_prep.source_options import SOURCES
@@ -100,11 +101,18 @@ def _build_parser() -> CommandParser:
     return parser
 
 
+def _file_path(text: str | Path) -> Path:
+    """A path that does not end as that of a folder, which would be written as a file of this name."""
+    if str(text).endswith(os.sep):
+        raise argparse.ArgumentTypeError(f"{text} is a folder; give the name of the file to write")
+    return user_path(text)
+
+
 def _add_output_options(parser: CommandParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
-        type=user_path,
+        type=_file_path,
         required=True,
         metavar="FILE",
         help="the .beton file to write; its manifest is FILE.json",

@@ -71,3 +71,11 @@ def test_a_subset_of_the_options_that_name_a_source_is_recorded() -> None:
         (["webdataset", "/a", "--label-key", "k", "--classes", "/c"], "webdataset /a, label_key k, classes /c"),
     ):
         assert parse_arguments([*arguments, "--out", "a.beton"]).recipe.source == name
+
+
+def test_a_folder_as_output_is_refused_though_it_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--out data/photos/` would be a file of this name, in the way of the folder."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse_arguments(["imagefolder", "photos", "--out", "data/photos/"])
+    assert exit_info.value.code == 2
+    assert "data/photos/ is a folder; give the name of the file to write" in capsys.readouterr().err
