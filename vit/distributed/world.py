@@ -108,6 +108,20 @@ def _prepare_nccl(rank: int) -> None:
 
 
 @contextmanager
+def _peers_named(cfg: Config) -> Iterator[None]:
+    """Adds to an error of the network what torch waited for, and what to do."""
+    try:
+        yield
+    except dist.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        error.add_note(
+            f"vit.train: not all ranks met at {address} (MASTER_ADDR:MASTER_PORT) in {cfg.timeout_minutes:g} minutes "
+            "(timeout_minutes): start rank 0 there and all other ranks, and check address, port and firewall"
+        )
+        raise
+
+
+@contextmanager
 def join_process_group(cfg: Config) -> Iterator[World]:
     """Joins the process group of torchrun's environment (or creates a group of one), and leaves it at the end.
 
@@ -130,14 +144,15 @@ def join_process_group(cfg: Config) -> Iterator[World]:
         # The summation order of a matrix product depends on the number of threads.  With one thread per rank it is the
         # same on every machine and for every number of ranks.
         torch.set_num_threads(1)
-    dist.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        rank=place.rank,
-        world_size=place.size,
-        store=dist.HashStore() if place.size == 1 else None,  # type: ignore[attr-defined]
-        timeout=datetime.timedelta(minutes=cfg.timeout_minutes),
-        device_id=device if device.type == "cuda" else None,
-    )
+    with _peers_named(cfg):
+        dist.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            rank=place.rank,
+            world_size=place.size,
+            store=dist.HashStore() if place.size == 1 else None,  # type: ignore[attr-defined]
+            timeout=datetime.timedelta(minutes=cfg.timeout_minutes),
+            device_id=device if device.type == "cuda" else None,
+        )
     with _leaving(device):
         yield World(place.rank, place.size, place.local_size, device, place.local_rank)
 

@@ -45,6 +45,18 @@ def test_no_process_waits_for_ranks_that_nobody_started(monkeypatch: pytest.Monk
         rank_size_and_threads(Config(device="cpu"))
 
 
+def test_a_rank_that_cannot_reach_rank_0_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line after torch's own error has the address, the timeout and what to do."""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    config = Config(device="cpu", global_batch=4, micro_batch=2, timeout_minutes=0.01)
+    with pytest.raises(dist.DistError) as failed, join_process_group(config):
+        pass
+    (note,) = failed.value.__notes__
+    assert note.startswith("vit.train: not all ranks met at 127.0.0.1:1 (MASTER_ADDR:MASTER_PORT) in 0.01 minutes")
+
+
 def test_each_rank_uses_one_thread_on_a_cpu() -> None:
     """The number of threads would change the order of sums."""
     assert run_ranks(4, rank_size_and_threads, Config(device="cpu")) == [(rank, 4, 1) for rank in range(4)]
