@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.disks import tmpfs_mounted
 from tests.helpers.fake_index import CUDA_LIBRARY, TORCH, write_project, write_torch, write_wheel
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.waiting import wait_for
 
 MAKE = shutil.which("make") or "make"
@@ -67,7 +67,9 @@ def test_set_up_shows_its_steps_and_says_what_to_do_next(project: Path) -> None:
 def test_the_demo_says_first_what_it_will_do_and_last_what_to_do_next() -> None:
     """`make -n` prints the commands of the Makefile without running them."""
     command, shell = [MAKE, "-n", "demo"], environment(ROOT)
-    lines = subprocess.run(command, cwd=ROOT, env=shell, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        command, cwd=CHECKOUT, env=shell, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert "sets up .venv (3 minutes; seconds if it is there), prepares 60,000 real images" in lines[0]
     assert "source .venv/bin/activate" in lines[-1]
 

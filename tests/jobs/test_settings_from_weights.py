@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.finished_runs import make_finished_run
-from tests.helpers.paths import CONFIGS, ROOT
+from tests.helpers.paths import CHECKOUT, CONFIGS, ROOT
 from vit.config.parser import load_config
 from vit.config.schema import Config, to_yaml
 from vit.run.folder import RunFolder
@@ -101,7 +101,7 @@ def test_other_commands_and_a_complete_config_show_the_same(demo: Path, class_se
     assert [line.partition(" model:")[0] for line in comments] == [f"# init_from: {demo}: settings taken:"]
     for module in ("vit.train", "vit.verify"):
         command = [sys.executable, "-m", module, "--config", FINETUNE, *map(str, options), "--print-config"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
         assert done.stdout == (tmp_path / "printed.yaml").read_text()
     sweep = ["--sweep", f"init_from={demo},{tmp_path / 'wider'}", *data(class_sets / "some.beton"), "--dry-run"]
     done = submit(tmp_path, *sweep)

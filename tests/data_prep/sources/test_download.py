@@ -16,7 +16,7 @@ from data_prep.sources.download import DownloadError, download, unfinished_file
 from data_prep.sources.oxford_pets import ARCHIVES, FOLDER
 from data_prep.sources.source import InputError
 from tests.helpers.broken_server import BrokenServer, broken_server
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.photographs import write_pets
 from tests.helpers.waiting import wait_for
 
@@ -68,7 +68,7 @@ def test_a_command_that_was_killed_in_the_middle_of_a_download_continues(server:
     server.pause_at = 500_000
     call = f"download({f'{server.url}/a.tar.gz'!r}, Path({str(path)!r}), {MD5!r})"
     script = f"from pathlib import Path; from data_prep.sources.download import download; {call}"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, "-c", script], cwd=CHECKOUT, stderr=subprocess.DEVNULL) as process:
         left = unfinished_file(path)
         wait_for(lambda: left.exists() and left.stat().st_size >= 500_000, "half of the file")
         process.kill()

@@ -14,7 +14,7 @@ from PIL import Image
 from traitlets.config import Config
 
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 
 NOTEBOOK = ROOT / "vit/model/tour.ipynb"
 QUICK = """
@@ -54,18 +54,18 @@ def write_pets(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "images" / name / f"{i}.jpg")
     command = [sys.executable, "-m", "data_prep.write_beton", "imagefolder", str(folder / "images"), "--out"]
     for split in ("train", "val"):
-        subprocess.run([*command, str(folder / f"species-{split}.beton")], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            [*command, str(folder / f"species-{split}.beton")], cwd=CHECKOUT, check=True, capture_output=True
+        )
 
 
 @pytest.mark.skipif(not PACKAGED_FASHION_MNIST.exists(), reason="needs Debian's dataset-fashion-mnist")
-def test_every_cell_runs_from_the_folder_of_the_notebook(
-    notebook: NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_cell_runs(notebook: NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On few pictures, with the cells for cats and dogs; the cells compare the model with what they compute by hand."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_pets(tmp_path)
     tagged(notebook, "parameters").source += f"{QUICK}PETS = Path({str(tmp_path)!r})"
-    printed = run_cells(notebook, NOTEBOOK.parent)
+    printed = run_cells(notebook, CHECKOUT)
     assert "the same scores, to the last bit" in printed
     assert "of 500 test pictures are right" in printed
     assert "of 12 new pictures are right" in printed
