@@ -66,7 +66,7 @@ def test_set_up_shows_its_steps_and_says_what_to_do_next(project: Path) -> None:
 
 def test_the_demo_says_first_what_it_will_do_and_last_what_to_do_next() -> None:
     """`make -n` prints the commands of the Makefile without running them."""
-    command, shell = [MAKE, "-n", "demo"], environment(ROOT)
+    command, shell = [MAKE, "-n", "--no-print-directory", "-C", str(ROOT), "demo"], environment(ROOT)
     lines = subprocess.run(
         command, cwd=CHECKOUT, env=shell, capture_output=True, text=True, check=True
     ).stdout.splitlines()
