@@ -1,13 +1,16 @@
 """Everything that is missing of the data sets is named at once, each file once, with the command that makes it."""
 
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from data_prep.options import parse_arguments
 from jobs.submit import main
 from tests.helpers.paths import CONFIGS
-from vit.data.dataset_manifest import manifest_path
+from vit.config.parser import load_config
+from vit.data.dataset_manifest import manifest_path, missing_file
 
 
 def submit(capsys: pytest.CaptureFixture[str], train: Path, val: Path, *options: str) -> tuple[int, str, str]:
@@ -48,3 +51,24 @@ def test_a_submission_is_refused_with_everything_that_is_missing(
     assert err.startswith(
         f"submit.py: {val} does not exist, but its manifest does; copy it again, or write it anew with "
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "source"),
+    [
+        ("demo", "fashion-mnist {}"),
+        ("pets", "oxford-pets {}, species"),
+        ("pets_finetune", "oxford-pets {}, breed"),
+        ("vit_b16", "ILSVRC2012_img_{}.tar"),
+    ],
+)
+def test_for_the_data_of_a_recipe_the_command_names_the_published_files(
+    recipe: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a folder of images, which Fashion-MNIST and ImageNet's tars are not; it can be pasted."""
+    monkeypatch.chdir(tmp_path)
+    data = load_config(CONFIGS / f"{recipe}.yaml").data
+    for split, path in (("train", data.train), ("val", data.val)):
+        command = missing_file(path).partition("data_prep.write_beton ")[2].partition(" creates it (--help lists")[0]
+        arguments = parse_arguments(shlex.split(command))
+        assert arguments.out == path and arguments.recipe.source.endswith(source.format(split))

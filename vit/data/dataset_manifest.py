@@ -127,11 +127,13 @@ def read_dataset_manifest(beton: Path, training: bool = True) -> DatasetManifest
 def missing_file(beton: Path) -> str:
     """What does not exist of a data set, and the command that makes it; "" if nothing is missing.  Raises OSError."""
     path = manifest_path(beton)
-    write = command("data_prep.write_beton", "imagefolder", "FOLDER", "--out", shell_word(beton))
+    published = _published_source(beton)
+    write = command("data_prep.write_beton", *(published or ["imagefolder", "FOLDER"]), "--out", shell_word(beton))
     if not beton.exists():
         if path.exists():
             return f"{beton} does not exist, but its manifest does; copy it again, or write it anew with {write}"
-        return f"{beton} does not exist; {write} creates it from a folder of images (--help lists other sources)"
+        origin = "" if published else " from a folder of images"
+        return f"{beton} does not exist; {write} creates it{origin} (--help lists other sources)"
     if path.exists():
         return ""
     if beton.is_dir():
@@ -143,6 +145,23 @@ def missing_file(beton: Path) -> str:
         f"{path} does not exist; if {beton.name} was copied, copy its manifest too; if another program wrote it "
         f"with FFCV, {command('data_prep.describe_beton', shell_word(beton))} makes the manifest"
     )
+
+
+def _published_source(beton: Path) -> list[str]:
+    """What to give `write_beton` for a file of the recipes, which have published data sets; nothing for other files."""
+    folder, (target, _, split) = beton.parent, beton.stem.rpartition("-")
+    if beton.suffix != ".beton" or split not in ("train", "val"):
+        return []
+    if target not in (("species", "breed") if folder.name == "pets" else ("",)):
+        return []
+    match folder.name:
+        case "imagenet":
+            return ["ilsvrc", f"ILSVRC2012_img_{split}.tar", "--devkit", "ILSVRC2012_devkit_t12.tar.gz"]
+        case "fashion-mnist":
+            return ["fashion-mnist", "--split", split]
+        case "pets":
+            return ["oxford-pets", "--root", shell_word(folder), "--target", target, "--split", split]
+    return []
 
 
 def missing_files(betons: Iterable[Path]) -> list[str]:
