@@ -52,6 +52,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("source", "message"),
     [
         ("nothing.pth", "init_from: {path} does not exist; give a run folder or a file of weights; configs/README.md"),
+        ("https://example.org/a.pth", "init_from: {path} does not exist; download it first, with curl -LO ADDRESS"),
         ("nothing.safetensors", "init_from: {path} does not exist; give a run folder"),
         ("deeper", "init_from: {path} does not fit the model: set model.depth to 2 (not 1)"),
         ("scaled.pth", "init_from: {path} does not fit the model: set model.layer_scale to its initial value"),

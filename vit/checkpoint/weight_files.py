@@ -152,6 +152,8 @@ def _in_file(path: Path) -> WeightFile:
                 content = read_shapes(path)
     except (FileNotFoundError, NotADirectoryError):
         advice = "give a run folder or a file of weights; configs/README.md names some to download"
+        if re.search(r"(^|/)https?:/", str(path)):
+            advice = "download it first, with curl -LO ADDRESS, and give the file"
         raise UserError(f"{path} does not exist; {advice}") from None
     except (UserError, OSError):
         raise
