@@ -44,7 +44,7 @@ from jobs.login.local_run import INTERRUPTED, summary
 from jobs.login.resources import Resources, check_path, command_path, display_path, local_executor
 from jobs.login.sbatch import SubmissionError
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
-from jobs.login.submit_options import check_options, load_cluster, submit_parser
+from jobs.login.submit_options import check_options, load_cluster, names_cluster, submit_parser
 from jobs.login.sweep import SweepPoint, sweep_configs, sweep_points
 from jobs.node import submitter_lock
 from vit.checkpoint.initial_settings import InitialSettings
@@ -93,7 +93,7 @@ class Submission:
         self.parser, self.argv, self.options, self.settings = parser, argv, options, [settings]
         check_options(options)
         self.cluster = load_cluster(options)
-        requested = "slurm" if options.cluster == "auto" and options.cluster_config else options.cluster
+        requested = "slurm" if options.cluster == "auto" and names_cluster(options) else options.cluster
         self.backend, self.available = slurm_queries.find_backend(requested, options.dry_run)
 
     def run(self, cfg: Config) -> int:

@@ -166,6 +166,11 @@ def load_cluster(options: Namespace) -> ClusterConfig:
     return cluster_config.load(options.cluster_config, {f.name: options[f.name] for f in fields(ClusterConfig)})
 
 
+def names_cluster(options: Namespace) -> bool:
+    """Whether options make sense only on a cluster: a machine without Slurm must not train in its place."""
+    return any(options[name] is not None for name in ("cluster_config", "partition", "account", "qos"))
+
+
 def check_options(options: Namespace) -> None:
     """Raises UserError for invalid counts and for options that contradict each other."""
     if options.extend is not None and options.restart:

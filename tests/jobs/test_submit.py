@@ -147,7 +147,7 @@ def test_a_dry_run_prints_the_sbatch_script_and_the_config_only(tmp_path: Path) 
 
 
 def test_without_a_cluster_the_run_is_local(tmp_path: Path) -> None:
-    """Slurm's commands without a configured cluster do not count as one; --cluster-config requires Slurm."""
+    """Slurm's commands without a configured cluster do not count as one; options of a cluster require Slurm."""
     if "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists():
         pytest.skip("this machine has a Slurm cluster")
     dry = submit(tmp_path, "--dry-run", cluster="auto")
@@ -155,6 +155,7 @@ def test_without_a_cluster_the_run_is_local(tmp_path: Path) -> None:
     assert "# on this machine, 1 rank\n" in dry.stdout
     generic = ("--cluster-config", "generic")
     assert "#SBATCH --requeue" in submit(tmp_path, *generic, "--dry-run", cluster="auto").stdout
-    refused = submit(tmp_path, *generic, cluster="auto")
-    assert refused.returncode == 1
-    assert "use --cluster local to run on this machine" in refused.stderr
+    for options in (generic, ("--partition", "gpu"), ("--account", "vision"), ("--qos", "long")):
+        refused = submit(tmp_path, *options, cluster="auto")
+        assert refused.returncode == 1
+        assert "use --cluster local to run on this machine" in refused.stderr

@@ -15,11 +15,12 @@ def progress_line(record: Record) -> str:
         ema = f"  EMA {record['val_top1_average']:.2%}" if "val_top1_average" in record else ""
         top5 = f"  top-5 {record['val_top5']:.2%}" if "val_top5" in record else ""  # not for five classes or fewer
         return f"{position}  test top-1 {record['val_top1']:.2%}{top5}{ema}"
+    rate = record["images_per_second"]
     minutes, seconds = divmod(round(record["seconds_left"]), 60)
     left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
     return (
         f"{position}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-        f"{record['images_per_second']:,.0f} images/s  {left} left"
+        f"{rate:,.{0 if rate >= 10 else 1}f} images/s  {left} left"
     )
 
 
