@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import journal, progress
+from data_prep import journal
+from data_prep.sources import progress
 from data_prep.sources.source import InputError
 from data_prep.write_beton import main
 from tests.helpers.image_files import image_folder

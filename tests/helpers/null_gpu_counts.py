@@ -99,11 +99,16 @@ def _record(function: bytes) -> None:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(f"{ROOT}/") and "site-packages" not in frame.f_code.co_filename
+    return _file(frame).startswith(f"{ROOT}/") and "site-packages" not in _file(frame)
+
+
+def _file(frame: FrameType) -> str:
+    """The source file; modules that were imported from `CHECKOUT` are links to the project's."""
+    return os.path.realpath(frame.f_code.co_filename)
 
 
 def _describe(frame: FrameType | None) -> str:
     if frame is None:
         return ""
-    path = frame.f_code.co_filename.removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
+    path = _file(frame).removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
     return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -102,7 +102,7 @@ def test_a_wrong_value_of_an_option_is_explained(
         (submit.main, [*DEMO, "--dry-run=yes"], "--dry-run takes no value, not 'yes'"),
         (report.main, [], "RUN is required  (see --help)"),
         (report.main, ["a", "--ouput", "x"], "unknown option --ouput; did you mean '--out'?"),
-        (predict.main, ["run"], "give the names of images, or --samples N"),
+        (predict.main, ["run"], "give images after the run folder, or --samples N"),
         (predict.main, [], "run and IMAGE are required"),
         (predict.main, ["run", "a.jpg", "--atention", "x"], "did you mean '--attention'?"),
         (export.main, ["run"], "--to is required"),

@@ -46,7 +46,7 @@ class WeightFile:
     report: list[str] = field(default_factory=list)  # which weights are taken, if the file has several
     heads: int | None = None  # attention heads, which no shape shows; None: not known
     # Reads the settings that are stored with the weights, by dotted name.  Raises UserError if it cannot.
-    settings: Callable[[], dict[str, Any]] = dict
+    settings: Callable[[], dict[str, Any]] = field(default=dict, compare=False)
 
 
 def find_weights(path: Path) -> WeightFile:

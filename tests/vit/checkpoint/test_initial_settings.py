@@ -178,7 +178,7 @@ def test_a_run_with_a_checkpoint_has_its_own_settings(jpegs: Path, tmp_path: Pat
     RunFolder(run).config.mkdir()
     with pytest.raises(UserError, match=r"run/config\.yaml: Is a directory"):
         read(gone, gone, run=run)
-    with pytest.raises(UserError, match=r"gone cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"gone does not exist"):
         read(gone, jpegs, run=tmp_path / "new")
 
 
