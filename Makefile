@@ -94,7 +94,7 @@ CODE_FONT := import pathlib, sys; page = pathlib.Path(sys.argv[1]); style = ".jp
   page.write_text(page.read_text("utf-8").replace("</head>", f"<style>{style}</style></head>", 1), "utf-8")
 
 tour: setup  ## run every cell of the notebook that explains the Vision Transformer, and write it as a page
-	@echo "running all cells of vit/model/tour.ipynb: five to eight minutes on two cores"
+	@echo "running all cells of vit/model/tour.ipynb: about three minutes on two cores"
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --KernelManager.transport_encryption auto --execute --to html --output-dir runs/tour vit/model/tour.ipynb
 	@$(BIN)/python -c '$(CODE_FONT)' runs/tour/tour.html
 	@echo "open     runs/tour/tour.html"
