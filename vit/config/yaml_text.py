@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from vit.config import own_files
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 
@@ -117,8 +118,7 @@ def not_a_mapping(node: yaml.Node | None, source: str, example: str) -> UserErro
 def _similar_file(path: str) -> str:
     """` (did you mean configs/demo.yaml?)`: a file of a similar name in its folder, or in configs/."""
     folder, name = os.path.split(path)
-    configs = os.path.relpath(Path(__file__).resolve().parents[2] / "configs")
-    for where in (folder, configs):
+    for where in (folder, os.path.relpath(own_files.CONFIGS)):
         try:
             files = [file for file in os.listdir(where or ".") if file.endswith((".yaml", ".yml"))]
         except OSError:

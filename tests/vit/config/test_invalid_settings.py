@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import CONFIGS
+from vit.config import own_files
 from vit.config.parser import config_parser, parse_config
 from vit.config.schema import AugmentConfig, Config, ModelConfig, OptimConfig
+from vit.config.user_error import UserError
+from vit.config.yaml_text import read_text
 
 DEMO = CONFIGS / "demo.yaml"
 
@@ -183,3 +186,12 @@ def test_a_misspelled_option_of_a_command_is_reported_as_it_must_be_written(caps
     with pytest.raises(SystemExit):
         parse_config(parser, ["--config", str(DEMO), "--run_dir", "x"])
     assert "unknown setting 'run_dir'; did you mean 'run-dir'?" in capsys.readouterr().err
+
+
+def test_a_recipe_of_an_installed_copy_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recipes are not beside the package, as in a checkout, but inside of it."""
+    monkeypatch.setattr(own_files, "CONFIGS", tmp_path / "vit" / "configs")
+    own_files.CONFIGS.mkdir(parents=True)
+    (own_files.CONFIGS / "my_recipe.yaml").touch()
+    with pytest.raises(UserError, match=r"did you mean .*vit/configs/my_recipe\.yaml"):
+        read_text("my_recipes.yaml", "--config")
