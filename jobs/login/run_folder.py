@@ -57,10 +57,11 @@ def print_remarks(runs: Sequence[tuple[RunFolder, Config]], options: Namespace, 
     """Prints which data sets are missing in a dry run, and which new runs have too few steps; each line once."""
     paths = [path for _, cfg in runs for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
     lines = missing_files(paths) if options.dry_run else []
+    trained_on = {cfg.data.train for _, cfg in runs} - {*pending_data}  # once each: a sweep's runs share their data
+    images = {path: read_dataset_manifest(path).samples for path in trained_on if not missing_file(path)}
     for run, cfg in runs:
-        train = cfg.data.train
-        if train not in pending_data and not missing_file(train) and not find_checkpoints(run.checkpoints):
-            lines.append(few_steps_of(cfg, read_dataset_manifest(train).samples, options.nodes * options.gpus))
+        if cfg.data.train in images and not find_checkpoints(run.checkpoints):
+            lines.append(few_steps_of(cfg, images[cfg.data.train], options.nodes * options.gpus))
     for line in filter(None, dict.fromkeys(lines)):
         print(f"{'# ' if options.dry_run else ''}{line}")
 
