@@ -6,27 +6,11 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import pytest
 from matplotlib import pyplot
 
 from jobs.page.figures import draw
 from jobs.page.run_data import RunData, read_run
 from tests.helpers.paths import ROOT
-
-
-@pytest.fixture
-def axes(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.axes.Axes]:
-    """The two axes of the figure that `draw` creates."""
-    created: list[matplotlib.axes.Axes] = []
-    original = pyplot.subplots
-
-    def subplots(*args: object, **options: object) -> object:
-        figure, pair = original(*args, **options)
-        created.extend(pair)
-        return figure, pair
-
-    monkeypatch.setattr(pyplot, "subplots", subplots)
-    return created
 
 
 def make_run(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from jobs.page.document import run_page
@@ -171,21 +170,12 @@ def test_the_picture_beside_a_page_counts_a_seed_without_a_curve(
     assert [title.splitlines()[0] for title in titles] == ["vit_b16 (2 of 3 seeds)"]
 
 
-def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], axes: list[matplotlib.axes.Axes]) -> None:
     """Three panels; the last accuracy is written with its deviation."""
-    panels: list[matplotlib.axes.Axes] = []
-    original = pyplot.subplots
-
-    def subplots(*args: object, **options: object) -> object:
-        figure, axes = original(*args, **options)
-        panels.extend(axes)
-        return figure, axes
-
-    monkeypatch.setattr(pyplot, "subplots", subplots)
     draw(read(sweep), sweep[0].parent / "curves.svg", theme="dark")
-    training, validation, accuracy = panels
+    training, validation, accuracy = axes
     assert validation.get_title(loc="left") == "validation loss"
-    assert [len(axes.collections) for axes in panels] == [1, 1, 1]  # bands
+    assert [len(panel.collections) for panel in axes] == [1, 1, 1]  # bands
     box = training.collections[0].get_paths()[0].get_extents()
     assert (box.y0, box.y1) == pytest.approx((1.0, 2.18), abs=0.01)
     assert [text.get_text() for text in accuracy.texts] == ["80.0 ± 10.0%"]
