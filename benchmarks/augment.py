@@ -30,7 +30,7 @@ from torchvision.transforms import InterpolationMode, v2
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vit.augment.pipeline import augment
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 from vit.run.command import run_command
 
 BATCH, SIZE, CLASSES = 32, 224, 1000

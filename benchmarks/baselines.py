@@ -46,7 +46,8 @@ class Candidate:
 
 def ours(file: str, decoder: str, folder: Path, workers: int, batch: int) -> Batches:
     """Our training loader as `vit.train` uses it, and the flip, which training does on the device."""
-    from vit.config.schema import Config, DataConfig, ModelConfig
+    from vit.config.schema import Config
+    from vit.config.sections import DataConfig, ModelConfig
     from vit.data.loader import TrainData
     from vit.distributed.world import SINGLE_RANK
 

@@ -37,7 +37,8 @@ import torch.distributed.checkpoint as dcp
 from vit.checkpoint.saver import Saver
 from vit.checkpoint.train_state import TrainState
 from vit.config.paths import user_path
-from vit.config.schema import CheckpointConfig, Config
+from vit.config.schema import Config
+from vit.config.sections import CheckpointConfig
 from vit.distributed.world import join_process_group
 from vit.run.command import run_command
 from vit.run.folder import RunFolder

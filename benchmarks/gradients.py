@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit.config.schema import ModelConfig, OptimConfig
+from vit.config.sections import ModelConfig, OptimConfig
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
 from vit.model.vision_transformer import VisionTransformer

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from vit.config.parser import load_config
-from vit.config.schema import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, to_yaml
+from vit.config.schema import Config, to_yaml
+from vit.config.sections import AugmentConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
 from vit.kill_attempts import Attempt
 from vit.run.folder import RunFolder
 from vit.verify import artifacts, first_difference, passes_are_complete, shorten

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.helpers.null_gpu_ranks import NullGpu
 from vit.augment import randaugment
 from vit.augment.pipeline import augment
-from vit.config.schema import AugmentConfig, ModelConfig, OptimConfig
+from vit.config.sections import AugmentConfig, ModelConfig, OptimConfig
 from vit.distributed.world import enable_determinism
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.ema import update_ema

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
-from vit.config.schema import Config, DataConfig, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import DataConfig, ModelConfig
 
 TRAIN, VAL, JPEGS = 512, 100, 64  # samples; no common batch size divides VAL
 CLASSES = 10

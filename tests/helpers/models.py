@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vision_transformer
 
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 from vit.model.pretrained import Tensors, converted
 from vit.model.weight_names import our_names, our_shapes
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vit.config import schema
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import ModelConfig
 from vit.run.jsonl import Record
 from vit.run.step_times import path_of
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.checkpoint.load import load_checkpoint
 from vit.checkpoint.saver import Saver
-from vit.config.schema import CheckpointConfig, Config
+from vit.config.schema import Config
+from vit.config.sections import CheckpointConfig
 from vit.distributed.world import join_process_group
 from vit.run.folder import Event, RunFolder
 

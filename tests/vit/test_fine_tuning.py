@@ -25,7 +25,8 @@ from vit.checkpoint.read_weights import read_weights
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import ModelConfig
 from vit.model.pretrained import load_pretrained, resize_positions
 from vit.model.vision_transformer import VisionTransformer
 from vit.run.folder import RunFolder

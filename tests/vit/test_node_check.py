@@ -14,7 +14,8 @@ import pytest
 from jobs.node.node_check_runner import failures
 from tests.helpers.ports import free_ports
 from vit.config import schema
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import ModelConfig
 from vit.node_check import pairing_rounds
 
 SMALL = Config(device="cpu", global_batch=64, micro_batch=8, model=ModelConfig(width=16, depth=1, heads=2, mlp_dim=16))

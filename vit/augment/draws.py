@@ -13,7 +13,7 @@ from vit.augment.mixup import Mix, draw_erasing, draw_mix
 from vit.augment.pixel_ops import Floats, Ints
 from vit.augment.randaugment import draw_rand_augment
 from vit.augment.three_augment import draw_color_jitter, draw_three_augment
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit.augment.pixel_ops import chunks
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

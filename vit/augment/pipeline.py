@@ -22,7 +22,7 @@ from vit.augment.mixup import erase, smooth_targets
 from vit.augment.pixel_ops import to_planes
 from vit.augment.randaugment import rand_augment
 from vit.augment.three_augment import color_jitter, three_augment
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 
 def augment(

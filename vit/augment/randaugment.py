@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit.augment.pixel_ops import Color, Floats, Ints, Selection, apply_by_choice
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 # Changes n images in place, by an amount for each (n,); the color fills the area outside of the image.
 Operation = Callable[[Selection, Floats, Color], None]

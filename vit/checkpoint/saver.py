@@ -18,7 +18,7 @@ from vit.checkpoint.format import ReadBack, checkpoint_name
 from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
 from vit.checkpoint.writer import TaskResult, Writer
-from vit.config.schema import CheckpointConfig
+from vit.config.sections import CheckpointConfig
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
 from vit.run.progress import show

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit.config.parser import config_from_text
-from vit.config.schema import AugmentConfig, ModelConfig, flatten
+from vit.config.schema import flatten
+from vit.config.sections import AugmentConfig, ModelConfig
 from vit.config.user_error import UserError
 
 # What weights are of use with: the architecture, and how pixels are turned into its input.

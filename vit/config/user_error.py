@@ -17,3 +17,9 @@ class UserError(ValueError):
     Commands print only the message and exit with code 2, and a job that fails with it is not tried again.  Every other
     exception may be a bug or a passing fault of the machine: its traceback is printed, and the job may be retried.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with this message unless the condition holds."""
+    if not condition:
+        raise UserError(message)

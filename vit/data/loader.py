@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit.config.schema import Config, DataConfig
+from vit.config.schema import Config
+from vit.config.sections import DataConfig
 from vit.data.beton import open_beton
 from vit.data.class_names import ClassMatch
 from vit.data.damage import DamagedSamples, check_pages

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from vit.config.recipe import NOT_IN_RECIPE, NOT_IN_RECIPE_SECTIONS
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import ModelConfig
 from vit.config.user_error import UserError
 from vit.run.disk_errors import naming, read_if_exists
 from vit.run.folder import RunFolder

@@ -2,7 +2,7 @@
 
 import re
 
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 
 # Dense matrix products in 1e12 FLOP/s: bf16 or fp16 with float32 sums, and float32 without TF32.  By the vendors' data
 # sheets (NVIDIA: V100, A100, A40, A30, L4, L40S, RTX 6000 Ada, H100, H200, GH200, B200; AMD: MI210, MI250X, MI300X).

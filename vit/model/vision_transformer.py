@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 
 
 class PatchEmbedding(nn.Module):

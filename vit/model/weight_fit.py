@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import ModelConfig
 from vit.config.user_error import UserError, first_few
 from vit.model.weight_names import Shape
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vit.config.schema import OptimConfig
+from vit.config.sections import OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.lamb import Lamb
 

@@ -10,7 +10,8 @@ from jobs.watch.ranking import format_ranking, rank
 from jobs.watch.run_status import status
 from tests.helpers.local_runs import run_status
 from tests.helpers.watched_runs import write_run
-from vit.config.schema import Config, OptimConfig
+from vit.config.schema import Config
+from vit.config.sections import OptimConfig
 from vit.run.folder import RunFolder
 
 SCORES = {("1e-3", 0): 0.70, ("1e-3", 1): 0.72, ("1e-3", 2): 0.71, ("3e-3", 0): 0.78, ("3e-3", 1): 0.80}

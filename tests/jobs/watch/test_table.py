@@ -18,7 +18,7 @@ from jobs.watch.table import format_table
 from tests.helpers.local_runs import STATUS, run_status
 from tests.helpers.watched_runs import BEGAN, write_run
 from tests.jobs.test_status import cpu_seconds
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 from vit.history.utilization import training_flops_per_image
 from vit.run.folder import RunFolder
 from vit.run.jsonl import append

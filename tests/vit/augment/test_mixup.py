@@ -14,7 +14,7 @@ from tests.helpers.images import micro_batch
 from tests.helpers.statistics import KS_LIMIT, generator, ks_distance
 from vit.augment.mixup import Mix, draw_mix
 from vit.augment.pipeline import augment
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 # Normalization changes nothing: the outputs are levels from 0 to 255.
 LEVELS = AugmentConfig(flip=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))

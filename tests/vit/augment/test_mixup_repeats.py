@@ -19,7 +19,8 @@ from vit import evaluate, export, verify
 from vit.augment.mixup import Mix
 from vit.checkpoint.format import read_manifest
 from vit.config.parser import load_config
-from vit.config.schema import AugmentConfig, Config, to_yaml
+from vit.config.schema import Config, to_yaml
+from vit.config.sections import AugmentConfig
 from vit.config.user_error import UserError
 from vit.data.loader import Batch
 from vit.training.step import augmented_batches

@@ -15,7 +15,7 @@ from tests.helpers.images import micro_batch, photographs
 from vit.augment import pixel_ops
 from vit.augment.pipeline import augment, augment_micro_batches, normalize
 from vit.augment.randaugment import TORCHVISION_OPERATIONS, apply, torchvision_amounts
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 EVERYTHING = AugmentConfig(randaugment_ops=2, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
 # Normalization changes nothing: the outputs are levels from 0 to 255.

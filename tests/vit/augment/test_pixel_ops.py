@@ -17,7 +17,7 @@ from tests.helpers.paths import ROOT
 from vit.augment import pixel_ops, randaugment
 from vit.augment.pipeline import augment, normalize
 from vit.augment.randaugment import OPERATIONS, TORCHVISION_OPERATIONS
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 pytestmark = pytest.mark.skipif(
     pixel_ops.native_library(torch.zeros(1)) is None, reason="the C++ library was not built"

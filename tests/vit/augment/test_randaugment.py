@@ -16,7 +16,7 @@ from vit.augment import randaugment
 from vit.augment.pipeline import augment
 from vit.augment.pixel_ops import Ints
 from vit.augment.randaugment import OPERATIONS, TORCHVISION_OPERATIONS
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 SIZES = ((64, 64), (40, 72), (33, 47))
 

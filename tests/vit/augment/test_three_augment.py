@@ -29,7 +29,7 @@ from vit.augment.three_augment import (
     draw_three_augment,
     three_augment,
 )
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 IMAGES = {"photographs": photographs(6, 40, 56), "noise": noise(6, 33, 47)}
 

@@ -21,7 +21,7 @@ from tests.helpers.statistics import KS_LIMIT, chi_square, generator, ks_distanc
 from vit.augment import randaugment
 from vit.augment.pipeline import augment
 from vit.augment.randaugment import OPERATIONS, TIMM_OPERATIONS
-from vit.config.schema import AugmentConfig
+from vit.config.sections import AugmentConfig
 
 MEAN = (124, 116, 104)  # DeiT's fill color
 TIMM_NAMES = {  # timm's name of each operation

@@ -19,7 +19,8 @@ from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.initial_settings import InitialSettings, WeightSettings
 from vit.checkpoint.stored_settings import of_config
 from vit.config.parser import config_parser, load_config, parse_config
-from vit.config.schema import Config, ModelConfig, to_yaml
+from vit.config.schema import Config, to_yaml
+from vit.config.sections import ModelConfig
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import manifest_path
 from vit.run.folder import RunFolder

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.ranks import run_ranks
 from tests.helpers.savers import save_step, saver_on_rank
 from vit.checkpoint.saver import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, optimal_interval
-from vit.config.schema import CheckpointConfig
+from vit.config.sections import CheckpointConfig
 
 
 def test_the_interval_follows_young_and_daly() -> None:

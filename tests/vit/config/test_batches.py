@@ -7,7 +7,8 @@ import pytest
 
 from tests.helpers.paths import CONFIGS
 from vit.config.parser import load_config
-from vit.config.schema import AugmentConfig, Config, DataConfig
+from vit.config.schema import Config
+from vit.config.sections import AugmentConfig, DataConfig
 from vit.config.user_error import UserError
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests.helpers.paths import CONFIGS, RUN_CONFIGS
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
-from vit.config.schema import Config, LogConfig, flatten, to_yaml
+from vit.config.schema import Config, flatten, to_yaml
+from vit.config.sections import LogConfig
 
 DEMO = CONFIGS / "demo.yaml"
 

@@ -14,7 +14,7 @@ from tests.helpers.paths import CHECKOUT, CONFIGS, ROOT, RUN_CONFIGS
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
-from vit.config.schema import AugmentConfig, ModelConfig, OptimConfig
+from vit.config.sections import AugmentConfig, ModelConfig, OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.training.gpu_memory import step_bytes
 

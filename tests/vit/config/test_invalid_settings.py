@@ -8,7 +8,8 @@ import pytest
 from tests.helpers.paths import CONFIGS
 from vit.config import own_files
 from vit.config.parser import config_parser, parse_config
-from vit.config.schema import AugmentConfig, Config, ModelConfig, OptimConfig
+from vit.config.schema import Config
+from vit.config.sections import AugmentConfig, ModelConfig, OptimConfig
 from vit.config.user_error import UserError
 from vit.config.yaml_text import read_text
 

@@ -11,7 +11,8 @@ from tests.helpers.paths import ROOT
 from tests.test_structure import MODULES
 from vit.config import paths
 from vit.config.parser import config_parser, load_config, parse_config
-from vit.config.schema import PATHS, Config, DataConfig, to_yaml
+from vit.config.schema import PATHS, Config, to_yaml
+from vit.config.sections import DataConfig
 from vit.config.user_error import UserError
 
 SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--cluster", "local", "--dry-run"]

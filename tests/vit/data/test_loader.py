@@ -17,7 +17,7 @@ import torch
 from tests.helpers.data_sets import CLASSES, JPEGS, TRAIN, VAL, small_config
 from tests.helpers.loading import copied_batches, decoded, overwrite, simulated_world, train_stream, with_data
 from tests.helpers.ranks import run_ranks
-from vit.config.schema import DataConfig
+from vit.config.sections import DataConfig
 from vit.data.beton import open_beton
 from vit.data.decode import CenterCrop, DecodeError, Decoder, RandomCrop, resolve_decoder
 from vit.data.loader import TrainData, ValData, _Buffer, decoding_threads

@@ -22,7 +22,8 @@ from tests.helpers.disks import tmpfs_mounted
 from tests.helpers.ranks import run_ranks
 from tests.helpers.waiting import wait_for
 from vit import train
-from vit.config.schema import Config, DataConfig
+from vit.config.schema import Config
+from vit.config.sections import DataConfig
 from vit.data import stage
 from vit.data.beton import open_beton
 from vit.data.damage import check_pages

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from vit.config.schema import AugmentConfig, Config, DataConfig
+from vit.config.schema import Config
+from vit.config.sections import AugmentConfig, DataConfig
 from vit.history.few_steps import few_steps, few_steps_of
 from vit.history.notes import notes
 from vit.history.run_history import RunHistory

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 from vit.history.utilization import peak_flops, training_flops_per_image, utilization
 from vit.model.vision_transformer import VisionTransformer
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.helpers.models import SMALL, random_images, randomized
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 from vit.model.vision_transformer import (
     MLP,
     Block,

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.helpers.models import SMALL, random_images, randomized, to_ours, torchvision_model
 from tests.helpers.ranks import run_ranks
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 from vit.model.vision_transformer import PatchEmbedding, VisionTransformer, sincos2d
 
 BASE = ModelConfig()

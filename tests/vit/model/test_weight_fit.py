@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.helpers.models import SMALL, randomized, to_ours
 from vit.config.parser import load_config
-from vit.config.schema import ModelConfig
+from vit.config.sections import ModelConfig
 from vit.config.user_error import UserError
 from vit.model.pretrained import load_pretrained
 from vit.model.vision_transformer import VisionTransformer, sincos2d

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tests.helpers.data_sets import small_config
 from tests.helpers.models import SMALL
 from vit.checkpoint.train_state import TrainState
-from vit.config.schema import Config, OptimConfig
+from vit.config.schema import Config
+from vit.config.sections import OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.ema import ema_decay, update_ema
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.data_sets import small_config
 from vit.checkpoint.train_state import TrainState
-from vit.config.schema import ModelConfig, OptimConfig
+from vit.config.sections import ModelConfig, OptimConfig
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.optimizer import build_optimizer, has_weight_decay, layer_index
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from vit.config.schema import Config, OptimConfig
+from vit.config.schema import Config
+from vit.config.sections import OptimConfig
 from vit.optim.schedule import learning_rate
 
 

@@ -19,7 +19,8 @@ from tests.helpers.ports import free_ports
 from tests.helpers.records import evaluation_record, training_record
 from tests.helpers.waiting import wait_for
 from tests.helpers.wandb_server import WandbServer
-from vit.config.schema import Config, LogConfig, to_yaml
+from vit.config.schema import Config, to_yaml
+from vit.config.sections import LogConfig
 from vit.run import wandb_log
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record, read_lines

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tests.helpers.ranks import run_ranks
 from vit.checkpoint.train_state import TrainState
-from vit.config.schema import Config, ModelConfig
+from vit.config.schema import Config
+from vit.config.sections import ModelConfig
 from vit.distributed.world import join_process_group
 from vit.training.step import AugmentedBatch, StepRunner
 
