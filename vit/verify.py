@@ -69,7 +69,8 @@ class Artifact:
 def shorten(cfg: Config, steps: int) -> Config:
     """The same training on a subset of the images, such that `steps` steps are two passes, with all logs enabled.
 
-    A pass uses each image `data.repeats` times, and so it is as many epochs.
+    A pass uses each image `data.repeats` times, and so it is as many epochs.  With `train_sizes`, each
+    size has its share of the steps.
     """
     samples, repeats = read_dataset_manifest(cfg.data.train).samples, cfg.data.repeats
     views = steps * cfg.global_batch - cfg.global_batch // 3  # passes end in the middle of a batch
@@ -78,6 +79,7 @@ def shorten(cfg: Config, steps: int) -> Config:
     return replace(
         cfg,
         epochs=epochs,
+        epochs_count="images",
         data=replace(cfg.data, limit=limit),
         # An EMA does not affect the other results, and is compared as well.
         optim=replace(

@@ -23,6 +23,7 @@ from benchmarks.on_gpu.checks import ROOT
 from vit.augment import pixel_ops
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.data.loader import Batch, _Buffer
 from vit.distributed.world import World, join_process_group
@@ -79,11 +80,11 @@ class TimedSteps:
     """Steps of a recipe, with the time in which the host launches each of their three parts."""
 
     def __init__(self, cfg: Config, world: World, lever: Callable[[StepRunner], None] | None) -> None:
-        self.runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), 1_281_167)
+        self.runner = StepRunner(RunSchedule(cfg, 1_281_167), world, TrainState.fresh(cfg, world.device))
         if lever is not None:
             lever(self.runner)
         self.host: list[tuple[float, float, float]] = []  # seconds of augmentation, gradient and update of each step
-        self._batches = augmented_batches(cfg, world, batches(cfg, world), 0)
+        self._batches = augmented_batches(self.runner.schedule, world, batches(cfg, world), 0)
 
     def run(self, count: int) -> float:
         """Trains some steps, waits for the GPU, and returns the mean milliseconds of a step."""

@@ -23,6 +23,7 @@ from vit.augment.pipeline import augment
 from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
+from vit.config.run_schedule import RunSchedule
 from vit.distributed.world import enable_determinism, join_process_group
 from vit.training.step import AugmentedBatch, StepRunner
 
@@ -155,7 +156,7 @@ def _train_twice(compiled: bool) -> str:
     with join_process_group(cfg) as world:
         for _ in range(2):
             state = TrainState.fresh(cfg, world.device)
-            runner = StepRunner(cfg, world, state, 10_000)
+            runner = StepRunner(RunSchedule(cfg, 10_000), world, state)
             for step in range(3):
                 random = torch.Generator().manual_seed(step)
                 images = torch.randn(128, 3, 224, 224, generator=random).to(GPU).split(32)

@@ -52,7 +52,7 @@ def supervise(job: JobSpec, check: node_check_runner.NodeHealthCheck | None = No
 def ranks_per_node(cfg: Config, job: JobSpec) -> int:
     """One rank per GPU; if Slurm gave the job fewer GPUs than it requested, the most that divide a batch."""
     gpus = slurm_job.gpus_on_node(job.gpus)
-    return max(n for n in range(1, gpus + 1) if cfg.micro_batches % (n * job.nodes) == 0)
+    return max(n for n in range(1, gpus + 1) if cfg.allows_ranks(n * job.nodes))
 
 
 class Supervisor:

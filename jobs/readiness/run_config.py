@@ -33,7 +33,8 @@ def check_config(request: Request) -> Iterator[Finding]:
     except UserError as error:
         yield failed("batch", error)
     else:
-        each = f"{cfg.micro_batches // request.ranks} of {cfg.micro_batches} micro-batches of {cfg.micro_batch} images"
+        counts = dict.fromkeys((stage.micro_batches, stage.micro_batch) for stage in cfg.stages)
+        each = ", then ".join(f"{n // request.ranks} of {n} micro-batches of {size} images" for n, size in counts)
         ranks = counted(request.ranks, "rank")
         yield Finding("batch", "OK", f"global batch {cfg.global_batch:,} on {ranks}: {each} each")
     if cfg.init_from:

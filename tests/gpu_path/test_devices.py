@@ -17,6 +17,7 @@ from tests.helpers.paths import CONFIGS
 from vit.augment import pipeline
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.data.loader import Batch
 from vit.distributed.world import World
@@ -92,7 +93,7 @@ def take_steps(recipe: str, mode: FakeTensorMode) -> StepRunner:
     model = fake_model(cfg, mode)
     ema = fake_model(cfg, mode) if cfg.optim.ema_decay else None
     state = TrainState(model, build_optimizer(model, cfg.optim), ema, torch.amp.GradScaler("cuda", enabled=False))
-    runner = StepRunner(cfg, WORLD, state, samples=1000)
+    runner = StepRunner(RunSchedule(cfg, 1000), WORLD, state)
     for step in range(STEPS):
         batch = training_step._augment_batch(cfg, WORLD, step, fake_batch(cfg), None)
         runner.forward_backward(step, batch)

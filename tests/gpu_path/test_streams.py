@@ -17,6 +17,7 @@ from tests.helpers.paths import CONFIGS
 from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
+from vit.config.run_schedule import RunSchedule
 from vit.distributed.world import join_process_group
 from vit.training.step import StepRunner, augmented_batches
 
@@ -49,7 +50,7 @@ def take_steps(recipe: str, fault: str | None) -> set[tuple[str, str]]:
     cfg = load_config(CONFIGS / f"{recipe}.yaml", *SMALL, *options)
     with join_process_group(cfg) as world:
         state = TrainState.fresh(cfg, world.device)
-        runner = StepRunner(cfg, world, state, 1000)
+        runner = StepRunner(RunSchedule(cfg, 1000), world, state)
         snapshot = Snapshot(make_layout(state.tensors(), world.size), world.rank, world.device)
         if fault == COPY_BEFORE_UPDATE:
             snapshot._stream = CarelessStream(world.device)
@@ -57,7 +58,7 @@ def take_steps(recipe: str, fault: str | None) -> set[tuple[str, str]]:
             assert runner.gradients._tree_sum is not None
             runner.gradients._tree_sum._stream = CarelessStream(world.device)
         before = torch.cuda.current_stream().record_event()
-        batches = augmented_batches(cfg, world, undecoded_batches(cfg, world), 0)
+        batches = augmented_batches(runner.schedule, world, undecoded_batches(cfg, world), 0)
         try:
             for step in range(STEPS):
                 batch = next(batches)

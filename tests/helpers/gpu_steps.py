@@ -12,6 +12,7 @@ from tests.helpers.null_gpu_ranks import NullGpu
 from tests.helpers.paths import CONFIGS
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.data.loader import Batch, _Buffer
 from vit.distributed.world import World, join_process_group
@@ -67,8 +68,8 @@ def count_steps(recipe: str) -> dict[str, Any] | None:
 def _run_steps(cfg: Config, world: World) -> None:
     """Runs the steps; counts all but the first ones, but the memory of all."""
     state = TrainState.fresh(cfg, world.device)
-    runner = StepRunner(cfg, world, state, IMAGES)
-    batches = augmented_batches(cfg, world, undecoded_batches(cfg, world), 0)
+    runner = StepRunner(RunSchedule(cfg, IMAGES), world, state)
+    batches = augmented_batches(runner.schedule, world, undecoded_batches(cfg, world), 0)
     null_gpu_counts.watch()
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:

@@ -19,18 +19,30 @@ NOT_IN_RECIPE_SECTIONS = ("checkpoint.", "log.")
 STREAM_SETTINGS = ("global_batch", "seed", "data.limit", "data.repeats", "data.shuffle_window", "data.samples")
 
 
+# Settings that older versions did not have.  At their defaults they are not in the recipe, so that runs of older
+# versions can be resumed.
+ADDED_LATER = ("train_sizes", "epochs_count", "augment.randaugment_ramp")
+
+
 def recipe_of(config: Config) -> dict[str, Any]:
     """The values that determine what a run computes, as JSON types.  A resumed run must have the same ones."""
     out = {
-        name: list(value) if isinstance(value, tuple) else value
+        name: _as_json(value)
         for name, value in flatten(config).items()
         if name not in NOT_IN_RECIPE and not name.startswith(NOT_IN_RECIPE_SECTIONS)
     }
+    for name in ADDED_LATER:
+        if out[name] == _as_json(flatten(Config())[name]):
+            del out[name]
     if config.init_from:  # absolute: independent of the working directory
         out["init_from"] = str(Path(config.init_from).absolute())
     if config.mix_distance > 1:  # older versions always mixed neighbors, which then were repeats of one image
         out["augment.mix_distance"] = config.mix_distance
     return out
+
+
+def _as_json(value: Any) -> Any:
+    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

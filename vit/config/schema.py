@@ -5,7 +5,7 @@ A field's trailing comment is its help text.  Imports no torch, so that commands
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import yaml
 from vit.config.batches import wrong_ranks
 from vit.config.paths import escape
 from vit.config.sections import AugmentConfig, CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
+from vit.config.train_sizes import check_train_sizes
 from vit.config.user_error import UserError, require
 
 
@@ -24,9 +25,11 @@ class Config:
     seed: int = 0  # seed of every random draw
     init_from: str = ""  # initial weights: a run, a checkpoint, a .pth or .safetensors file; empty: random
     init_head: Literal["keep", "new"] = "keep"  # keep: the pretrained head, if it has as many classes; new: a new head
-    epochs: int = 300  # passes over the training set
+    epochs: int = 300  # passes over the training set; see also epochs_count
     global_batch: int = 1536  # images per optimizer step, over all ranks
     micro_batch: int = 384  # images per forward pass; the number of ranks must divide global_batch / micro_batch
+    train_sizes: tuple[tuple[int | float, ...], ...] = ()  # rows: share of the run, side of its images[, micro_batch]
+    epochs_count: Literal["images", "pixels"] = "images"  # pixels: an epoch over smaller images is more than one pass
     exact: Literal["bits", "samples"] = "bits"  # identical after interruptions: all bits, or only samples and draws
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products; float32: no TF32; weights: float32
     compile: bool = False  # compile the model with torch.compile
@@ -51,6 +54,21 @@ class Config:
             self.optim.loss != "bce" or smoothing == 0,
             f"optim.loss bce requires augment.label_smoothing 0, not {smoothing}: it would make every class positive",
         )
+        if self.train_sizes:
+            check_train_sizes(self.train_sizes, self.model.image_size, self.model.patch_size, self.global_batch)
+
+    @property
+    def stages(self) -> list["Config"]:
+        """The config of each row of `train_sizes`, with its image size and micro-batch; itself if there are none."""
+        return [
+            replace(
+                self,
+                train_sizes=(),
+                micro_batch=int(row[2]) if len(row) > 2 else self.micro_batch,
+                model=replace(self.model, image_size=int(row[1])),
+            )
+            for row in self.train_sizes
+        ] or [self]
 
     @property
     def micro_batches(self) -> int:
@@ -63,25 +81,33 @@ class Config:
         return -(-self.data.repeats // self.micro_batches) if self.augment.mixup or self.augment.cutmix else 1
 
     def steps(self, epochs: float, samples: int) -> int:
-        """Optimizer steps in which each of `samples` images is used `epochs` times; a batch may span two epochs."""
+        """Optimizer steps in which each of `samples` images is used `epochs` times; a batch may span two passes.
+
+        With `train_sizes` an epoch may be more than one pass: `RunSchedule.steps` counts those.
+        """
         return math.ceil(epochs * samples / self.global_batch)
 
+    def allows_ranks(self, ranks: int) -> bool:
+        """Whether `ranks` divides the number of micro-batches, at each of the `train_sizes`."""
+        return not any(stage.micro_batches % ranks for stage in self.stages)
+
     def check_ranks(self, ranks: int) -> None:
-        """Raises UserError unless `ranks` divides the number of micro-batches."""
+        """Raises UserError unless the run `allows_ranks`."""
         mixes = self.augment.mixup or self.augment.cutmix
-        if self.micro_batches % ranks:
-            repeats = self.data.repeats if mixes else 0
-            raise UserError(wrong_ranks(self.global_batch, self.micro_batch, ranks, repeats))
+        for stage in self.stages:
+            if stage.micro_batches % ranks:
+                repeats = self.data.repeats if mixes else 0
+                raise UserError(wrong_ranks(self.global_batch, stage.micro_batch, ranks, repeats))
 
     def check_mixing(self) -> None:
         """Raises UserError if mixup or CutMix would mix images with themselves.
 
         Only before training: runs of older versions, which did not check it, can still be evaluated and exported.
         """
-        if self.augment.mixup or self.augment.cutmix:
-            few = f"micro_batch {self.micro_batch} is too small for mixup and cutmix"
-            rule = f"which would mix images with themselves; use at least {2 * self.mix_distance}"
-            require(self.micro_batch >= 2 * self.mix_distance, f"{few}, {rule}")
+        for stage in self.stages if self.augment.mixup or self.augment.cutmix else ():
+            few = f"micro_batch {stage.micro_batch} is too small for mixup and cutmix"
+            rule = f"which would mix images with themselves; use at least {2 * stage.mix_distance}"
+            require(stage.micro_batch >= 2 * stage.mix_distance, f"{few}, {rule}")
 
 
 # Settings that are paths; `data.stage` is not among them, because it is expanded on each node.

@@ -95,6 +95,7 @@ class AugmentConfig:
     randaugment_ops: int = 0  # RandAugment: operations per image; 0: none
     randaugment: Literal["torchvision", "timm"] = "torchvision"  # implementation; timm's skips half of the operations
     randaugment_magnitude: int = 9  # RandAugment: magnitude, 0 to 30 for torchvision's, 0 to 10 for timm's
+    randaugment_ramp: bool = False  # the magnitude rises from 0 to randaugment_magnitude, in equal parts of the run
     randaugment_deviation: float = 0.0  # RandAugment: standard deviation of each image's magnitude; only for timm's
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: none
     cutmix: float = 0.0  # alpha of CutMix's Beta distribution; 0: none; with mixup, each micro-batch draws one of them

@@ -15,7 +15,7 @@ from vit.config import yaml_text
 from vit.config.help_texts import described_fields
 from vit.config.schema import Config
 from vit.config.user_error import UserError
-from vit.config.values import WrongValueError, convert, describe, unknown_setting, wrong_value
+from vit.config.values import WrongValueError, convert, describe, is_rows, unknown_setting, wrong_value
 
 EXAMPLE = "epochs: 90"
 
@@ -119,7 +119,8 @@ def _from_node(name: str, node: yaml.Node, source: str, where: str) -> Any:
     if yaml_text.is_null(node):
         raise UserError(f"{where}: {name} has no value; {_takes(name)}")
     value = yaml_text.plain(node, source)
-    if isinstance(value, dict) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+    nested = isinstance(value, list) and not all(isinstance(item, str) for item in value)
+    if isinstance(value, dict) or (nested and not is_rows(kinds()[name])):
         try:
             raise _wrong(name, value)
         except UserError as error:
@@ -146,7 +147,7 @@ def _wrong(name: str, value: object, advice: str = "", written: str = "") -> Use
 
 def format_items(items: Sequence[object]) -> str:
     """A list of texts as it is written in YAML."""
-    return f"[{', '.join(map(str, items))}]"
+    return f"[{', '.join(format_items(item) if isinstance(item, list) else str(item) for item in items)}]"
 
 
 def _takes(name: str) -> str:

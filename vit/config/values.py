@@ -1,6 +1,7 @@
 """What a setting or an option takes, in words, and its value from text: one rule for files and the command line."""
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Collection, Iterable
@@ -11,6 +12,7 @@ from vit.config.user_error import UserError
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|[-+]?\.?inf|\.?nan", re.IGNORECASE)
+ROWS_EXAMPLE = "[[0.5, 128], [0.5, 224]]"
 _SHOWN = 100  # characters of a wrong value in a message
 
 # What other libraries call a setting or an option.
@@ -24,10 +26,10 @@ class WrongValueError(ValueError):
     """A text that is not a value of the kind; the message says how to write it, or is empty."""
 
 
-def convert(value: str | list[str], kind: Any) -> Any:
-    """The value of this kind from text, or from a list of texts for a tuple.  Raises WrongValueError."""
+def convert(value: str | list[Any], kind: Any) -> Any:
+    """The value of this kind from text, or from a list for a tuple, with texts in it.  Raises WrongValueError."""
     if get_origin(kind) is tuple:
-        return _convert_list(value, get_args(kind))
+        return _convert_rows(value) if is_rows(kind) else _convert_list(value, get_args(kind))
     if isinstance(value, list):
         raise WrongValueError("write one value, without brackets")
     if kind is bool:
@@ -45,6 +47,11 @@ def convert(value: str | list[str], kind: Any) -> Any:
     return kind(value)
 
 
+def is_rows(kind: Any) -> bool:
+    """Whether a setting takes a list of any number of rows of numbers."""
+    return get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,)
+
+
 def describe(kind: Any, example: Any = None) -> str:
     """What a setting of this kind takes: `a whole number`, `cls or mean`.  Lists are explained by an example."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
@@ -52,14 +59,16 @@ def describe(kind: Any, example: Any = None) -> str:
         return describe(next(arg for arg in get_args(kind) if arg is not type(None)), example)
     if get_origin(kind) is Literal:
         return listed(map(str, get_args(kind)))
+    if is_rows(kind):
+        return f"a list of rows of numbers such as {ROWS_EXAMPLE}"
     if get_origin(kind) is tuple:
         return f"a list of {len(get_args(kind))} numbers such as {format_list(example)}"
     return words.get(kind, "a value")
 
 
-def format_list(values: Iterable[float]) -> str:
-    """`[0.08, 1]`, as it is written in YAML and on the command line."""
-    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
+def format_list(values: Iterable[Any]) -> str:
+    """`[0.08, 1]`, or `[[0.5, 128], [0.5, 224]]`, as it is written in YAML and on the command line."""
+    return "[" + ", ".join(format_list(v) if isinstance(v, tuple | list) else f"{v:.4g}" for v in values) + "]"
 
 
 def listed(words: Iterable[str], conjunction: str = "or") -> str:
@@ -141,3 +150,25 @@ def _convert_list(value: str | list[str], kinds: tuple[Any, ...]) -> tuple[Any, 
     if len(value) != len(kinds):
         raise WrongValueError("")
     return tuple(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+
+
+def _convert_rows(value: str | list[Any]) -> tuple[tuple[int | float, ...], ...]:
+    """Rows of numbers, from nested lists of texts or from `[[0.5, 128], [0.5, 224]]`."""
+    if isinstance(value, str):
+        if not re.fullmatch(r"[\s\[\](),\w.+-]*", value):
+            raise WrongValueError("")
+        text = re.sub(r"[\w.+-]+", lambda word: f'"{word[0]}"', value.replace("(", "[").replace(")", "]"))
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise WrongValueError(f"write it as {ROWS_EXAMPLE}") from None
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise WrongValueError(f"write it as {ROWS_EXAMPLE}")
+    return tuple(tuple(_convert_number(item) for item in row) for row in value)
+
+
+def _convert_number(value: Any) -> int | float:
+    if not isinstance(value, str):
+        raise WrongValueError(f"write it as {ROWS_EXAMPLE}")
+    number = _convert_float(value)
+    return int(number) if number.is_integer() and re.fullmatch(r"[-+]?\d+", value) else number

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import DataConfig
 from vit.data.beton import open_beton
@@ -141,6 +142,7 @@ class TrainData:
         self.beton = open_beton(cfg.data.train, cfg.data.cache, world, alive)
         check_classes(self.beton.path, self.beton.classes, cfg.model.num_classes)
         self.samples = min(cfg.data.limit or len(self.beton), len(self.beton))
+        self.schedule = RunSchedule(cfg, self.samples)
         self.order = Order(cfg.seed, self.samples, cfg.data.shuffle_window, cfg.data.repeats)
         self.damaged = DamagedSamples(self.beton)
         self.decoder = resolve_decoder(cfg.data.decoder, cfg.data.interpolation)
@@ -166,7 +168,7 @@ class TrainData:
             show(f"{self.beton.path.name}: {pages} checked, all digests are right", lasting=True)
 
     def _plan(self, step: int, first: bool) -> BatchPlan:
-        cfg, world = self.cfg, self.world
+        cfg, world = self.schedule.config(step), self.world
         index = np.array(world.my_micro_batches(cfg.micro_batches))[:, None]
         offset = np.arange(cfg.micro_batch)  # positions are (micro-batches, m)
         # Repeats of a sample go to different micro-batches, as far as there are any; see also `Config.mix_distance`.

@@ -3,19 +3,20 @@
 import torch
 from torch import nn
 
-from vit.config.schema import Config
+from vit.config.run_schedule import RunSchedule
 
 
-def ema_decay(step: int, cfg: Config, samples: int) -> float:
+def ema_decay(step: int, schedule: RunSchedule) -> float:
     """The decay of the EMA at one step, by `optim.ema_warmup`.
 
     `copy` keeps the EMA equal to the weights during the learning-rate warmup, as torchvision's references do.
     `ramp` starts with a small decay, as TensorFlow's ExponentialMovingAverage does with `num_updates`.
     """
-    if cfg.optim.ema_warmup == "copy" and step < cfg.steps(cfg.optim.warmup_epochs, samples):
+    optim = schedule.cfg.optim
+    if optim.ema_warmup == "copy" and step < schedule.steps(optim.warmup_epochs):
         return 0.0
-    ramp = (1 + step) / (10 + step) if cfg.optim.ema_warmup == "ramp" else 1.0
-    return min(cfg.optim.ema_decay, ramp)
+    ramp = (1 + step) / (10 + step) if optim.ema_warmup == "ramp" else 1.0
+    return min(optim.ema_decay, ramp)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from vit.augment.pipeline import augment_micro_batches
 from vit.checkpoint.skipped_steps import NotFiniteError
 from vit.checkpoint.train_state import TrainState
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.data.loader import Batch, Ints
 from vit.distributed.gradients import MicroBatchGradients
@@ -33,7 +34,9 @@ class AugmentedBatch:
     ready: torch.cuda.Event | None  # on a GPU: recorded after the last kernel that produces the batch
 
 
-def augmented_batches(cfg: Config, world: World, batches: Iterator[Batch], start: int) -> Iterator[AugmentedBatch]:
+def augmented_batches(
+    schedule: RunSchedule, world: World, batches: Iterator[Batch], start: int
+) -> Iterator[AugmentedBatch]:
     """Augments the batches from step `start` on; on a GPU one step ahead, on a separate stream."""
     stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
     ahead: deque[AugmentedBatch] = deque()
@@ -41,7 +44,7 @@ def augmented_batches(cfg: Config, world: World, batches: Iterator[Batch], start
         with torch.cuda.stream(stream):  # the loader's copies to the GPU use this stream too
             batch = next(batches, None)
             if batch is not None:
-                ahead.append(_augment_batch(cfg, world, step, batch, stream))
+                ahead.append(_augment_batch(schedule.config(step), world, step, batch, stream))
         if batch is None and not ahead:
             return
         if batch is None or stream is None or len(ahead) > 1:
@@ -65,8 +68,9 @@ class StepRunner:
     `check_finite` must be called before the result is saved or logged.  It is separate because it waits for the device.
     """
 
-    def __init__(self, cfg: Config, world: World, state: TrainState, samples: int) -> None:
-        self.cfg, self.world, self.state, self.samples = cfg, world, state, samples
+    def __init__(self, schedule: RunSchedule, world: World, state: TrainState) -> None:
+        self.schedule, self.world, self.state = schedule, world, state
+        cfg = schedule.cfg
         if cfg.compile:
             # Block by block: all blocks share one graph, and the all-reduce of gradients still overlaps with backward.
             # DDPOptimizer would cut this graph in two, at the end of DDP's first bucket, which takes more memory and
@@ -84,7 +88,8 @@ class StepRunner:
 
     def forward_backward(self, step: int, batch: AugmentedBatch) -> None:
         """Computes the gradient of the mean loss over all micro-batches of all ranks, and leaves it in `.grad`."""
-        cfg, state, micro_batches = self.cfg, self.state, self.world.my_micro_batches(self.cfg.micro_batches)
+        cfg, state = self.schedule.config(step), self.state
+        micro_batches = self.world.my_micro_batches(cfg.micro_batches)
         losses = []
         state.model.train()
         if batch.ready is not None:
@@ -103,15 +108,15 @@ class StepRunner:
 
     def update(self, step: int) -> None:
         """Clips the gradient, steps the optimizer at this step's learning rate, and updates the EMA."""
-        state, cfg = self.state, self.cfg.optim
+        state, cfg = self.state, self.schedule.cfg.optim
         for group in state.optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * learning_rate(step, self.cfg, self.samples)
+            group["lr"] = group["lr_scale"] * learning_rate(step, self.schedule)
         state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.ema is not None:
-            update_ema(state.ema, state.model, ema_decay(step, self.cfg, self.samples))
+            update_ema(state.ema, state.model, ema_decay(step, self.schedule))
         state.step = step + 1
         self._unchecked_update = state.step
         self._unchecked.append((state.step, torch.cat([self._losses, norm.reshape(1)])))
@@ -138,21 +143,20 @@ class StepRunner:
     def _check_losses_and_norms(self) -> tuple[float, float | None] | None:
         steps, values = zip(*self._unchecked, strict=True)
         self._unchecked = []
-        mine = torch.stack(values)  # (steps, micro-batches of this rank + 1)
-        gathered = mine.new_empty(self.world.size * len(mine), mine.shape[1])
+        mine = torch.cat(values)  # of each step: this rank's micro-batches, then the norm
+        gathered = mine.new_empty(self.world.size * len(mine))
         dist.all_gather_into_tensor(gathered, mine)
-        all_ranks = gathered.view(self.world.size, *mine.shape)
-        losses = all_ranks[:, :, :-1].transpose(0, 1).flatten(1).tolist()  # (steps, micro-batches)
-        norms = all_ranks[0, :, -1].tolist()
+        all_ranks = gathered.cpu().view(self.world.size, -1).split([len(each) for each in values], dim=1)
         overflow_allowed = self.state.scaler.is_enabled()  # fp16: GradScaler skips updates that overflow
-        for step, step_losses, norm in zip(steps, losses, norms, strict=True):
-            if not all(map(math.isfinite, step_losses)):
+        for step, of_step in zip(steps, all_ranks, strict=True):  # (ranks, micro-batches + 1)
+            losses, norm = of_step[:, :-1].flatten().tolist(), of_step[0, -1].item()
+            if not all(map(math.isfinite, losses)):
                 raise NotFiniteError("loss", step)
             if not (math.isfinite(norm) or overflow_allowed):
                 raise NotFiniteError("gradient", step)
         if steps[-1] != self.state.step:
             return None
-        return math.fsum(losses[-1]) / self.cfg.micro_batches, norms[-1] if math.isfinite(norms[-1]) else None
+        return math.fsum(losses) / len(losses), norm if math.isfinite(norm) else None
 
     def discard_unchecked(self) -> None:
         """Forgets unchecked steps; called after a rollback, which undoes them."""

@@ -63,7 +63,8 @@ class Trainer:
         staged_cfg = stage_data_sets(cfg, run, world, clock, lambda: self.agreement.received_signal is not None)
         alive = lambda: clock.beat("start")  # noqa: E731
         self.train_data, self.val_data = TrainData(staged_cfg, world, alive), ValData(staged_cfg, world, alive=alive)
-        self.milestones = Milestones(cfg, self.train_data.samples)
+        self.schedule = self.train_data.schedule
+        self.milestones = Milestones(self.schedule)
         if world.rank == 0:
             show(storage_summary(cfg.data, self.train_data, self.val_data), lasting=True)
 
@@ -74,7 +75,7 @@ class Trainer:
             show(few, lasting=True)
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
         self.compile_message = self.describe_compiling() if cfg.compile and world.rank == 0 else ""
-        self.runner = StepRunner(cfg, world, self.state, self.train_data.samples)
+        self.runner = StepRunner(self.schedule, world, self.state)
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
         self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
@@ -114,7 +115,7 @@ class Trainer:
             self.train_step(step, batch)
             self.step_times.tick()
             if self.sample_log is not None and not skipped:
-                mine = self.world.my_micro_batches(self.cfg.micro_batches)
+                mine = self.world.my_micro_batches(self.schedule.config(step).micro_batches)
                 self.sample_log.write(state.step, mine, batch.samples.tolist())
             if milestones.log_due(state.step):
                 self.log_step()
@@ -146,7 +147,7 @@ class Trainer:
         """The remaining batches of the run; the time that they are waited for counts as "data"."""
         start = self.state.step
         batches = self.train_data.batches(start, self.milestones.total_steps)
-        return self.clock.timed_iterator("data", augmented_batches(self.cfg, self.world, batches, start))
+        return self.clock.timed_iterator("data", augmented_batches(self.schedule, self.world, batches, start))
 
     def train_step(self, step: int, batch: AugmentedBatch) -> None:
         """Runs one optimizer step, or skips it."""

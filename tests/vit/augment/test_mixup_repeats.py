@@ -19,6 +19,7 @@ from vit import evaluate, export, verify
 from vit.augment.mixup import Mix
 from vit.checkpoint.format import read_manifest
 from vit.config.parser import load_config
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config, to_yaml
 from vit.config.sections import AugmentConfig
 from vit.config.user_error import UserError
@@ -59,7 +60,9 @@ def test_no_image_is_mixed_with_itself_for_any_number_of_micro_batches(betons: P
         for rank in range(ranks):
             world = simulated_world(rank, ranks)
             mine = samples.reshape(steps, ranks, -1)[:, rank]
-            for step, batch in enumerate(augmented_batches(cfg, world, labeled_by_sample(mine), 0)):
+            for step, batch in enumerate(
+                augmented_batches(RunSchedule(cfg, SAMPLES), world, labeled_by_sample(mine), 0)
+            ):
                 for (_, targets), own in zip(batch.micro_batches, mine[step].reshape(-1, cfg.micro_batch), strict=True):
                     assert (targets.count_nonzero(1) == 2).all(), (count, repeats, step)  # its own and another sample
                     assert (targets[torch.arange(len(own)), own] > 0).all()

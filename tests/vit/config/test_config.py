@@ -12,7 +12,7 @@ from tests.helpers.paths import CONFIGS, RUN_CONFIGS
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
 from vit.config.schema import Config, flatten, to_yaml
-from vit.config.sections import LogConfig
+from vit.config.sections import AugmentConfig, LogConfig
 
 DEMO = CONFIGS / "demo.yaml"
 
@@ -45,6 +45,8 @@ def other_value(name: str, value: Any) -> Any:
         "data.verify": "never",
         "init_head": "new",
         "exact": "samples",
+        "train_sizes": ((0.25, 64), (0.75, 256, 3)),
+        "epochs_count": "pixels",
         "precision": "bf16",
         "device": "cpu",
         "log.wandb": "offline",
@@ -103,7 +105,10 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
-    assert flatten(Config()).keys() - recipe_of(Config()).keys() == free
+    absent = {"train_sizes", "epochs_count", "augment.randaugment_ramp"}  # at their defaults, as in older versions
+    assert flatten(Config()).keys() - recipe_of(Config()).keys() == free | absent
+    others = Config(train_sizes=((1, 224),), epochs_count="pixels", augment=AugmentConfig(randaugment_ramp=True))
+    assert recipe_of(others).keys() >= absent
     for path in RUN_CONFIGS:
         values = recipe_of(load_config(path))
         assert json.loads(json.dumps(values)) == values  # a checkpoint stores it as JSON

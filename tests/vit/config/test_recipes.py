@@ -13,6 +13,7 @@ import yaml
 from tests.helpers.paths import CHECKOUT, CONFIGS
 from vit.config.parser import load_config
 from vit.config.recipe import recipe_of
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.schedule import learning_rate
@@ -193,5 +194,5 @@ def test_warmup_has_the_published_length_and_learning_rates() -> None:
     assert cfg.steps(cfg.optim.warmup_epochs, IMAGENET) == 10_000
     cfg = load_config(CONFIGS / "vit_b16_deit.yaml")
     warmup, total = math.ceil(5 * IMAGENET / 1024), math.ceil(300 * IMAGENET / 1024)
-    rates = [learning_rate(step, cfg, IMAGENET) for step in (0, warmup, total - 1)]
+    rates = [learning_rate(step, RunSchedule(cfg, IMAGENET)) for step in (0, warmup, total - 1)]
     assert rates == pytest.approx([1e-6 + (1e-3 - 1e-6) / warmup, 1e-3, 1e-5])

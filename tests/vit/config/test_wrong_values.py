@@ -9,6 +9,7 @@ import pytest
 from tests.vit.config.test_help import every_setting
 from vit.config.parser import config_parser, load_config, parse_config
 from vit.config.settings import kinds
+from vit.config.values import is_rows
 
 SETTINGS = [(name, comment) for name, comment, _ in every_setting()]
 JARGON = re.compile(r"<class|typing\.|Traceback|Parser key|Namespace|Expected a|Got value|NoneType|tuple|\bdict\b")
@@ -21,6 +22,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "path": ("a path", ["[a]", "{a: 1}"]),
     "choice": (" or ", ["nothing", "3", "true", "[cls]", "{a: 1}"]),
     "list": ("a list of [23] numbers such as ", ["0.5", "abc", "[0.5]", "[1, 2, 3, 4]", "[a, b, c]", "{a: 1}", "true"]),
+    "rows": ("a list of rows of numbers such as ", ["0.5", "abc", "[0.5]", "[[a]]", "{a: 1}", "[[[1]]]", "[{a: 1}]"]),
 }
 
 
@@ -28,6 +30,8 @@ def kind_of(name: str) -> str:
     """The name of the setting's type in WRONG."""
     kind = kinds()[name]
     words = {int: "int", float: "float", bool: "bool", str: "text", Path: "path"}
+    if is_rows(kind):
+        return "rows"
     return words.get(kind) or ("list" if str(kind).startswith("tuple") else "choice")
 
 

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tests.helpers.data_sets import small_config
 from tests.helpers.models import SMALL
 from vit.checkpoint.train_state import TrainState
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import OptimConfig
 from vit.model.vision_transformer import VisionTransformer
@@ -29,14 +30,14 @@ def test_the_ema_follows_torchvision_or_tensorflow_during_warmup() -> None:
     for step in range(12):  # three steps an epoch
         with torch.no_grad():
             model.weight.add_(torch.randn(2, 2, generator=torch.Generator().manual_seed(step)))
-        update_ema(ema, model, ema_decay(step, cfg, 24))
+        update_ema(ema, model, ema_decay(step, RunSchedule(cfg, 24)))
         theirs.update_parameters(model)
         if step < 5:  # torchvision resets the counter after each warmup step, so that the next step copies
             theirs.n_averaged.fill_(0)
         torch.testing.assert_close(ema.weight, theirs.module.weight)
         assert torch.equal(ema.weight, model.weight) == (step < 6)
     ramp = replace(cfg, optim=replace(cfg.optim, ema_warmup="ramp"))
-    assert [ema_decay(n, ramp, 24) for n in (0, 1, 90, 1000)] == [1 / 10, 2 / 11, 0.9, 0.9]
+    assert [ema_decay(n, RunSchedule(ramp, 24)) for n in (0, 1, 90, 1000)] == [1 / 10, 2 / 11, 0.9, 0.9]
 
 
 def test_the_ema_is_the_exponential_average_over_all_steps() -> None:

@@ -8,21 +8,23 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import OptimConfig
 from vit.optim.schedule import learning_rate
 
 
-def schedule(samples: int, **changes: float) -> tuple[Config, list[float]]:
+def rates_of(samples: int, **changes: float) -> tuple[Config, list[float]]:
     cfg = Config(epochs=10, global_batch=8, micro_batch=8, optim=OptimConfig(**changes))
-    return cfg, [learning_rate(step, cfg, samples) for step in range(cfg.steps(10, samples))]
+    schedule = RunSchedule(cfg, samples)
+    return cfg, [learning_rate(step, schedule) for step in range(schedule.total_steps)]
 
 
 @pytest.mark.parametrize("samples", [40, 43])
 @pytest.mark.parametrize("final_lr", [0.0, 1e-4])
 def test_the_learning_rate_of_every_step_is_that_of_pytorchs_schedulers(samples: int, final_lr: float) -> None:
     """Linear warmup, then cosine decay, as LinearLR followed by CosineAnnealingLR."""
-    cfg, ours = schedule(samples, lr=3e-3, warmup_epochs=2, final_lr=final_lr)
+    cfg, ours = rates_of(samples, lr=3e-3, warmup_epochs=2, final_lr=final_lr)
     total, warmup = len(ours), cfg.steps(2, samples)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-3)
     linear = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
@@ -36,22 +38,22 @@ def test_the_learning_rate_of_every_step_is_that_of_pytorchs_schedulers(samples:
 
 def test_the_published_imagenet_schedule_warms_up_to_its_peak_and_ends_at_zero() -> None:
     """1,281,167 images, 30 of 300 epochs of warmup to 0.01, then decay to 0."""
-    cfg = Config(epochs=300, global_batch=1536, optim=OptimConfig(lr=0.01, warmup_epochs=30))
     samples = 1_281_167
+    schedule = RunSchedule(Config(global_batch=1536, optim=OptimConfig(lr=0.01, warmup_epochs=30)), samples)
     total, warmup = math.ceil(300 * samples / 1536), math.ceil(30 * samples / 1536)
-    assert learning_rate(0, cfg, samples) == pytest.approx(0.01 / warmup)
-    assert learning_rate(warmup // 2 - 1, cfg, samples) == pytest.approx(0.005, rel=1e-3)
-    assert learning_rate(warmup - 1, cfg, samples) == learning_rate(warmup, cfg, samples) == 0.01
-    assert learning_rate((warmup + total) // 2, cfg, samples) == pytest.approx(0.005, rel=1e-3)
-    assert learning_rate(total - 1, cfg, samples) == 0
-    rates = [learning_rate(step, cfg, samples) for step in range(0, total, 100)]
+    assert learning_rate(0, schedule) == pytest.approx(0.01 / warmup)
+    assert learning_rate(warmup // 2 - 1, schedule) == pytest.approx(0.005, rel=1e-3)
+    assert learning_rate(warmup - 1, schedule) == learning_rate(warmup, schedule) == 0.01
+    assert learning_rate((warmup + total) // 2, schedule) == pytest.approx(0.005, rel=1e-3)
+    assert learning_rate(total - 1, schedule) == 0
+    rates = [learning_rate(step, schedule) for step in range(0, total, 100)]
     assert rates == sorted(rates[: warmup // 100 + 1]) + sorted(rates[warmup // 100 + 1 :], reverse=True)
 
 
 @pytest.mark.parametrize("samples", [40, 43])
 def test_warmup_from_a_nonzero_rate_is_that_of_timm(samples: int) -> None:
     """As in DeiT, which starts at 1e-6.  Our step i has the rate that timm sets after step i."""
-    cfg, ours = schedule(samples, lr=3e-3, warmup_epochs=2, warmup_lr=1e-4)
+    cfg, ours = rates_of(samples, lr=3e-3, warmup_epochs=2, warmup_lr=1e-4)
     warmup = cfg.steps(2, samples)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-3)
     reference = timm.scheduler.CosineLRScheduler(
@@ -66,6 +68,6 @@ def test_warmup_from_a_nonzero_rate_is_that_of_timm(samples: int) -> None:
 @pytest.mark.parametrize("samples", [8, 40])
 def test_without_warmup_the_first_step_has_the_peak_learning_rate(samples: int) -> None:
     """Also in a run of few steps, which still ends at `final_lr`."""
-    _, rates = schedule(samples, lr=1e-3, final_lr=1e-5)
+    _, rates = rates_of(samples, lr=1e-3, final_lr=1e-5)
     assert rates[0] == 1e-3
     assert rates[-1] == pytest.approx(1e-5)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers.ranks import run_ranks
 from vit.checkpoint.train_state import TrainState
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import ModelConfig
 from vit.distributed.world import join_process_group
@@ -30,7 +31,7 @@ def graphs_of_a_step(cfg: Config) -> int:
         compile_block(block, backend=count)
 
     with join_process_group(cfg) as world, mock.patch.object(nn.Module, "compile", compile_with_count):
-        runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), samples=64)
+        runner = StepRunner(RunSchedule(cfg, 64), world, TrainState.fresh(cfg, world.device))
         images, targets = torch.zeros(cfg.micro_batch, 3, 28, 28), torch.zeros(cfg.micro_batch, 10)
         batch = AugmentedBatch([(images, targets)] * cfg.micro_batches, np.arange(cfg.global_batch), None)
         runner.forward_backward(0, batch)
