@@ -14,7 +14,9 @@ Shapes: B images, N tokens, D width, H heads, d = D / H features per head, P pat
       -> logits (B, 1000)               computed from the class token
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -159,7 +161,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Maps images to class scores (logits): (B, 3, image_size, image_size) -> (B, C).
+    """Maps images to class scores (logits): (B, 3, S, S) -> (B, C).  S is a multiple of P, usually `image_size`.
 
     The class token is a learned vector that belongs to no patch: through attention it collects the information that the
     head needs (from BERT, Devlin et al. 2018).  With `pool: mean` there is no class token, and the head gets the mean
@@ -203,14 +205,31 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patches(images)  # (B, patches, D)
+        positions = self.positions_for(images.shape[-1] // self.cfg.patch_size)  # (1, N, D)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, N, D)
-        x = self.dropout(x + self.positions)
+        x = self.dropout(x + positions)
         for block in self.blocks:
             x = block(x)
         # Only the class token is normalized, if there is one: the head needs no other.
         x = self.norm(x[:, 0]) if self.cls_token is not None else self.norm(x).mean(dim=1)  # (B, D)
         return self.head(x)  # (B, C)
+
+    def positions_for(self, side: int) -> Tensor:
+        """The position embedding of a grid of side x side patches: -> (1, N, D).
+
+        Nothing else in the model depends on the size of the images, so it also takes smaller ones, which train faster.
+        Learned positions are then resampled to the smaller grid like the pixels of an image; the class token's stays.
+        """
+        own = self.cfg.image_size // self.cfg.patch_size
+        if side == own:
+            return self.positions
+        cls_position, grid = self.positions.split([self.positions.shape[1] - own * own, own * own], dim=1)
+        if self.cfg.positions == "learned":
+            grid = resampled(grid, side)
+        else:
+            grid = on_device(sincos2d, grid.device, side, self.cfg.width)
+        return torch.cat([cls_position, grid], dim=1)
 
 
 def drop_path_rates(cfg: ModelConfig) -> list[float]:
@@ -233,3 +252,29 @@ def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles_x, angles_y = (axis.reshape(-1, 1) * omega for axis in (x, y))  # 2 x (side², D / 4)
     return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)[None]
+
+
+def resampled(grid: Tensor, side: int) -> Tensor:
+    """Resamples positions to side x side patches, bicubic and antialiased: (1, G², D) -> (1, side², D).
+
+    These are the numbers of `F.interpolate`, up to rounding.  Resampling is linear, so it is the product with a matrix:
+    R applied to the columns of the grid, and then to its rows.  The gradient is then a matrix product too, with the
+    same bits each time; on GPUs, that of `F.interpolate` is a sum in any order.
+    """
+    G = math.isqrt(grid.shape[1])
+    R = on_device(resampling_matrix, grid.device, side, G)  # (side, G)
+    with torch.autocast(grid.device.type, enabled=False):  # in float32, like the positions
+        columns = R @ grid.reshape(G, -1)  # (side, G * D)
+        return (R @ columns.view(side, G, -1)).view(1, side * side, -1)
+
+
+def resampling_matrix(new: int, old: int) -> Tensor:
+    """The matrix that resamples `old` values to `new` ones: -> (new, old).  Its columns: the resampled unit vectors."""
+    return F.interpolate(torch.eye(old)[None, None], (new, old), mode="bicubic", antialias=True)[0, 0]
+
+
+@functools.cache
+@torch.inference_mode(False)  # kept tensors may first be used in evaluation, and then in training
+def on_device(function: Callable[[int, int], Tensor], device: torch.device, side: int, other: int) -> Tensor:
+    """`function(side, other)`, computed on the CPU once and kept on the device."""
+    return function(side, other).to(device)
