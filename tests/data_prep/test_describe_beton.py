@@ -39,7 +39,7 @@ def trained_on(beton: Path) -> tuple[Pixels, list[int]]:
     data = open_beton(beton)
     out = np.empty((len(data), SIDE, SIDE, 3), np.uint8)
     samples = np.arange(len(data))
-    Decoder(data, CenterCrop(1.0), SIDE, "ffcv").decode(np.zeros_like(samples), samples, out)
+    Decoder(data, CenterCrop(1.0), "ffcv").decode(np.zeros_like(samples), samples, out)
     return out, data.labels.tolist()
 
 

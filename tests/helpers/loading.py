@@ -51,7 +51,7 @@ def decoded(
 ) -> NDArray[np.uint8]:
     """Decodes samples of a file: (B,) -> (B, size, size, 3)."""
     out = np.empty((len(samples), size, size, 3), np.uint8)
-    Decoder(open_beton(path), crop, size, backend).decode(np.full(len(samples), epoch), samples, out)
+    Decoder(open_beton(path), crop, backend).decode(np.full(len(samples), epoch), samples, out)
     return out
 
 

@@ -42,7 +42,7 @@ def contact_sheet(cfg: Config, images: int, draws: int) -> tuple[Image.Image, li
     random_crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
     for column in range(1 + draws):
         crop = random_crop if column else CenterCrop(cfg.data.val_crop)
-        decoder = Decoder(beton, crop, S, backend, damaged.skip, interpolation)
+        decoder = Decoder(beton, crop, backend, damaged.skip, interpolation)
         whole &= decoder.decode(np.full_like(samples, max(column - 1, 0)), samples, crops[column]) >= 0
     messages = damaged.take_messages()
     if not whole.any():

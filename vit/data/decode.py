@@ -141,7 +141,7 @@ def _ratio_table(low: float, high: float) -> NDArray[np.float64]:
 
 
 class Decoder:
-    """Decodes samples of one file to S x S pixels.  Thread-safe.
+    """Decodes samples of one file to S x S pixels; S may differ from call to call.  Thread-safe.
 
     Backends: `native` (`native.cpp`) decodes only the crop and resizes it like Pillow, bit for bit.  `scaled` is the
     same, but decodes crops at least twice as large as the output at a lower resolution; it is faster for large images.
@@ -156,7 +156,6 @@ class Decoder:
         self,
         beton: Beton,
         crop: RandomCrop | CenterCrop,
-        size: int,
         backend: str = "ffcv",
         on_damage: Callable[[DecodeError], int] | None = None,
         interpolation: str = "bilinear",
@@ -164,7 +163,6 @@ class Decoder:
         self.beton = beton
         self.on_damage = on_damage or _raise
         self.crop = crop
-        self.size = size
         self._backend = backend
         self._interpolation = interpolation
         self._library = native_library() if backend in _NATIVE else ffcv_library()
@@ -175,9 +173,11 @@ class Decoder:
     def decode(self, views: Ints, samples: Ints, out: NDArray[np.uint8]) -> Ints:
         """Decodes the samples (B,), cropped for their views (B,), into `out` (B, S, S, 3).
 
-        Returns the sample decoded into each place, which differs from `samples` where `on_damage` was called: (B,).
+        The boxes of random crops do not depend on S, to which they are resized.  Returns the sample decoded into each
+        place, which differs from `samples` where `on_damage` was called: (B,).
         """
-        assert out.shape == (len(samples), self.size, self.size, 3) and out.flags.c_contiguous
+        S = out.shape[1]
+        assert out.shape == (len(samples), S, S, 3) and out.flags.c_contiguous
         decoded = samples.copy()
         start = 0
         while (damaged := self._decode_until_damage(views[start:], decoded[start:], out[start:])) >= 0:
@@ -192,7 +192,7 @@ class Decoder:
         height, width, size = data.height[samples], data.width[samples], data.size[samples]
         crops: Boxes | Windows
         if self._backend in _NATIVE:
-            decode, crops = self._native, self.crop.windows(views, samples, height, width, self.size)
+            decode, crops = self._native, self.crop.windows(views, samples, height, width, out.shape[1])
         else:
             decode, crops = self._ffcv, self.crop.boxes(views, samples, height, width)
         content, offset = data.storage.fetch(data.offset[samples], size)
@@ -203,10 +203,8 @@ class Decoder:
         """Decodes all images in one call, without Python's global lock; index of the first damaged one, or -1."""
         assert self._library is not None
         scaled, cubic = self._backend == "scaled", self._interpolation == "bicubic"
-        images_pointer, out_pointer = images.ctypes.data, out.ctypes.data
-        failed = self._library.vit_decode_windows(
-            base, len(images), images_pointer, self.size, scaled, cubic, out_pointer
-        )
+        count, S, images_pointer, out_pointer = len(images), out.shape[1], images.ctypes.data, out.ctypes.data
+        failed = self._library.vit_decode_windows(base, count, images_pointer, S, scaled, cubic, out_pointer)
         if failed == _OUT_OF_MEMORY:
             raise MemoryError(f"not enough memory to decode images of {self.beton.path}")
         return int(failed)
@@ -214,7 +212,7 @@ class Decoder:
     def _ffcv(self, base: int, images: Ints, out: NDArray[np.uint8]) -> int:
         """Decodes each image into this thread's scratch memory, then resizes its crop; returns as `_native`."""
         assert self._library is not None
-        S, target = self.size, out.ctypes.data
+        S, target = out.shape[1], out.ctypes.data
         if not hasattr(self._local, "scratch"):
             self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
         scratch = self._local.scratch.ctypes.data

@@ -56,7 +56,7 @@ def center_crop(pixels: Pixels, cfg: Config) -> Pixels:
         return _center_crop_by_pillow(pixels, crop, size, cfg.data.interpolation)
     backend = resolve_decoder(cfg.data.decoder, cfg.data.interpolation)
     out = np.empty((1, size, size, 3), np.uint8)
-    Decoder(_data_set_of(pixels), crop, size, backend, interpolation=cfg.data.interpolation).decode(zero, zero, out)
+    Decoder(_data_set_of(pixels), crop, backend, interpolation=cfg.data.interpolation).decode(zero, zero, out)
     return out[0]
 
 

@@ -7,6 +7,7 @@ it early leaks a thread and its buffers (https://github.com/libffcv/ffcv/issues/
 """
 
 import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -50,11 +51,12 @@ class BatchPlan:
     """The work of the decoding threads for one batch."""
 
     views: Callable[[], Views]  # the samples of the batch; a function, because sorting a new pass takes a while
+    size: int  # S, side of the decoded images in pixels; at most that of the reader
     file_task: Callable[[], None] | None = None  # read-ahead and digest checks of the file that are due with this batch
 
 
 class _Buffer:
-    """Memory for one batch, pinned if the device is a GPU."""
+    """Memory for one batch of images of at most `size` x `size` pixels, pinned if the device is a GPU."""
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
         self.images = torch.empty((batch, size, size, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -62,13 +64,21 @@ class _Buffer:
         # The copy to the GPU is done.  Threads that wait for it sleep, and leave their cores to others.
         self.copied = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
 
+    def images_of(self, size: int) -> Tensor:
+        """A view of the memory for images of this size: (B, size, size, 3), contiguous."""
+        shape = (len(self.images), size, size, 3)
+        return self.images.view(-1)[: math.prod(shape)].view(shape)
+
 
 class BatchReader:
-    """Decodes batches with `workers` threads, up to `prefetch` batches ahead."""
+    """Decodes batches of images of at most `size` x `size` pixels with `workers` threads, `prefetch` batches ahead."""
 
-    def __init__(self, decoder: Decoder, batch: int, workers: int, prefetch: int, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Decoder, batch: int, size: int, workers: int, prefetch: int, device: torch.device
+    ) -> None:
         self.decoder = decoder
         self.batch = batch
+        self.size = size
         self.workers = workers
         self.prefetch = prefetch
         self.device = device
@@ -78,7 +88,7 @@ class BatchReader:
 
         Raises what a thread raised, e.g. DecodeError for a damaged sample, DamagedDataError for a damaged page.
         """
-        free = [_Buffer(self.batch, self.decoder.size, self.device) for _ in range(self.prefetch + 1)]
+        free = [_Buffer(self.batch, self.size, self.device) for _ in range(self.prefetch + 1)]
         pending: deque[_PendingBatch] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
@@ -95,15 +105,16 @@ class BatchReader:
         views = pool.submit(plan.views)
         edges = np.linspace(0, self.batch, self.workers + 1).astype(int).tolist()
         # Tasks start in the order of submission, so `views` starts before the parts that wait for it.
-        parts = [pool.submit(self._decode, views, buffer, a, b) for a, b in pairwise(edges)]
-        return _PendingBatch(buffer, parts, pool.submit(plan.file_task) if plan.file_task else None)
+        images = buffer.images_of(plan.size)
+        parts = [pool.submit(self._decode, views, buffer, images, a, b) for a, b in pairwise(edges)]
+        return _PendingBatch(buffer, images, parts, pool.submit(plan.file_task) if plan.file_task else None)
 
-    def _decode(self, future: Future[Views], buffer: _Buffer, start: int, stop: int) -> Ints:
+    def _decode(self, future: Future[Views], buffer: _Buffer, images: Tensor, start: int, stop: int) -> Ints:
         if buffer.copied is not None:
             buffer.copied.synchronize()  # in this thread, so that no training step waits for it
         views, samples = future.result()
         part = slice(start, min(stop, len(samples)))
-        decoded = self.decoder.decode(views[part], samples[part], buffer.images.numpy()[part])
+        decoded = self.decoder.decode(views[part], samples[part], images.numpy()[part])
         buffer.labels.numpy()[part] = np.where(decoded < 0, -1, self.decoder.beton.labels[decoded])
         buffer.labels.numpy()[max(start, len(samples)) : stop] = -1
         return decoded
@@ -113,7 +124,7 @@ class BatchReader:
         if batch.file_task is not None:
             batch.file_task.result()
         buffer = batch.buffer
-        images = buffer.images.to(self.device, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True)
         labels = buffer.labels.to(self.device, non_blocking=True)
         if buffer.copied is not None:
             buffer.copied.record()
@@ -126,6 +137,7 @@ class _PendingBatch:
     """A batch that is being decoded."""
 
     buffer: _Buffer
+    images: Tensor  # of the buffer, in the size of this batch: (B, S, S, 3)
     parts: list[Future[Ints]]  # the samples decoded by each thread
     file_task: Future[None] | None
 
@@ -148,11 +160,9 @@ class TrainData:
         self.decoder = resolve_decoder(cfg.data.decoder, cfg.data.interpolation)
         crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
         on_damage = self.damaged.replace if cfg.data.on_bad == "skip" else None
-        decoder = Decoder(
-            self.beton, crop, cfg.model.image_size, self.decoder, on_damage, interpolation=cfg.data.interpolation
-        )
-        batch = cfg.global_batch // world.size
-        self.reader = BatchReader(decoder, batch, decoding_threads(cfg.data, world), cfg.data.prefetch, world.device)
+        decoder = Decoder(self.beton, crop, self.decoder, on_damage, cfg.data.interpolation)
+        batch, workers = cfg.global_batch // world.size, decoding_threads(cfg.data, world)
+        self.reader = BatchReader(decoder, batch, cfg.model.image_size, workers, cfg.data.prefetch, world.device)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This rank's micro-batches of each step from `start` to `stop` - 1, concatenated to one batch per step."""
@@ -175,7 +185,7 @@ class TrainData:
         strided = cfg.data.repeats > 1
         positions = index + cfg.micro_batches * offset if strided else index * cfg.micro_batch + offset
         views = functools.partial(self.order.at, step * cfg.global_batch + positions.ravel())
-        return BatchPlan(views, functools.partial(self._read_ahead_and_check, step, first))
+        return BatchPlan(views, cfg.model.image_size, functools.partial(self._read_ahead_and_check, step, first))
 
     def _read_ahead_and_check(self, step: int, first: bool) -> None:
         """This rank's share of the step's read-ahead hints and, in the first epoch, of the pages to check."""
@@ -215,9 +225,9 @@ class ValData:
         on_damage = self.damaged.skip if cfg.data.on_bad == "skip" else None
         crop, interpolation = CenterCrop(cfg.data.val_crop), cfg.data.interpolation
         backend = resolve_decoder(cfg.data.decoder, interpolation)
-        decoder = Decoder(self.beton, crop, cfg.model.image_size, backend, on_damage, interpolation)
-        workers = decoding_threads(cfg.data, world)
-        self.reader = BatchReader(decoder, self.batch, workers, cfg.data.prefetch, world.device)
+        decoder = Decoder(self.beton, crop, backend, on_damage, interpolation)
+        size, workers = cfg.model.image_size, decoding_threads(cfg.data, world)
+        self.reader = BatchReader(decoder, self.batch, size, workers, cfg.data.prefetch, world.device)
 
     @property
     def total_batches(self) -> int:
@@ -240,9 +250,9 @@ class ValData:
 
     def pixels(self, samples: Ints) -> NDArray[np.uint8]:
         """The pixels of samples (B,) as in `batches`: (B, S, S, 3)."""
-        decoder = self.reader.decoder
-        out = np.zeros((len(samples), decoder.size, decoder.size, 3), np.uint8)
-        decoder.decode(np.zeros_like(samples), samples, out)
+        size = self.reader.size
+        out = np.zeros((len(samples), size, size, 3), np.uint8)
+        self.reader.decoder.decode(np.zeros_like(samples), samples, out)
         return out
 
     def _plan(self, b: int, check: bool) -> BatchPlan:
@@ -250,7 +260,7 @@ class ValData:
         pages, batches = len(self.beton.pages), self.total_batches
         mine = range(b * pages // batches, (b + 1) * pages // batches)
         file_task = functools.partial(check_pages, self.beton, mine) if check and b < batches else None
-        return BatchPlan(lambda: Views(np.zeros_like(samples), samples), file_task)
+        return BatchPlan(lambda: Views(np.zeros_like(samples), samples), self.reader.size, file_task)
 
 
 def storage_summary(cfg: DataConfig, *data: TrainData | ValData) -> str:

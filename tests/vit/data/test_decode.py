@@ -153,7 +153,7 @@ def test_pixels_are_those_of_torchvision_within_bounds(backend: str, difference:
         crop = RandomCrop(i, (0.08, 1.0), (0.75, 4 / 3))
         samples = np.zeros(1, np.int64)
         ours = np.empty((1, 224, 224, 3), np.uint8)
-        Decoder(beton, crop, 224, backend).decode(samples, samples, ours)
+        Decoder(beton, crop, backend).decode(samples, samples, ours)
         box = [int(n[0]) for n in crop.boxes(samples, samples, np.array([h]), np.array([w]))]
         image = Image.open(io.BytesIO(data))
         pillows = np.asarray(F.resized_crop(image, *box, [224, 224], antialias=True))
@@ -171,7 +171,7 @@ def test_validation_pixels_are_those_of_torchvision(shape: tuple[int, int], kind
     """Resize(256) and CenterCrop(224): equal on PIL images, and close on tensors."""
     data = encode_jpeg(photograph_array(*shape, 7), quality=90)
     ours, sample = np.empty((1, 224, 224, 3), np.uint8), np.zeros(1, np.int64)
-    Decoder(beton_of_one_jpeg(data, *shape), CenterCrop(0.875), 224, "native", interpolation=kind).decode(
+    Decoder(beton_of_one_jpeg(data, *shape), CenterCrop(0.875), "native", interpolation=kind).decode(
         sample, sample, ours
     )
     image, mode = Image.open(io.BytesIO(data)), F.InterpolationMode(kind)

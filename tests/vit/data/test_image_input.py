@@ -131,7 +131,7 @@ def test_memory_that_is_not_enough_for_the_decoder_is_an_error_that_names_the_fi
     fields = ("labels", "mode", "height", "width", "offset", "size")
     row = replace(beton, **{k: np.array([v]) for k, v in zip(fields, (0, RAW, 1, 10**7, 0, 3 * 10**7), strict=True)})
     crop, zero, out = RandomCrop(0, (1.0, 1.0), (1e7, 1e7)), np.zeros(1, np.int64), np.ones((1, 28, 28, 3), np.uint8)
-    decoder = Decoder(row, crop, 28, "native")
+    decoder = Decoder(row, crop, "native")
     with address_space(50_000_000), pytest.raises(MemoryError, match=re.escape(str(jpegs))):
         decoder.decode(zero, zero, out)
     decoder.decode(zero, zero, out)

@@ -43,7 +43,7 @@ def test_training_keeps_to_the_same_rule(backend: str) -> None:
     def is_refused(content: bytes) -> bool:
         beton, zero = beton_of_one_jpeg(content, HEIGHT, WIDTH), np.zeros(1, np.int64)
         try:
-            Decoder(beton, CenterCrop(1.0), 40, backend).decode(zero, zero, np.empty((1, 40, 40, 3), np.uint8))
+            Decoder(beton, CenterCrop(1.0), backend).decode(zero, zero, np.empty((1, 40, 40, 3), np.uint8))
         except DecodeError:
             return True
         return False

@@ -40,7 +40,7 @@ def test_any_ranks_workers_and_start_give_the_same_batches(kind: str, request: p
     beton = open_beton(cfg.data.train)
     pixels = np.empty((24 * steps, 28, 28, 3), np.uint8)
     crop = RandomCrop(cfg.seed, cfg.data.crop_scale, cfg.data.crop_ratio)
-    Decoder(beton, crop, 28, resolve_decoder("auto")).decode(epochs, expected, pixels)
+    Decoder(beton, crop, resolve_decoder("auto")).decode(epochs, expected, pixels)
     assert np.array_equal(order, expected)
     assert np.array_equal(labels.numpy(), beton.labels[expected])
     assert np.array_equal(images.numpy(), pixels)
