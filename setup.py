@@ -38,7 +38,10 @@ setup(
         Extension(
             "vit.augment._pixel_ops",
             ["vit/augment/pixel_ops.cpp"],
-            depends=["vit/augment/pixel_kernels.h", "vit/augment/warp.h", "vit/data/cpu_dispatch.h"],
+            depends=[
+                f"vit/{name}.h"
+                for name in ("augment/pixel_kernels", "augment/warp", "data/cpu_dispatch", "data/resize")
+            ],
             extra_compile_args=[*FLAGS, "-fno-trapping-math"],
             optional=True,
         ),

@@ -30,8 +30,10 @@ class Draws:
     boxes: Ints  # of random erasing: (B, 4)
 
 
-def draw(cfg: AugmentConfig, B: int, H: int, W: int, key: int, mix_distance: int) -> tuple[Draws, Mix | None]:
-    """Draws everything for one micro-batch."""
+def draw(
+    cfg: AugmentConfig, B: int, H: int, W: int, result: tuple[int, int], key: int, mix_distance: int
+) -> tuple[Draws, Mix | None]:
+    """Draws everything for one micro-batch, which is H x W before it is resized to `result`, height and width."""
     random = np.random.Generator(np.random.Philox(key=key))
     mirrored = random.random(B) < cfg.flip
     operations, amounts = draw_rand_augment(cfg, B, H, W, random)
@@ -40,7 +42,7 @@ def draw(cfg: AugmentConfig, B: int, H: int, W: int, key: int, mix_distance: int
     order, factors = (
         draw_color_jitter(B, cfg.color_jitter, random) if cfg.color_jitter else (nothing.astype(np.int64), nothing)
     )
-    boxes = draw_erasing(B, H, W, cfg.erasing, random) if cfg.erasing else nothing.astype(np.int64)
+    boxes = draw_erasing(B, *result, cfg.erasing, random) if cfg.erasing else nothing.astype(np.int64)
     draws = Draws(
         mirrored=mirrored,
         operations=operations,
@@ -51,7 +53,7 @@ def draw(cfg: AugmentConfig, B: int, H: int, W: int, key: int, mix_distance: int
         jitter_factors=factors,
         boxes=boxes,
     )
-    return draws, draw_mix(cfg, H, W, random, mix_distance)
+    return draws, draw_mix(cfg, *result, random, mix_distance)
 
 
 def join(draws: Sequence[Draws]) -> Draws:

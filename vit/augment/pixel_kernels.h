@@ -174,6 +174,15 @@ CPU_DISPATCH inline void deinterleave(const uint8_t* row, int W, uint8_t* __rest
     }
 }
 
+// Joins a row of each channel to a row of interleaved RGB pixels.
+CPU_DISPATCH inline void interleave(const uint8_t* red, const uint8_t* green, const uint8_t* blue, int W, uint8_t* __restrict row) {
+    for (int x = 0; x < W; x++) {
+        row[CHANNELS * x] = red[x];
+        row[CHANNELS * x + 1] = green[x];
+        row[CHANNELS * x + 2] = blue[x];
+    }
+}
+
 CPU_DISPATCH inline void mirror(const uint8_t* row, int W, uint8_t* __restrict out) {
     for (int x = 0; x < W; x++) out[x] = row[W - 1 - x];
 }

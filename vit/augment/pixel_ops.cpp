@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../data/resize.h"
 #include "pixel_kernels.h"
 #include "warp.h"
 
@@ -22,6 +23,25 @@ namespace {
 template <class Run>
 void for_each_image(uint8_t* images, const int64_t* at, int64_t count, int64_t H, int64_t W, Run run) {
     for (int64_t i = 0; i < count; i++) run(images + at[i] * CHANNELS * H * W, i);
+}
+
+// Resizes an image of planes: the rows of interleaved pixels, then the columns.  The weights are those of both axes.
+void resize_planes(const uint8_t* image, const resize::Weights& weights, int side, int S, uint8_t* out) {
+    const size_t area = static_cast<size_t>(side) * side, stride = static_cast<size_t>(side) * CHANNELS;
+    const size_t width = static_cast<size_t>(S) * CHANNELS, pitch = width + 1, out_area = static_cast<size_t>(S) * S;
+    uint8_t* lines = scratch(resize::ROWS * stride + weights.padding() + (side + resize::ROWS) * pitch + width);
+    uint8_t *resized = lines + resize::ROWS * stride + weights.padding(), *row = resized + (side + resize::ROWS) * pitch;
+    for (int y = 0; y < side; y += resize::ROWS) {
+        for (int i = 0; i < resize::ROWS && y + i < side; i++) {
+            const uint8_t* red = image + static_cast<size_t>(y + i) * side;
+            interleave(red, red + area, red + 2 * area, side, lines + i * stride);
+        }
+        resize::rows(lines, stride, weights, S, resized + y * pitch, pitch);
+    }
+    for (int y = 0; y < S; y++, out += S) {
+        resize::columns(resized + weights.first[y] * pitch, pitch, weights.of(y), weights.count[y], static_cast<int>(width), row);
+        deinterleave(row, S, out, out + out_area, out + 2 * out_area);
+    }
 }
 
 }  // namespace
@@ -49,6 +69,15 @@ void vit_normalize(const uint8_t* images, int64_t B, int64_t H, int64_t W, const
     const int64_t area = H * W;
     for (int64_t plane = 0; plane < B * CHANNELS; plane++)
         normalize(images + plane * area, area, mean[plane % CHANNELS], std_dev[plane % CHANNELS], out + plane * area);
+}
+
+// (B, 3, side, side) -> (B, 3, S, S), by Lanczos's filter.
+void vit_lanczos(const uint8_t* images, int64_t B, int64_t side, int64_t S, uint8_t* out) {
+    resize::Weights weights;
+    weights.set(resize::LANCZOS, 0.0, static_cast<double>(side), static_cast<int>(side), S, 0, static_cast<int>(S));
+    weights.split();
+    for (int64_t i = 0; i < B; i++, images += CHANNELS * side * side, out += CHANNELS * S * S)
+        resize_planes(images, weights, static_cast<int>(side), static_cast<int>(S), out);
 }
 
 // sums: (count,), of each image's gray levels, truncated to integers.

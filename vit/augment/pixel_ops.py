@@ -283,5 +283,6 @@ def declare_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
         for name in names:
             getattr(library, f"vit_{name}").argtypes = [pointer, pointer, size, size, size, *pointers * [pointer]]
     library.vit_planes.argtypes = [pointer, size, size, size, pointer, pointer]
+    library.vit_lanczos.argtypes = [pointer, size, size, size, pointer]
     library.vit_normalize.argtypes = [pointer, size, size, size, pointer, pointer, pointer]
     return library

@@ -57,6 +57,7 @@ class DataConfig:
     prefetch: int = 3  # batches decoded ahead
     decoder: Literal["auto", "native", "scaled", "ffcv"] = "auto"  # scaled: faster, inexact; auto: native, else ffcv
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # resize filter, antialiased; not for decoder ffcv
+    small_images: Literal["decoded", "lanczos"] = "decoded"  # train_sizes: crops of that size; lanczos: resized crops
     cache: Literal["os", "process", "memory"] = "os"  # page cache; reads of each rank; memory, one copy per node
     shuffle_window: int = 0  # images per shuffling window, for files larger than memory; 0: shuffle the whole set
     repeats: int = 1  # repeated augmentation: times that each image is in a batch, with different crops; 1: off

@@ -185,7 +185,8 @@ class TrainData:
         strided = cfg.data.repeats > 1
         positions = index + cfg.micro_batches * offset if strided else index * cfg.micro_batch + offset
         views = functools.partial(self.order.at, step * cfg.global_batch + positions.ravel())
-        return BatchPlan(views, cfg.model.image_size, functools.partial(self._read_ahead_and_check, step, first))
+        size = self.reader.size if cfg.data.small_images == "lanczos" else cfg.model.image_size
+        return BatchPlan(views, size, functools.partial(self._read_ahead_and_check, step, first))
 
     def _read_ahead_and_check(self, step: int, first: bool) -> None:
         """This rank's share of the step's read-ahead hints and, in the first epoch, of the pages to check."""

@@ -1,4 +1,4 @@
-// The antialiased bilinear and bicubic resize of Pillow 13, bit for bit: fixed-point weights with 22 fractional bits, one
+// The antialiased bilinear, bicubic and Lanczos resize of Pillow 13, bit for bit: fixed-point weights with 22 fractional bits, one
 // pass along the rows and one along the columns, each rounded to 8 bits.
 // https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 
@@ -19,7 +19,8 @@ constexpr int HALF = BITS / 2;    // bits in the lower half of a weight that is 
 constexpr int CHANNELS = 3;
 constexpr int ROWS = 4;           // rows that are resized together
 
-// A filter: the weight of a pixel as a function of its distance, and its support.  A triangle, or Keys's cubic with a = -1/2.
+// A filter: the weight of a pixel as a function of its distance, and its support.  A triangle, Keys's cubic with a = -1/2, or
+// Lanczos's windowed sinc with three lobes.
 struct Filter {
     double support;
     double (*weight)(double);
@@ -37,7 +38,15 @@ inline double cubic(double x) {
     return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
 }
 
-constexpr Filter BILINEAR = {1.0, triangle}, BICUBIC = {2.0, cubic};
+inline double sinc(double x) {
+    if (x == 0.0) return 1.0;
+    x *= 3.14159265358979323846;
+    return std::sin(x) / x;
+}
+
+inline double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0; }
+
+constexpr Filter BILINEAR = {1.0, triangle}, BICUBIC = {2.0, cubic}, LANCZOS = {3.0, lanczos};
 
 // Whether Pillow resizes the columns before the rows: where that shortens the columns by more than twice as many pixels as
 // the rows.  Pillow 12 and earlier never did: bilinear pixels differ by 1 level, bicubic ones of noise by up to 31.

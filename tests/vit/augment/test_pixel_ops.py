@@ -2,8 +2,6 @@
 
 import ctypes
 import itertools
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tests.helpers.images import micro_batch, noise, one_color, photographs
-from tests.helpers.paths import ROOT
 from vit.augment import pixel_ops, randaugment
 from vit.augment.pipeline import augment, normalize
 from vit.augment.randaugment import OPERATIONS, TORCHVISION_OPERATIONS
@@ -37,18 +34,6 @@ def using_library(library: ctypes.CDLL | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixel_ops, "_library", lambda: library)
         yield
-
-
-@pytest.fixture(scope="session")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """A build without AVX2, as for another processor."""
-    if not shutil.which("g++"):
-        pytest.skip("needs a C++ compiler")
-    built = tmp_path_factory.mktemp("portable") / "pixel_ops.so"
-    flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-DPORTABLE"]
-    source = ROOT / "vit" / "augment" / "pixel_ops.cpp"
-    subprocess.run(["g++", *flags, str(source), "-o", str(built)], check=True)
-    return pixel_ops.declare_signatures(ctypes.CDLL(str(built)))
 
 
 def every_magnitude(name: str, images: Tensor) -> Tensor:

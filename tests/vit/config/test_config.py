@@ -35,6 +35,7 @@ def other_value(name: str, value: Any) -> Any:
         "augment.label_smoothing": 0.0,  # the default, which bce requires
         "data.decoder": "scaled",
         "data.interpolation": "bicubic",
+        "data.small_images": "lanczos",
         "data.cache": "memory",
         "augment.randaugment": "timm",
         "augment.randaugment_magnitude": 7,

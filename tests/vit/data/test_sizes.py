@@ -109,6 +109,13 @@ def test_a_damaged_image_behind_a_border_ends_its_own_step(jpegs_copy: Path) -> 
         next(batches)
 
 
+def test_images_to_be_resized_later_are_decoded_in_the_size_of_the_model(jpegs: Path) -> None:
+    """With `data.small_images lanczos`, augmentation makes them small."""
+    _, images = steps_of(with_data(small(jpegs), small_images="lanczos"))
+    _, _, of_full_size = train_stream(small(jpegs), 1, 0, STEPS)
+    assert torch.equal(torch.cat(images), of_full_size)
+
+
 def test_images_of_all_sizes_share_the_memory_of_the_largest(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pinned memory is allocated when reading starts, and never in a step."""
     allocated: list[tuple[int, ...]] = []
