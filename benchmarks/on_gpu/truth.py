@@ -17,13 +17,14 @@ from torch import Tensor
 
 from benchmarks.on_gpu.checks import ROOT, Checks, main, work_folder
 from benchmarks.on_gpu.jobs import killed_job, verify
-from vit.augment import pixel_ops, randaugment, three_augment
+from vit.augment import lanczos, pixel_ops, randaugment, three_augment
 from vit.augment.gpu_kernels import gpu_warp
 from vit.augment.pipeline import augment
 from vit.checkpoint.snapshot import Snapshot, make_layout
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
 from vit.config.run_schedule import RunSchedule
+from vit.config.values import listed
 from vit.distributed.world import enable_determinism, join_process_group
 from vit.training.step import AugmentedBatch, StepRunner
 
@@ -94,6 +95,23 @@ def each_operation_gives_the_cpus_bytes() -> tuple[str, dict[str, Any]]:
     assert gpu_warp() is not None, "the kernel was not compiled"
     assert all(each["largest"] <= 1 and each["values"] <= 200 for each in found.values()), found
     return f"of {images.numel():,} values each, these differ: {found or 'none'}", found
+
+
+@checks.add_quick
+def images_resized_by_lanczoss_filter_are_those_of_the_cpu_without_a_wait() -> str:
+    noise = np.random.default_rng(3).integers(0, 256, (100, 3, 224, 224), np.uint8)
+    sides, images = (96, 128, 160, 192, 223), torch.cat([photos(100), torch.from_numpy(noise)])
+    on_gpu = images.to(GPU)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        resized = [lanczos.resize(on_gpu, side) for side in sides]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    differing = {
+        side: int((lanczos.resize(images, side) != ours.cpu()).sum()) for side, ours in zip(sides, resized, strict=True)
+    }
+    assert not any(differing.values()), f"values that differ, for each side: {differing}"
+    return f"{len(images)} images to the sides {listed(map(str, sides), 'and')}"
 
 
 @checks.add_quick

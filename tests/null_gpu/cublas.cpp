@@ -87,6 +87,18 @@ EXPORT cublasStatus_t cublasSgemmStridedBatched(
     return product("cublasSgemmStridedBatched" + shape(m, n, k));
 }
 
+EXPORT cublasStatus_t cublasDgemm_v2(
+    cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n, int k, const double*, const double*, int,
+    const double*, int, const double*, double*, int) {
+    return product("cublasDgemm" + shape(m, n, k));
+}
+
+EXPORT cublasStatus_t cublasDgemmStridedBatched(
+    cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n, int k, const double*, const double*, int,
+    long long, const double*, int, long long, const double*, double*, int, long long, int) {
+    return product("cublasDgemmStridedBatched" + shape(m, n, k));
+}
+
 EXPORT cublasStatus_t cublasSgemv_v2(
     cublasHandle_t, cublasOperation_t, int, int, const float*, const float*, int, const float*, int, const float*,
     float*, int) {
