@@ -181,6 +181,8 @@ inline void rows(const uint8_t* in, size_t stride, const Weights& across, int S,
             case 1: return rows_avx2<1>(in, stride, across, S, out, pitch);
             case 2: return rows_avx2<2>(in, stride, across, S, out, pitch);
             case 3: return rows_avx2<3>(in, stride, across, S, out, pitch);
+            case 4: return rows_avx2<4>(in, stride, across, S, out, pitch);
+            case 5: return rows_avx2<5>(in, stride, across, S, out, pitch);
             default: return rows_avx2<0>(in, stride, across, S, out, pitch);
         }
 #endif
@@ -212,12 +214,16 @@ inline __attribute__((always_inline)) void weighted_sums(const uint8_t* rows, si
 
 // The pass along the columns: the weighted sum of `count` rows of `width` bytes, `pitch` bytes apart.
 CPU_DISPATCH inline void columns(const uint8_t* rows, size_t pitch, const int32_t* weight, int count, int width, uint8_t* out) {
-    switch (count) {  // with a small number of taps known at compile time, the sums stay in registers
+    switch (count) {  // with up to nine taps known at compile time, the sums stay in registers
         case 1: return weighted_sum<1>(rows, pitch, weight, width, out);
         case 2: return weighted_sum<2>(rows, pitch, weight, width, out);
         case 3: return weighted_sum<3>(rows, pitch, weight, width, out);
         case 4: return weighted_sum<4>(rows, pitch, weight, width, out);
         case 5: return weighted_sum<5>(rows, pitch, weight, width, out);
+        case 6: return weighted_sum<6>(rows, pitch, weight, width, out);
+        case 7: return weighted_sum<7>(rows, pitch, weight, width, out);
+        case 8: return weighted_sum<8>(rows, pitch, weight, width, out);
+        case 9: return weighted_sum<9>(rows, pitch, weight, width, out);
         default: return weighted_sums(rows, pitch, weight, count, width, out);
     }
 }
