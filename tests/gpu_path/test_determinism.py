@@ -55,7 +55,7 @@ def train_in_every_way() -> None:
     for settings in ({}, others | dropped):
         cfg = ModelConfig(**sizes, **settings, num_classes=CLASSES)
         model, ema = (VisionTransformer(cfg).cuda() for _ in range(2))
-        optimizers = [build_optimizer(model, OptimConfig(optimizer=name)) for name in ("adamw", "lamb")]
+        optimizers = [build_optimizer(model, OptimConfig(optimizer=name)) for name in ("adamw", "lamb", "muon")]
         values = torch.zeros(BATCH, 3, SIZE, SIZE, device="cuda")
         targets = torch.zeros(BATCH, CLASSES, device="cuda")
         for dtype, loss in product((torch.float32, torch.bfloat16, torch.float16), ("cross-entropy", "bce")):

@@ -12,7 +12,7 @@ from vit.checkpoint.read_weights import read_weights
 from vit.config.schema import Config
 from vit.model.pretrained import load_pretrained
 from vit.model.vision_transformer import VisionTransformer
-from vit.optim.optimizer import build_optimizer
+from vit.optim.optimizer import build_optimizer, initialize_state
 from vit.random_keys import Stream, key
 
 
@@ -28,11 +28,7 @@ class TrainState:
     skipped: set[int] = field(default_factory=set)  # steps that are skipped because they failed, counted from 1
 
     def __post_init__(self) -> None:
-        """Creates Adam's moments as the first update would, so that the set of a run's tensors never changes."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] |= {"step": torch.zeros((), device=parameter.device), **moments}
+        initialize_state(self.optimizer)
 
     @classmethod
     def fresh(cls, cfg: Config, device: torch.device) -> "TrainState":
@@ -84,8 +80,9 @@ class TrainState:
                 weights[prefix][name] = tensor
                 continue
             name, state_key = name.rsplit(".", 1)
-            parameter = parameters[name]
-            self.optimizer.state[parameter][state_key] = tensor.to(parameter.device, copy=True)
+            state = self.optimizer.state[parameters[name]]
+            if state_key in state:  # not that of another optimizer, if the run is told to change it
+                state[state_key] = tensor.to(parameters[name].device, copy=True)
         self.model.load_state_dict(weights["model"])
         if self.ema is not None:
             self.ema.load_state_dict(weights["average"] or weights["model"])

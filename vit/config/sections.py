@@ -132,13 +132,14 @@ class OptimConfig:
     """The loss, the optimizer, and its learning rate as a function of the step."""
 
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # bce: binary cross-entropy, all mixed-in classes positive
-    optimizer: Literal["adamw", "lamb"] = "adamw"  # lamb: AdamW with each matrix's step scaled to its norm
+    optimizer: Literal["adamw", "lamb", "muon"] = "adamw"  # lamb: steps scaled to norms; muon: orthogonalized steps
     lr: float = 1e-3  # peak learning rate for the global batch as given; never rescaled to the batch size
     weight_decay: float = 0.1  # decoupled weight decay, multiplied by the learning rate
     decayed: Literal["matrices", "all"] = "matrices"  # matrices: no decay of norms, biases, class token, positions
     beta1: float = 0.9  # decay rate of the gradient's moving average
     beta2: float = 0.999  # decay rate of the squared gradient's moving average
     eps: float = 1e-8  # added to the square root of the second moment
+    momentum: float = 0.95  # muon: decay rate of the moving average of the gradients of the blocks' matrices
     warmup_epochs: float = 0.0  # epochs of linear warmup from warmup_lr to lr; a cosine decay to final_lr follows
     warmup_lr: float = 0.0  # learning rate at the start of warmup
     final_lr: float = 0.0  # learning rate at the last step
@@ -152,8 +153,9 @@ class OptimConfig:
         require(0 < self.lr < math.inf, f"optim.lr must be positive and finite, not {self.lr}")
         for name in ("weight_decay", "eps", "warmup_epochs", "warmup_lr", "final_lr", "clip_norm"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2", "momentum", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), not {getattr(self, name)}")
+        require(self.optimizer == "muon" or self.momentum == 0.95, "optim.momentum requires optim.optimizer muon")
         require(self.max_skipped >= 0, f"optim.max_skipped must not be negative, not {self.max_skipped}")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], not {self.layer_decay}")
 

@@ -65,9 +65,17 @@ def model_shapes(cfg: ModelConfig) -> dict[str, Shape]:
     return out | _norm("norm", D) | _linear("head", D, C)
 
 
+def is_block_matrix(name: str, shape: Shape) -> bool:
+    """Whether it is the weight of a linear layer in a block: those that Muon updates."""
+    return name.startswith("blocks.") and len(shape) == 2
+
+
 def state_bytes(cfg: Config) -> int:
-    """Size of a checkpoint: float32 weights, the optimizer's two moments and, if enabled, the EMA."""
-    return 4 * sum(map(math.prod, model_shapes(cfg.model).values())) * (4 if cfg.optim.ema_decay else 3)
+    """Size of a checkpoint: float32 weights, the optimizer's two moments (of Muon one) and, if enabled, the EMA."""
+    shapes = model_shapes(cfg.model)
+    matrices = sum(math.prod(shape) for name, shape in shapes.items() if is_block_matrix(name, shape))
+    values = sum(map(math.prod, shapes.values())) * (4 if cfg.optim.ema_decay else 3)
+    return 4 * (values - (matrices if cfg.optim.optimizer == "muon" else 0))
 
 
 def _tokens(cfg: ModelConfig) -> int:

@@ -67,10 +67,11 @@ def step_bytes(cfg: Config, micro_batch: int, ranks: int) -> float:
     """Estimates what a step allocates on each GPU; within 10 % of the measured memory of the recipes in `configs/`."""
     model, count = cfg.model, cfg.global_batch // ranks // micro_batch
     D, M, side = model.width, model.mlp_dim, model.image_size // model.patch_size
-    weights = model.depth * (4 * D * D + 2 * D * M) + D * (model.num_classes + 3 * model.patch_size**2)
-    # Weights, gradients, two moments, the EMA, and sums of the gradients of 1, 2, 4, … micro-batches.
+    matrices = model.depth * (4 * D * D + 2 * D * M)
+    weights = matrices + D * (model.num_classes + 3 * model.patch_size**2)
+    # Weights, gradients, two moments (Muon: one), the EMA, and sums of the gradients of 1, 2, 4, … micro-batches.
     copies = 4 + bool(cfg.optim.ema_decay) + (math.ceil(math.log2(count)) if cfg.exact == "bits" else 0)
-    state = 4 * weights * copies
+    state = 4 * (weights * copies - (matrices if cfg.optim.optimizer == "muon" else 0))
     # Of a block, autograd keeps for each token: the input of the block and of the MLP in float32; both inputs after
     # LayerNorm, Q, K, V, the output of attention, and both layers of the MLP in the precision of matrix products.
     bytes_each = 4 if cfg.precision == "float32" else 2

@@ -78,7 +78,7 @@ def test_an_unknown_setting_without_a_similar_one_is_reported(capsys: pytest.Cap
         ("optim.lr", ".nan", ["optim.lr must be positive", "nan"]),
         ("optim.lr", ".inf", ["optim.lr must be positive and finite", "inf"]),
         ("optim.loss", "mse", ["optim.loss must be cross-entropy or bce, not 'mse'"]),
-        ("optim.optimizer", "sgd", ["optim.optimizer must be adamw or lamb, not 'sgd'"]),
+        ("optim.optimizer", "sgd", ["optim.optimizer must be adamw, lamb or muon, not 'sgd'"]),
         ("optim.layer_decay", "0", ["optim.layer_decay must be in (0, 1], not 0"]),
         ("optim.warmup_lr", "-1", ["optim.warmup_lr must not be negative, not -1"]),
         ("model.layer_scale", "-1", ["model.layer_scale must not be negative, not -1"]),

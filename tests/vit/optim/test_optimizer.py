@@ -4,16 +4,16 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import timm
 import timm.optim
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from tests.helpers.data_sets import small_config
+from tests.helpers.optimizers import NeverWaiting, steps
 from vit.checkpoint.train_state import TrainState
 from vit.config.sections import ModelConfig, OptimConfig
 from vit.model.vision_transformer import VisionTransformer
@@ -70,18 +70,6 @@ def test_with_zero_gradients_only_matrices_shrink() -> None:
             torch.testing.assert_close(p.detach(), before[name] * 0.95)
         else:
             assert torch.equal(p, before[name]), name
-
-
-def steps(optimizer: torch.optim.Optimizer, model: nn.Module, count: int) -> list[Tensor]:
-    """The weights after `count` steps with seeded random gradients and a decreasing learning rate."""
-    random = torch.Generator().manual_seed(1)
-    for step in range(count):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.01 / (step + 1)
-        for p in model.parameters():
-            p.grad = torch.randn(p.shape, generator=random) * 10 ** (step % 3 - 1)
-        optimizer.step()
-    return list(model.parameters())
 
 
 def test_adamw_is_that_of_pytorch() -> None:
@@ -150,14 +138,6 @@ def test_lamb_resumes_bit_identically_from_a_checkpoint(tmp_path: Path) -> None:
         steps(resumed.optimizer, resumed.model, 2), steps(state.optimizer, state.model, 2), strict=True
     ):
         assert torch.equal(ours, theirs)
-
-
-class NeverWaiting(TorchDispatchMode):
-    """Forbids to read the value of a tensor, for which Python waits until a GPU has computed it."""
-
-    def __torch_dispatch__(self, operation: Any, _: object, args: Any = (), kwargs: Any = None) -> object:
-        assert operation is not torch.ops.aten._local_scalar_dense.default, "reads a tensor's value"
-        return operation(*args, **(kwargs or {}))
 
 
 def test_lamb_in_fp16_skips_an_update_that_overflows_without_waiting_for_the_gpu() -> None:
