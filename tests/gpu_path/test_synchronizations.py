@@ -36,6 +36,16 @@ def test_the_host_does_not_wait_for_the_gpu_in_a_step(
         assert not waits(counts)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_muon_does_not_wait_for_the_gpu(precision: str, null_gpu: NullGpu, jpegs: Path, tmp_path: Path) -> None:
+    """Neither in the Newton-Schulz iterations, nor to decide whether an update in fp16 overflows."""
+    options = run_options("vit_b16", False, jpegs, tmp_path, "--epochs", "9", "--precision", precision, *SELDOM)
+    options += ["--optim.optimizer", "muon"]
+    (counts,) = null_gpu.run(train_and_count, options, FIRST, LAST, answers=ANSWERS, timeout=200)
+    assert counts.launches > 0
+    assert not waits(counts)
+
+
 def test_the_host_does_not_wait_in_any_of_a_hundred_steps(null_gpu: NullGpu, jpegs: Path, tmp_path: Path) -> None:
     """DDP would, in each hundredth step, to measure times that nobody reads."""
     options = run_options("vit_b16_noaug", False, jpegs, tmp_path, "--epochs", "60", *SELDOM)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,18 @@ import torch
 from torch import Tensor
 
 from tests.helpers.data_sets import small_config
+from tests.helpers.interrupted_runs import (
+    ALL_RANKS,
+    Fault,
+    final_tensors,
+    learning_curve,
+    new_run_folder,
+    run_attempt,
+    save_each_step,
+    short_config,
+)
 from tests.helpers.optimizers import NeverWaiting, steps
+from tests.helpers.ranks import run_ranks
 from vit.checkpoint.train_state import TrainState
 from vit.config.sections import ModelConfig, OptimConfig
 from vit.config.user_error import UserError
@@ -154,6 +166,24 @@ def test_a_run_that_is_told_to_change_its_optimizer_keeps_the_moments_that_both_
     kept, given = new.tensors(), old.tensors()
     assert all(torch.equal(tensor, given.get(name, torch.zeros_like(tensor))) for name, tensor in kept.items())
     assert all(p.isfinite().all() for p in steps(new.optimizer, new.model, 2))
+
+
+def test_a_run_with_muon_is_identical_after_kills_and_a_skipped_step_on_other_numbers_of_ranks(
+    betons: Path, tmp_path: Path
+) -> None:
+    """Killed on four ranks, then on two after it rolled back from a step that was not finite, and finished on one."""
+    cfg = save_each_step(short_config(betons))
+    cfg = replace(cfg, optim=replace(cfg.optim, optimizer="muon", layer_decay=0.7))
+    expected, killed = new_run_folder(tmp_path / "expected"), new_run_folder(tmp_path / "killed")
+    assert run_ranks(4, run_attempt, cfg, expected, None, (), (3,)) == ["finished"] * 4
+    assert run_ranks(4, run_attempt, cfg, killed, Fault(2, ALL_RANKS, signal.SIGKILL)) == [-signal.SIGKILL] * 4
+    assert run_ranks(2, run_attempt, cfg, killed, Fault(5, 0, signal.SIGTERM), (), (3,)) == ["stopped"] * 2
+    assert run_ranks(1, run_attempt, cfg, killed) == ["finished"]
+    tensors, others = final_tensors(expected), final_tensors(killed)
+    assert "optimizer.blocks.0.mlp.up.weight.momentum_buffer" in tensors
+    assert tensors.keys() == others.keys()
+    assert [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])] == []
+    assert learning_curve(expected) == learning_curve(killed)
 
 
 def test_muon_in_fp16_skips_an_update_that_overflows_without_waiting_for_the_gpu() -> None:

@@ -89,6 +89,13 @@ def test_the_estimate_is_close_to_the_memory_of_each_recipe(
     assert step_bytes(cfg, cfg.micro_batch, ranks=4) / GIB == pytest.approx(measured, rel=0.1)
 
 
+def test_muon_needs_one_moment_less_of_the_blocks_matrices() -> None:
+    """ViT-B has 12 blocks with 7.1 million weights in matrices."""
+    cfg = load_config(CONFIGS / "vit_b16.yaml")
+    muon = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, optimizer="muon"))
+    assert step_bytes(cfg, 384, 4) - step_bytes(muon, 384, 4) == 4 * 12 * 12 * 768**2
+
+
 def test_the_suggested_micro_batch_is_one_that_the_run_accepts() -> None:
     """It divides the batch among the ranks, and is large enough for mixup."""
     cfg = load_config(CONFIGS / "vit_b16.yaml")  # 4 micro-batches of 384
