@@ -15,18 +15,15 @@ from vit.run.jsonl import read_raw_lines
 
 
 def with_details(status: Status, run: RunFolder) -> Status:
-    """Adds model FLOP/s utilization, and the use of GPUs in the newest attempt that recorded it.
+    """Adds model FLOP/s utilization, if it is not recorded, and the use of GPUs in the newest attempt that recorded it.
 
     What cannot be read is left out and named in `problems`.
     """
     problems = list(status.problems)
-    mfu = usage = None
+    mfu, usage = status.mfu, None
     try:
-        if status.images_per_second and status.ranks and peak_flops(status.device, "bf16") is not None:
-            settings = settings_of(run)
-            if model := model_of(settings):
-                precision = str(setting(settings, "precision"))
-                mfu = utilization(model, precision, status.device, status.ranks, status.images_per_second)
+        if mfu is None:
+            mfu = _mfu(status, run)
     except OSError as error:
         problems.append(str(error))
     try:
@@ -40,6 +37,17 @@ def with_details(status: Status, run: RunFolder) -> Status:
     if usage is None:
         return status
     return replace(status, gpu=usage.gpu, gpu_memory=usage.gpu_memory, gpu_memory_total=usage.gpu_memory_total)
+
+
+def _mfu(status: Status, run: RunFolder) -> float | None:
+    """For runs of older versions, all of whose images had the same size.  Raises OSError."""
+    if not (status.images_per_second and status.ranks) or peak_flops(status.device, "bf16") is None:
+        return None
+    settings = settings_of(run)
+    model, precision = model_of(settings), str(setting(settings, "precision"))
+    if model is None or settings.get("train_sizes"):
+        return None
+    return utilization(model, precision, status.device, status.ranks, status.images_per_second)
 
 
 def with_history(status: Status, run: RunFolder) -> tuple[Status, RunHistory]:

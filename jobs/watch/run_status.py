@@ -12,6 +12,7 @@ from jobs.login.slurm_queries import QueuedJob
 from jobs.node import submitter_lock
 from jobs.watch.file_cache import cached
 from jobs.watch.file_cache import evaluations as evaluations_of
+from jobs.watch.time_left import expected_end
 from vit.history.attempts import Attempt, mark_killed, read_attempts
 from vit.history.learning_curve import best, integer, number, read_tail, top1, training
 from vit.history.time_spent import TimeSpent, time_spent
@@ -44,6 +45,7 @@ class Status:
     best_top1: float | None = None
     best_epoch: float | None = None
     images_per_second: float | None = None
+    mfu: float | None = None  # model FLOP/s utilization, as recorded; `details.py` computes it where it is not
     seconds_left: float | None = None  # from now on, evaluations and checkpoints included
     ends: float | None = None  # Unix time
     attempt: int = 0  # number of the newest one
@@ -60,7 +62,6 @@ class Status:
     attempts: tuple[Attempt, ...] = ()
     time_spent: TimeSpent = field(default_factory=TimeSpent)
     # Added by `details.py`:
-    mfu: float | None = None  # model FLOP/s utilization
     gpu: float | None = None  # share of the time in which a kernel ran
     gpu_memory: int | None = None  # bytes: the peak of the GPU that used most
     gpu_memory_total: int | None = None
@@ -114,7 +115,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     spent, highest = time_spent(attempts), best(evaluations) or {}
     age = _seconds_since_write(run)
     alive = state == "running" or (state == "unknown" and age is not None and age < RECENT_SECONDS)
-    ends = _expected_end(trained, newest, attempts[-1].began if attempts else 0.0) if alive else None
+    ends = expected_end(trained, newest, attempts[-1] if attempts else None) if alive else None
     saved = [e for e in events if e["event"] == "checkpoint" and integer(e, "step") is not None]
     last, now = attempts[-1] if attempts else None, time.time()
     return Status(
@@ -133,6 +134,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         best_top1=top1(highest),
         best_epoch=number(highest, "epoch"),
         images_per_second=number(trained, "images_per_second"),
+        mfu=number(trained, "mfu"),
         seconds_left=None if ends is None else max(0.0, round(ends - now, 1)),
         ends=ends,
         attempt=len(attempts),
@@ -170,25 +172,6 @@ def _age(events: Sequence[Event], now: float) -> float | None:
 def _name(run: RunFolder) -> str:
     """The name of the folder, also of `.` and `..`."""
     return run.path.name if run.path.name not in ("", "..") else run.path.resolve().name
-
-
-def _expected_end(trained: Event, newest: Event, began: float) -> float | None:
-    """When the last step will be done, if nothing interrupts the run, whose newest attempt `began` then.
-
-    None if it should be over by now: nobody knows how long something takes that hangs.  A record's `seconds_left`
-    counts steps only; what evaluations and checkpoints took in its attempt is added.
-    """
-    left, recorded = number(trained, "seconds_left"), number(trained, "time")
-    if left is None:
-        return None
-    now = time.time()
-    seconds = newest.get("seconds")
-    seconds = seconds if isinstance(seconds, dict) else {}
-    steps = sum(number(seconds, name) or 0.0 for name in ("data", "step", "sync"))
-    besides = sum(number(seconds, name) or 0.0 for name in ("checkpoint", "evaluate"))
-    since = now if recorded is None or recorded < began else recorded  # an earlier attempt, or an older version
-    ends = since + left * (1 + besides / steps if steps > 0 else 1)
-    return ends if ends >= now else None
 
 
 def _newest_job(events: Sequence[Event]) -> str | None:

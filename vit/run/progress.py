@@ -9,7 +9,7 @@ from vit.run.jsonl import Record
 
 
 def progress_line(record: Record) -> str:
-    """Formats a record of the learning curve: progress, loss or accuracy, throughput and time left."""
+    """Formats a record of the learning curve: progress, loss or accuracy, throughput, MFU and time left."""
     position = f"epoch {record['epoch']:.2f}/{record['epochs']}  step {record['step']:,}/{record['steps']:,}"
     if "val_top1" in record:
         ema = f"  EMA {record['val_top1_average']:.2%}" if "val_top1_average" in record else ""
@@ -18,9 +18,10 @@ def progress_line(record: Record) -> str:
     rate = record["images_per_second"]
     minutes, seconds = divmod(round(record["seconds_left"]), 60)
     left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    mfu = f"  MFU {record['mfu']:.0%}" if "mfu" in record else ""
     return (
         f"{position}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-        f"{rate:,.{0 if rate >= 10 else 1}f} images/s  {left} left"
+        f"{rate:,.{0 if rate >= 10 else 1}f} images/s{mfu}  {left} left"
     )
 
 

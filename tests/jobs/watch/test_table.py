@@ -40,8 +40,8 @@ def test_a_running_run_shows_what_it_does_and_when_it_will_end(tmp_path: Path) -
     assert row.goodput == pytest.approx(0.8 * 400 / (400 + 3 * 10), rel=0.05)
     assert row.data_wait == pytest.approx(0.1 * 400 / (400 + 3 * 10), rel=0.05)
     assert row.checkpoint_age == pytest.approx(4, abs=2)
-    # 1000 steps of 0.4 s, and for each 0.36 s of steps and waiting for data 0.04 s of evaluations and checkpoints.
-    assert row.seconds_left == pytest.approx(400 * (1 + 0.1 / 0.9) - 5, abs=2)
+    # 1000 steps of 0.4 s; evaluations of 0.02 s a step, and checkpoints of 0.02 s for each 0.36 s of steps and data.
+    assert row.seconds_left == pytest.approx(400 + 1000 * 0.02 + 400 * 0.02 / 0.36 - 5, abs=2)
     assert row.ends == pytest.approx(time.time() + row.seconds_left, abs=1)
     flops = 2560 * training_flops_per_image(ModelConfig())
     assert row.mfu == pytest.approx(flops / (4 * 312e12))
@@ -68,6 +68,18 @@ def test_a_running_run_shows_what_it_does_and_when_it_will_end(tmp_path: Path) -
         "last",
         "update",
     ]
+
+
+def test_the_utilization_is_the_recorded_one(tmp_path: Path) -> None:
+    """It cannot be computed later if the images of some steps were smaller than `model.image_size`."""
+    run = write_run(tmp_path / "run")
+    newest = {"step": 1001, "steps": 2000, "loss": 1.0, "images_per_second": 9000.0, "time": time.time()}
+    append(run.metrics, newest | {"mfu": 0.375})
+    assert shown(run).mfu == 0.375
+    assert "38%" in format_table([shown(run)], 300)[1].split()
+    run.config.write_text(run.config.read_text() + "train_sizes: [[0.5, 128], [0.5, 224]]\n")
+    append(run.metrics, newest)
+    assert shown(run).mfu is None
 
 
 def test_values_that_no_run_has_take_no_room(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def test_the_progress_line_shows_progress_results_and_time_left() -> None:
     assert line == "epoch 0.50/5  step 20/100  loss 2.3457  lr 1.00e-03  10,000 images/s  1:02:03 left"
     assert progress_line(training_record(20)).endswith("  1:30 left")
     assert "  0.4 images/s  " in progress_line(training_record(20) | {"images_per_second": 0.42})
+    assert progress_line(training_record(20) | {"mfu": 0.3149}).endswith("  10,000 images/s  MFU 31%  1:30 left")
     assert progress_line(training_record(20) | {"seconds_left": 59.7}).endswith("  1:00 left")
     assert progress_line(evaluation_record(20)) == "epoch 0.50/5  step 20/100  test top-1 50.00%  top-5 90.00%"
     assert progress_line(evaluation_record(20) | {"val_top1_average": 0.515}).endswith("  EMA 51.50%")
