@@ -143,9 +143,12 @@ def queueing(history: RunHistory) -> str | None:
 
 
 def slow_node(history: RunHistory) -> str | None:
-    """An attempt that took much longer per step than the others, on another node."""
+    """An attempt that took much longer per step than the others, on another node.
+
+    Not if images grow over the run: its steps then get slower by themselves.
+    """
     pace = {id(a): seconds for a in history.attempts if (seconds := _seconds_per_step(a))}
-    if len(pace) < 3:
+    if len(pace) < 3 or history.settings.get("train_sizes"):
         return None
     usual = median(pace.values())
     slow = [a for a in history.attempts if pace.get(id(a), 0.0) > 1.25 * usual and a.node]
@@ -159,7 +162,10 @@ def slow_node(history: RunHistory) -> str | None:
 
 
 def gpu_memory(history: RunHistory) -> str | None:
-    """Room for a larger micro-batch."""
+    """Room for a larger micro-batch, unless some image sizes have their own (the third value in `train_sizes`)."""
+    sizes = history.settings.get("train_sizes")
+    if isinstance(sizes, list) and any(isinstance(row, list) and len(row) > 2 for row in sizes):
+        return None
     used = max((u for u in history.usage if u.gpu_memory), key=lambda u: u.gpu_memory or 0, default=None)
     ranks = history.attempts[-1].ranks if history.attempts else None
     if used is None or not used.gpu_memory or not used.gpu_memory_total or not ranks:

@@ -1,5 +1,6 @@
 """The notes on a run: each where its cause was measured, and none on a run that uses well what it was given."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,3 +228,13 @@ def test_nothing_is_advised_that_cannot_be_done() -> None:
 def test_settings_of_other_types_do_not_matter(bad: dict[str, Any]) -> None:
     """A config of another version, or a damaged one."""
     notes(history(WAITING, usage=[usage(gpu_memory=2**30)], events=[event("skipped", step=1)], settings=bad))
+
+
+@pytest.mark.parametrize(
+    "run", [history(*SLOW), history(usage=[usage(gpu_memory=31 * 2**30)], settings={"global_batch": 3072})]
+)
+def test_steps_that_differ_in_the_size_of_their_images_are_not_compared(run: RunHistory) -> None:
+    """Those of later attempts are slower on any node, and their peak of memory is not that of all steps."""
+    grows = {"train_sizes": [[0.5, 128, 768], [0.5, 224, 384]]}
+    assert len(notes(run)) == 1
+    assert notes(replace(run, settings={**run.settings, **grows})) == []
