@@ -89,7 +89,7 @@ class Replay:
             if found:
                 self._check_files(where, found[0], tree)
             MetricsLog(run, self.cfg, step)
-            SampleLog(run, self.cfg, step, 0)
+            SampleLog(run, step, 0)
             self._check_logs(where, run, step)
         except Exception as error:
             self.problems.append(f"{where}: the run does not resume: {type(error).__name__}: {error}")

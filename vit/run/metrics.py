@@ -58,8 +58,8 @@ class SampleLog:
     `step`.
     """
 
-    def __init__(self, run: RunFolder, cfg: Config, step: int, rank: int) -> None:
-        self.path, self.micro_batch, self.rank = run.samples, cfg.micro_batch, rank
+    def __init__(self, run: RunFolder, step: int, rank: int) -> None:
+        self.path, self.rank = run.samples, rank
         self.truncate(step)
 
     def truncate(self, step: int) -> None:
@@ -69,9 +69,9 @@ class SampleLog:
 
     def write(self, step: int, micro_batches: range, samples: list[int]) -> None:
         """Appends the samples that one rank used in the batch that led to `step`, one record per micro-batch."""
+        size = len(samples) // len(micro_batches)
         for j, index in enumerate(micro_batches):
-            ids = samples[j * self.micro_batch : (j + 1) * self.micro_batch]
-            append(self.path, {"step": step, "shard": index, "samples": ids})
+            append(self.path, {"step": step, "shard": index, "samples": samples[j * size : (j + 1) * size]})
 
 
 def _set_aside(path: Path, superseded: Callable[[Record], bool]) -> tuple[list[Record], list[Record]]:

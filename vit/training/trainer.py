@@ -78,7 +78,7 @@ class Trainer:
         self.runner = StepRunner(self.schedule, world, self.state)
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
-        self.sample_log = SampleLog(run, cfg, self.state.step, world.rank) if cfg.log.samples else None
+        self.sample_log = SampleLog(run, self.state.step, world.rank) if cfg.log.samples else None
         self.throughput = Throughput(self.state.step, cfg.global_batch)
         self.step_times = StepTimes(run.logs, world.rank)
         self.scores: dict[str, float] = {}  # of the last evaluation
