@@ -56,7 +56,7 @@ def _augment_batch(
 ) -> AugmentedBatch:
     keys = [key(Stream.AUGMENT, cfg.seed, step, index) for index in world.my_micro_batches(cfg.micro_batches)]
     images, targets = augment_micro_batches(
-        batch.images, batch.labels, cfg.augment, cfg.model.num_classes, keys, cfg.mix_distance
+        batch.images, batch.labels, cfg.augment, cfg.model.num_classes, keys, cfg.mix_distance, cfg.model.image_size
     )
     micro_batches = list(zip(images.split(cfg.micro_batch), targets.split(cfg.micro_batch), strict=True))
     return AugmentedBatch(micro_batches, batch.samples, stream.record_event() if stream else None)

@@ -106,7 +106,7 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
-    absent = {"train_sizes", "epochs_count", "augment.randaugment_ramp"}  # at their defaults, as in older versions
+    absent = {"train_sizes", "epochs_count", "data.small_images", "augment.randaugment_ramp"}  # at their defaults
     assert flatten(Config()).keys() - recipe_of(Config()).keys() == free | absent
     others = Config(train_sizes=((1, 224),), epochs_count="pixels", augment=AugmentConfig(randaugment_ramp=True))
     assert recipe_of(others).keys() >= absent

@@ -17,28 +17,26 @@ from vit.data.decode import DecodeError
 from vit.data.loader import TrainData
 from vit.data.order import Order
 
-SIDES = (14, 14, 21, 21, 28, 28, 28)  # of the images of each step: both borders are within one prefetch window
-MICRO_BATCHES = {14: 12, 21: 6, 28: 6}  # images per micro-batch at each side
-STEPS = len(SIDES)
+SIDES = (14, 14, 21, 21, 28, 28, 28, 28)  # of the images of each step: both borders are within one prefetch window
+STEPS = len(SIDES)  # three epochs of 64 images in batches of 24
+ROWS = ((0.25, 14, 12), (0.25, 21, 6), (0.5, 28, 6))
+
+
+def small(path: Path, **changes: object) -> Config:
+    """Two or four micro-batches a step, with images of three sizes."""
+    cfg = replace(small_config(path), epochs=3, global_batch=24, micro_batch=6, train_sizes=ROWS)
+    return with_data(cfg, limit=JPEGS, workers=2, verify="never", **changes)
 
 
 def sized(cfg: Config, side: int) -> Config:
-    return replace(cfg, micro_batch=MICRO_BATCHES[side], model=replace(cfg.model, image_size=side))
-
-
-def train_data(cfg: Config, rank: int, ranks: int) -> TrainData:
-    data = TrainData(cfg, simulated_world(rank, ranks))
-    data.config_of = lambda step: sized(cfg, SIDES[step])
-    return data
-
-
-def small(path: Path) -> Config:
-    return with_data(replace(small_config(path), global_batch=24, micro_batch=6), workers=2, verify="never")
+    """The same without `train_sizes`."""
+    return replace(cfg, train_sizes=(), model=replace(cfg.model, image_size=side))
 
 
 def steps_of(cfg: Config, ranks: int = 1, start: int = 0) -> tuple[list[Ints], list[Tensor]]:
     """Samples and pixels of each step, of all ranks in the order of their micro-batches."""
-    by_rank = [copied_batches(train_data(cfg, rank, ranks).batches(start, STEPS)) for rank in range(ranks)]
+    data = [TrainData(cfg, simulated_world(rank, ranks)) for rank in range(ranks)]
+    by_rank = [copied_batches(each.batches(start, STEPS)) for each in data]
     in_order = list(zip(*by_rank, strict=True))
     samples = [np.concatenate([batch.samples for batch in step]) for step in in_order]
     return samples, [torch.cat([batch.images for batch in step]) for step in in_order]
@@ -50,7 +48,7 @@ def test_images_of_a_step_are_those_of_a_run_with_its_size_alone(
     data: str, decoder: str, request: pytest.FixtureRequest
 ) -> None:
     """The same samples and crops, each resized to the side of its step, from JPEGs and from raw pixels."""
-    cfg = with_data(small(request.getfixturevalue(data)), decoder=decoder)
+    cfg = small(request.getfixturevalue(data), decoder=decoder)
     samples, images = steps_of(cfg)
     assert [tuple(each.shape) for each in images] == [(24, side, side, 3) for side in SIDES]
     for side in set(SIDES):
@@ -64,7 +62,7 @@ def test_images_of_a_step_are_those_of_a_run_with_its_size_alone(
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_ranks_threads_prefetch_and_a_resume_around_a_border_change_nothing(repeats: int, jpegs: Path) -> None:
     """On 1 and 2 ranks, from each step on; with repeated augmentation, whose places depend on the micro-batch."""
-    cfg = with_data(small(jpegs), repeats=repeats)
+    cfg = small(jpegs, repeats=repeats)
     samples, images = steps_of(cfg)
     for start in range(STEPS):
         for ranks, workers, prefetch in ((1, 1, 1), (2, 3, 4)):
@@ -83,7 +81,7 @@ def in_step(cfg: Config, step: int) -> int:
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_damaged_image_at_a_border_is_replaced_in_the_size_of_its_step(step: int, jpegs_copy: Path) -> None:
     """On any number of ranks; all other images stay as they are, in the size of their own steps."""
-    cfg = with_data(small(jpegs_copy), on_bad="skip")
+    cfg = small(jpegs_copy, on_bad="skip")
     before_samples, before = steps_of(cfg)
     damaged = in_step(cfg, step)
     overwrite(jpegs_copy, int(open_beton(jpegs_copy).offset[damaged]), bytes(64))
@@ -103,7 +101,7 @@ def test_a_damaged_image_behind_a_border_ends_its_own_step(jpegs_copy: Path) -> 
     cfg = small(jpegs_copy)
     damaged = in_step(cfg, 2)
     overwrite(jpegs_copy, int(open_beton(jpegs_copy).offset[damaged]), bytes(64))
-    batches = train_data(cfg, 0, 1).batches(0, STEPS)
+    batches = TrainData(cfg, simulated_world()).batches(0, STEPS)
     assert [next(batches).images.shape[1] for _ in range(2)] == [14, 14]
     with pytest.raises(DecodeError, match=f"sample {damaged} "):
         next(batches)
@@ -111,8 +109,9 @@ def test_a_damaged_image_behind_a_border_ends_its_own_step(jpegs_copy: Path) -> 
 
 def test_images_to_be_resized_later_are_decoded_in_the_size_of_the_model(jpegs: Path) -> None:
     """With `data.small_images lanczos`, augmentation makes them small."""
-    _, images = steps_of(with_data(small(jpegs), small_images="lanczos"))
-    _, _, of_full_size = train_stream(small(jpegs), 1, 0, STEPS)
+    cfg = small(jpegs, small_images="lanczos")
+    _, images = steps_of(cfg)
+    _, _, of_full_size = train_stream(sized(cfg, 28), 1, 0, STEPS)
     assert torch.equal(torch.cat(images), of_full_size)
 
 
@@ -127,6 +126,6 @@ def test_images_of_all_sizes_share_the_memory_of_the_largest(jpegs: Path, monkey
         return empty(shape, **options)
 
     monkeypatch.setattr(torch, "empty", counted)
-    cfg = with_data(small(jpegs), prefetch=2)
-    assert [batch.images.shape[1] for batch in train_data(cfg, 0, 1).batches(0, STEPS)] == list(SIDES)
+    data = TrainData(small(jpegs, prefetch=2), simulated_world())
+    assert [batch.images.shape[1] for batch in data.batches(0, STEPS)] == list(SIDES)
     assert allocated == 3 * [(24, 28, 28, 3)]
