@@ -151,7 +151,7 @@ def check_augmentation(request: Request) -> Iterator[Finding]:
         yield Finding("augmentation", "WARN", f"{text}; GPUs do not need it", advice)
         return
     try:
-        ctypes.CDLL(spec.origin)["vit_normalize"]
+        ctypes.CDLL(spec.origin)["vit_lanczos"]  # the newest of its functions
     except (OSError, AttributeError) as error:
         yield Finding("augmentation", "FAIL", f"vit.augment._pixel_ops cannot be loaded: {error}", advice)
     else:

@@ -185,8 +185,7 @@ class TrainData:
         strided = cfg.data.repeats > 1
         positions = index + cfg.micro_batches * offset if strided else index * cfg.micro_batch + offset
         views = functools.partial(self.order.at, step * cfg.global_batch + positions.ravel())
-        size = self.reader.size if cfg.data.small_images == "lanczos" else cfg.model.image_size
-        return BatchPlan(views, size, functools.partial(self._read_ahead_and_check, step, first))
+        return BatchPlan(views, decoded_size(self.cfg, cfg), functools.partial(self._read_ahead_and_check, step, first))
 
     def _read_ahead_and_check(self, step: int, first: bool) -> None:
         """This rank's share of the step's read-ahead hints and, in the first epoch, of the pages to check."""
@@ -199,6 +198,11 @@ class TrainData:
         steps, pages = cfg.steps(1, self.samples), len(beton.pages)
         if cfg.data.verify == "first-epoch" and step < steps:
             check_pages(beton, range(step * pages // steps, (step + 1) * pages // steps)[world.rank :: world.size])
+
+
+def decoded_size(run: Config, step: Config) -> int:
+    """Side of the images that are decoded for a step with this config; augmentation makes larger ones small."""
+    return (run if run.data.small_images == "lanczos" else step).model.image_size
 
 
 class ValData:
