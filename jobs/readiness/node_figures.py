@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.login.resources import Resources
 from jobs.readiness.finding import Finding
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import read_dataset_manifest
@@ -112,8 +113,17 @@ def _training(part: Part, node: Part, cfg: Config) -> Finding:
         text += f"; {part['peak_memory'] / 1e9:.0f} of {node['memory'] / 1e9:.0f} GB of a GPU's memory"
     text += f"; the first step took {format_duration(part['first_step_seconds'])}"
     if images := _images(cfg):
-        text += f"; all {counted(cfg.epochs, 'epoch')} take {format_duration(cfg.epochs * images / speed)}"
+        text += (
+            f"; all {counted(cfg.epochs, 'epoch')} take {format_duration(_images_of_full_size(cfg, images) / speed)}"
+        )
     return Finding("training", "OK", text)
+
+
+def _images_of_full_size(cfg: Config, images: int) -> float:
+    """The images at `model.image_size` that have as many pixels as those of all steps."""
+    stages = RunSchedule(cfg, images).stages
+    steps = sum((s.stop - s.start) * (s.cfg.model.image_size / cfg.model.image_size) ** 2 for s in stages)
+    return steps * cfg.global_batch
 
 
 def _images(cfg: Config) -> int:

@@ -44,11 +44,15 @@ PARTS = "parts.jsonl"
 
 
 def short_run(cfg: Config) -> Config:
-    """The config of the measured run: the same work, without Weights & Biases and without copies of the data sets."""
+    """The config of the measured run: the same work, without Weights & Biases and without copies of the data sets.
+
+    With `train_sizes` it measures steps at `model.image_size`, which need most memory.
+    """
     cache = "os" if cfg.data.cache == "memory" else cfg.data.cache
     return replace(
         cfg,
         init_from="",
+        train_sizes=(),
         data=replace(cfg.data, stage="", cache=cache),
         log=replace(cfg.log, wandb="off", samples=False),
     )

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from contextlib import suppress
 
 from vit.run.jsonl import Record
@@ -58,25 +57,3 @@ def clear_line() -> None:
     with suppress(OSError):
         if sys.stdout and sys.stdout.isatty():
             print("\r\x1b[K", end="", flush=True)
-
-
-class Throughput:
-    """Images per second and the time left, measured over the steps since the last call of `measure`."""
-
-    def __init__(self, step: int, global_batch: int) -> None:
-        self.global_batch = global_batch
-        self._step, self._time = step, time.perf_counter()
-
-    def exclude(self, seconds: float) -> None:
-        """Excludes time that was not spent on steps, e.g. on an evaluation."""
-        self._time += seconds
-
-    def measure(self, step: int, steps: int) -> Record:
-        """`images_per_second` and `seconds_left` at `step` of `steps`."""
-        now = time.perf_counter()
-        per_step = (now - self._time) / max(1, step - self._step)
-        self._step, self._time = step, now
-        return {
-            "images_per_second": round(self.global_batch / per_step, 1),
-            "seconds_left": round((steps - step) * per_step, 1),
-        }

@@ -33,13 +33,14 @@ from vit.run.activity import activity
 from vit.run.clock import Clock
 from vit.run.folder import Event, RunFolder
 from vit.run.metrics import MetricsLog, SampleLog
-from vit.run.progress import Throughput, show
+from vit.run.progress import show
 from vit.run.step_times import StepTimes
 from vit.training.compile_cache import CompileCache
 from vit.training.compile_time import compile_message
 from vit.training.milestones import Milestones
 from vit.training.scoring import evaluate
 from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
+from vit.training.throughput import Throughput
 
 
 class Outcome(enum.StrEnum):
@@ -79,7 +80,7 @@ class Trainer:
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
         self.sample_log = SampleLog(run, self.state.step, world.rank) if cfg.log.samples else None
-        self.throughput = Throughput(self.state.step, cfg.global_batch)
+        self.throughput = Throughput(self.schedule.stages, world.size, device_name(world.device), self.state.step)
         self.step_times = StepTimes(run.logs, world.rank)
         self.scores: dict[str, float] = {}  # of the last evaluation
 
@@ -184,7 +185,7 @@ class Trainer:
             self.log.write(
                 self.milestones.position(state.step)
                 | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
-                | self.throughput.measure(state.step, self.milestones.total_steps)
+                | self.throughput.measure(state.step)
                 | self.clock.record()
             )
 
@@ -258,7 +259,7 @@ class Trainer:
             self.saver.reset_to(self.restore())
             self.runner.discard_unchecked()
         self.clock.rewind(reached - state.step)
-        self.throughput = Throughput(state.step, self.cfg.global_batch)
+        self.throughput.restart(state.step)
         self.step_times.exclude()
         if self.sample_log is not None:
             self.sample_log.truncate(state.step)

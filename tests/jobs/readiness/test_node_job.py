@@ -15,6 +15,7 @@ from jobs.readiness.node_job import check_nodes
 from tests.helpers.data_sets import small_config
 from tests.helpers.slurm_cluster import Cluster
 from vit.config.schema import Config
+from vit.node_benchmark.__main__ import short_run
 
 
 @pytest.fixture
@@ -96,13 +97,12 @@ PARTS = [
 ]
 
 
-def judged(changes: dict[str, dict[str, Any]]) -> dict[str, Finding]:
+def judged(changes: dict[str, dict[str, Any]], cfg: Config | None = None) -> dict[str, Finding]:
     """The findings for four GPUs, of which some figures are changed."""
     parts = [part | changes.get(str(part["part"]), {}) for part in PARTS]
     parts += [{"part": "error", **changes["error"]}] if "error" in changes else []
     resources = Resources(nodes=1, gpus=4, cpus=32, use_gpus=True, cluster=ClusterConfig())
-    cfg = Config(precision="bf16")
-    return {each.check: each for each in judge(parts, resources, cfg)}
+    return {each.check: each for each in judge(parts, resources, cfg or Config(precision="bf16"))}
 
 
 def test_good_figures_are_good() -> None:
@@ -117,6 +117,16 @@ def test_good_figures_are_good() -> None:
     assert found["decoding"].text == "9,000 images/s on 32 cores; 4 GPUs can train on 4,848"
     assert found["training"].text.startswith("20 steps: 4,800 images/s, 41% of the peak FLOP/s; 31 of 85 GB")
     assert found["save"].text == "1,040 MB in 3.2 s"
+
+
+def test_the_length_of_a_run_counts_the_pixels_of_its_images(betons: Path) -> None:
+    """Measured is a step at `model.image_size`; half of the images have a quarter of its pixels."""
+    cfg = Config(epochs=300, global_batch=64, micro_batch=64, data=small_config(betons).data)
+    slow = {"training": {"images_per_second": 10.0}}
+    assert judged(slow, cfg)["training"].text.endswith("; all 300 epochs take 4:16:00")
+    grows = replace(cfg, train_sizes=((0.5, 112), (0.5, 224)))
+    assert judged(slow, grows)["training"].text.endswith("; all 300 epochs take 2:40:00")
+    assert short_run(grows).train_sizes == ()
 
 
 @pytest.mark.parametrize(

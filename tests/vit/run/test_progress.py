@@ -1,24 +1,11 @@
-"""The progress line, the throughput, and output to a full disk."""
+"""The progress line, and output to a full disk."""
 
 import subprocess
 import sys
-import time
-
-import pytest
 
 from tests.helpers.paths import CHECKOUT
 from tests.helpers.records import evaluation_record, training_record
-from vit.run.progress import Throughput, progress_line
-
-
-def test_throughput_excludes_pauses() -> None:
-    """Time for evaluations and checkpoints does not count.  The time left is that of the remaining steps."""
-    throughput = Throughput(step=10, global_batch=64)
-    time.sleep(0.2)
-    throughput.exclude(0.15)
-    measured = throughput.measure(step=20, steps=120)
-    assert 64 * 10 / 0.2 < measured["images_per_second"] <= 64 * 10 / 0.05
-    assert measured["seconds_left"] == pytest.approx(100 * 64 / measured["images_per_second"], abs=0.06)
+from vit.run.progress import progress_line
 
 
 def test_the_progress_line_shows_progress_results_and_time_left() -> None:
