@@ -21,7 +21,13 @@ STREAM_SETTINGS = ("global_batch", "seed", "data.limit", "data.repeats", "data.s
 
 # Settings that older versions did not have.  At their defaults they are not in the recipe, so that runs of older
 # versions can be resumed.
-ADDED_LATER = ("train_sizes", "epochs_count", "data.small_images", "augment.randaugment_ramp")
+ADDED_LATER = (
+    "train_sizes",
+    "epochs_count",
+    "data.small_images",
+    "augment.randaugment_ramp",
+    "optim.momentum",
+)
 
 
 def recipe_of(config: Config) -> dict[str, Any]:
