@@ -27,21 +27,23 @@ STEPS = 4  # that are counted; the draws of the augmentation differ from step to
 GIB = 2**30
 
 
-def count(null_gpu: NullGpu, recipe: str, card: Card) -> dict[str, Any]:
-    """The figures of a recipe on one of its GPUs; see `count_steps`."""
+def count(null_gpu: NullGpu, recipe: str, card: Card, *settings: str) -> dict[str, Any]:
+    """The figures of a recipe, with other settings if given, on one of its GPUs; see `count_steps`."""
     ranks = GPUS.get(recipe, 4)
-    figures = null_gpu.run(count_steps, recipe, ranks=ranks, card=card, memory_gb=CARDS[card], timeout=600)[0]
+    figures = null_gpu.run(count_steps, recipe, *settings, ranks=ranks, card=card, memory_gb=CARDS[card], timeout=600)[
+        0
+    ]
     assert isinstance(figures, dict)
     return figures
 
 
-def count_steps(recipe: str) -> dict[str, Any] | None:
+def count_steps(recipe: str, *settings: str) -> dict[str, Any] | None:
     """Runs steps on rank 0 and returns its figures per step; the other ranks only join the process group.
 
     `fits` is false if the GPU's memory is too small; `retries` counts how often torch had to return memory to the
     driver to get some, which waits for the GPU; `waits` are all other waits.
     """
-    cfg = load_config(CONFIGS / f"{recipe}.yaml", "--device", "cuda", *DATA.get(recipe, ()))
+    cfg = load_config(CONFIGS / f"{recipe}.yaml", "--device", "cuda", *DATA.get(recipe, ()), *settings)
     with join_process_group(cfg) as world:
         if world.rank > 0:
             return None

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vit.config.sections import ModelConfig
 
@@ -173,6 +174,9 @@ class VisionTransformer(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.activation_checkpointing = (
+            False  # in training, keep only the input of each block, and no activations in it
+        )
         side = cfg.image_size // cfg.patch_size
         tokens = side * side + (cfg.pool == "cls")
         self.patches = PatchEmbedding(cfg.patch_size, cfg.width)
@@ -210,7 +214,12 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, N, D)
         x = self.dropout(x + positions)
         for block in self.blocks:
-            x = block(x)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(
+                    block, x, use_reentrant=False
+                )  # backward computes the block again: less memory, more time
+            else:
+                x = block(x)
         # Only the class token is normalized, if there is one: the head needs no other.
         x = self.norm(x[:, 0]) if self.cls_token is not None else self.norm(x).mean(dim=1)  # (B, D)
         return self.head(x)  # (B, C)

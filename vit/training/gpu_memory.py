@@ -1,4 +1,4 @@
-"""A full GPU: the error that names a micro-batch which fits, by an estimate of what a step needs."""
+"""A full GPU: the error that names settings which fit, by an estimate of what a step needs."""
 
 import dataclasses
 import math
@@ -35,22 +35,39 @@ def explained_out_of_memory(cfg: Config, world: World) -> Iterator[None]:
 
 def _message(cfg: Config, world: World, available: int) -> str:
     what = f"micro_batch {cfg.micro_batch} does not fit into the memory of a GPU ({available / 2**30:.1f} GiB)"
-    smaller = smaller_micro_batch(cfg, world.size, available)
-    if smaller is None:
+    options = memory_options(cfg, world.size, available)
+    if not options:
         return f"{what}, and no smaller one does: use GPUs with more memory, or a smaller model"
-    need = step_bytes(cfg, smaller, world.size) / 2**30
-    return f"{what}; use --micro_batch {smaller}, which needs about {need:.1f} GiB, or GPUs with more memory"
+    return f"{what}; use {', '.join(options)}, or GPUs with more memory"
 
 
-def smaller_micro_batch(cfg: Config, ranks: int, available: int) -> int | None:
-    """The largest micro-batch that is allowed and fits into `available` bytes, where the config's does not."""
+def memory_options(cfg: Config, ranks: int, available: int) -> list[str]:
+    """Settings with which a step fits into `available` bytes, where the config's does not; empty if there are none."""
     # If the estimate says that the config's fits too, it is too low by this factor or more.
     factor = max(1.0, USABLE * available / step_bytes(cfg, cfg.micro_batch, ranks))
-    for micro_batch in range(cfg.micro_batch - 1, 0, -1):
-        fits = factor * step_bytes(cfg, micro_batch, ranks) < USABLE * available
-        if fits and _is_allowed(cfg, micro_batch, ranks):
-            return micro_batch
-    return None
+    usable = USABLE * available / factor
+    options = []
+    smaller = smaller_micro_batch(cfg, ranks, usable)
+    if smaller:
+        options.append(f"--micro_batch {smaller}, which needs {_about(cfg, smaller, ranks)}")
+    if not cfg.activation_checkpointing:
+        less = dataclasses.replace(cfg, activation_checkpointing=True)
+        if step_bytes(less, cfg.micro_batch, ranks) < usable:
+            cost = f"needs {_about(less, cfg.micro_batch, ranks)}, takes about a third more time and changes no bit"
+            options.append(f"--activation_checkpointing true, which {cost}")
+        elif not smaller and (both := smaller_micro_batch(less, ranks, usable)):
+            options.append(f"--activation_checkpointing true --micro_batch {both}, with {_about(less, both, ranks)}")
+    return options
+
+
+def smaller_micro_batch(cfg: Config, ranks: int, usable: float) -> int | None:
+    """The largest micro-batch below the config's that is allowed and needs less than `usable` bytes, if any."""
+    smaller = (m for m in range(cfg.micro_batch - 1, 0, -1) if step_bytes(cfg, m, ranks) < usable)
+    return next((m for m in smaller if _is_allowed(cfg, m, ranks)), None)
+
+
+def _about(cfg: Config, micro_batch: int, ranks: int) -> str:
+    return f"about {step_bytes(cfg, micro_batch, ranks) / 2**30:.1f} GiB"
 
 
 def _is_allowed(cfg: Config, micro_batch: int, ranks: int) -> bool:
@@ -76,6 +93,9 @@ def step_bytes(cfg: Config, micro_batch: int, ranks: int) -> float:
     # LayerNorm, Q, K, V, the output of attention, and both layers of the MLP in the precision of matrix products.
     bytes_each = 4 if cfg.precision == "float32" else 2
     block = 2 * D * 4 + (6 * D + 2 * M) * bytes_each
-    activations = micro_batch * (side**2 + 1) * model.depth * block
+    kept = model.depth * block
+    if cfg.activation_checkpointing:  # all inputs; one block, computed again, and the gradients of its MLP's layers
+        kept = model.depth * D * 4 + block + 2 * M * bytes_each
+    activations = micro_batch * (side**2 + 1) * kept
     images = 2 * (cfg.global_batch // ranks) * 3 * model.image_size**2 * 4  # of this step and of the next one
     return state + activations + images
