@@ -22,6 +22,7 @@ from vit.optim.ema import ema_decay, update_ema
 from vit.optim.loss import training_loss
 from vit.optim.schedule import learning_rate
 from vit.random_keys import Stream, key
+from vit.training.compiling import compile_model
 from vit.training.scoring import autocast
 
 
@@ -71,14 +72,9 @@ class StepRunner:
     def __init__(self, schedule: RunSchedule, world: World, state: TrainState) -> None:
         self.schedule, self.world, self.state = schedule, world, state
         cfg = schedule.cfg
+        state.model.activation_checkpointing = cfg.activation_checkpointing
         if cfg.compile:
-            # Block by block: all blocks share one graph, and the all-reduce of gradients still overlaps with backward.
-            # DDPOptimizer would cut this graph in two, at the end of DDP's first bucket, which takes more memory and
-            # launches, and which torch's cache of graphs does not keep.
-            torch._dynamo.config.optimize_ddp = False
-            for model in filter(None, (state.model, state.ema)):
-                for block in model.blocks:
-                    block.compile()
+            compile_model(filter(None, (state.model, state.ema)), shapes=len(schedule.stages) + 1)  # one of evaluation
         self.gradients = MicroBatchGradients(state.model, world, cfg.exact)
         self.autocast = autocast(cfg, world.device)
         self._losses = torch.zeros(())  # of this rank's micro-batches in the last step, on the device: (micro-batches,)

@@ -27,8 +27,8 @@ def graphs_of_a_step(cfg: Config) -> int:
         graphs.append(graph)
         return graph.forward
 
-    def compile_with_count(block: nn.Module) -> None:
-        compile_block(block, backend=count)
+    def compile_with_count(block: nn.Module, **options: bool) -> None:
+        compile_block(block, backend=count, **options)
 
     with join_process_group(cfg) as world, mock.patch.object(nn.Module, "compile", compile_with_count):
         runner = StepRunner(RunSchedule(cfg, 64), world, TrainState.fresh(cfg, world.device))
