@@ -1,12 +1,20 @@
 """torch.compile for all image sizes of a run: a static graph for each, compiled before its first step."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
+from vit.distributed.world import World, device_name
 from vit.model.vision_transformer import VisionTransformer
 from vit.optim.loss import training_loss
+from vit.run.activity import activity
+from vit.run.clock import Clock
+from vit.run.folder import RunFolder
+from vit.training.compile_cache import CompileCache
+from vit.training.compile_time import describe_compiling
 
 # Graphs of a block for one shape of its input: in training with and without drop path, in evaluation with and without
 # drop path, and these of the EMA, whose weights need no gradient.
@@ -38,23 +46,58 @@ def compile_ahead(
     cfgs: Sequence[Config],
     autocast: Callable[[], torch.autocast],
     go_on: Callable[[], bool] = lambda: True,
-) -> None:
-    """Compiles forward and backward for micro-batches of these configs, the largest first, while `go_on()` is true.
+) -> bool:
+    """Compiles forward and backward for the micro-batches of these configs; False if `go_on()` was false before one.
 
-    It runs each once on images of zeros, so that a GPU whose memory is too small for one is noticed, too.  Nothing
-    remains of that: no gradients, no random draws.
+    It runs each on images of zeros, so that a GPU whose memory is too small for one is noticed, too.  Nothing remains
+    of that: no gradients, no random draws.
     """
-    sizes = {(cfg.model.image_size, cfg.micro_batch): cfg for cfg in cfgs}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device, was_training = parameters[0].device, model.training
-    model.train()
-    for side, micro_batch in sorted(sizes, key=lambda size: size[0] ** 2 * size[1], reverse=True):
+    for cfg in cfgs:
         if not go_on():
-            break
-        cfg = sizes[side, micro_batch]
+            return False
+        model.train()
+        side = cfg.model.image_size
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             with autocast():
-                logits = model(torch.zeros(micro_batch, 3, side, side, device=device))
+                logits = model(torch.zeros(cfg.micro_batch, 3, side, side, device=device))
                 loss = training_loss(logits, torch.zeros(logits.shape, device=device), cfg.optim.loss)
             torch.autograd.grad(loss, parameters)  # not `backward`, which writes to `.grad` and calls DDP's hooks
-    model.train(was_training)
+        model.train(was_training)
+    return True
+
+
+def remaining_sizes(schedule: RunSchedule, step: int) -> list[Config]:
+    """The configs of the stages from this step on, one for each image size and micro-batch, the largest first."""
+    configs = [stage.cfg for stage in schedule.stages if stage.stop > step]
+    sizes = {(cfg.model.image_size, cfg.micro_batch): cfg for cfg in configs}
+    return sorted(sizes.values(), key=lambda cfg: cfg.micro_batch * cfg.model.image_size**2, reverse=True)
+
+
+class CompilePlan:
+    """What an attempt compiles before its first step, and what compiling is announced with."""
+
+    def __init__(self, run: RunFolder, world: World, schedule: RunSchedule, step: int, cache: CompileCache | None):
+        self.world, self.cache = world, cache
+        self.sizes = remaining_sizes(schedule, step) if cache is not None else []
+        self.message = ""
+        if cache is not None and world.rank == 0:
+            depth, device = schedule.cfg.model.depth, device_name(world.device)
+            self.message = describe_compiling(run, device, depth, cache.has_graphs, len(self.sizes))
+
+    def carry_out(
+        self, model: VisionTransformer, autocast: Callable[[], torch.autocast], clock: Clock, go_on: Callable[[], bool]
+    ) -> bool:
+        """Compiles for the sizes of all remaining stages, if they are several: the first step compiles a single one.
+
+        Counts as "compile", not as a step.  False if `go_on()` was false, which all ranks must see at the same call.
+        """
+        if len(self.sizes) < 2 or self.cache is None:
+            return True
+        start = time.perf_counter()
+        with activity(self.message, shown=self.world.rank == 0):
+            done = compile_ahead(model, self.sizes, autocast, go_on)
+        clock.add("compile", time.perf_counter() - start)
+        self.cache.save()
+        return done

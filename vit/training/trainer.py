@@ -1,7 +1,7 @@
 """The training loop.  Start with `Trainer.train` and `Trainer.run_steps`: the other methods are the parts they use.
 
     decide what to do   agree, protected_steps, repeats_evaluation
-    train               batches, train_step, describe_compiling
+    train               batches, train_step
     log and evaluate    log_step, log_damaged_samples, evaluate
     checkpoints         save, restore, roll_back, metadata, recipe
     leave               save_and_stop, save_and_finish
@@ -12,7 +12,7 @@ The trainer returns an `Outcome`.  It never exits the process, requeues a job or
 import enum
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 from vit.checkpoint.resume import initialize_weights, resume, versions
@@ -27,16 +27,16 @@ from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
 from vit.distributed.stop_signals import Agreement, StepDecision
-from vit.distributed.world import World, device_name, on_rank_0
+from vit.distributed.world import World, on_rank_0
 from vit.history.few_steps import few_steps_of
 from vit.run.activity import activity
 from vit.run.clock import Clock
-from vit.run.folder import Event, RunFolder
+from vit.run.folder import RunFolder
 from vit.run.metrics import MetricsLog, SampleLog
 from vit.run.progress import show
 from vit.run.step_times import StepTimes
 from vit.training.compile_cache import CompileCache
-from vit.training.compile_time import compile_message
+from vit.training.compiling import CompilePlan
 from vit.training.milestones import Milestones
 from vit.training.scoring import evaluate
 from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
@@ -75,7 +75,7 @@ class Trainer:
         if few and saved_step is None and world.rank == 0:
             show(few, lasting=True)
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
-        self.compile_message = self.describe_compiling() if cfg.compile and world.rank == 0 else ""
+        self.compile_plan = CompilePlan(run, world, self.schedule, self.state.step, self.compile_cache)
         self.runner = StepRunner(self.schedule, world, self.state)
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
@@ -92,6 +92,9 @@ class Trainer:
     def train(self) -> Outcome:
         """Trains to the last step or until a signal; after a step that is not finite, rolls back and skips it."""
         try:
+            go_on = lambda: not self.agree().stop  # noqa: E731
+            if not self.compile_plan.carry_out(self.state.model, self.runner.autocast, self.clock, go_on):
+                return self.save_and_stop()
             while True:
                 try:
                     return self.run_steps()
@@ -154,7 +157,7 @@ class Trainer:
         """Runs one optimizer step, or skips it."""
         skipped = step + 1 in self.state.skipped
         compiling = self.cfg.compile and not skipped and not self.clock.seconds.get("compile")
-        shown = activity(self.compile_message, shown=self.world.rank == 0) if compiling else nullcontext()
+        shown = activity(self.compile_plan.message, shown=self.world.rank == 0) if compiling else nullcontext()
         with self.clock.phase("compile" if compiling else "step"), shown:
             if skipped:
                 self.runner.skip(step)
@@ -164,14 +167,6 @@ class Trainer:
             self.runner.update(step)
             if compiling and self.compile_cache is not None:
                 self.compile_cache.save()
-
-    def describe_compiling(self) -> str:
-        """What compiling is announced with."""
-        has_graphs = self.compile_cache is not None and self.compile_cache.has_graphs
-        events: list[Event] = []
-        with suppress(OSError):  # only an estimate depends on it
-            events = self.run.events()
-        return compile_message(events, device_name(self.world.device), self.cfg.model.depth, has_graphs)
 
     # Log and evaluate.
 

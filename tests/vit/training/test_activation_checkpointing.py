@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.helpers.ranks import run_ranks
 from vit.checkpoint.train_state import TrainState
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import ModelConfig, OptimConfig
 from vit.distributed.world import join_process_group
@@ -41,7 +42,7 @@ def train(cfg: Config) -> tuple[dict[str, Tensor], int]:
 
     with join_process_group(cfg) as world:
         state = TrainState.fresh(cfg, world.device)
-        runner = StepRunner(cfg, world, state, samples=64)
+        runner = StepRunner(RunSchedule(cfg, 64), world, state)
         state.model.train()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = state.model(random_batch(cfg, 0).micro_batches[0][0])

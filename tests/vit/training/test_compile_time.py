@@ -1,14 +1,10 @@
 """The announcement of compiling says how long it takes, as far as that is known."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from tests.vit.history.test_attempts import event, record, started
-from vit.config.schema import Config
-from vit.distributed.world import SINGLE_RANK
 from vit.run.folder import Event, RunFolder
-from vit.training.compile_time import compile_message
-from vit.training.trainer import Trainer
+from vit.training.compile_time import compile_message, describe_compiling
 
 GPU = "NVIDIA A100"
 
@@ -19,6 +15,9 @@ def test_nothing_is_invented_about_a_device_that_was_not_measured() -> None:
         compile_message([], "cpu", 12, False) == "compiling one graph for all 12 blocks; not measured on this CPU yet"
     )
     assert compile_message([], "NVIDIA H200", 12, False).endswith("12 blocks, about 4 to 14 s the first time")
+    assert compile_message([], "NVIDIA H200", 12, False, sizes=3) == (
+        "compiling one graph for all 12 blocks at each of 3 image sizes, about 12 to 42 s the first time"
+    )
     assert compile_message([], GPU, 1, False) == "compiling, about 4 to 14 s the first time on an H200"
 
 
@@ -46,5 +45,4 @@ def test_an_earlier_attempt_tells_how_long_it_takes() -> None:
 def test_compiling_is_announced_although_the_ledger_cannot_be_read(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.ledger.mkdir()
-    trainer = SimpleNamespace(run=run, world=SINGLE_RANK, cfg=Config(device="cpu"), compile_cache=None)
-    assert Trainer.describe_compiling(trainer).startswith("compiling one graph")  # type: ignore[arg-type]
+    assert describe_compiling(run, "cpu", 12, has_graphs=False).startswith("compiling one graph")

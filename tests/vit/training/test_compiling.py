@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from tests.helpers.ranks import run_ranks
 from vit.checkpoint.train_state import TrainState
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import ModelConfig, OptimConfig
 from vit.distributed.world import join_process_group
-from vit.training.compiling import GRAPHS_PER_SHAPE, compile_ahead, compile_model
+from vit.training.compiling import GRAPHS_PER_SHAPE, compile_ahead, compile_model, remaining_sizes
 from vit.training.step import AugmentedBatch, StepRunner
 
 MODEL = ModelConfig(
@@ -63,7 +64,7 @@ def recorded_graphs() -> Iterator[list[tuple[str, list[Any]]]]:
 def graphs_of_steps(cfg: Config, sides: list[int]) -> list[tuple[str, list[Any]]]:
     """The graphs that are compiled in a step at the last of these sides, after steps at the others."""
     with join_process_group(cfg) as world, recorded_graphs() as graphs:
-        runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), samples=64)
+        runner = StepRunner(RunSchedule(cfg, 64), world, TrainState.fresh(cfg, world.device))
         for side in sides:
             graphs.clear()
             runner.forward_backward(0, random_batch(cfg, side))
@@ -96,7 +97,7 @@ def test_activation_checkpointing_needs_no_other_graphs() -> None:
 def pass_the_limit(cfg: Config) -> str:
     """Names the error of a step at a second size, although one graph of each block is all that is allowed."""
     with join_process_group(cfg) as world, recorded_graphs():
-        runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), samples=64)
+        runner = StepRunner(RunSchedule(cfg, 64), world, TrainState.fresh(cfg, world.device))
         torch._dynamo.config.recompile_limit = 2
         runner.forward_backward(0, random_batch(cfg, 14))
         try:
@@ -128,7 +129,7 @@ def steps_at_all_sides(cfg: Config, ahead: bool) -> tuple[dict[str, Tensor], lis
     counters = torch._dynamo.utils.counters["stats"]
     with join_process_group(cfg) as world:
         state = TrainState.fresh(cfg, world.device)
-        runner = StepRunner(cfg, world, state, samples=64)
+        runner = StepRunner(RunSchedule(cfg, 64), world, state)
         losses: list[float | None] = []
         for step, side in enumerate((SIDES[0], *SIDES)):
             if step == 1 and ahead:  # after a step: DDP's reducer is ready for the next one
@@ -157,20 +158,27 @@ def test_compiling_ahead_changes_no_bit_and_leaves_nothing_to_compile_at_a_borde
     assert [name for name in expected if not torch.equal(expected[name], tensors[name])] == []
 
 
-def sides_compiled_ahead(cfg: Config, go_on: list[bool]) -> tuple[list[int], bool]:
-    """The tokens of each graph that is compiled ahead while `go_on` is true; whether the model has gradients then."""
+def sides_compiled_ahead(cfg: Config, go_on: list[bool]) -> tuple[list[int], bool, bool]:
+    """The tokens in the graphs that are compiled ahead while `go_on`; whether all are; whether there are gradients."""
     with join_process_group(cfg) as world, recorded_graphs() as graphs:
         state = TrainState.fresh(cfg, world.device)
-        runner = StepRunner(cfg, world, state, samples=64)
+        runner = StepRunner(RunSchedule(cfg, 64), world, state)
         state.model.eval()
-        cfgs = [sized(cfg, side) for side in (14, 28, 21, 28)]
-        compile_ahead(state.model, cfgs, runner.autocast, lambda: go_on.pop(0))
+        done = compile_ahead(state.model, [sized(cfg, side) for side in (28, 14)], runner.autocast, go_on.pop)
         assert not state.model.training
         tokens = [shape[1] for _, sizes in graphs for shape in sizes if len(shape) == 3]
-        return list(dict.fromkeys(tokens)), any(p.grad is not None for p in state.model.parameters())
+        return list(dict.fromkeys(tokens)), done, any(p.grad is not None for p in state.model.parameters())
 
 
-def test_the_largest_size_is_compiled_first_and_a_stop_signal_is_looked_at_before_each() -> None:
-    """The largest: if a GPU has too little memory, the run ends before its first step."""
-    assert run_ranks(1, sides_compiled_ahead, CONFIG, [True, True, True]) == [([17, 10, 5], False)]
-    assert run_ranks(1, sides_compiled_ahead, CONFIG, [True, False]) == [([17], False)]
+def test_a_stop_signal_is_looked_at_before_each_size_that_is_compiled() -> None:
+    """Compiling takes long."""
+    assert run_ranks(1, sides_compiled_ahead, CONFIG, [True, True]) == [([17, 5], True, False)]
+    assert run_ranks(1, sides_compiled_ahead, CONFIG, [False, True]) == [([17], False, False)]
+
+
+def test_the_sizes_of_the_remaining_stages_are_compiled_once_each_the_largest_first() -> None:
+    """The one that needs most memory: if a GPU has too little of it, the run ends before its first step."""
+    rows = ((0.25, 14, 8), (0.25, 28, 4), (0.25, 21, 8), (0.125, 14, 8), (0.125, 28, 4))
+    schedule = RunSchedule(replace(CONFIG, epochs=4, train_sizes=rows), samples=80)
+    sizes = {step: [cfg.model.image_size for cfg in remaining_sizes(schedule, step)] for step in (0, 10, 20, 35, 39)}
+    assert sizes == {0: [21, 28, 14], 10: [21, 28, 14], 20: [21, 28, 14], 35: [28], 39: [28]}

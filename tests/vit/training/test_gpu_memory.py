@@ -130,5 +130,5 @@ def test_the_settings_that_are_suggested_need_less_memory_than_those_that_did_no
     assert [option.split(",")[0] for option in memory_options(less, 4, int(need[4]))] == ["--micro_batch 128"]
     large = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, image_size=1024))
     (both,) = memory_options(large, 4, int(0.999 * step_bytes(large, 2, 4) / USABLE))
-    assert both.startswith("--activation_checkpointing true --micro_batch 12, with about ")
+    assert both.startswith("--activation_checkpointing true --micro_batch 8, with about ")
     assert memory_options(cfg, 4, 1 * GIB) == []
