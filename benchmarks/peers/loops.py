@@ -32,6 +32,7 @@ def ours(setup: Setup, batches: Batches) -> None:
     import numpy as np
 
     from vit.checkpoint.train_state import TrainState
+    from vit.config.run_schedule import RunSchedule
     from vit.config.schema import Config
     from vit.config.sections import OptimConfig
     from vit.distributed.world import join_process_group
@@ -50,7 +51,7 @@ def ours(setup: Setup, batches: Batches) -> None:
     )
     samples = np.arange(setup.batch)
     with join_process_group(cfg) as world:
-        runner = StepRunner(cfg, world, TrainState.fresh(cfg, world.device), samples=1_281_167)
+        runner = StepRunner(RunSchedule(cfg, samples=1_281_167), world, TrainState.fresh(cfg, world.device))
         for step, batch in enumerate(batches):
             runner.forward_backward(step, AugmentedBatch([batch], samples, None))
             runner.update(step)

@@ -26,25 +26,31 @@ from vit.distributed.world import World
 
 
 class MicroBatchGradients:
-    """Runs a model under DDP by micro-batches, and leaves the sum over all micro-batches of all ranks in `.grad`.
+    """Runs a model by micro-batches, and leaves the sum over all micro-batches of all ranks in `.grad`.
 
     for j in range(n):  # this rank's micro-batches, in order
         with gradients.micro_batch(j, n):
             loss(gradients.model(images[j])).backward()
 
-    `bits` sums in the fixed order; `samples` uses DDP's own method: accumulation in `.grad`, then an all-reduce.
+    `bits` sums in the fixed order; `samples` uses DDP's own method: accumulation in `.grad`, then an all-reduce.  A
+    single rank does without DDP, which would only copy its gradients to buckets; the sum has the same bits.
     """
 
     def __init__(self, model: nn.Module, world: World, exact: Literal["bits", "samples"] = "bits") -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._tree_sum = _TreeSum(world) if exact == "bits" else None
+        self._ddp = self._wrap(model) if world.size > 1 else None
+        self.model = self._ddp or model
+
+    def _wrap(self, model: nn.Module) -> DistributedDataParallel:
         constants = [name for name, _ in model.named_buffers()]  # the same on all ranks: DDP need not broadcast them
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
-        self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
         # In each hundredth step DDP would wait for the GPU, to measure times that nobody reads.
-        self.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)
+        ddp._set_ddp_runtime_logging_sample_rate(2**31 - 1)
         # The hook must not refer to the model: DDP keeps it, and a reference cycle through C++ is never collected.
-        self._tree_sum = _TreeSum(world) if exact == "bits" else None
-        self.model.register_comm_hook(None, self._tree_sum.hook if self._tree_sum else _all_reduce)
+        ddp.register_comm_hook(None, self._tree_sum.hook if self._tree_sum else _all_reduce)
+        return ddp
 
     @contextmanager
     def micro_batch(self, j: int, count: int) -> Iterator[None]:
@@ -54,10 +60,15 @@ class MicroBatchGradients:
             if self._tree_sum is not None:
                 self._tree_sum.partial_sums.clear()
         last = j == count - 1
-        with nullcontext() if last else self.model.no_sync():
+        with self._ddp.no_sync() if self._ddp is not None and not last else nullcontext():
             yield
-        if self._tree_sum is not None and not last:
-            self._tree_sum.add({p: p.grad for p in self.parameters if p.grad is not None}, j)
+        if self._tree_sum is None or (last and self._ddp is not None):
+            return
+        gradients: dict[Tensor, Tensor] = {p: p.grad for p in self.parameters if p.grad is not None}
+        if last:
+            self._tree_sum.add_earlier(list(gradients), list(gradients.values()))
+        else:
+            self._tree_sum.add(gradients, j)
             self._clear_gradients()
 
     def _clear_gradients(self) -> None:
@@ -93,10 +104,8 @@ class _TreeSum:
         buffer, gradients, parameters = bucket.buffer(), bucket.gradients(), bucket.parameters()
         if self._stream is None:
             future: torch.futures.Future[Tensor] = torch.futures.Future()
-            if self._thread is None:
-                self._reduce_into(future, buffer, gradients, parameters)
-            else:
-                self._thread.submit(self._reduce_into, future, buffer, gradients, parameters)
+            assert self._thread is not None, "a single rank has no DDP"
+            self._thread.submit(self._reduce_into, future, buffer, gradients, parameters)
             return future
         device = self.world.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -118,13 +127,17 @@ class _TreeSum:
             future.set_result(buffer)
 
     @torch.no_grad()
-    def _reduce(self, buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> None:
+    def add_earlier(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """Adds the sums of all earlier micro-batches of this rank, in place, to those of its last one."""
         for left in reversed(self.partial_sums):
             torch._foreach_add_(gradients, [left[p] for p in parameters])
-        if self.world.size > 1:
-            if self._scratch.numel() < scratch_size(buffer, self.world.size):
-                self._scratch = buffer.new_empty(scratch_size(buffer, self.world.size))
-            sum_over_ranks(buffer, self.world.rank, self.world.size, self._scratch)
+
+    @torch.no_grad()
+    def _reduce(self, buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> None:
+        self.add_earlier(parameters, gradients)
+        if self._scratch.numel() < scratch_size(buffer, self.world.size):
+            self._scratch = buffer.new_empty(scratch_size(buffer, self.world.size))
+        sum_over_ranks(buffer, self.world.rank, self.world.size, self._scratch)
 
 
 def _all_reduce(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -18,6 +18,7 @@ from vit.config.schema import Config
 from vit.data.loader import Batch, Ints
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
+from vit.optim.clip import clip_and_step
 from vit.optim.ema import ema_decay, update_ema
 from vit.optim.loss import training_loss
 from vit.optim.schedule import learning_rate
@@ -107,10 +108,7 @@ class StepRunner:
         state, cfg = self.state, self.schedule.cfg.optim
         for group in state.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(step, self.schedule)
-        state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_norm or float("inf"))
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        norm = clip_and_step(state.model, state.optimizer, state.scaler, cfg.clip_norm)
         if state.ema is not None:
             update_ema(state.ema, state.model, ema_decay(step, self.schedule))
         state.step = step + 1

@@ -93,6 +93,32 @@ def test_gradients_in_another_order_are_still_reproducible(micro_batches: int, r
     assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(expected[0], canonical[0], strict=True))
 
 
+def uses_ddp(exact: Any) -> bool:
+    """Also checks that the gradients of a single rank are autograd's own tensors, not parts of a bucket."""
+    world, model = join_group(), network()
+    micro_batch_gradients = MicroBatchGradients(model, world, exact)
+    with micro_batch_gradients.micro_batch(0, 1):
+        micro_batch_gradients.model(torch.ones(4, FEATURES)).sum().backward()
+    storages = {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+    own = len(storages) == len(list(model.parameters()))
+    assert own == (micro_batch_gradients.model is model)
+    return not own
+
+
+@pytest.mark.parametrize("exact", ["bits", "samples"])
+def test_a_single_rank_does_not_copy_its_gradients_to_the_buckets_of_ddp(exact: str) -> None:
+    """Its sums have the bits of several ranks all the same, as the test above shows."""
+    assert run_ranks(1, uses_ddp, exact) == [False]
+    assert run_ranks(2, uses_ddp, exact) == [True, True]
+
+
+def test_a_single_rank_sums_several_micro_batches_without_exact_bits() -> None:
+    """Autograd adds them one after the other."""
+    (found,) = run_ranks(1, gradients_of_steps, 8, 1, 0, "samples")
+    expected = reference_gradients(8, 1)
+    assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(found[0], expected[0], strict=True))
+
+
 def test_without_exact_bits_gradients_are_summed_by_ddp() -> None:
     """Equal to the reference up to rounding, and the same on all ranks."""
     expected = reference_gradients(8, 1)
