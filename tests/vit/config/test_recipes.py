@@ -95,6 +95,26 @@ S16_90_EPOCHS = ALL | SMALL | {
     "optim.clip_norm": 1.0,
 }  # fmt: skip
 
+# _ET_pp_main_deitS.py --epoch 200: --aa rand-m9-mstd0.5-inc1 (in the last stage) --drop_path 0.1 * 200 / 200
+#   --use_amp true --clip_grad 5.0 --batch_size 512 or 256 (8 GPUs) --lr 4e-3 --update_freq 1 or 2;  main_buffer.py:
+#   --opt adamw --weight_decay 0.05 --min_lr 1e-6 --smoothing 0.1 --train_interpolation bicubic --reprob 0.25
+#   --mixup 0.8 --cutmix 1.0;  its schedule of sizes and learning rates: test_size_recipes.py.  For Ti: default_dp_dict
+#   of ET_training.py, of the commit ef7d5f1, has a drop path of 0.1 for Ti as for S, and the same clipping
+EFFICIENT_TRAIN = ALL | TIMM_RANDAUGMENT | {
+    "epochs": 200, "epochs_count": "pixels", "global_batch": 4096, "micro_batch": 256,
+    "train_sizes": [[0.2, 96, 512], [0.4, 160, 512], [0.2, 192, 256], [0.2, 224, 256]],
+    "model.drop_path": 0.1, "data.interpolation": "bicubic", "data.small_images": "lanczos",
+    "augment.randaugment_ramp": True, "augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1,
+    "augment.erasing": 0.25, "optim.lr": 4e-3, "optim.weight_decay": 0.05, "optim.warmup_epochs": 0.2 * 200,
+    "optim.final_lr": 1e-6, "optim.clip_norm": 5.0,
+}  # fmt: skip
+
+# rn50_32_epochs.yaml: 160 pixels for 25 of 32 epochs, then 192, see test_size_recipes.py
+S16_PILOT = S16_90_EPOCHS | {
+    "epochs": 32, "train_sizes": [[25 / 32, 160], [7 / 32, 192]], "model.image_size": 192,
+    "optim.warmup_epochs": 2.8418,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Published:
@@ -121,13 +141,16 @@ RECIPES = {
     ),
     "vit_b16_deit3_224": Published(DEIT3_224, "83.8 %", "2204.07118"),
     "vit_s16_90ep": Published(S16_90_EPOCHS, "76.5 %", "2205.01580"),
+    "vit_s16_efficienttrain": Published(EFFICIENT_TRAIN | SMALL, "81.0 %", "_ET_pp_main_deitS.py"),
+    "vit_ti16_efficienttrain": Published(EFFICIENT_TRAIN | TINY, "73.8 %", "LeapLabTHU/EfficientTrain"),
+    "vit_s16_pilot": Published(S16_PILOT, None, "libffcv/ffcv-imagenet"),
 }
 
 
 def test_every_recipe_is_in_the_table() -> None:
     """So that a new one has to be compared with its source."""
     others = {"demo", "demo_overfits", "demo_augmented", "finetune", "imagenet"}  # without a published source
-    others |= {"pets", "pets_finetune"}
+    others |= {"demo_sizes", "pets", "pets_finetune"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - others == RECIPES.keys()
 
 
@@ -175,6 +198,8 @@ def test_the_pets_are_fine_tuned_as_other_images_are() -> None:
         ("vit_s16_deit", "timm deit_small_patch16_224"),
         ("vit_b16_deit", "timm deit_base_patch16_224"),
         ("vit_s16_deit3_224", "timm deit3_small_patch16_224"),
+        ("vit_s16_efficienttrain", "timm deit_small_patch16_224"),
+        ("vit_ti16_efficienttrain", "timm deit_tiny_patch16_224"),
     ],
 )
 def test_the_model_of_each_recipe_has_the_published_number_of_parameters(name: str, published: str) -> None:
