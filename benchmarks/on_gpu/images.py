@@ -6,6 +6,7 @@ python -m benchmarks.on_gpu.images FOLDER
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,14 +33,14 @@ def make_image(folder: Path, split: str, number: int) -> None:
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
 
 
-def make_data(folder: Path) -> None:
+def make_data(folder: Path, counts: Mapping[str, int] = COUNTS) -> None:
     """Writes `train.beton` and `val.beton`, unless they are there."""
     if (folder / "val.beton").exists():
         return
-    jobs = [(folder, split, number) for split, count in COUNTS.items() for number in range(count)]
+    jobs = [(folder, split, number) for split, count in counts.items() for number in range(count)]
     with get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         pool.starmap(make_image, jobs, chunksize=40)
-    for split in COUNTS:
+    for split in counts:
         out = ["--out", str(folder / f"{split}.beton")]
         command = [sys.executable, "-m", "data_prep.write_beton", "imagefolder", str(folder / split), *out]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

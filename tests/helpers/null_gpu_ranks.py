@@ -75,7 +75,7 @@ def _serve(pipe: Connection) -> None:
     """Runs functions until the other end of the pipe is closed."""
     from tests.helpers import ranks as real_ranks
 
-    real_ranks._CONTEXT.set_forkserver_preload([*real_ranks.PRELOADED, "tests.helpers.gpu_imports"])
+    real_ranks._CONTEXT.set_forkserver_preload([*real_ranks.PRELOADED, "jobs.node.forkserver_compiler"])
     while True:
         try:
             ranks, variables, function, args, timeout = pickle.loads(pipe.recv_bytes())

@@ -16,6 +16,17 @@ from tests.helpers.fork_supervisor import Supervisor, run_program, write_module
 from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.waiting import wait_for
 
+# Prints the files that are read for what torch puts into the name of each compiled graph.
+NAMES_GRAPHS = """
+import sys
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event == "open" else None)
+from torch._inductor import codecache
+codecache.torch_key()
+codecache.triton_key()
+print("read:", opened)
+"""
+
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
@@ -61,6 +72,15 @@ def test_a_forked_process_need_not_import_the_compiler(supervisor: Supervisor) -
     process, server = supervisor.start_waiting()
     assert server.num_threads() == 1
     assert server.children(recursive=True) == [process]
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 15), reason="torch's compiler cannot be imported without using the GPU")
+def test_a_forked_process_need_not_read_the_files_of_the_compiler(supervisor: Supervisor) -> None:
+    """Thousands of files, 400 MB: their digests are part of the name of each graph in the cache."""
+    (supervisor.folder / "names_graphs.py").write_text(NAMES_GRAPHS)
+    supervisor.start("__import__('names_graphs')")
+    assert supervisor.read_line() == "0", supervisor.log()
+    assert "read: []" in supervisor.log()
 
 
 def test_the_signals_that_stop_a_job_do_not_end_the_fork_server(supervisor: Supervisor) -> None:
