@@ -23,7 +23,8 @@ ALLOWED_IMPORTS = {
     "vit.checkpoint": "vit.config vit.random_keys vit.run vit.distributed vit.model vit.optim vit.data",
     "vit.augment": "vit.config vit.random_keys vit.run vit.data vit.checkpoint",
     "vit.training": (
-        "vit.config vit.random_keys vit.run vit.history vit.distributed vit.data vit.augment vit.optim vit.checkpoint"
+        "vit.config vit.random_keys vit.run vit.history vit.distributed vit.model vit.data vit.augment vit.optim "
+        "vit.checkpoint"
     ),
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.wandb_sender": "vit.config vit.run vit.history",

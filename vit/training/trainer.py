@@ -27,7 +27,7 @@ from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
 from vit.data.stage import stage_data_sets
 from vit.distributed.stop_signals import Agreement, StepDecision
-from vit.distributed.world import World, on_rank_0
+from vit.distributed.world import World, device_name, on_rank_0
 from vit.history.few_steps import few_steps_of
 from vit.run.activity import activity
 from vit.run.clock import Clock

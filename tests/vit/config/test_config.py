@@ -101,7 +101,7 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
     """All but paths, threads, device, intervals and timeouts, which may change when a run is resumed."""
     free = {
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
-        *("data.cache", "data.on_bad", "data.verify", "data.stage", "optim.max_skipped"),
+        *("data.cache", "data.on_bad", "data.verify", "data.stage", "optim.max_skipped", "activation_checkpointing"),
         *("checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
