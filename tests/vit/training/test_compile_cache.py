@@ -63,6 +63,20 @@ def final_tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 @needs_compiler
+def test_the_graphs_of_all_image_sizes_are_kept_and_found_on_another_node(betons: Path, tmp_path: Path) -> None:
+    """Those of the second size, too, although the run is killed before its first step at that size."""
+    cfg = small_config(betons)
+    cfg = replace(cfg, epochs=2, compile=True, train_sizes=((0.5, 14), (0.5, 28)))  # 16 steps
+    node_1, node_2, run = tmp_path / "node-1", tmp_path / "node-2", tmp_path / "run"
+    run.mkdir()
+    assert run_ranks(1, run_on_node, cfg, run, node_1, KilledTrainer, timeout=300) == [-9]
+    assert KILL_STEP < 8, "the second size begins at step 8"
+    ((found, compiled),) = run_ranks(1, run_on_node, cfg, run, node_2, timeout=300)
+    assert found >= 2
+    assert compiled == 1, "only that of evaluation, which the first attempt did not reach"
+
+
+@needs_compiler
 def test_a_killed_run_reuses_its_graphs_on_another_node(betons: Path, tmp_path: Path) -> None:
     """Those of training and of evaluation; it writes no new file and ends with the bits of an uninterrupted run."""
     cfg = small_config(betons)
