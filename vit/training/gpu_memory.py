@@ -34,43 +34,55 @@ def explained_out_of_memory(cfg: Config, world: World) -> Iterator[None]:
 
 
 def _message(cfg: Config, world: World, available: int) -> str:
-    what = f"micro_batch {cfg.micro_batch} does not fit into the memory of a GPU ({available / 2**30:.1f} GiB)"
-    options = memory_options(cfg, world.size, available)
+    need = [step_bytes(stage, stage.micro_batch, world.size) for stage in cfg.stages]
+    row = need.index(max(need))
+    stage, at, where = cfg.stages[row], "", ""
+    if cfg.train_sizes:
+        at = f" at {stage.model.image_size} pixels"
+        where = f"in row {row + 1} of train_sizes" if len(cfg.train_sizes[row]) > 2 else ""
+    what = f"micro_batch {stage.micro_batch}{at} does not fit into the memory of a GPU ({available / 2**30:.1f} GiB)"
+    options = memory_options(stage, world.size, available, where)
     if not options:
         return f"{what}, and no smaller one does: use GPUs with more memory, or a smaller model"
     return f"{what}; use {', '.join(options)}, or GPUs with more memory"
 
 
-def memory_options(cfg: Config, ranks: int, available: int) -> list[str]:
-    """Settings with which a step fits into `available` bytes, where the config's does not; empty if there are none."""
+def memory_options(cfg: Config, ranks: int, available: int, where: str = "") -> list[str]:
+    """Settings with which a step fits into `available` bytes, where the config's does not; empty if there are none.
+
+    `where`: the place of the micro-batch, if that is not `--micro_batch`.
+    """
     # If the estimate says that the config's fits too, it is too low by this factor or more.
     factor = max(1.0, USABLE * available / step_bytes(cfg, cfg.micro_batch, ranks))
     usable = USABLE * available / factor
+    name = f"micro_batch {{}} {where}" if where else "--micro_batch {}"
     options = []
     smaller = smaller_micro_batch(cfg, ranks, usable)
     if smaller:
-        options.append(f"--micro_batch {smaller}, which needs {_about(cfg, smaller, ranks)}")
+        options.append(f"{name.format(smaller)}, which needs {_about(cfg, smaller, ranks)}")
     if not cfg.activation_checkpointing:
         less = dataclasses.replace(cfg, activation_checkpointing=True)
         if step_bytes(less, cfg.micro_batch, ranks) < usable:
             cost = f"needs {_about(less, cfg.micro_batch, ranks)}, takes about a third more time and changes no bit"
             options.append(f"--activation_checkpointing true, which {cost}")
         elif not smaller and (both := smaller_micro_batch(less, ranks, usable)):
-            options.append(f"--activation_checkpointing true --micro_batch {both}, with {_about(less, both, ranks)}")
+            also = f"--activation_checkpointing true {'and ' if where else ''}{name.format(both)}"
+            options.append(f"{also}, with {_about(less, both, ranks)}")
     return options
 
 
 def smaller_micro_batch(cfg: Config, ranks: int, usable: float) -> int | None:
     """The largest micro-batch below the config's that is allowed and needs less than `usable` bytes, if any."""
     smaller = (m for m in range(cfg.micro_batch - 1, 0, -1) if step_bytes(cfg, m, ranks) < usable)
-    return next((m for m in smaller if _is_allowed(cfg, m, ranks)), None)
+    return next((m for m in smaller if is_allowed(cfg, m, ranks)), None)
 
 
 def _about(cfg: Config, micro_batch: int, ranks: int) -> str:
     return f"about {step_bytes(cfg, micro_batch, ranks) / 2**30:.1f} GiB"
 
 
-def _is_allowed(cfg: Config, micro_batch: int, ranks: int) -> bool:
+def is_allowed(cfg: Config, micro_batch: int, ranks: int) -> bool:
+    """Whether a run of a config without `train_sizes` accepts this micro-batch on so many ranks."""
     try:
         other = dataclasses.replace(cfg, micro_batch=micro_batch)
         other.check_ranks(ranks)

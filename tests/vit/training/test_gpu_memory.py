@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.data_sets import small_config
 from tests.helpers.paths import CHECKOUT, CONFIGS
 from vit.config.parser import load_config
 from vit.config.schema import to_yaml
+from vit.distributed.world import World
 from vit.run.folder import RunFolder
-from vit.training.gpu_memory import USABLE, memory_options, smaller_micro_batch, step_bytes
+from vit.training.gpu_memory import USABLE, _message, memory_options, smaller_micro_batch, step_bytes
 
 GIB = 2**30
 # A rank on a GPU that is full, on a machine without one: gloo stands in for NCCL, and torch's error is raised.
@@ -58,6 +60,18 @@ def test_a_full_gpu_is_reported_with_a_micro_batch_that_fits(jpegs: Path, tmp_pa
     event = run.last("failed")
     assert event is not None
     assert "micro_batch 8 does not fit" in event["error"]
+
+
+def test_the_image_size_that_needs_most_memory_is_named() -> None:
+    """With the place where its micro-batch stands: here the second row of `train_sizes`."""
+    cfg = load_config(CONFIGS / "vit_b16.yaml")
+    world = World(rank=0, size=4, local_size=4, device=torch.device("cuda"))
+    cfg = dataclasses.replace(cfg, train_sizes=((0.5, 128, 192), (0.5, 224, 384)))
+    message = _message(cfg, world, 20 * GIB)
+    assert message.startswith("micro_batch 384 at 224 pixels does not fit into the memory of a GPU (20.0 GiB); use")
+    assert "micro_batch 192 in row 2 of train_sizes, which needs about 13.7 GiB" in message
+    cfg = dataclasses.replace(cfg, train_sizes=((0.5, 128, 384), (0.5, 224)))
+    assert "use --micro_batch 192, which" in _message(cfg, world, 20 * GIB)
 
 
 def test_memory_of_other_processes_is_not_blamed_on_the_config(jpegs: Path, tmp_path: Path) -> None:
