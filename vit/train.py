@@ -43,6 +43,7 @@ from vit.run.jsonl import flush
 from vit.run.output import protect_output
 from vit.run.progress import show
 from vit.training.gpu_memory import GpuMemoryError, explained_out_of_memory
+from vit.training.micro_batch_search import find_micro_batch
 from vit.training.trainer import Outcome, Trainer
 
 OWNER_WAIT_SECONDS = 60  # for processes of an earlier, killed attempt of the same job that still use the run folder
@@ -115,9 +116,18 @@ def main(args: list[str] | None = None) -> None:
         metavar="SETTING",
         help="settings that may differ from the checkpoint's when a run is resumed",
     )
+    parser.add_argument(
+        "--find-micro-batch",
+        type=int,
+        metavar="RANKS",
+        help="do not train: try micro-batches for a run on so many ranks, on one GPU or CPU, and print the fastest",
+    )
     settings = InitialSettings(_run_folder)
     cfg, options = parse_config(parser, args, settings)
     try:
+        if options.find_micro_batch is not None:
+            find_micro_batch(cfg, options.find_micro_batch)
+            return
         place = read_place()
     except UserError as error:
         sys.exit(_print_error(error, 0))  # the rank's number may be the one that is wrong
