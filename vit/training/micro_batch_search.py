@@ -48,7 +48,9 @@ def find_micro_batch(cfg: Config, ranks: int) -> None:
     """
     if read_place().size > 1:
         raise UserError("--find-micro-batch measures one rank: start it without torchrun, as a single process")
-    if not 0 < ranks <= cfg.global_batch or cfg.global_batch % ranks:
+    if ranks < 1:
+        raise UserError(f"--find-micro-batch must be a number of ranks, at least 1, not {ranks}")
+    if cfg.global_batch % ranks:
         raise UserError(wrong_ranks(cfg.global_batch, cfg.micro_batch, ranks))
     device, memory = _in_new_process(_device, cfg)
     of = f" of {memory / 2**30:.1f} GiB" if memory else ""
