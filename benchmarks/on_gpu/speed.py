@@ -44,6 +44,8 @@ STEPS = {name: [name] for name in RECIPES} | {
     "vit_b16 with the warp in torch": ["vit_b16", "--lever", "warp_in_torch"],
     "vit_b16 as one graph": ["vit_b16", "--lever", "one_graph"],
     "vit_b16_deit as one graph": ["vit_b16_deit", "--lever", "one_graph"],
+    "vit_b16 block by block": ["vit_b16", "--lever", "block_by_block"],
+    "vit_b16_deit block by block": ["vit_b16_deit", "--lever", "block_by_block"],
     "vit_b16 not compiled": ["vit_b16", "--compile", "false"],
     "vit_b16 with exact samples": ["vit_b16", "--exact", "samples"],
 }

@@ -48,10 +48,16 @@ def _warp_in_torch(runner: StepRunner) -> None:
 
 
 def _one_graph(runner: StepRunner) -> None:
-    """Compiles the whole model to one graph instead of block by block."""
+    """Compiles the whole model to one graph instead of groups of blocks."""
+    runner.state.model.groups = tuple(runner.state.model.blocks)
+    runner.state.model.compile(dynamic=False)
+
+
+def _block_by_block(runner: StepRunner) -> None:
+    """Compiles each block alone, not in groups; all share one graph."""
+    runner.state.model.groups = tuple(runner.state.model.blocks)
     for block in runner.state.model.blocks:
-        block._compiled_call_impl = None
-    runner.state.model.compile()
+        block.compile(dynamic=False)
 
 
 # Changes of the code that are measured beside it; made once StepRunner exists, before anything is compiled.
@@ -59,6 +65,7 @@ LEVERS: dict[str, Lever] = {
     "ddp_optimizer": _use_ddp_optimizer,
     "warp_in_torch": _warp_in_torch,
     "one_graph": _one_graph,
+    "block_by_block": _block_by_block,
 }
 
 

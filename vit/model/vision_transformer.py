@@ -174,9 +174,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.activation_checkpointing = (
-            False  # in training, keep only the input of each block, and no activations in it
-        )
+        self.activation_checkpointing = False  # in training, keep only the input of each of `groups`
         side = cfg.image_size // cfg.patch_size
         tokens = side * side + (cfg.pool == "cls")
         self.patches = PatchEmbedding(cfg.patch_size, cfg.width)
@@ -188,6 +186,7 @@ class VisionTransformer(nn.Module):
             self.register_buffer("positions", F.pad(sines, (0, 0, tokens - side * side, 0)), persistent=False)
         self.dropout = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg, rate) for rate in drop_path_rates(cfg))
+        self.groups: tuple[nn.Module, ...] = tuple(self.blocks)  # what `forward` calls: blocks, or groups of them
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.head = nn.Linear(cfg.width, cfg.num_classes)
         self.reset_parameters()
@@ -213,13 +212,11 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, N, D)
         x = self.dropout(x + positions)
-        for block in self.blocks:
+        for group in self.groups:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(
-                    block, x, use_reentrant=False
-                )  # backward computes the block again: less memory, more time
+                x = checkpoint(group, x, use_reentrant=False)  # computed again in backward: less memory, more time
             else:
-                x = block(x)
+                x = group(x)
         # Only the class token is normalized, if there is one: the head needs no other.
         x = self.norm(x[:, 0]) if self.cls_token is not None else self.norm(x).mean(dim=1)  # (B, D)
         return self.head(x)  # (B, C)

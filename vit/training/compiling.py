@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import nn
 
 from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
@@ -16,15 +17,22 @@ from vit.run.folder import RunFolder
 from vit.training.compile_cache import CompileCache
 from vit.training.compile_time import describe_compiling
 
-# Graphs of a block for one shape of its input: in training with and without drop path, in evaluation with and without
+# The whole model as one graph would save launches: with 4 micro-batches of 64 images an H200 took 165 ms per step of
+# vit_b16_deit as one graph, and 187 to 236 ms block by block, because its host was the limit.  But it gives all
+# gradients at once, at the end of backward, so that no sum over ranks overlaps with it, and the first step takes 24 s
+# instead of 4 to 14 s.  Groups of blocks have most of both advantages.  Their size must not depend on the number of
+# ranks, because other graphs round differently.
+BLOCKS_PER_GRAPH = 3
+
+# Graphs of a group for one shape of its input: in training with and without drop path, in evaluation with and without
 # drop path, and these of the EMA, whose weights need no gradient.
 GRAPHS_PER_SHAPE = 6
 
 
 def compile_model(models: Iterable[VisionTransformer], shapes: int = 2) -> None:
-    """Compiles the models block by block when they are first called; `shapes`: how many their input has in a run.
+    """Compiles groups of blocks when they are first called; `shapes`: how many their input has in a run.
 
-    All blocks share the graph of a shape, and the all-reduce of gradients still overlaps with backward.
+    All groups share the graph of a shape, and the all-reduce of gradients still overlaps with backward.
     """
     # DDPOptimizer would cut this graph in two, at the end of DDP's first bucket, which takes more memory and launches,
     # and which torch's cache of graphs does not keep.
@@ -35,10 +43,22 @@ def compile_model(models: Iterable[VisionTransformer], shapes: int = 2) -> None:
         least = max(getattr(torch._dynamo.config, limit), GRAPHS_PER_SHAPE * shapes)
         setattr(torch._dynamo.config, limit, least)
     for model in models:
-        for block in model.blocks:
+        model.groups = grouped(model.blocks)
+        for group in model.groups:
             # Static: by default torch compiles the second shape that it sees as one of any size, which is slower.  Its
             # bits would then depend on the shapes that this attempt has seen before.
-            block.compile(dynamic=False)
+            group.compile(dynamic=False)
+
+
+def blocks_per_graph(depth: int) -> int:
+    """The size of the groups, all of the same size, into which the blocks of a model are compiled."""
+    return next(size for size in range(BLOCKS_PER_GRAPH, 0, -1) if depth % size == 0)
+
+
+def grouped(blocks: nn.ModuleList) -> tuple[nn.Sequential, ...]:
+    """Neighboring blocks in groups of equal size."""
+    size = blocks_per_graph(len(blocks))
+    return tuple(nn.Sequential(*blocks[first : first + size]) for first in range(0, len(blocks), size))
 
 
 def compile_ahead(

@@ -10,15 +10,13 @@ GPU = "NVIDIA A100"
 
 
 def test_nothing_is_invented_about_a_device_that_was_not_measured() -> None:
-    """All blocks share one graph, so the number of blocks does not tell the time."""
-    assert (
-        compile_message([], "cpu", 12, False) == "compiling one graph for all 12 blocks; not measured on this CPU yet"
-    )
-    assert compile_message([], "NVIDIA H200", 12, False).endswith("12 blocks, about 4 to 14 s the first time")
+    """All groups of blocks share one graph, so the number of blocks does not tell the time."""
+    assert compile_message([], "cpu", 12, False) == "compiling the 12 blocks; not measured on this CPU yet"
+    assert compile_message([], "NVIDIA H200", 12, False).endswith("12 blocks, about 4 to 24 s the first time")
     assert compile_message([], "NVIDIA H200", 12, False, sizes=3) == (
-        "compiling one graph for all 12 blocks at each of 3 image sizes, about 12 to 42 s the first time"
+        "compiling the 12 blocks at each of 3 image sizes, about 12 to 72 s the first time"
     )
-    assert compile_message([], GPU, 1, False) == "compiling, about 4 to 14 s the first time on an H200"
+    assert compile_message([], GPU, 1, False) == "compiling, about 4 to 24 s the first time on an H200"
 
 
 def test_an_earlier_attempt_tells_how_long_it_takes() -> None:
@@ -45,4 +43,4 @@ def test_an_earlier_attempt_tells_how_long_it_takes() -> None:
 def test_compiling_is_announced_although_the_ledger_cannot_be_read(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.ledger.mkdir()
-    assert describe_compiling(run, "cpu", 12, has_graphs=False).startswith("compiling one graph")
+    assert describe_compiling(run, "cpu", 12, has_graphs=False).startswith("compiling the 12 blocks")

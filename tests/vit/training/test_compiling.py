@@ -18,7 +18,8 @@ from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.config.sections import ModelConfig, OptimConfig
 from vit.distributed.world import join_process_group
-from vit.training.compiling import GRAPHS_PER_SHAPE, compile_ahead, compile_model, remaining_sizes
+from vit.model.vision_transformer import VisionTransformer
+from vit.training.compiling import GRAPHS_PER_SHAPE, compile_ahead, compile_model, grouped, remaining_sizes
 from vit.training.step import AugmentedBatch, StepRunner
 
 MODEL = ModelConfig(
@@ -78,11 +79,30 @@ def test_a_size_has_the_same_graphs_whatever_sizes_came_before() -> None:
     """
     (alone,) = run_ranks(1, graphs_of_steps, CONFIG, [28])
     (after_others,) = run_ranks(1, graphs_of_steps, CONFIG, [14, 21, 28])
-    assert len(alone) == 2, "the first block drops no path"
+    assert len(alone) == 1, "both blocks are one group"
     assert alone == after_others
     shapes = [size for _, sizes in alone for size in sizes]
     assert [4, 17, 32] in shapes
     assert all(isinstance(length, int) for shape in shapes for length in shape)
+
+
+@pytest.mark.parametrize(("depth", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 5), (12, 4), (24, 8), (32, 16)])
+def test_blocks_are_compiled_in_groups_of_equal_size(depth: int, groups: int) -> None:
+    """In their order, under their own names; a group of another size would be another graph."""
+    model = VisionTransformer(replace(MODEL, depth=depth))
+    names = list(model.state_dict())
+    model.groups = grouped(model.blocks)
+    assert len(model.groups) == groups and len({len(group) for group in model.groups}) == 1
+    assert [block for group in model.groups for block in group] == list(model.blocks)
+    assert list(model.state_dict()) == names
+
+
+def test_all_groups_share_one_graph_but_for_the_block_that_drops_no_path() -> None:
+    """The first group contains it; the three others are the same."""
+    four_groups = replace(CONFIG, model=replace(MODEL, depth=12))
+    assert [len(graphs) for graphs in run_ranks(1, graphs_of_steps, four_groups, [28])] == [2]
+    no_drop_path = replace(CONFIG, model=replace(MODEL, depth=12, drop_path=0.0))
+    assert [len(graphs) for graphs in run_ranks(1, graphs_of_steps, no_drop_path, [28])] == [1]
 
 
 def graphs_with_checkpointing(cfg: Config) -> int:
@@ -91,14 +111,14 @@ def graphs_with_checkpointing(cfg: Config) -> int:
 
 def test_activation_checkpointing_needs_no_other_graphs() -> None:
     """The forward pass that is computed again is the compiled one."""
-    assert run_ranks(1, graphs_with_checkpointing, CONFIG) == [2]
+    assert run_ranks(1, graphs_with_checkpointing, CONFIG) == [1]
 
 
 def pass_the_limit(cfg: Config) -> str:
     """Names the error of a step at a second size, although one graph of each block is all that is allowed."""
     with join_process_group(cfg) as world, recorded_graphs():
         runner = StepRunner(RunSchedule(cfg, 64), world, TrainState.fresh(cfg, world.device))
-        torch._dynamo.config.recompile_limit = 2
+        torch._dynamo.config.recompile_limit = 1
         runner.forward_backward(0, random_batch(cfg, 14))
         try:
             runner.forward_backward(1, random_batch(cfg, 28))
