@@ -1,8 +1,8 @@
 """Resizing of batches by Pillow's Lanczos filter: the bytes of `Image.resize(size, LANCZOS)` on every device.
 
-Pillow's weights are integers with 22 fractional bits, and it rounds to 8 bits after each of its two passes.  On a CPU
-this is done in C++ (`vit/data/resize.h`).  Elsewhere each pass is a matrix product in float64.  All products and sums
-are integers below 2**53, so they are exact, in any order.
+Pillow's weights are multiples of 2**-22, and it rounds to 8 bits after each of its two passes.  On a CPU this is done
+in C++ (`vit/data/resize.h`).  Elsewhere each pass is a matrix product in float64.  All products and sums are multiples
+of 2**-22 below 2**10, so they are exact, in any order.
 
 Shapes: B images, S side of the images, s side of the result, in pixels.
 """
@@ -34,23 +34,18 @@ def resize(images: Tensor, side: int) -> Tensor:
         return out
     weights = _weights_on(S, side, images.device)
     for part, resized in zip(images.split(_CHUNK), out.split(_CHUNK), strict=True):
-        rows = _to_levels(part.double() @ weights.T)  # (n, 3, S, s)
-        resized.copy_(_to_levels(weights @ rows))
+        rows = (part.double() @ weights.T).add_(0.5).clamp_(0, 255).floor_()  # (n, 3, S, s)
+        resized.copy_((weights @ rows).add_(0.5).clamp_(0, 255))  # rounded down by the conversion to uint8
     return out
-
-
-def _to_levels(sums: Tensor) -> Tensor:
-    """Rounds sums of weighted levels to levels, in place."""
-    return sums.add_(2 ** (_BITS - 1)).mul_(2.0**-_BITS).floor_().clamp_(0, 255)
 
 
 @functools.cache  # copied once per device
 def _weights_on(S: int, side: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(integer_weights(S, side)).to(device, non_blocking=True)
+    return torch.from_numpy(integer_weights(S, side) / 2**_BITS).to(device, non_blocking=True)
 
 
 def integer_weights(S: int, side: int) -> NDArray[np.float64]:
-    """The integer weight of each of S input pixels in each of `side` output pixels: (s, S).
+    """The weight of each of S input pixels in each of `side` output pixels, in units of 2**-22: (s, S).
 
     https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
     """
