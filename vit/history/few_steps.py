@@ -3,6 +3,7 @@
 import math
 
 from vit.config.batches import largest_micro_batch
+from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.run.counts import counted
 
@@ -14,6 +15,8 @@ ENOUGH = 500  # steps in all, which are enough even if each epoch has few
 def few_steps_of(cfg: Config, images: int, ranks: int) -> str:
     """The warning for a run on a data set of so many images; "" if it has enough steps."""
     used = min(images, cfg.data.limit or images)
+    if used and RunSchedule(cfg, used).total_steps >= ENOUGH:  # of small images, more steps than its epochs have
+        return ""
     repeats = cfg.data.repeats if cfg.augment.mixup or cfg.augment.cutmix else 0
     return few_steps(used, cfg.global_batch, cfg.micro_batch, cfg.epochs, ranks, repeats)
 

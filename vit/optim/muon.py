@@ -1,10 +1,10 @@
 """Muon for the weight matrices of the blocks, AdamW for all other parameters, with one learning rate for both.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/: the update of a matrix is its gradient with momentum,
-orthogonalized (all singular values become about 1) by five Newton-Schulz iterations in bfloat16.  Embeddings, head,
-norms and biases get AdamW, as the authors recommend.  The update of an (A, B) matrix is scaled by 0.2 · √max(A, B),
-so that its elements are as large as AdamW's and AdamW's learning rate and weight decay fit: Liu et al. 2025, "Muon is
-Scalable for LLM Training", https://arxiv.org/abs/2502.16982.
+orthogonalized (all singular values become about 1) by five Newton-Schulz iterations in bfloat16.  Q, K and V, which are
+one matrix here, are orthogonalized separately, and embeddings, head, norms and biases get AdamW, as the authors
+recommend.  The update of an (A, B) matrix is scaled by 0.2 · √max(A, B), so that its elements are as large as AdamW's,
+and AdamW's learning rate and weight decay fit: Liu et al. 2025, https://arxiv.org/abs/2502.16982.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """A small data set in large batches has too few steps to learn from: said at submission, in training, in the notes."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,13 @@ def test_a_run_with_enough_steps_has_no_warning() -> None:
     assert few_steps(1280, 128, 32, epochs=1, ranks=1) == ""
     assert few_steps(1000, 128, 32, epochs=200, ranks=1) == ""
     assert few_steps(1000, 128, 32, epochs=10, ranks=1) != ""
+
+
+def test_the_steps_of_small_images_count() -> None:
+    """If epochs count pixels, images of a quarter of the pixels make four times as many steps."""
+    cfg = Config(epochs=40, global_batch=128, micro_batch=128, epochs_count="pixels")
+    assert "313 steps in 40 epochs" in few_steps_of(cfg, 1000, ranks=1)
+    assert few_steps_of(replace(cfg, train_sizes=((0.5, 112), (0.5, 224))), 1000, ranks=1) == ""
 
 
 @pytest.mark.parametrize("repeats", [0, 1, 3])
