@@ -20,7 +20,7 @@ class Throughput:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Measures from this step on; called after a rollback."""
+        """Measures from this step on: graphs were compiled before, or a step has failed after it."""
         self._step, self._time = step, time.perf_counter()
 
     def exclude(self, seconds: float) -> None:

@@ -106,6 +106,7 @@ class Trainer:
     def run_steps(self) -> Outcome:
         """Trains from the state's step to the last one, or until a signal.  Raises NotFiniteError."""
         state, milestones = self.state, self.milestones
+        self.throughput.restart(state.step)
         for step, batch in zip(range(state.step, milestones.total_steps), self.batches(), strict=True):
             decision = self.agree(save=self.saver.due)
             if decision.stop:
@@ -254,7 +255,6 @@ class Trainer:
             self.saver.reset_to(self.restore())
             self.runner.discard_unchecked()
         self.clock.rewind(reached - state.step)
-        self.throughput.restart(state.step)
         self.step_times.exclude()
         if self.sample_log is not None:
             self.sample_log.truncate(state.step)

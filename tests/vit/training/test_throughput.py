@@ -15,6 +15,7 @@ from vit.config.sections import ModelConfig
 from vit.history.utilization import training_flops_per_image
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
+from vit.training.compiling import CompilePlan
 from vit.training.throughput import Throughput
 
 CFG = Config(global_batch=64, micro_batch=64, precision="bf16")
@@ -81,3 +82,26 @@ def test_a_record_of_training_has_the_utilization_of_a_gpu_that_is_known(betons:
         assert all(("mfu" in record) == (name != "cpu") for record in records)
         curves.append(learning_curve(run))
     assert curves[0] == curves[1]
+
+
+def train_after_compiling(cfg: Config, run: Path) -> str:
+    """Trains after a day of compiling."""
+    days = 0
+
+    def carry_out(*_: object) -> bool:
+        nonlocal days
+        days += 1
+        return True
+
+    clock, now = mock.Mock(), time.perf_counter
+    clock.perf_counter = lambda: now() + 86_400 * days
+    with mock.patch.object(CompilePlan, "carry_out", carry_out), mock.patch("vit.training.throughput.time", clock):
+        return run_attempt(cfg, run)
+
+
+def test_compiling_before_the_first_step_does_not_count(betons: Path, tmp_path: Path) -> None:
+    """Else the first record would say that the run takes for weeks."""
+    run = new_run_folder(tmp_path / "run")
+    assert run_ranks(1, train_after_compiling, short_config(betons), run) == ["finished"]
+    first = next(record for record in read_lines(RunFolder(run).metrics) if "loss" in record)
+    assert first["images_per_second"] > 1 and first["seconds_left"] < 3600
