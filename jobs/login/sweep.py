@@ -61,8 +61,15 @@ def sweep_configs(
 
 
 def split_values(listed: str) -> list[str]:
-    """Splits at commas outside of brackets: `[0.5,1],[0.6,1]` is two values."""
-    return re.findall(r"(?:\[[^\]]*\]|[^,\[])+|(?<=,)(?=,|$)|^$", listed)
+    """Splits at commas outside of brackets: `[0.5,1],[0.6,1]` and `[[0.5,128],[0.5,224]],[]` are two values each."""
+    out, depth = [""], 0
+    for character in listed:
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == "," and depth <= 0:
+            out.append("")
+        else:
+            out[-1] += character
+    return out
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
