@@ -45,9 +45,12 @@ ANSWERS = TRUE_FLAGS | {24: struct.pack("3q", int(TOP1 * IMAGES), IMAGES // 2, I
 
 def run_options(recipe: str, compiled: bool, images: Path, folder: Path, *more: str) -> list[str]:
     """The options of `vit.train` for a small run in `folder`, on a .beton file with IMAGES images."""
-    options = ["--config", str(CONFIGS / f"{recipe}.yaml"), *SMALL, "--compile", str(compiled).lower()]
+    file, small = CONFIGS / f"{recipe}.yaml", list(SMALL)
+    if "train_sizes:" in file.read_text():
+        small += ["--train_sizes", "[[0.5, 16, 16], [0.5, 32]]", "--epochs_count", "images"]
+    options = ["--config", str(file), *small, "--compile", str(compiled).lower()]
     options += ["--data.train", str(images), "--data.val", str(images), "--run-dir", str(folder / "run"), *more]
-    larger = load_config(CONFIGS / f"{recipe}.yaml", *SMALL, "--model.image_size", "48")
+    larger = load_config(file, *small, "--model.image_size", "48")
     if larger.init_from:
         torch.save(VisionTransformer(larger.model).state_dict(), folder / "weights.pth")
         options += ["--init_from", str(folder / "weights.pth")]
