@@ -1,6 +1,7 @@
 """The recipes whose image size follows the step have the schedules of their sources, which are written out here."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vit.config.run_schedule import RunSchedule
 from vit.history.utilization import training_flops_per_image
 from vit.optim.schedule import learning_rate
 
+README = (CONFIGS / "README.md").read_text()
 IMAGENET = 1_281_167  # training images
 STEPS_PER_EPOCH = IMAGENET // 4096  # main_buffer.py drops the rest
 SIDES = [96, 96, 160, 160, 160, 160, 192, 192, 224, 224]  # res_list of _ET_pp_main_deitS.py
@@ -84,15 +86,34 @@ def ffcv_side(epoch: int, start_ramp: int, end_ramp: int) -> int:
     return round(between / 32) * 32
 
 
-def test_the_pilot_has_the_image_sizes_of_ffcv_imagenet_in_32_epochs() -> None:
-    """rn50_32_epochs.yaml: min_res 160, max_res 192, start_ramp 23, end_ramp 27."""
-    cfg = load_config(CONFIGS / "vit_s16_pilot.yaml")
+@pytest.mark.parametrize(("epochs", "ramp"), [(32, (23, 27)), (88, (65, 76))])
+def test_the_pilot_has_the_image_sizes_of_ffcv_imagenet(epochs: int, ramp: tuple[int, int]) -> None:
+    """start_ramp and end_ramp of rn50_32_epochs.yaml; those of rn50_88_epochs.yaml with the rows in the README."""
+    (rows,) = re.findall(r"the one of 88 epochs after 71, which is\s+`--train_sizes '(.*)'`", README)
+    options = [] if epochs == 32 else ["--epochs", "88", "--train_sizes", rows]
+    cfg = load_config(CONFIGS / "vit_s16_pilot.yaml", *options)
     schedule = RunSchedule(cfg, IMAGENET)
-    for epoch in range(cfg.epochs):
+    assert cfg.epochs == epochs
+    for epoch in range(epochs):
         middle = schedule.steps(epoch + 0.5)
-        assert schedule.config(middle).model.image_size == ffcv_side(epoch, 23, 27), epoch
-    assert [stage.stop for stage in schedule.stages] == [schedule.steps(25), schedule.total_steps]
-    assert schedule.total_steps == math.ceil(32 * IMAGENET / 1024)
+        assert schedule.config(middle).model.image_size == ffcv_side(epoch, *ramp), epoch
+    changed = schedule.stages[0].stop
+    assert schedule.epoch(changed) == pytest.approx({32: 25, 88: 71}[epochs], abs=0.01)
+    assert schedule.total_steps == math.ceil(epochs * IMAGENET / 1024)
+
+
+def test_the_readme_has_the_values_of_efficienttrain_for_each_number_of_epochs() -> None:
+    """`0.2 E` epochs of warmup and a drop path of `0.1 E / 200`; the command for 100 epochs, and its config."""
+    (epochs,) = re.findall(r"^\| published top-1 \| E = (.*) \|$", README, re.MULTILINE)
+    warmup, drop_path = (
+        re.findall(rf"^\| `--{name}` \(.*\) \| (.*) \|$", README, re.MULTILINE)[0].split(" | ")
+        for name in ("optim.warmup_epochs", "model.drop_path")
+    )
+    assert [float(e) * 0.2 for e in epochs.split(" | ")] == pytest.approx([float(w) for w in warmup])
+    assert [float(e) * 0.1 / 200 for e in epochs.split(" | ")] == pytest.approx([float(d) for d in drop_path])
+    (command,) = re.findall(r"--name et100 .*\n +(--epochs.*)", README)
+    cfg = load_config(CONFIGS / "vit_s16_efficienttrain.yaml", *command.split())
+    assert (cfg.epochs, cfg.optim.warmup_epochs, cfg.model.drop_path) == (100, 20, 0.05)
 
 
 def test_the_pilot_is_the_recipe_of_90_epochs_apart_from_its_length_and_sizes() -> None:
