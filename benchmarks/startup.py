@@ -19,10 +19,8 @@ if __name__ == "__main__":
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +37,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
+from benchmarks.measured.machine import gpu_name, machine, save_figures
+from benchmarks.measured.startup_parts import ASKED_VARIABLE
 from benchmarks.on_gpu.images import make_data
-from benchmarks.startup_parts import ASKED_VARIABLE
 from jobs.node import forkserver, forkserver_process
 from vit.run.command import run_command
 from vit.run.folder import RunFolder
@@ -140,7 +138,7 @@ class Measurement:
     def parts(self, case: Case) -> dict[str, dict[str, float]]:
         """Seconds and processor seconds of each part of the start of a rank, measured in a process of its own."""
         way, asked = "fork" if case.way == "fork" else "hand", {ASKED_VARIABLE: str(time.time())}
-        with self._rank(way, "benchmarks.startup_parts", self._arguments(case), asked) as rank:
+        with self._rank(way, "benchmarks.measured.startup_parts", self._arguments(case), asked) as rank:
             rank.wait(WAIT_SECONDS)
         figures: dict[str, dict[str, float]] = json.loads(self._log.read_text().splitlines()[-1])
         return figures
@@ -178,10 +176,12 @@ class Measurement:
 
     def _wait(self, found: Callable[[], Any], process: psutil.Process) -> Any:
         """Waits until `found` returns something, and returns it; ends this program if the process ends before."""
-        while not (result := found()):
+        result = found()
+        while not result:
             if not forkserver_process.is_alive(process):
                 sys.exit(f"a rank ended before its first step:\n{self._log.read_text()[-3000:]}")
             time.sleep(0.004)
+            result = found()
         return result
 
 
@@ -249,30 +249,6 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(f"{head:<26}" + "".join(f"{cell:>20}" for cell in cells) for head, cells in rows)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":")
-    return {
-        "cpu": model.partition(":")[2].strip(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": gpu_name(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "load": [round(each, 1) for each in os.getloadavg()],
-    }
-
-
-def gpu_name() -> str | None:
-    """The name of the first GPU that is visible, found without torch, which would start slowly."""
-    try:
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout else None
-
-
 def main() -> None:
     """Prints a table, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -290,8 +266,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(by_case))
     figures = {"vs_parts": max(each["vs_parts"] for each in by_case.values()), "cases": by_case, "machine": machine()}
-    if not (options.quick or options.only):
-        (ROOT / "benchmarks" / "results" / "startup.json").write_text(json.dumps(figures, indent=1) + "\n")
+    if not (options.quick or options.only or options.rounds):
+        save_figures("startup", figures)
     print(json.dumps(figures))
 
 

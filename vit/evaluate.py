@@ -13,6 +13,9 @@ if __name__ == "__main__":
     from vit.run.dependencies import explain_missing_packages
 
     explain_missing_packages()
+    from vit.run.garbage_collection import pause_collection
+
+    pause_collection()
     from vit.distributed.launcher import end_with_launcher
 
     end_with_launcher()  # before the imports below, which take seconds: torchrun may be killed meanwhile

@@ -13,6 +13,9 @@ if __name__ == "__main__":
     from vit.run.dependencies import explain_missing_packages
 
     explain_missing_packages()
+    from vit.run.garbage_collection import pause_collection
+
+    pause_collection()
 
 import json
 import os

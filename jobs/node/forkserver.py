@@ -5,7 +5,6 @@ it has one thread and never touches a GPU.  It ends with its supervisor, and the
 """
 
 import atexit
-import gc
 import importlib
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from setproctitle import setproctitle, setthreadtitle
 
 from jobs.node import forkserver_process
 from jobs.node.forkserver_process import is_alive
+from vit.run.garbage_collection import resume_collection
 from vit.run.parent import end_with_parent
 
 # What the server imports: the modules that its forks run, what optimizers import when they are constructed (which
@@ -204,7 +204,7 @@ def _run_module(
     """In the new process: does what Python does for `-u -m module`."""
     end_with_parent(signal.SIGTERM, server)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    gc.freeze()  # objects inherited from the server are never collected here
+    resume_collection()  # but not of objects inherited from the server
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(file, 2)
     os.dup2(file if stdout is None else stdout.fileno(), 1)

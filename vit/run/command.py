@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from vit.run.console import started_as
 from vit.run.disk_errors import explained
+from vit.run.garbage_collection import resume_collection
 from vit.run.output import protect_output
 
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C
@@ -23,6 +24,7 @@ def run_command(main: Callable[[], int | str | None], keep_going: bool = False) 
 
     The output is protected (see `output.py`).  A command that has work to do beyond printing should `keep_going`.
     """
+    resume_collection()
     protect_output(keep_going)
     try:
         code = main()

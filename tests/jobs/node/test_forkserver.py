@@ -83,6 +83,15 @@ def test_a_forked_process_need_not_read_the_files_of_the_compiler(supervisor: Su
     assert "read: []" in supervisor.log()
 
 
+def test_a_forked_process_collects_garbage_but_not_in_what_it_inherited(supervisor: Supervisor) -> None:
+    """The server itself collects nothing: its imports would take longer."""
+    supervisor.start(
+        "[print('collects:', gc.isenabled(), gc.get_freeze_count() > 100_000) for gc in [__import__('gc')]]"
+    )
+    assert supervisor.read_line() == "0"
+    assert "collects: True True" in supervisor.log()
+
+
 def test_the_signals_that_stop_a_job_do_not_end_the_fork_server(supervisor: Supervisor) -> None:
     """Slurm sends its signals to all processes of a step; the forks receive them."""
     process, server = supervisor.start_waiting()

@@ -1,7 +1,7 @@
 """The parts of a start, each measured alone, for startup.py: in a new process, or in a fork of the job's fork server.
 
-`python -m benchmarks.startup_parts --config FILE --run-dir DIR …` takes the options of `python -m vit.train`.  It does
-the same work up to the first step with the same functions, one part after the other, without a trainer: no run folder,
+`python -m benchmarks.measured.startup_parts --config FILE --run-dir DIR …` takes the options of `python -m vit.train`.
+It does the same work up to the first step with the same functions, one part after the other, without a trainer: no
 ledger, learning curve, supervision or saves.  Prints one JSON object: seconds and processor seconds of each part.
 """
 
@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from vit.run.garbage_collection import pause_collection, resume_collection
 
 if TYPE_CHECKING:
     from vit.config.schema import Config
@@ -55,12 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _measure_imports(parts: Parts) -> None:
+    pause_collection()  # as the command does
     with parts.part("import torch"):
         importlib.import_module("torch")
+    with parts.part("import torch._dynamo"):  # DDP and torch's optimizers need it
+        importlib.import_module("torch._dynamo")
     with parts.part("other imports"):
         importlib.import_module("vit.train")
-    with parts.part("import torch._dynamo"):  # by torch itself, once DDP or an optimizer is constructed
-        importlib.import_module("torch._dynamo")
+    resume_collection()
 
 
 def _measure_start(parts: Parts, arguments: list[str]) -> None:
@@ -100,7 +104,7 @@ def _measure_steps(parts: Parts, cfg: "Config", world: "World", run: "RunFolder"
         first = next(batches)
     with parts.part("model"):
         state = TrainState.fresh(cfg, world.device)
-        runner = StepRunner(cfg, world, state, data.samples)
+        runner = StepRunner(data.schedule, world, state)
         synchronize()
     if checkpoints:
         with parts.part("checkpoint"):
@@ -111,7 +115,7 @@ def _measure_steps(parts: Parts, cfg: "Config", world: "World", run: "RunFolder"
         if cfg.compile:
             CompileCache(run, world)
     walls, processors = [], []
-    augmented = augmented_batches(cfg, world, itertools.chain([first], batches), 0)
+    augmented = augmented_batches(data.schedule, world, itertools.chain([first], batches), 0)
     for step in range(STEPS):
         wall, processor = time.perf_counter(), time.process_time()
         batch = next(augmented)
