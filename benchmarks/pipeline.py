@@ -78,13 +78,13 @@ def main() -> None:
     """Prints a table, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="less than 50 s: fewer images, rounds and steps")
-    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each source (default: 7; with --quick: 2)")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of a turn (default: 6; on a GPU: 20; --quick: 2)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each source (default: 5; with --quick: 2)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of a turn (default: 4; on a GPU: 20; --quick: 2)")
     options = parser.parse_args()
     gpu = gpu_name() is not None
     os.environ["PYTHONPATH"] = str(ROOT)
-    rounds = options.rounds or (2 if options.quick else 7)
-    steps = options.steps or (2 if options.quick else 20 if gpu else 6)
+    rounds = options.rounds or (2 if options.quick else 5)
+    steps = options.steps or (2 if options.quick else 20 if gpu else 4)
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), 64 if options.quick else 1024 if gpu else 256, [])
         models = {}
@@ -94,7 +94,7 @@ def main() -> None:
     print(table(models))
     figures = {"vs_synthetic": min(each["vs_synthetic"] for each in models.values()), "models": models}
     figures |= {"machine": machine()}
-    if not (options.quick or options.rounds or options.steps):
+    if not options.quick:
         save_figures("pipeline", figures)
     print(json.dumps(figures))
 

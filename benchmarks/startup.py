@@ -254,19 +254,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="less than 50 s: new runs only, two rounds")
     parser.add_argument("--only", nargs="+", metavar="CASE", help='cases such as "new-hand" (default: all)')
-    parser.add_argument("--rounds", type=int, metavar="N", help="starts of each kind (default: 7; with --quick: 2)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="starts of each kind (default: 5; with --quick: 2)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="startup-"))
     try:
         make_data(folder, IMAGES)
         known = [case for case in cases(gpu_name() is not None) if case.quick or not options.quick]
         measured = [case for case in known if not options.only or case.run in options.only]
-        by_case = measure(measured, folder, options.rounds or (2 if options.quick else 7))
+        by_case = measure(measured, folder, options.rounds or (2 if options.quick else 5))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(by_case))
     figures = {"vs_parts": max(each["vs_parts"] for each in by_case.values()), "cases": by_case, "machine": machine()}
-    if not (options.quick or options.only or options.rounds):
+    if not (options.quick or options.only):
         save_figures("startup", figures)
     print(json.dumps(figures))
 

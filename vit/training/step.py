@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch._dynamo  # here, and not once DDP or an optimizer is constructed: see vit/run/garbage_collection.py
+import torch._dynamo  # now, not once an optimizer is constructed: see vit/run/garbage_collection.py
 import torch.distributed as dist
 from torch import Tensor
 
