@@ -4,6 +4,7 @@
 #include <map>
 
 #include "counters.h"
+#include "graphs.h"
 #include "memory.h"
 
 namespace {
@@ -52,6 +53,7 @@ void set_contents(void* pointer, int value, size_t bytes) {
 
 void run_kernel(const char* name, void* stream) {
     Lock lock(state_mutex());
+    if (add_to_capture(stream)) return;
     known_ranges().clear();
     count_launch(name, stream);
 }

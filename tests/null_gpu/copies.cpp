@@ -9,6 +9,7 @@
 
 #include "contents.h"
 #include "counters.h"
+#include "graphs.h"
 #include "memory.h"
 
 namespace {
@@ -31,10 +32,13 @@ void answer(char* destination, size_t bytes) {
     }
 }
 
-void copy(void* destination, const void* source, size_t bytes, bool asynchronous, cudaStream_t stream) {
+cudaError_t copy(
+    void* destination, const void* source, size_t bytes, bool asynchronous, cudaStream_t stream) {
     bool to_device = is_device_memory(destination), from_device = is_device_memory(source);
     const void* host = to_device ? source : destination;
     bool pageable = to_device != from_device && !is_pinned_memory(host);
+    if (may_not_wait(stream) && (pageable || !asynchronous)) return cudaErrorStreamCaptureUnsupported;
+    if (add_to_capture(stream)) return cudaSuccess;
     std::string kind = to_device && from_device ? "on the device"
                        : to_device              ? "to the device"
                        : from_device            ? "from the device"
@@ -50,9 +54,11 @@ void copy(void* destination, const void* source, size_t bytes, bool asynchronous
         synchronized(to_device ? "cudaMemcpyAsync from pageable memory" : "cudaMemcpyAsync to pageable memory");
     copy_contents(destination, source, bytes);
     if (from_device && !to_device) answer(static_cast<char*>(destination), bytes);
+    return cudaSuccess;
 }
 
-cudaError_t set(void* pointer, int value, size_t bytes) {
+cudaError_t set(void* pointer, int value, size_t bytes, cudaStream_t stream) {
+    if (add_to_capture(stream)) return cudaSuccess;
     count("memset");
     set_contents(pointer, value, bytes);
     return cudaSuccess;
@@ -61,20 +67,17 @@ cudaError_t set(void* pointer, int value, size_t bytes) {
 }  // namespace
 
 EXPORT cudaError_t cudaMemcpy(void* destination, const void* source, size_t bytes, cudaMemcpyKind) {
-    copy(destination, source, bytes, false, nullptr);
-    return cudaSuccess;
+    return copy(destination, source, bytes, false, nullptr);
 }
 
 EXPORT cudaError_t cudaMemcpyAsync(
     void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    copy(destination, source, bytes, true, stream);
-    return cudaSuccess;
+    return copy(destination, source, bytes, true, stream);
 }
 
 EXPORT cudaError_t cudaMemcpyPeerAsync(
     void* destination, int, const void* source, int, size_t bytes, cudaStream_t stream) {
-    copy(destination, source, bytes, true, stream);
-    return cudaSuccess;
+    return copy(destination, source, bytes, true, stream);
 }
 
 EXPORT cudaError_t cudaMemcpy2DAsync(
@@ -85,8 +88,10 @@ EXPORT cudaError_t cudaMemcpy2DAsync(
 
 EXPORT cudaError_t cudaMemcpyToSymbol(const void*, const void*, size_t, size_t, cudaMemcpyKind) { return cudaSuccess; }
 
-EXPORT cudaError_t cudaMemset(void* pointer, int value, size_t bytes) { return set(pointer, value, bytes); }
+EXPORT cudaError_t cudaMemset(void* pointer, int value, size_t bytes) {
+    return set(pointer, value, bytes, nullptr);
+}
 
-EXPORT cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) {
-    return set(pointer, value, bytes);
+EXPORT cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream) {
+    return set(pointer, value, bytes, stream);
 }

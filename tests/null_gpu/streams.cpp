@@ -3,6 +3,7 @@
 
 #include "counters.h"
 #include "faults.h"
+#include "graphs.h"
 
 EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
     *stream = static_cast<cudaStream_t>(new_handle());
@@ -28,13 +29,15 @@ EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigne
     return cudaSuccess;
 }
 
-EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t) {
+EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (stream && may_not_wait(stream)) return cudaErrorStreamCaptureUnsupported;
     wait_while_stuck();
     synchronized("cudaStreamSynchronize");
     return cudaSuccess;
 }
 
 EXPORT cudaError_t cudaDeviceSynchronize() {
+    if (may_not_wait(nullptr)) return cudaErrorStreamCaptureUnsupported;
     wait_while_stuck();
     synchronized("cudaDeviceSynchronize");
     return cudaSuccess;
@@ -63,6 +66,7 @@ EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stre
 EXPORT cudaError_t cudaEventQuery(cudaEvent_t) { return device_is_stuck() ? cudaErrorNotReady : cudaSuccess; }
 
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    if (may_not_wait(nullptr)) return cudaErrorStreamCaptureUnsupported;
     wait_while_stuck();
     synchronized("cudaEventSynchronize");
     return cudaSuccess;
@@ -84,20 +88,3 @@ EXPORT cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback
     function(stream, cudaSuccess, data);
     return cudaSuccess;
 }
-
-// No stream is ever captured into a graph.
-
-EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-
-EXPORT cudaError_t cudaStreamGetCaptureInfo(
-    cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* id, cudaGraph_t*, const cudaGraphNode_t**,
-    const cudaGraphEdgeData**, size_t*) {
-    *status = cudaStreamCaptureStatusNone;
-    if (id) *id = 0;
-    return cudaSuccess;
-}
-
-EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }

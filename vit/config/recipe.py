@@ -11,7 +11,7 @@ from vit.config.user_error import UserError
 # Settings that may change when a run is resumed: paths, threads, device and intervals, never what is computed.
 NOT_IN_RECIPE = (
     *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
-    *("data.stage", "device", "timeout_minutes", "optim.max_skipped", "activation_checkpointing"),
+    *("data.stage", "device", "timeout_minutes", "optim.max_skipped", "activation_checkpointing", "cuda_graphs"),
 )
 NOT_IN_RECIPE_SECTIONS = ("checkpoint.", "log.")
 # Settings that determine which images each step uses, and the size of the data set: they can never change between two

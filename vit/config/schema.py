@@ -33,6 +33,7 @@ class Config:
     exact: Literal["bits", "samples"] = "bits"  # identical after interruptions: all bits, or only samples and draws
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of matrix products; float32: no TF32; weights: float32
     compile: bool = False  # compile the model with torch.compile
+    cuda_graphs: bool = False  # launch each micro-batch as one CUDA graph: faster where the CPU limits, more memory
     activation_checkpointing: bool = False  # recompute each block in backward: less memory, about a third more time
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: cuda if there is a GPU, else cpu
     timeout_minutes: float = 10.0  # minutes until a collective operation fails, e.g. because a rank was lost

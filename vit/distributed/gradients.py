@@ -37,7 +37,9 @@ class MicroBatchGradients:
     """
 
     def __init__(self, model: nn.Module, world: World, exact: Literal["bits", "samples"] = "bits") -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.world = world
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._flat: tuple[Tensor, list[Tensor]] | None = None  # all gradients, and its part for each parameter
         self._tree_sum = _TreeSum(world) if exact == "bits" else None
         self._ddp = self._wrap(model) if world.size > 1 else None
         self.model = self._ddp or model
@@ -70,6 +72,47 @@ class MicroBatchGradients:
         else:
             self._tree_sum.add(gradients, j)
             self._clear_gradients()
+
+    @torch.no_grad()
+    def add(self, gradients: list[Tensor], j: int, count: int) -> None:
+        """Adds the gradients of the j-th of `count` micro-batches, one for each parameter.
+
+        For passes without DDP, e.g. CUDA graphs.  The next pass may overwrite the gradients: what is needed later is
+        copied, but those of the last one.  That one sums over all ranks, in the order of `micro_batch`: the same bits.
+        """
+        if j == 0:
+            self._clear_gradients()
+        tree, last = self._tree_sum, j == count - 1
+        if tree is not None and j == 0:
+            tree.partial_sums.clear()
+        if tree is not None and not last:
+            if j % 2 == 0:  # kept until its right neighbor comes
+                copies = [torch.empty_like(p) for p in self.parameters]
+                torch._foreach_copy_(copies, gradients)
+                gradients = copies
+            tree.add(dict(zip(self.parameters, gradients, strict=True)), j)
+            return
+        if tree is None or self.world.size > 1:
+            gradients = self._add_to_flat(gradients, first=tree is not None or j == 0, last=last)
+        else:
+            tree.add_earlier(self.parameters, gradients)
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+
+    def _add_to_flat(self, gradients: list[Tensor], first: bool, last: bool) -> list[Tensor]:
+        """Copies or adds gradients to parts of one tensor, which `last` sums over all ranks; returns the parts."""
+        if self._flat is None:
+            sizes, ranks = [p.numel() for p in self.parameters], self.world.size
+            flat = self.parameters[0].new_zeros(-(-sum(sizes) // ranks) * ranks)  # equal parts for `sum_over_ranks`
+            parts = flat[: sum(sizes)].split(sizes)
+            self._flat = flat, [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+        flat, views = self._flat
+        (torch._foreach_copy_ if first else torch._foreach_add_)(views, gradients)
+        if last and self._tree_sum is not None:
+            self._tree_sum.reduce(flat, views, self.parameters)
+        elif last:
+            dist.all_reduce(flat)
+        return views
 
     def _clear_gradients(self) -> None:
         for p in self.parameters:
@@ -110,7 +153,7 @@ class _TreeSum:
         device = self.world.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            self._reduce(buffer, gradients, parameters)
+            self.reduce(buffer, gradients, parameters)
             buffer.record_stream(self._stream)
             future = torch.futures.Future(devices=[device])  # carries the stream's event to DDP
             future.set_result(buffer)
@@ -120,7 +163,7 @@ class _TreeSum:
         self, future: torch.futures.Future[Tensor], buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]
     ) -> None:
         try:
-            self._reduce(buffer, gradients, parameters)
+            self.reduce(buffer, gradients, parameters)
         except Exception as error:  # a lost rank: DDP raises it when it waits for the bucket
             future.set_exception(error)  # type: ignore[arg-type]  # torch's annotation is wrong
         else:
@@ -133,7 +176,8 @@ class _TreeSum:
             torch._foreach_add_(gradients, [left[p] for p in parameters])
 
     @torch.no_grad()
-    def _reduce(self, buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> None:
+    def reduce(self, buffer: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> None:
+        """Adds the earlier micro-batches to the last one, whose gradients are parts of `buffer`, then all ranks."""
         self.add_earlier(parameters, gradients)
         if self._scratch.numel() < scratch_size(buffer, self.world.size):
             self._scratch = buffer.new_empty(scratch_size(buffer, self.world.size))

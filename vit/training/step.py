@@ -1,9 +1,10 @@
 """One optimizer step of a rank: augmentation, forward and backward of its micro-batches, all-reduce, update."""
 
+import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from vit.optim.loss import training_loss
 from vit.optim.schedule import learning_rate
 from vit.random_keys import Stream, key
 from vit.training.compiling import compile_model
+from vit.training.cuda_graphs import MicroBatchGraphs
 from vit.training.scoring import autocast
 
 
@@ -79,6 +81,8 @@ class StepRunner:
             compile_model(filter(None, (state.model, state.ema)), shapes=len(schedule.stages) + 1)  # one of evaluation
         self.gradients = MicroBatchGradients(state.model, world, cfg.exact)
         self.autocast = autocast(cfg, world.device)
+        graphs = cfg.cuda_graphs and world.device.type == "cuda"
+        self.graphs = MicroBatchGraphs(state.model) if graphs else None
         self._losses = torch.zeros(())  # of this rank's micro-batches in the last step, on the device: (micro-batches,)
         # Steps that `check_finite` has not seen, each with its losses and gradient norm: (micro-batches + 1,).
         self._unchecked: list[tuple[int, Tensor]] = []
@@ -92,17 +96,30 @@ class StepRunner:
         state.model.train()
         if batch.ready is not None:
             torch.cuda.current_stream().wait_event(batch.ready)
+        share_of_loss = functools.partial(self._share_of_loss, cfg.micro_batches)
+        graphs = self.graphs if self.graphs is not None and self.graphs.replays(batch.micro_batches[0][0]) else None
         for j, (index, (images, targets)) in enumerate(zip(micro_batches, batch.micro_batches, strict=True)):
             if batch.ready is not None:  # allocated on another stream: keep the memory until this stream has used it
                 images.record_stream(torch.cuda.current_stream())
                 targets.record_stream(torch.cuda.current_stream())
             torch.manual_seed(key(Stream.MODEL, cfg.seed, step, index))  # dropout and drop path
-            with self.gradients.micro_batch(j, len(micro_batches)):
-                with self.autocast():
-                    loss = training_loss(self.gradients.model(images), targets, cfg.optim.loss)
-                state.scaler.scale(loss / cfg.micro_batches).backward()
+            if graphs is not None:
+                loss, gradients = graphs.run(share_of_loss, images, targets)
+                self.gradients.add(gradients, j, len(micro_batches))
+            else:
+                with self.gradients.micro_batch(j, len(micro_batches)):
+                    loss, scaled = share_of_loss(self.gradients.model, images, targets)
+                    scaled.backward()
             losses.append(loss.detach())
         self._losses = torch.stack(losses).float()
+
+    def _share_of_loss(
+        self, micro_batches: int, model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of a micro-batch, and its scaled share of the step's loss, which is differentiated."""
+        with self.autocast():
+            loss = training_loss(model(images), targets, self.schedule.cfg.optim.loss)
+        return loss, self.state.scaler.scale(loss / micro_batches)
 
     def update(self, step: int) -> None:
         """Clips the gradient, steps the optimizer at this step's learning rate, and updates the EMA."""
