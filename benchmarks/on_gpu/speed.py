@@ -46,6 +46,10 @@ STEPS = {name: [name] for name in RECIPES} | {
     "vit_b16_deit as one graph": ["vit_b16_deit", "--lever", "one_graph"],
     "vit_b16 block by block": ["vit_b16", "--lever", "block_by_block"],
     "vit_b16_deit block by block": ["vit_b16_deit", "--lever", "block_by_block"],
+    "vit_b16 with CUDA graphs": ["vit_b16", "--cuda_graphs", "true"],
+    "vit_b16_deit with CUDA graphs": ["vit_b16_deit", "--cuda_graphs", "true"],
+    "vit_s16_90ep with CUDA graphs": ["vit_s16_90ep", "--cuda_graphs", "true"],
+    "vit_ti16_deit with CUDA graphs": ["vit_ti16_deit", "--cuda_graphs", "true"],
     "vit_b16 not compiled": ["vit_b16", "--compile", "false"],
     "vit_b16 with exact samples": ["vit_b16", "--exact", "samples"],
 }

@@ -166,15 +166,18 @@ def a_snapshot_holds_the_bytes_from_before_the_update() -> tuple[str, dict[str, 
     return f"346 MB: {figures}", figures
 
 
-def _train_twice(compiled: bool) -> str:
-    """Trains the same three steps twice, with several micro-batches, drop path and EMA, and compares all tensors."""
+def _train_twice(compiled: bool, cuda_graphs: bool = False) -> str:
+    """Trains the same steps twice, with several micro-batches, drop path and EMA, and compares all tensors.
+
+    With `cuda_graphs`, only the second time, in which all steps but the first replay graphs.
+    """
     options = ["--micro_batch", "32", "--global_batch", "128", "--optim.ema_decay", "0.99"]
     cfg = load_config(ROOT / "configs/vit_b16_deit.yaml", *SMALL, *options, "--compile", str(compiled).lower())
     runs = []
     with join_process_group(cfg) as world:
-        for _ in range(2):
+        for graphs in (False, cuda_graphs):
             state = TrainState.fresh(cfg, world.device)
-            runner = StepRunner(RunSchedule(cfg, 10_000), world, state)
+            runner = StepRunner(RunSchedule(replace(cfg, cuda_graphs=graphs), 10_000), world, state)
             for step in range(3):
                 random = torch.Generator().manual_seed(step)
                 images = torch.randn(128, 3, 224, 224, generator=random).to(GPU).split(32)
@@ -198,6 +201,16 @@ def the_same_steps_give_the_same_bits_twice() -> str:
 @checks.add
 def the_same_compiled_steps_give_the_same_bits_twice() -> str:
     return _train_twice(compiled=True)
+
+
+@checks.add
+def cuda_graphs_give_the_bits_of_the_same_steps_without() -> str:
+    return _train_twice(compiled=False, cuda_graphs=True)
+
+
+@checks.add
+def cuda_graphs_of_compiled_steps_give_the_bits_of_the_same_steps_without() -> str:
+    return _train_twice(compiled=True, cuda_graphs=True)
 
 
 checks.add(killed_job)

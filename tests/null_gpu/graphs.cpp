@@ -103,7 +103,8 @@ EXPORT cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t
 
 EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     auto graph = reinterpret_cast<Graph*>(executable);
-    run_kernel(("graph of " + std::to_string(graph->nodes) + " nodes").c_str(), stream);
+    std::string name = "graph " + std::to_string(graph->id) + " of " + std::to_string(graph->nodes) + " nodes";
+    run_kernel(name.c_str(), stream);
     return cudaSuccess;
 }
 

@@ -35,11 +35,13 @@ class MicroBatchGraphs:
     be updated in place.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self._model, self._loss = model, loss
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         # Other tensors with the same memory: autograd's nodes for the parameters themselves, which DDP keeps, belong to
         # another stream, for which a graph cannot wait.
-        self._aliases = {name: nn.Parameter(p.detach(), p.requires_grad) for name, p in model.named_parameters()}
+        self._aliases: dict[str, Tensor] = {
+            name: nn.Parameter(p.detach(), p.requires_grad) for name, p in model.named_parameters()
+        }
         self._run: set[torch.Size] = set()  # shapes of images that were run without a graph
         self._passes: dict[torch.Size, _Pass] = {}
         self._pool = torch.cuda.graph_pool_handle()  # never in use by two graphs at a time
@@ -53,23 +55,26 @@ class MicroBatchGraphs:
         self._run.add(images.shape)
         return known
 
-    def run(self, images: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the loss, and the gradient of each parameter, which the next call overwrites."""
+    def run(self, loss: Loss, images: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the loss, and the gradient of each trained parameter, which the next call overwrites.
+
+        `loss` must be the same function at each call with images of the same shape.
+        """
         captured = self._passes.get(images.shape)
         if captured is None:
-            captured = self._passes[images.shape] = self._capture(images, targets)
+            captured = self._passes[images.shape] = self._capture(loss, images, targets)
         captured.images.copy_(images)
         captured.targets.copy_(targets)
         captured.graph.replay()
         return captured.loss.clone(), captured.gradients
 
-    def _capture(self, images: Tensor, targets: Tensor) -> _Pass:
+    def _capture(self, loss: Loss, images: Tensor, targets: Tensor) -> _Pass:
         images, targets, graph = torch.empty_like(images), torch.empty_like(targets), torch.cuda.CUDAGraph()
         # Other threads, e.g. those that decode, may use CUDA meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            loss, differentiated = self._loss(self._call_model, images, targets)
+            value, differentiated = loss(self._call_model, images, targets)
             gradients = torch.autograd.grad(differentiated, [p for p in self._aliases.values() if p.requires_grad])
-        return _Pass(graph, images, targets, loss.detach(), list(gradients))
+        return _Pass(graph, images, targets, value.detach(), list(gradients))
 
     def _call_model(self, images: Tensor) -> Tensor:
         logits: Tensor = functional_call(self._model, self._aliases, (images,))

@@ -54,6 +54,20 @@ def gradients_of_steps(micro_batches: int, steps: int, resume_at: int = 0, exact
     return out
 
 
+def gradients_added(micro_batches: int, exact: Any) -> list[Tensor]:
+    """The gradients of a step on this rank, whose micro-batches each overwrite those of the one before."""
+    world, model = join_group(), network()
+    micro_batch_gradients = MicroBatchGradients(model, world, exact)
+    mine = world.my_micro_batches(micro_batches)
+    static = [torch.empty_like(p) for p in model.parameters()]
+    for _ in range(2):  # nothing of the first step is left in the second
+        for j, micro_batch in enumerate(mine):
+            images = ill_conditioned(micro_batch, 4 * FEATURES).view(4, FEATURES)
+            torch._foreach_copy_(static, torch.autograd.grad(model(images).square().mean(), list(model.parameters())))
+            micro_batch_gradients.add(static, j, len(mine))
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
 def reference_gradients(micro_batches: int, steps: int) -> list[list[Tensor]]:
     """The same without DDP: the gradients of each micro-batch alone, added in a binary tree."""
     model = network()
@@ -80,6 +94,19 @@ def test_gradients_have_the_same_bits_on_any_number_of_ranks(micro_batches: int,
     assert has_canonical_order(micro_batches, ranks)
     expected = reference_gradients(micro_batches, 3)
     assert all(same_bits(found, expected) for found in run_ranks(ranks, gradients_of_steps, micro_batches, 3))
+
+
+@pytest.mark.parametrize(("micro_batches", "ranks"), [(8, 1), (8, 4), (6, 3), (4, 4), (12, 4)])
+def test_gradients_that_are_computed_outside_of_ddp_have_the_same_bits(micro_batches: int, ranks: int) -> None:
+    """As those of CUDA graphs, which write each micro-batch's to the same memory."""
+    expected = run_ranks(ranks, gradients_of_steps, micro_batches, 1)[0]
+    assert all(same_bits([found], expected) for found in run_ranks(ranks, gradients_added, micro_batches, "bits"))
+
+
+def test_gradients_outside_of_ddp_are_added_one_after_the_other_if_only_samples_are_exact() -> None:
+    """In the order of the micro-batches of one rank, as DDP accumulates them."""
+    expected = run_ranks(1, gradients_of_steps, 5, 1, 0, "samples")[0]
+    assert same_bits(run_ranks(1, gradients_added, 5, "samples"), expected)
 
 
 @pytest.mark.parametrize(("micro_batches", "ranks"), [(6, 2), (12, 4)])
