@@ -110,7 +110,7 @@ test: lint  ## set up, run lint and all tests
 	@.ci/system-packages chromium
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-gpu: setup  ## check everything that matters on a GPU: right pixels and bits, speed, ranks, faults; twenty minutes
+gpu: setup  ## check everything that matters on a GPU: right pixels and bits, speed, ranks, faults; half an hour
 	$(BIN)/python benchmarks/gpu.py
 
 chaos: setup  ## inject thousands of faults into small runs: kills, damage, failing disks, power cuts; an hour on two cores
