@@ -10,6 +10,7 @@ import torch
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.distributed.world import World
+from vit.training.compiling import blocks_per_graph
 
 USABLE = 0.9  # share of the free memory that a step may need by the estimate; the allocator's gaps take the rest
 OTHERS = 0.25  # share of a GPU's memory that other processes may use before they count as the cause
@@ -106,8 +107,9 @@ def step_bytes(cfg: Config, micro_batch: int, ranks: int) -> float:
     bytes_each = 4 if cfg.precision == "float32" else 2
     block = 2 * D * 4 + (6 * D + 2 * M) * bytes_each
     kept = model.depth * block
-    if cfg.activation_checkpointing:  # all inputs; one block, computed again, and the gradients of its MLP's layers
-        kept = model.depth * D * 4 + block + 2 * M * bytes_each
+    if cfg.activation_checkpointing:  # inputs of all groups; one group, computed again; gradients of an MLP's layers
+        size = blocks_per_graph(model.depth) if cfg.compile else 1
+        kept = model.depth // size * D * 4 + size * block + 2 * M * bytes_each
     activations = micro_batch * (side**2 + 1) * kept
     images = 2 * (cfg.global_batch // ranks) * 3 * model.image_size**2 * 4  # of this step and of the next one
     return state + activations + images
