@@ -94,10 +94,10 @@ def test_memory_of_other_processes_is_not_blamed_on_the_config(jpegs: Path, tmp_
         ("vit_s16_deit", {}, 8.45),
         ("vit_s16_deit3_224", {}, 9.26),
         ("vit_ti16_deit", {}, 4.36),
-        ("vit_b16", {"activation_checkpointing": True}, 7.00),
+        ("vit_b16", {"activation_checkpointing": True}, 9.30),
         ("vit_b16", {"activation_checkpointing": True, "compile": False}, 7.36),
-        ("vit_b16_torchvision", {"activation_checkpointing": True}, 10.08),
-        ("vit_s16_deit", {"activation_checkpointing": True}, 2.51),
+        ("vit_b16_torchvision", {"activation_checkpointing": True}, 13.16),
+        ("vit_s16_deit", {"activation_checkpointing": True}, 3.24),
     ],
 )
 def test_the_estimate_is_close_to_the_memory_of_each_recipe(
