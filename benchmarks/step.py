@@ -188,7 +188,7 @@ def main() -> None:
     for setup in setups(options.quick):
         on_cpu = setup.device.type == "cpu"
         rounds = options.rounds or (6 if options.quick else 12)
-        untimed, steps = (1, 4) if on_cpu else (3, 20)
+        untimed, steps = (1, 2) if on_cpu else (3, 20)
         runs.append(figures_of(setup, measure(setup, rounds, untimed, steps)))
     headline = {key: value for key, value in runs[0].items() if key.startswith("vs_")}
     headline |= {key: runs[0][key] for key in ("images_per_s", "mfu", "peak_memory_gb") if key in runs[0]}

@@ -194,6 +194,28 @@ def _train_twice(compiled: bool, cuda_graphs: bool = False) -> str:
 
 
 @checks.add_quick
+def the_host_does_not_wait_for_the_gpu_in_a_step() -> str:
+    """torch raises an error at each operation that would wait, once all is allocated and compiled."""
+    options = ["--micro_batch", "32", "--global_batch", "64", "--optim.ema_decay", "0.99", "--compile", "false"]
+    cfg = load_config(ROOT / "configs/vit_b16.yaml", *SMALL, *options)
+    with join_process_group(cfg) as world:
+        runner = StepRunner(RunSchedule(cfg, 10_000), world, TrainState.fresh(cfg, world.device))
+        images, targets = torch.randn(64, 3, 224, 224, device=GPU), torch.softmax(torch.randn(64, 1000, device=GPU), 1)
+        batches = list(zip(images.split(32), targets.split(32), strict=True))
+        for step in range(8):
+            torch.cuda.set_sync_debug_mode("error" if step >= 3 else "default")
+            try:
+                runner.forward_backward(step, AugmentedBatch(batches, np.zeros(64, np.int64), None))
+                runner.update(step)
+            except RuntimeError as error:
+                raise AssertionError(f"step {step}: {error}") from error
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert runner.check_finite() is not None
+    return "5 steps"
+
+
+@checks.add_quick
 def the_same_steps_give_the_same_bits_twice() -> str:
     return _train_twice(compiled=False)
 
