@@ -1,6 +1,7 @@
 """One optimizer step: what is compiled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.helpers.ranks import run_ranks
 from vit.checkpoint.train_state import TrainState
 from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
-from vit.config.sections import ModelConfig
+from vit.config.sections import ModelConfig, OptimConfig
 from vit.distributed.world import join_process_group
 from vit.training.step import AugmentedBatch, StepRunner
 
@@ -44,3 +45,28 @@ def test_all_groups_of_blocks_share_one_compiled_graph() -> None:
     """It is not cut where a bucket of DDP's ends, which would take more memory, launches and time to compile."""
     cfg = Config(device="cpu", compile=True, global_batch=4, micro_batch=2, model=MODEL)
     assert run_ranks(2, graphs_of_a_step, cfg) == [1, 1]
+
+
+def tensors_after_steps(cfg: Config) -> dict[str, Tensor]:
+    """Weights, moments and EMA after two steps with clipping, of a run on this number of ranks."""
+    with join_process_group(cfg) as world:
+        state = TrainState.fresh(cfg, world.device)
+        runner = StepRunner(RunSchedule(cfg, 64), world, state)
+        for step in range(2):
+            random = torch.Generator().manual_seed(step)
+            images = torch.randn(cfg.global_batch, 3, 28, 28, generator=random).split(cfg.micro_batch)
+            targets = torch.rand(cfg.global_batch, 10, generator=random).split(cfg.micro_batch)
+            mine = [(images[i], targets[i]) for i in world.my_micro_batches(cfg.micro_batches)]
+            runner.forward_backward(step, AugmentedBatch(mine, np.arange(len(mine) * cfg.micro_batch), None))
+            runner.update(step)
+        return {name: tensor.clone() for name, tensor in state.tensors().items()}
+
+
+def test_a_rank_without_ddp_ends_with_the_bits_of_several_ranks_with_it() -> None:
+    """Clipping in the optimizer's step and the EMA included."""
+    optim = OptimConfig(lr=0.01, warmup_epochs=0, clip_norm=0.01, ema_decay=0.9)
+    cfg = Config(device="cpu", global_batch=8, micro_batch=2, model=replace(MODEL, drop_path=0.5), optim=optim)
+    (expected,) = run_ranks(1, tensors_after_steps, cfg)
+    for ranks in (2, 4):
+        for found in run_ranks(ranks, tensors_after_steps, cfg):
+            assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
