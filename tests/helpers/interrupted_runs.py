@@ -47,7 +47,8 @@ class FaultyTrainer(Trainer):
     nan_steps: tuple[int, ...] = ()
 
     def train_step(self, step: int, batch: AugmentedBatch) -> None:
-        if step in self.nan_steps and NAN_MICRO_BATCH in (mine := self.world.my_micro_batches(self.cfg.micro_batches)):
+        mine = self.world.my_micro_batches(self.schedule.config(step).micro_batches)
+        if step in self.nan_steps and NAN_MICRO_BATCH in mine:
             batch.micro_batches[NAN_MICRO_BATCH - mine[0]][0].fill_(math.nan)
         if self.nan_steps and not self.state.skipped and self.fault is not None and self.fault.signal == signal.SIGKILL:
             return super().train_step(step, batch)

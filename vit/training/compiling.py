@@ -96,11 +96,14 @@ def remaining_sizes(schedule: RunSchedule, step: int) -> list[Config]:
 
 
 class CompilePlan:
-    """What an attempt compiles before its first step, and what compiling is announced with."""
+    """What an attempt compiles before its first step, and what compiling is announced with.
+
+    Without a `cache` nothing is compiled.  A GPU then only tries the size that needs most memory.
+    """
 
     def __init__(self, run: RunFolder, world: World, schedule: RunSchedule, step: int, cache: CompileCache | None):
         self.world, self.cache = world, cache
-        self.sizes = remaining_sizes(schedule, step) if cache is not None else []
+        self.sizes = remaining_sizes(schedule, step)
         self.message = ""
         if cache is not None and world.rank == 0:
             depth, device = schedule.cfg.model.depth, device_name(world.device)
@@ -113,8 +116,11 @@ class CompilePlan:
 
         Counts as "compile", not as a step.  False if `go_on()` was false, which all ranks must see at the same call.
         """
-        if len(self.sizes) < 2 or self.cache is None:
+        if len(self.sizes) < 2:
             return True
+        if self.cache is None:
+            sizes = self.sizes[:1] if self.world.device.type == "cuda" else []
+            return compile_ahead(model, sizes, autocast, go_on)
         start = time.perf_counter()
         with activity(self.message, shown=self.world.rank == 0):
             done = compile_ahead(model, self.sizes, autocast, go_on)
