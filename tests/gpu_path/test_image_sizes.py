@@ -11,9 +11,11 @@ from tests.helpers.data_sets import JPEGS, small_config
 from tests.helpers.loading import with_data
 from tests.helpers.null_gpu_counts import Counts
 from tests.helpers.null_gpu_ranks import NullGpu
-from vit.config.schema import Config
+from vit import train
+from vit.config.schema import Config, to_yaml
 from vit.data.loader import TrainData
 from vit.distributed.world import join_process_group
+from vit.run.folder import RunFolder
 from vit.training.step import augmented_batches
 
 SIDES = [14, 14, 21, 21, 28, 28, 28, 28]  # of each step: three epochs of 64 images in batches of 24
@@ -50,3 +52,29 @@ def test_the_host_does_not_wait_where_the_image_size_changes(small_images: str, 
     products = sum(times for (_, kernel), times in counts.kernels.items() if "Dgemm" in kernel)
     # Two passes for each step that is small; the first two batches were augmented before, one of them ahead.
     assert products == (2 * (SIDES.count(14) + SIDES.count(21) - 2) if small_images == "lanczos" else 0)
+
+
+def exit_code_of_training(options: list[str]) -> object:
+    """In a rank."""
+    with pytest.raises(SystemExit) as ended:
+        train.main(options)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_size_of_a_later_stage_that_needs_too_much_memory_is_found_before_the_first_step(
+    compiled: bool, null_gpu: NullGpu, jpegs: Path, tmp_path: Path
+) -> None:
+    """Not after the hours of the small images; the message names the row of `train_sizes` to change."""
+    cfg = small_config(jpegs)
+    model = replace(cfg.model, image_size=224, patch_size=1, mlp_dim=1024)  # 50,176 patches
+    cfg = replace(cfg, model=model, train_sizes=((0.5, 32), (0.5, 224, 64)), device="cuda", compile=compiled)
+    run = RunFolder(tmp_path)
+    run.config.write_text(to_yaml(cfg))
+    options = ["--config", str(run.config), "--run-dir", str(run.path)]
+    assert null_gpu.run(exit_code_of_training, options, memory_gb=40) == [2]
+    failed = run.last("failed")
+    assert failed is not None
+    assert "micro_batch 64 at 224 pixels does not fit" in failed["error"]
+    assert "in row 2 of train_sizes, which needs about" in failed["error"]
+    assert "step" not in failed["seconds"]

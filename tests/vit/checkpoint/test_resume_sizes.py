@@ -11,17 +11,21 @@ from tests.helpers.interrupted_runs import (
     STEPS,
     Fault,
     assert_same_run,
+    assert_same_tensors,
     checkpoints,
     logged_samples,
     new_run_folder,
+    newest_metadata,
     run_attempt,
     save_each_step,
     short_config,
     trained_samples,
 )
 from tests.helpers.ranks import run_ranks
+from vit.checkpoint.skipped_steps import recipe_checksum
 from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
+from vit.run.folder import RunFolder
 from vit.train import Outcome
 
 # Steps 0 and 1 at 14 pixels in four micro-batches of 24, 2 and 3 at 21 in eight of 12, 4 and 5 at 28 in four again.
@@ -80,3 +84,15 @@ def test_a_run_killed_on_4_2_and_1_ranks_in_each_size_ends_with_the_same_bits(
         assert checkpoints(run), "no checkpoint was written before the kill"
     assert run_ranks(4, run_attempt, cfg, run) == [Outcome.FINISHED] * 4
     assert_same_run(run, undisturbed)
+
+
+def test_a_rollback_crosses_a_change_of_the_image_size(betons: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The first step of a size is not finite, which is found in the next size: the run goes back to step 0."""
+    run, expected, cfg = new_run_folder(tmp_path / "run"), new_run_folder(tmp_path / "expected"), sized_config(betons)
+    recipe = newest_metadata(undisturbed)["recipe"]
+    RunFolder(expected).record("skipped", step=3, why="a test", recipe=recipe_checksum(recipe))
+    assert run_ranks(4, run_attempt, cfg, expected) == [Outcome.FINISHED] * 4
+    late = replace(cfg, log=replace(cfg.log, every_steps=5, eval_every_epochs=1.0))
+    assert run_ranks(2, run_attempt, late, run, None, (), (2,)) == [Outcome.FINISHED] * 2
+    assert newest_metadata(run)["skipped"] == [3]
+    assert_same_tensors(run, expected)
