@@ -46,13 +46,15 @@ PARTS = "parts.jsonl"
 def short_run(cfg: Config) -> Config:
     """The config of the measured run: the same work, without Weights & Biases and without copies of the data sets.
 
-    With `train_sizes` it measures steps at `model.image_size`, which need most memory.
+    With `train_sizes` it measures steps at `model.image_size`, in the micro-batches that the rows give them.
     """
+    full = [stage.micro_batch for stage in cfg.stages if stage.model.image_size == cfg.model.image_size]
     cache = "os" if cfg.data.cache == "memory" else cfg.data.cache
     return replace(
         cfg,
         init_from="",
         train_sizes=(),
+        micro_batch=full[-1] if full else cfg.micro_batch,
         data=replace(cfg.data, stage="", cache=cache),
         log=replace(cfg.log, wandb="off", samples=False),
     )

@@ -127,6 +127,8 @@ def test_the_length_of_a_run_counts_the_pixels_of_its_images(betons: Path) -> No
     grows = replace(cfg, train_sizes=((0.5, 112), (0.5, 224)))
     assert judged(slow, grows)["training"].text.endswith("; all 300 epochs take 2:40:00")
     assert short_run(grows).train_sizes == ()
+    own = replace(cfg, train_sizes=((0.5, 112), (0.5, 224, cfg.micro_batch // 2)))
+    assert short_run(own).micro_batch == cfg.micro_batch // 2, "the memory of another micro-batch says nothing"
 
 
 @pytest.mark.parametrize(
