@@ -13,6 +13,8 @@ from functools import cached_property, lru_cache
 
 from vit.config.schema import Config
 
+ROUNDING = 1e-6  # of a step: the shares 0.1, 0.1, 0.1 are 0.30000000000000004, which is not a step more than 0.3
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -41,7 +43,8 @@ class RunSchedule:
             share = 1.0 if i == len(configs) - 1 else share + self.cfg.train_sizes[i][0]
             small = (cfg.model.image_size / self.cfg.model.image_size) ** 2
             each = small if self.cfg.epochs_count == "pixels" else 1.0
-            steps = math.ceil((share * self._work(self.cfg.epochs) - work) / each)
+            slack = ROUNDING if i < len(configs) - 1 else 0.0
+            steps = math.ceil((share * self._work(self.cfg.epochs) - work) / each - slack)
             if steps > 0:
                 out.append(Stage(start, start + steps, cfg, work, each))
                 start, work = start + steps, work + steps * each
@@ -63,7 +66,7 @@ class RunSchedule:
             return cfg
         progress = self.work(step) / self._work(self.cfg.epochs)
         most = augment.randaugment_magnitude
-        return _with_magnitude(cfg, min(most, int((most + 1) * progress)))
+        return _with_magnitude(cfg, min(most, int((most + 1) * progress + ROUNDING)))
 
     def work(self, step: int) -> float:
         """The steps at `model.image_size` that count as much as the first `step` steps."""

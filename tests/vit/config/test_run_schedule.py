@@ -2,8 +2,9 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -145,3 +146,15 @@ def test_all_sizes_must_allow_the_number_of_ranks() -> None:
         cfg.check_ranks(2)
     assert not cfg.allows_ranks(2)
     assert config().allows_ranks(2)
+
+
+@pytest.mark.parametrize("count", ["images", "pixels"])
+def test_ten_equal_shares_are_ten_equal_parts_of_the_run(count: Literal["images", "pixels"]) -> None:
+    """Although 0.1 + 0.1 + 0.1 is more than 0.3 in floating point; each begins with its RandAugment magnitude."""
+    rows = tuple((0.1, 112) for _ in range(10))
+    cfg = Config(epochs=100, global_batch=1000, micro_batch=100, train_sizes=rows, epochs_count=count)
+    schedule = RunSchedule(replace(cfg, augment=replace(cfg.augment, randaugment_ramp=True)), samples=10_000)
+    part = {"images": 100, "pixels": 400}[count]
+    assert [stage.start for stage in schedule.stages] == [i * part for i in range(10)]
+    magnitudes = [schedule.config(stage.start).augment.randaugment_magnitude for stage in schedule.stages]
+    assert magnitudes == list(range(10))
