@@ -1,11 +1,12 @@
 """Kernel launches and GPU memory of one training step of each recipe, at its own batch size, without a GPU.
 
-python benchmarks/gpu_counts.py [--quick] [--out FILE]
+python benchmarks/gpu_counts.py [--levers] [--quick] [--out FILE]
 
 The steps run on a simulated GPU (tests/null_gpu), on which no kernel runs.  torch's own code runs on it: memory is what
 its allocator asks for, and launches are what it and Triton's compiled code would launch.  Each recipe has the share of
-its batch that one of the GPUs of its command has.  Figures are of an A100 with 40 GB and an H100 with 80 GB.  The last
-line is one JSON object with all figures.
+its batch that one of the GPUs of its command has.  Figures are of an A100 with 40 GB and an H100 with 80 GB.  With
+`--levers`, of an H100 and of changes of code or settings, which on_gpu/speed.py measures on a real GPU.  The last line
+is one JSON object with all figures.
 """
 
 if __name__ == "__main__":
@@ -15,6 +16,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.helpers.gpu_runs import RECIPES
-from tests.helpers.gpu_steps import CARDS, count
+from tests.helpers.gpu_steps import CARDS, count, count_lever
 from tests.helpers.null_gpu import Card, build, missing
 from tests.helpers.null_gpu_ranks import NullGpu
 from vit.run.command import run_command
 
 QUICK: list[tuple[str, Card]] = [("vit_ti16_deit", "a100")]
+LEVERS: list[tuple[str, str | None, tuple[str, ...]]] = [
+    *(("vit_b16", lever, ()) for lever in (None, "groups_of_2", "groups_of_4", "groups_of_12", "one_graph")),
+    ("vit_b16", None, ("--cuda_graphs", "true")),
+    *(("vit_b16_deit", lever, ()) for lever in (None, "groups_of_4", "one_graph")),
+    *((recipe, None, ("--cuda_graphs", "true")) for recipe in ("vit_b16_deit", "vit_s16_90ep", "vit_ti16_deit")),
+    *((recipe, None, ()) for recipe in ("vit_s16_90ep", "vit_ti16_deit")),
+]
 COLUMNS = {
     "images": "images",
     "micro_batches": "micro-batches",
@@ -39,41 +49,69 @@ COLUMNS = {
     "allocated_gib": "allocated, GiB",
     "reserved_gib": "reserved, GiB",
 }
+LEVER_COLUMNS = COLUMNS | {"host_ms": "host, ms", "compiled_gb": "compiled, GB"}
 
 
-def print_row(name: str, figures: dict[str, Any]) -> None:
+def print_row(name: str, figures: dict[str, Any], columns: dict[str, str]) -> None:
     """One line of the table."""
-    cells = [f"{figures[key]:,}" for key in COLUMNS] if figures["fits"] else ["does not fit into the memory"]
+    cells = [f"{figures[key]:,}" for key in columns] if figures["fits"] else ["does not fit into the memory"]
     print(f"{name:<32}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
 
 
 def count_all(cases: list[tuple[str, Card]]) -> dict[str, dict[str, Any]]:
     """The figures of each recipe on each card, which are printed as a table."""
     figures: dict[str, dict[str, Any]] = {}
-    print(f"{'one step of one GPU':<32}" + "".join(f"{column:>17}" for column in COLUMNS.values()))
+    print_header(COLUMNS)
+    with built_gpu() as null_gpu:
+        for recipe, card in cases:
+            figures.setdefault(recipe, {})[card] = count(null_gpu, recipe, card)
+            print_row(f"{recipe}, {card} {CARDS[card]} GB", figures[recipe][card], COLUMNS)
+    return figures
+
+
+def count_levers() -> dict[str, dict[str, Any]]:
+    """The figures of each change, which are printed as a table."""
+    figures: dict[str, dict[str, Any]] = {}
+    print_header(LEVER_COLUMNS)
+    with built_gpu() as null_gpu:
+        for recipe, lever, settings in LEVERS:
+            name = " ".join([recipe, *filter(None, [lever]), *settings])
+            figures[name] = count_lever(null_gpu, recipe, lever, *settings)
+            print_row(name, figures[name], LEVER_COLUMNS)
+    return figures
+
+
+def print_header(columns: dict[str, str]) -> None:
+    """The first line of the table."""
+    print(f"{'one step of one GPU':<32}" + "".join(f"{column:>17}" for column in columns.values()))
+
+
+@contextmanager
+def built_gpu() -> Iterator[NullGpu]:
+    """A null GPU in a folder that is removed at the end."""
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         null_gpu = NullGpu(Path(folder))
-        for recipe, card in cases:
-            figures.setdefault(recipe, {})[card] = count(null_gpu, recipe, card)
-            print_row(f"{recipe}, {card} {CARDS[card]} GB", figures[recipe][card])
+        yield null_gpu
         null_gpu.stop()
-    return figures
 
 
 def main() -> None:
     """Prints a table, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="take less than 50 seconds, with one recipe only")
+    parser.add_argument("--levers", action="store_true", help="changes of the code instead of all recipes; 20 minutes")
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     why = missing()
     if why:
         sys.exit(f"gpu_counts.py: {why}")
-    figures = {
-        "torch": torch.__version__,
-        "recipes": count_all(QUICK if options.quick else [(recipe, card) for recipe in RECIPES for card in CARDS]),
-    }
+    figures: dict[str, Any] = {"torch": torch.__version__}
+    if options.levers:
+        figures["levers"] = count_levers()
+    else:
+        cases = QUICK if options.quick else [(recipe, card) for recipe in RECIPES for card in CARDS]
+        figures["recipes"] = count_all(cases)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
+
+from benchmarks.on_gpu.levers import other_attention
 
 TOKENS = 384 * 197  # of a micro-batch of vit_b16
 LINEAR_LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768))  # inputs, outputs
@@ -57,13 +59,22 @@ def attention() -> dict[str, Any]:
         y = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv))
         y.backward(y)
 
+    def measured() -> Any:
+        try:
+            return round(milliseconds(step), 2)
+        except RuntimeError as error:
+            return str(error)[:80]
+
     out: dict[str, Any] = {}
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
         with sdpa_kernel(backend):
-            try:
-                out[backend.name.lower()] = round(milliseconds(step), 2)
-            except RuntimeError as error:
-                out[backend.name.lower()] = str(error)[:80]
+            out[backend.name.lower()] = measured()
+    torch.use_deterministic_algorithms(True)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out["flash_attention_deterministic"] = measured()
+        for name in other_attention():
+            activate_flash_attention_impl(name)  # instead of torch's own Flash attention, which is version 2
+            out[f"{name.lower()}_deterministic"] = measured()
     return out
 
 

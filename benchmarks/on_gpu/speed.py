@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.on_gpu.checks import NO_PROFILES_VARIABLE, Checks, main, work_folder
 from benchmarks.on_gpu.jobs import run
+from benchmarks.on_gpu.levers import other_attention
 
 checks = Checks()
 
@@ -44,8 +45,9 @@ STEPS = {name: [name] for name in RECIPES} | {
     "vit_b16 with the warp in torch": ["vit_b16", "--lever", "warp_in_torch"],
     "vit_b16 as one graph": ["vit_b16", "--lever", "one_graph"],
     "vit_b16_deit as one graph": ["vit_b16_deit", "--lever", "one_graph"],
-    "vit_b16 block by block": ["vit_b16", "--lever", "block_by_block"],
-    "vit_b16_deit block by block": ["vit_b16_deit", "--lever", "block_by_block"],
+    **{f"vit_b16 in groups of {size} blocks": ["vit_b16", "--lever", f"groups_of_{size}"] for size in (1, 4, 12)},
+    **{f"vit_b16_deit in groups of {size}": ["vit_b16_deit", "--lever", f"groups_of_{size}"] for size in (1, 4)},
+    **{f"vit_b16 with {name}": ["vit_b16", "--lever", name.lower()] for name in other_attention()},
     "vit_b16 with CUDA graphs": ["vit_b16", "--cuda_graphs", "true"],
     "vit_b16_deit with CUDA graphs": ["vit_b16_deit", "--cuda_graphs", "true"],
     "vit_s16_90ep with CUDA graphs": ["vit_s16_90ep", "--cuda_graphs", "true"],

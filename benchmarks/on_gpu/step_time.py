@@ -9,18 +9,17 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.on_gpu.checks import ROOT
-from vit.augment import pixel_ops
+from benchmarks.on_gpu.levers import LEVERS, Lever
 from vit.checkpoint.train_state import TrainState
 from vit.config.parser import load_config
 from vit.config.run_schedule import RunSchedule
@@ -32,41 +31,6 @@ from vit.training.step import StepRunner, augmented_batches
 
 SHARE = 4  # of the recipe's GPUs one
 WARM_UP, ROUND = 6, 6  # steps that are not measured; steps between two looks at the clock
-
-
-Lever = Callable[[StepRunner], None]
-
-
-def _use_ddp_optimizer(runner: StepRunner) -> None:
-    """Lets torch cut the blocks' graph, which StepRunner forbids."""
-    torch._dynamo.config.optimize_ddp = True
-
-
-def _warp_in_torch(runner: StepRunner) -> None:
-    """Leaves the Triton kernel of the affine warp unused."""
-    pixel_ops.gpu_warp = lambda: None  # type: ignore[assignment]
-
-
-def _one_graph(runner: StepRunner) -> None:
-    """Compiles the whole model to one graph instead of groups of blocks."""
-    runner.state.model.groups = tuple(runner.state.model.blocks)
-    runner.state.model.compile(dynamic=False)
-
-
-def _block_by_block(runner: StepRunner) -> None:
-    """Compiles each block alone, not in groups; all share one graph."""
-    runner.state.model.groups = tuple(runner.state.model.blocks)
-    for block in runner.state.model.blocks:
-        block.compile(dynamic=False)
-
-
-# Changes of the code that are measured beside it; made once StepRunner exists, before anything is compiled.
-LEVERS: dict[str, Lever] = {
-    "ddp_optimizer": _use_ddp_optimizer,
-    "warp_in_torch": _warp_in_torch,
-    "one_graph": _one_graph,
-    "block_by_block": _block_by_block,
-}
 
 
 def batches(cfg: Config, world: World) -> Iterator[Batch]:
@@ -86,7 +50,7 @@ def batches(cfg: Config, world: World) -> Iterator[Batch]:
 class TimedSteps:
     """Steps of a recipe, with the time in which the host launches each of their three parts."""
 
-    def __init__(self, cfg: Config, world: World, lever: Callable[[StepRunner], None] | None) -> None:
+    def __init__(self, cfg: Config, world: World, lever: Lever | None) -> None:
         self.runner = StepRunner(RunSchedule(cfg, 1_281_167), world, TrainState.fresh(cfg, world.device))
         if lever is not None:
             lever(self.runner)
@@ -109,9 +73,7 @@ class TimedSteps:
         return 1e3 * (time.perf_counter() - began) / count
 
 
-def measure(
-    cfg: Config, steps: int, lever: Callable[[StepRunner], None] | None, profile_file: Path | None
-) -> dict[str, Any]:
+def measure(cfg: Config, steps: int, lever: Lever | None, profile_file: Path | None) -> dict[str, Any]:
     """Trains some steps and returns their figures."""
     with join_process_group(cfg) as world:
         timed = TimedSteps(cfg, world, lever)
