@@ -33,12 +33,14 @@ from tests.helpers.null_gpu_ranks import NullGpu
 from vit.run.command import run_command
 
 QUICK: list[tuple[str, Card]] = [("vit_ti16_deit", "a100")]
+GRAPHS = ("--cuda_graphs", "true")
 LEVERS: list[tuple[str, str | None, tuple[str, ...]]] = [
-    *(("vit_b16", lever, ()) for lever in (None, "groups_of_2", "groups_of_4", "groups_of_12", "one_graph")),
-    ("vit_b16", None, ("--cuda_graphs", "true")),
-    *(("vit_b16_deit", lever, ()) for lever in (None, "groups_of_4", "one_graph")),
-    *((recipe, None, ("--cuda_graphs", "true")) for recipe in ("vit_b16_deit", "vit_s16_90ep", "vit_ti16_deit")),
-    *((recipe, None, ()) for recipe in ("vit_s16_90ep", "vit_ti16_deit")),
+    *(("vit_b16_deit", None, settings) for settings in ((), GRAPHS)),
+    *(("vit_b16", None, settings) for settings in ((), GRAPHS)),
+    *(("vit_ti16_deit", None, settings) for settings in ((), GRAPHS)),
+    *(("vit_b16", lever, ()) for lever in ("groups_of_2", "groups_of_4", "groups_of_12")),
+    *(("vit_b16_deit", lever, ()) for lever in ("combo_kernels", "groups_of_4", "one_graph")),
+    *(("vit_s16_90ep", None, settings) for settings in ((), GRAPHS)),
 ]
 COLUMNS = {
     "images": "images",
@@ -69,16 +71,15 @@ def count_all(cases: list[tuple[str, Card]]) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def count_levers() -> dict[str, dict[str, Any]]:
-    """The figures of each change, which are printed as a table."""
-    figures: dict[str, dict[str, Any]] = {}
+def count_levers(figures: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Adds the figures of each change, one after the other, and prints them as a table."""
     print_header(LEVER_COLUMNS)
     with built_gpu() as null_gpu:
         for recipe, lever, settings in LEVERS:
             name = " ".join([recipe, *filter(None, [lever]), *settings])
             figures[name] = count_lever(null_gpu, recipe, lever, *settings)
             print_row(name, figures[name], LEVER_COLUMNS)
-    return figures
+            yield
 
 
 def print_header(columns: dict[str, str]) -> None:
@@ -108,7 +109,9 @@ def main() -> None:
         sys.exit(f"gpu_counts.py: {why}")
     figures: dict[str, Any] = {"torch": torch.__version__}
     if options.levers:
-        figures["levers"] = count_levers()
+        for _ in count_levers(figures.setdefault("levers", {})):
+            if options.out:  # so that it has what was counted, if this is stopped
+                options.out.write_text(json.dumps(figures, indent=2) + "\n")
     else:
         cases = QUICK if options.quick else [(recipe, card) for recipe in RECIPES for card in CARDS]
         figures["recipes"] = count_all(cases)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch._dynamo
+import torch._inductor.config
 from torch import nn
 from torch.nn.attention import activate_flash_attention_impl
 
@@ -45,6 +46,12 @@ def groups_of(size: int) -> Lever:
     return lever
 
 
+def _combo_kernels(runner: StepRunner) -> None:
+    """Lets the compiler launch independent pointwise kernels as one, e.g. those that convert weights to bf16."""
+    torch._inductor.config.combo_kernels = True
+    torch._inductor.config.combo_kernels_pointwise_only = True  # sums stay as they are, and so do all bits
+
+
 def other_attention() -> list[str]:
     """The installed versions of Flash attention that torch can use instead of its own.  Their backward passes, too, are
     deterministic if torch is told to be.
@@ -68,6 +75,7 @@ LEVERS: dict[str, Lever] = {
     "ddp_optimizer": _use_ddp_optimizer,
     "warp_in_torch": _warp_in_torch,
     "one_graph": _one_graph,
+    "combo_kernels": _combo_kernels,
     **{name.lower(): use_attention(name) for name in OTHER_ATTENTION},
     **{f"groups_of_{size}": groups_of(size) for size in GROUPS},
 }

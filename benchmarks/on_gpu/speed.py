@@ -47,6 +47,7 @@ STEPS = {name: [name] for name in RECIPES} | {
     "vit_b16_deit as one graph": ["vit_b16_deit", "--lever", "one_graph"],
     **{f"vit_b16 in groups of {size} blocks": ["vit_b16", "--lever", f"groups_of_{size}"] for size in (1, 4, 12)},
     **{f"vit_b16_deit in groups of {size}": ["vit_b16_deit", "--lever", f"groups_of_{size}"] for size in (1, 4)},
+    "vit_b16_deit with combined kernels": ["vit_b16_deit", "--lever", "combo_kernels"],
     **{f"vit_b16 with {name}": ["vit_b16", "--lever", name.lower()] for name in other_attention()},
     "vit_b16 with CUDA graphs": ["vit_b16", "--cuda_graphs", "true"],
     "vit_b16_deit with CUDA graphs": ["vit_b16_deit", "--cuda_graphs", "true"],
@@ -55,7 +56,7 @@ STEPS = {name: [name] for name in RECIPES} | {
     "vit_b16 not compiled": ["vit_b16", "--compile", "false"],
     "vit_b16 with exact samples": ["vit_b16", "--exact", "samples"],
 }
-PROFILED = ("vit_b16", "vit_b16_deit")
+PROFILED = ("vit_b16", "vit_b16_deit", "vit_s16_90ep")
 
 
 def _add(name: str, arguments: list[str]) -> None:

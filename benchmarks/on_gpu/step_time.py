@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.on_gpu.checks import ROOT
@@ -31,6 +32,7 @@ from vit.training.step import StepRunner, augmented_batches
 
 SHARE = 4  # of the recipe's GPUs one
 WARM_UP, ROUND = 6, 6  # steps that are not measured; steps between two looks at the clock
+PROFILED_STEPS = 2
 
 
 def batches(cfg: Config, world: World) -> Iterator[Batch]:
@@ -45,6 +47,27 @@ def batches(cfg: Config, world: World) -> Iterator[Batch]:
         labels = buffer.labels.to(world.device, non_blocking=True)
         buffer.copied.record()
         yield Batch(images, labels, np.zeros(B, np.int64))
+
+
+KINDS = {  # of kernels, by parts of their names; the first that matches counts
+    "compiled": ("triton",),
+    "attention": ("flash", "fmha", "sdpa", "attention"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "cublas", "xmma"),
+    "exchange": ("nccl",),
+    "copies": ("memcpy", "memset"),
+}
+
+
+def kernel_ms(profiler: profile, steps: int) -> dict[str, float]:
+    """Milliseconds of the GPU in a step, by the kind of kernel; the parts of the roofline in benchmarks/README.md."""
+    out: dict[str, float] = {}
+    for event in profiler.key_averages():
+        if event.device_type != DeviceType.CUDA:
+            continue
+        name = event.key.lower()
+        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+        out[kind] = out.get(kind, 0.0) + event.self_device_time_total / 1e3 / steps
+    return {kind: round(ms, 1) for kind, ms in sorted(out.items())}
 
 
 class TimedSteps:
@@ -82,9 +105,11 @@ def measure(cfg: Config, steps: int, lever: Lever | None, profile_file: Path | N
         torch.cuda.reset_peak_memory_stats()
         rounds = [timed.run(ROUND) for _ in range((steps - WARM_UP) // ROUND)]
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
+        kernels: dict[str, float] = {}
         if profile_file is not None:
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-                timed.run(2)
+                timed.run(PROFILED_STEPS)
+            kernels = kernel_ms(profiler, PROFILED_STEPS)
             table = profiler.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=110)
             profile_file.write_text(table)
         loss = timed.runner.check_finite()
@@ -100,6 +125,7 @@ def measure(cfg: Config, steps: int, lever: Lever | None, profile_file: Path | N
             "host_ms_augment_gradient_update": [
                 round(1e3 * min(part), 1) for part in zip(*timed.host[WARM_UP:], strict=True)
             ],
+            **({"kernel_ms": kernels} if kernels else {}),
             "first_step_seconds": round(first, 1),
             "loss": loss[0] if loss else None,
         }

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.autograd import DeviceType
 
 from benchmarks import roofline
+from benchmarks.on_gpu.step_time import kernel_ms
 from tests.helpers.paths import ROOT
 from vit.config.parser import load_config
 from vit.config.sections import ModelConfig
@@ -63,6 +66,21 @@ def test_the_bytes_of_the_update_are_of_as_many_parameters_as_the_model_has(
     small = {"image_size": 32, "width": 32, "depth": 2, "heads": 2, "mlp_dim": 48, "num_classes": 5}
     model = ModelConfig(**small, pool=pool, positions=positions, layer_scale=layer_scale)  # type: ignore[arg-type]
     assert roofline.parameters(model) == sum(p.numel() for p in VisionTransformer(model).parameters())
+
+
+def test_a_profile_is_divided_into_the_parts_of_the_worksheet() -> None:
+    """By the names of the kernels; what the host did is not counted."""
+    names = {
+        "triton_poi_fused_gelu_view_4": "compiled",
+        "void pytorch_flash::flash_bwd_dot_do_o_kernel": "attention",
+        "nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_TNT": "matrix products",
+        "Memset (Device)": "copies",
+        "void at::native::vectorized_elementwise_kernel": "other",
+    }
+    device = [(name, DeviceType.CUDA) for name in names] + [("aten::add", DeviceType.CPU)]
+    events = [SimpleNamespace(key=name, device_type=kind, self_device_time_total=3000.0) for name, kind in device]
+    profiler: Any = SimpleNamespace(key_averages=lambda: events)
+    assert kernel_ms(profiler, 2) == dict.fromkeys(sorted(names.values()), 1.5)
 
 
 def test_a_file_without_figures_of_a_card_is_named(tmp_path: Path) -> None:
