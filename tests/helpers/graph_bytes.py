@@ -2,18 +2,20 @@
 
 from typing import Any
 
-import torch._inductor.config
 from torch._inductor.output_code import CompiledFxGraph
 
 
 class GraphBytes:
-    """Bytes of all calls so far; without kernels that are only called: matrix products, attention."""
+    """Bytes of all calls so far; without kernels that are only called: matrix products, attention.
 
-    total = 0
+    None if a graph came from torch's cache, which does not keep them.
+    """
+
+    total: int | None = 0
 
 
 def watch() -> GraphBytes:
-    """Counts the graphs that this process compiles from now on; it takes none from torch's caches."""
+    """Counts the graphs that this process compiles from now on."""
     out, of_graph = GraphBytes(), dict[int, int]()
     compiled, call = CompiledFxGraph.__init__, CompiledFxGraph.__call__
 
@@ -23,10 +25,10 @@ def watch() -> GraphBytes:
         of_graph[id(self)] = sum(node.get_read_write_buffers_sizes() for node in nodes)
 
     def add_bytes(self: CompiledFxGraph, inputs: Any) -> Any:
-        out.total += of_graph.get(id(self), 0)
+        known = of_graph.get(id(self))
+        out.total = None if known is None or out.total is None else out.total + known
         return call(self, inputs)
 
     CompiledFxGraph.__init__ = count_bytes  # type: ignore[method-assign]
     CompiledFxGraph.__call__ = add_bytes  # type: ignore[method-assign]
-    torch._inductor.config.force_disable_caches = True
     return out
