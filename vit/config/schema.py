@@ -51,6 +51,11 @@ class Config:
         batch, micro, warmup = self.global_batch, self.micro_batch, self.optim.warmup_epochs
         require(batch % micro == 0, f"micro_batch {micro} does not divide global_batch {batch}")
         require(warmup < self.epochs, f"optim.warmup_epochs {warmup} must be less than epochs {self.epochs}")
+        require(
+            not (self.cuda_graphs and self.activation_checkpointing),
+            "cuda_graphs true requires activation_checkpointing false: its copies of random states cannot be captured; "
+            "a smaller micro_batch saves memory, too",
+        )
         smoothing = self.augment.label_smoothing
         require(
             self.optim.loss != "bce" or smoothing == 0,

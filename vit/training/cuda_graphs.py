@@ -73,8 +73,9 @@ class MicroBatchGraphs:
         # Other threads, e.g. those that decode, may use CUDA meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             value, differentiated = loss(self._call_model, images, targets)
-            gradients = torch.autograd.grad(differentiated, [p for p in self._aliases.values() if p.requires_grad])
-        return _Pass(graph, images, targets, value.detach(), list(gradients))
+            trained = [p for p in self._aliases.values() if p.requires_grad]
+            gradients = [gradient.contiguous() for gradient in torch.autograd.grad(differentiated, trained)]
+        return _Pass(graph, images, targets, value.detach(), gradients)
 
     def _call_model(self, images: Tensor) -> Tensor:
         logits: Tensor = functional_call(self._model, self._aliases, (images,))

@@ -56,6 +56,14 @@ def test_an_unknown_setting_without_a_similar_one_is_reported(capsys: pytest.Cap
     )
 
 
+def test_cuda_graphs_and_activation_checkpointing_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says what else saves memory."""
+    both = ("--cuda_graphs", "true", "--activation_checkpointing", "true")
+    message = error_message(capsys, "--config", DEMO, *both)
+    assert "cuda_graphs true requires activation_checkpointing false" in message
+    assert "a smaller micro_batch saves memory, too" in message
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
