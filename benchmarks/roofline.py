@@ -138,7 +138,7 @@ def parts(cfg: Config, card: Card) -> list[Part]:
 
 def update_bytes(cfg: Config, micro_batches: int) -> int:
     """Bytes per parameter: sums of micro-batches, DDP's buckets, norm and clipping, AdamW or LAMB, EMA."""
-    clipping = 4 + 8 * (cfg.optim.clip_norm > 0)
+    clipping = 4 + 8 * (cfg.optim.clip_norm > 0 and cfg.optim.optimizer != "adamw")  # AdamW clips as it reads
     return 12 * (micro_batches - 1) + 8 + clipping + 28 + 12 * (cfg.optim.ema_decay > 0)
 
 

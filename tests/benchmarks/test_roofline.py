@@ -19,6 +19,7 @@ from vit.history.utilization import training_flops_per_image
 from vit.model.vision_transformer import VisionTransformer
 
 RECIPES = ("vit_b16", "vit_b16_deit", "vit_s16_90ep", "vit_b16_deit3_192")
+COUNTED = ("host_ms", "allocated_gib", "compiled_gb")
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "roofline.py")]
 
 
@@ -45,6 +46,27 @@ def test_the_readme_quotes_what_the_script_computes() -> None:
         assert rows["least time"][3 * column + 2] == str(each["least_ms"])
         assert rows["measured"][3 * column + 2] == str(each["measured_ms"] or "not yet")
     assert len(rows["least time"]) == 3 * len(recipes)
+
+
+def test_the_readme_quotes_the_counts_of_changes() -> None:
+    """Launches, the host's milliseconds, memory and compiled bytes of each."""
+    results = json.loads((roofline.RESULTS / "gpu_levers.json").read_text())["levers"]
+    section = (ROOT / "benchmarks" / "README.md").read_text().partition("| recipe | change | launches |")[2]
+    rows = [line.strip("|").split("|") for line in section.partition("\n\n")[0].splitlines()[2:]]
+    shown = [[cell.strip() for cell in (row[0], *row[2:6])] for row in rows]
+    counted = [
+        [name.split()[0], f"{figures['launches']:,}", *(str(figures[key] or "") for key in COUNTED)]
+        for name, figures in results.items()
+    ]
+    assert sorted(shown) == sorted(counted)
+
+
+def test_the_least_bytes_are_less_than_those_of_the_compiled_kernels() -> None:
+    """Or the worksheet would count bytes that need not be moved."""
+    counted = json.loads((roofline.RESULTS / "gpu_levers.json").read_text())["levers"]
+    for recipe, each in figures()["recipes"].items():
+        least = each["parts"]["pointwise operations of the blocks"]["gigabytes"]
+        assert 0.5 < least / counted[recipe]["compiled_gb"] < 1
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

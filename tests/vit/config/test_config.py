@@ -64,8 +64,9 @@ def other_value(name: str, value: Any) -> Any:
 
 
 def no_defaults() -> dict[str, Any]:
-    """A value for every setting, none of them the default, except for label smoothing."""
-    return {name: other_value(name, value) for name, value in flatten(Config()).items()} | {"global_batch": 48}
+    """A value for every setting, none of them the default, except for label smoothing and CUDA graphs."""
+    values = {name: other_value(name, value) for name, value in flatten(Config()).items()}
+    return values | {"global_batch": 48, "cuda_graphs": False}  # with activation_checkpointing, it is not allowed
 
 
 def test_a_config_written_to_yaml_is_read_back_unchanged(tmp_path: Path) -> None:
@@ -74,7 +75,8 @@ def test_a_config_written_to_yaml_is_read_back_unchanged(tmp_path: Path) -> None
     overrides = [word for name, value in values.items() for word in (f"--{name}", argument(value))]
     cfg = load_config(DEMO, *overrides)
     assert flatten(cfg) == values
-    assert [name for name, value in flatten(Config()).items() if values[name] == value] == ["augment.label_smoothing"]
+    unchanged = [name for name, value in flatten(Config()).items() if values[name] == value]
+    assert unchanged == ["cuda_graphs", "augment.label_smoothing"]
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     assert load_config(tmp_path / "config.yaml") == cfg
     (tmp_path / "config.yaml").write_text(to_yaml(Config()))
@@ -102,7 +104,7 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
     free = {
         *("data.train", "data.val", "data.workers", "data.prefetch", "device", "timeout_minutes"),
         *("data.cache", "data.on_bad", "data.verify", "data.stage", "optim.max_skipped", "activation_checkpointing"),
-        *("checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
+        *("cuda_graphs", "checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
