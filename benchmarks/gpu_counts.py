@@ -37,8 +37,8 @@ GRAPHS = ("--cuda_graphs", "true")
 LEVERS: list[tuple[str, str | None, tuple[str, ...]]] = [
     *((recipe, None, settings) for recipe in ("vit_b16_deit", "vit_b16", "vit_ti16_deit") for settings in ((), GRAPHS)),
     ("vit_b16_deit", "combo_kernels", ()),
-    *(("vit_b16", lever, ()) for lever in ("groups_of_4", "groups_of_12", "groups_of_2")),
-    *(("vit_b16_deit", lever, ()) for lever in ("groups_of_4", "one_graph")),
+    *(("vit_b16", lever, ()) for lever in ("groups_of_1", "groups_of_2", "groups_of_4", "groups_of_12")),
+    *(("vit_b16_deit", lever, ()) for lever in ("groups_of_1", "groups_of_4", "one_graph")),
     *(("vit_s16_90ep", None, settings) for settings in ((), GRAPHS)),
 ]
 COLUMNS = {
