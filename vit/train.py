@@ -68,7 +68,8 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
         return Outcome.STOPPED
     clock.add("start", time.time() - clock.started - sum(clock.seconds.values()))
     if world.rank == 0:
-        other = [v for s in cfg.stages if not has_canonical_order(v := s.micro_batches, world.size)]
+        counts = [stage.micro_batches for stage in cfg.stages]
+        other = [count for count in counts if not has_canonical_order(count, world.size)]
         if cfg.exact == "bits" and other:
             order = f"{world.size} ranks add {other[0]} micro-batches in another order than one rank"
             show(f"{order}; to get the same bits, always resume on {world.size} ranks", lasting=True)

@@ -234,7 +234,7 @@ class VisionTransformer(nn.Module):
         if self.cfg.positions == "learned":
             grid = resampled(grid, side)
         else:
-            grid = on_device(sincos2d, grid.device, side, self.cfg.width)
+            grid = on_device(sincos2d, grid.device, side, self.cfg.width, own)
         return torch.cat([cls_position, grid], dim=1)
 
 
@@ -249,13 +249,16 @@ def drop_path_rates(cfg: ModelConfig) -> list[float]:
     return [cfg.drop_path * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
 
 
-def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
+def sincos2d(side: int, width: int, own: int = 0, temperature: float = 10_000.0) -> Tensor:
     """Fixed 2-D sine-cosine position embedding: -> (1, side², D).
 
     A quarter of the features each is sin x, cos x, sin y and cos y, as in big_vision's ViT-S/16, https://arxiv.org/abs/2205.01580.
+    Images of another size are cut into side² patches instead of `own`²: the coordinates are those of their patches'
+    centers in the `own` grid, so that a place of the picture has the same position at each size.
     """
     omega = temperature ** -(torch.arange(width // 4) / (width // 4 - 1))  # (D / 4,)
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    centers = (torch.arange(side) + 0.5) * ((own or side) / side) - 0.5  # 0, 1, 2, … in the own grid
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
     angles_x, angles_y = (axis.reshape(-1, 1) * omega for axis in (x, y))  # 2 x (side², D / 4)
     return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)[None]
 
@@ -281,6 +284,6 @@ def resampling_matrix(new: int, old: int) -> Tensor:
 
 @functools.cache
 @torch.inference_mode(False)  # kept tensors may first be used in evaluation, and then in training
-def on_device(function: Callable[[int, int], Tensor], device: torch.device, side: int, other: int) -> Tensor:
-    """`function(side, other)`, computed on the CPU once and kept on the device."""
-    return function(side, other).to(device)
+def on_device(function: Callable[..., Tensor], device: torch.device, *sizes: int) -> Tensor:
+    """`function(*sizes)`, computed on the CPU once and kept on the device."""
+    return function(*sizes).to(device)

@@ -37,6 +37,18 @@ def test_learned_positions_are_resampled_as_torch_resizes_images(old: int, new: 
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=3e-6)
 
 
+def sines_of_places(side: int, own: int) -> Tensor:
+    """The sines of patches by the place of their centers in the picture, in patches of the model's own grid."""
+    omega = 10_000.0 ** -(torch.arange(SMALL.width // 4) / (SMALL.width // 4 - 1))
+    places = [(i + 0.5) / side * own - 0.5 for i in range(side)]
+    rows = [
+        torch.cat([(x * omega).sin(), (x * omega).cos(), (y * omega).sin(), (y * omega).cos()])
+        for y in places
+        for x in places
+    ]
+    return torch.stack(rows)[None]
+
+
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
 @pytest.mark.parametrize("size", [7, 14, 21, 35])
@@ -52,6 +64,8 @@ def test_a_model_computes_smaller_images_like_a_model_of_their_size(
         grid = interpolated(weights["positions"][:, first:], size // 7)
         weights["positions"] = torch.cat([weights["positions"][:, :first], grid], dim=1)
     reference.load_state_dict(weights)
+    if positions == "sincos2d":
+        reference.positions[:, reference.positions.shape[1] - (size // 7) ** 2 :] = sines_of_places(size // 7, 4)
     images = random_images(2, size)
     torch.testing.assert_close(model(images), reference(images), rtol=1e-5, atol=1e-5)
 

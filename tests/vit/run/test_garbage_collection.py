@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.helpers.paths import CONFIGS, ROOT
+from tests.helpers.paths import CHECKOUT, CONFIGS
 
 # Runs a command as `python -m` does, and counts the collections that go through all objects.
 PROGRAM = """
@@ -29,7 +29,7 @@ except SystemExit:
 def test_a_command_starts_without_going_through_all_objects_and_collects_afterwards(command: tuple[str, ...]) -> None:
     """With the collector at work it would do so seven times during the imports.  At the end nothing is reported."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *command], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, *command], cwd=CHECKOUT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-3:] == ["full collections: 0", "collects: True", "spared: True"]
     assert done.stderr == ""
