@@ -59,8 +59,8 @@ def take_steps(recipe: str, fault: str | None) -> set[tuple[str, str]]:
             runner.gradients._tree_sum._stream = CarelessStream(world.device)
         before = torch.cuda.current_stream().record_event()
         batches = augmented_batches(runner.schedule, world, undecoded_batches(cfg, world), 0)
-        # The sanitizer does not see that the allocator waits for other streams before it uses memory again, and does not
-        # know that a micro-batch in the middle of a tensor is freed with it.
+        # The sanitizer does not see that the allocator waits for other streams before it uses memory again, nor does it
+        # know that a micro-batch in the middle of a tensor is freed with the tensor.
         kept = []
         try:
             for step in range(STEPS):
