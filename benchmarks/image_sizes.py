@@ -150,12 +150,13 @@ def figures_of(ways: dict[str, dict[int, Parts | None]]) -> dict[str, Any]:
         hours = [ms * count / 3.6e6 for ms, count in zip(totals, images, strict=True) if ms is not None]
         return round(sum(hours), 1) if len(hours) == len(STAGES) else None
 
+    def per_second(ms: float | None) -> float | None:
+        return round(1000 / ms, 1) if ms else None
+
     return {
         "decoded_vs_lanczos": ratio("decoded", "lanczos"),
         "lanczos_vs_efficient_train": ratio("lanczos", "efficient_train"),
-        "images_per_s": {
-            way: {side: round(1000 / ms, 1) if (ms := total(way, side)) else None for side in SIDES} for way in ways
-        },
+        "images_per_s": {way: {side: per_second(total(way, side)) for side in SIDES} for way in ways},
         "ms_per_image": {
             way: {
                 side: {part: round(ms, 3) for part, ms in parts.items()} if parts else None

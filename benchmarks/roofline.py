@@ -185,7 +185,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="nothing else: it takes less than a second")
     parser.add_argument("--card", type=Path, default=RESULTS / "gpu.json", help="figures that benchmarks/gpu.py wrote")
     options = parser.parse_args()
-    if unknown := [name for name in options.recipes if not (ROOT / "configs" / f"{name}.yaml").is_file()]:
+    unknown = [name for name in options.recipes if not (ROOT / "configs" / f"{name}.yaml").is_file()]
+    if unknown:
         parser.error(f"no recipe {', '.join(unknown)} in configs/")
     try:
         card, measured = Card.read(options.card)

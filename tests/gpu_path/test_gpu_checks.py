@@ -48,7 +48,7 @@ def test_what_cannot_be_done_is_refused_before_the_checks(null_gpu_folder: Path,
     """In one line, not after twenty minutes; and a part of which nothing is checked has not passed."""
     (tmp_path / "file").write_text("[]")
     for options, reason in (
-        (["rank"], "unknown part rank; known are truth, speed, ranks, faults"),
+        (["rank"], "unknown part rank; known are truth, speed, trainer, ranks, faults"),
         (["--quick", "ranks"], "unknown part ranks; parts of --quick are truth, speed"),
         (["--out", str(tmp_path / "missing" / "out.json")], "No such file or directory"),
         (["--out", str(tmp_path / "file")], "it is no file of figures"),
