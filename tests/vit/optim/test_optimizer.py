@@ -140,12 +140,15 @@ def test_lamb_resumes_bit_identically_from_a_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_lamb_in_fp16_skips_an_update_that_overflows_without_waiting_for_the_gpu() -> None:
-    """With the bits of LAMB without that update; the gradients of the second of three steps are not finite."""
+@pytest.mark.parametrize("optimizer_name", ["lamb", "muon"])
+def test_an_update_that_overflows_in_fp16_is_skipped_without_waiting_for_the_gpu(
+    optimizer_name: Literal["lamb", "muon"],
+) -> None:
+    """With the bits of a run without that update; the gradients of the second of three steps are not finite."""
     torch.manual_seed(0)
     model = VisionTransformer(SMALL)
     reference = copy.deepcopy(model)
-    cfg = OptimConfig(optimizer="lamb", lr=0.01)
+    cfg = OptimConfig(optimizer=optimizer_name, lr=0.01)
     optimizer, expected = build_optimizer(model, cfg), build_optimizer(reference, cfg)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(3):
