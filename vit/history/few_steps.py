@@ -15,18 +15,20 @@ ENOUGH = 500  # steps in all, which are enough even if each epoch has few
 def few_steps_of(cfg: Config, images: int, ranks: int) -> str:
     """The warning for a run on a data set of so many images; "" if it has enough steps."""
     used = min(images, cfg.data.limit or images)
-    if used and RunSchedule(cfg, used).total_steps >= ENOUGH:  # of small images, more steps than its epochs have
-        return ""
     repeats = cfg.data.repeats if cfg.augment.mixup or cfg.augment.cutmix else 0
-    return few_steps(used, cfg.global_batch, cfg.micro_batch, cfg.epochs, ranks, repeats)
+    steps = RunSchedule(cfg, used).total_steps if used else 0  # of small images, it may be more than its epochs have
+    return few_steps(used, cfg.global_batch, cfg.micro_batch, cfg.epochs, ranks, repeats, steps)
 
 
-def few_steps(images: int, batch: int, micro: int, epochs: int, ranks: int, mixed_repeats: int = 0) -> str:
+def few_steps(
+    images: int, batch: int, micro: int, epochs: int, ranks: int, mixed_repeats: int = 0, steps: int = 0
+) -> str:
     """The warning, with a global batch that gives more steps; "" if there are enough.
 
-    `mixed_repeats` are the repeats of an image that mixup or cutmix must keep apart; 0: no mixing.
+    `mixed_repeats` are the repeats of an image that mixup or cutmix must keep apart; 0: no mixing.  `steps` are those
+    of the run; 0: as many as its epochs have if each is one pass over the images.
     """
-    steps = math.ceil(epochs * images / batch)
+    steps = steps or math.ceil(epochs * images / batch)
     if not images or images >= FEW_PER_EPOCH * batch or steps >= ENOUGH:
         return ""
     text = (
