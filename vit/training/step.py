@@ -124,8 +124,9 @@ class StepRunner:
     def update(self, step: int) -> None:
         """Clips the gradient, steps the optimizer at this step's learning rate, and updates the EMA."""
         state, cfg = self.state, self.schedule.cfg.optim
+        lr = learning_rate(step, self.schedule)
         for group in state.optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * learning_rate(step, self.schedule)
+            group["lr"] = group["lr_scale"] * lr
         norm = clip_and_step(state.model, state.optimizer, state.scaler, cfg.clip_norm)
         if state.ema is not None:
             update_ema(state.ema, state.model, ema_decay(step, self.schedule))
