@@ -161,14 +161,14 @@ def _convert_rows(value: str | list[Any]) -> tuple[tuple[int | float, ...], ...]
         try:
             value = json.loads(text)
         except ValueError:
-            raise WrongValueError(f"write it as {ROWS_EXAMPLE}") from None
+            raise WrongValueError("") from None
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        raise WrongValueError(f"write it as {ROWS_EXAMPLE}")
+        raise WrongValueError("")
     return tuple(tuple(_convert_number(item) for item in row) for row in value)
 
 
 def _convert_number(value: Any) -> int | float:
     if not isinstance(value, str):
-        raise WrongValueError(f"write it as {ROWS_EXAMPLE}")
+        raise WrongValueError("")
     number = _convert_float(value)
     return int(number) if number.is_integer() and re.fullmatch(r"[-+]?\d+", value) else number
