@@ -21,4 +21,7 @@ class JobSpec:
     requeues: int = 3  # after failures, between two checkpoints
     same_step: int = 2  # failures at the same step, between two checkpoints
     stall_seconds: float = 60  # a step is stalled after this long, or after ten times the longest so far
+    gpu_type: str = ""  # of GPUs that Slurm knows by type, such as a100; empty: any
+    min_gain_minutes: float = 5  # that a larger job of the same run must save, for this one to hand over to it
+    exclude_slow: bool = False  # whether a requeue excludes nodes that are slower than the others
     health: bool = True  # whether each node of a Slurm job runs the node health check before its ranks start

@@ -13,7 +13,7 @@ NOT_IN_RECIPE = (
     *("data.train", "data.val", "data.workers", "data.prefetch", "data.cache", "data.on_bad", "data.verify"),
     *("data.stage", "device", "timeout_minutes", "optim.max_skipped", "activation_checkpointing", "cuda_graphs"),
 )
-NOT_IN_RECIPE_SECTIONS = ("checkpoint.", "log.")
+NOT_IN_RECIPE_SECTIONS = ("checkpoint.", "checks.", "log.")
 # Settings that determine which images each step uses, and the size of the data set: they can never change between two
 # steps of a run, because some images would then count twice in an epoch and others not at all.
 STREAM_SETTINGS = ("global_batch", "seed", "data.limit", "data.repeats", "data.shuffle_window", "data.samples")

@@ -13,7 +13,15 @@ import yaml
 
 from vit.config.batches import wrong_ranks
 from vit.config.paths import escape
-from vit.config.sections import AugmentConfig, CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
+from vit.config.sections import (
+    AugmentConfig,
+    CheckpointConfig,
+    ChecksConfig,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+)
 from vit.config.train_sizes import check_train_sizes
 from vit.config.user_error import UserError, require
 
@@ -42,6 +50,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration: model, data, augmentation, optimizer, checkpoints, logs.
+"""The sections of a run's configuration: model, data, augmentation, optimizer, checkpoints, checks, logs.
 
 A field's trailing comment is its help text.  Imports no torch, so that commands start quickly on a login node.
 """
@@ -175,6 +175,21 @@ class CheckpointConfig:
         hours = self.expected_failure_hours
         require(hours > 0, f"checkpoint.expected_failure_hours must be positive, not {hours}")
         require(self.keep >= 1, f"checkpoint.keep must be at least 1, not {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksConfig:
+    """How often ranks compare their results, to find hardware that computes wrong values.
+
+    They also compare checksums before each checkpoint, unless checksum_every_steps is 0.
+    """
+
+    checksum_every_steps: int = 100  # steps between comparisons of the ranks' weights and optimizer states; 0: never
+    recompute_every_steps: int = 2000  # steps until each rank repeats a gradient of another one; 0: never
+
+    def __post_init__(self) -> None:
+        for name in ("checksum_every_steps", "recompute_every_steps"):
+            require(getattr(self, name) >= 0, f"checks.{name} must not be negative, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,7 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
         *("data.cache", "data.on_bad", "data.verify", "data.stage", "optim.max_skipped", "activation_checkpointing"),
         *("cuda_graphs", "checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
+        *("checks.checksum_every_steps", "checks.recompute_every_steps"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
     absent = set(ADDED_LATER)  # at their defaults, as in older versions
@@ -139,7 +140,7 @@ def test_the_number_of_steps_is_the_smallest_that_uses_each_sample_often_enough(
 def test_a_config_is_immutable() -> None:
     """Every section is frozen; a modified copy is validated again."""
     cfg = Config()
-    for section in (cfg, cfg.model, cfg.data, cfg.augment, cfg.optim, cfg.checkpoint, cfg.log):
+    for section in (cfg, cfg.model, cfg.data, cfg.augment, cfg.optim, cfg.checkpoint, cfg.checks, cfg.log):
         with pytest.raises(AttributeError):
             setattr(section, fields(section)[0].name, 1)
     with pytest.raises(ValueError, match="every_steps"):

@@ -1,0 +1,43 @@
+"""The jobs of one run that were submitted together, one for each size, as the ledger records them.
+
+The event "submitted" has the id of the first one as `job`, and all of them as `candidates` if there are several:
+
+    {"event": "submitted", "job": "12", "candidates": [{"job": "12", "nodes": 1, "gpus": 4, "gpu_type": ""}, …]}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vit.run.folder import Event
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the jobs.  At most one of them, the owner, trains at a time."""
+
+    job: str  # Slurm's id; `12_3` for a task of an array
+    nodes: int
+    gpus: int  # ranks per node
+    gpu_type: str = ""  # as in JobSpec
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks."""
+        return self.nodes * self.gpus
+
+
+def candidates(events: Sequence[Event]) -> list[Candidate]:
+    """The jobs of the newest submission, in the order of submission.
+
+    Empty if the run was not submitted to Slurm, or by a version that submitted a single job.
+    """
+    newest = next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), None)
+    return [Candidate(**each) for each in (newest or {}).get("candidates", ())]
+
+
+def job_ids(events: Sequence[Event]) -> list[str]:
+    """The ids of the jobs of the newest submission; a single one if there are no candidates."""
+    newest = next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), None)
+    if newest is None:
+        return []
+    return [each.job for each in candidates(events)] or [str(newest["job"])]
