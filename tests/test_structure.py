@@ -17,6 +17,7 @@ ALLOWED_IMPORTS = {
     "vit.run": "vit.config",
     "vit.history": "vit.config vit.run",
     "vit.distributed": "vit.config vit.run",
+    "vit.integrity": "vit.config vit.run vit.distributed",
     "vit.model": "vit.config",
     "vit.optim": "vit.config vit.model",
     "vit.data": "vit.config vit.random_keys vit.run vit.distributed",
@@ -24,7 +25,7 @@ ALLOWED_IMPORTS = {
     "vit.augment": "vit.config vit.random_keys vit.run vit.data vit.checkpoint",
     "vit.training": (
         "vit.config vit.random_keys vit.run vit.history vit.distributed vit.model vit.data vit.augment vit.optim "
-        "vit.checkpoint"
+        "vit.checkpoint vit.integrity"
     ),
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.wandb_sender": "vit.config vit.run vit.history",

@@ -26,7 +26,7 @@ from vit.config.user_error import UserError
 from vit.history.words import show_closing, show_end
 from vit.run.clock import process_start
 from vit.run.disk_errors import retry_reads
-from vit.run.folder import JOB_VARIABLE, RunFolder
+from vit.run.folder import JOB_VARIABLE, NODE_VARIABLE, RunFolder
 from vit.run.heartbeat import HEARTBEAT_VARIABLE, HeartbeatSlots
 from vit.run.progress import show
 
@@ -255,6 +255,7 @@ class Supervisor:
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         flight_recorder.set_variables(self.folder.logs)
         os.environ.pop(JOB_VARIABLE, None)  # of another job, in which this one was started
+        os.environ[NODE_VARIABLE] = slurm_job.node_name()
         if self.in_slurm:
             os.environ[JOB_VARIABLE] = f"Slurm job {slurm_job.job_id()}"
         gpus, submitter = os.environ.pop(GPUS_VARIABLE, None), os.environ.pop(SUBMITTER_VARIABLE, None)

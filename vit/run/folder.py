@@ -15,7 +15,8 @@ from vit.run.jsonl import append, read_lines
 
 Event = dict[str, Any]  # one line of the ledger
 
-JOB_VARIABLE = "VIT_JOB"  # environment variable that a job sets for its ranks: the name of the job
+# Environment variables that a job sets for its ranks: the name of the job, and that of their node in it.
+JOB_VARIABLE, NODE_VARIABLE = "VIT_JOB", "VIT_NODE"
 
 
 def recorded_save(events: Iterable[Event]) -> int | None:
