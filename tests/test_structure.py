@@ -27,6 +27,10 @@ ALLOWED_IMPORTS = {
         "vit.config vit.random_keys vit.run vit.history vit.distributed vit.model vit.data vit.augment vit.optim "
         "vit.checkpoint vit.integrity"
     ),
+    "vit.replay": (
+        "vit.config vit.random_keys vit.run vit.history vit.distributed vit.model vit.data vit.augment vit.optim "
+        "vit.checkpoint vit.training"
+    ),
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.wandb_sender": "vit.config vit.run vit.history",
     "vit.node_benchmark": "vit.config vit.run vit.distributed vit.model vit.checkpoint vit.training",

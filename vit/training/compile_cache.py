@@ -19,13 +19,13 @@ from vit.run.progress import show
 class CompileCache:
     """The compiled graphs of one local rank: they contain its device index.
 
-    Only ranks of the first node write them; all nodes read them.
+    Only ranks of the first node write them, unless it is `read_only`; all nodes read them.
     On GPUs these are all artifacts.  On CPUs torch stores the kernels as C++ source, which each node compiles.
     """
 
-    def __init__(self, run: RunFolder, world: World) -> None:
+    def __init__(self, run: RunFolder, world: World, read_only: bool = False) -> None:
         self._folder = run.compiled / _device_kind(world.device) / f"rank-{world.local_rank}"
-        self._is_writer = world.rank == world.local_rank
+        self._is_writer = world.rank == world.local_rank and not read_only
         self._known: set[tuple[str, str]] = set()  # kind and key of each artifact that is in a file or in _unwritten
         self._unwritten: list[bytes] = []
         self._write_error_shown = False

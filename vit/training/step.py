@@ -171,6 +171,11 @@ class StepRunner:
             return None
         return math.fsum(losses) / len(losses), norm if math.isfinite(norm) else None
 
+    @property
+    def losses(self) -> Tensor:
+        """The losses of this rank's micro-batches in the last step, on the device: (micro-batches,) float32."""
+        return self._losses
+
     def discard_unchecked(self) -> None:
         """Forgets unchecked steps; called after a rollback, which undoes them."""
         self._unchecked, self._unchecked_update = [], None

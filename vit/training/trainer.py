@@ -21,7 +21,6 @@ from vit.checkpoint.saver import Saver
 from vit.checkpoint.skipped_steps import NotFiniteError, record_skip
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
-from vit.config.recipe import recipe_of
 from vit.config.schema import Config
 from vit.data.dataset_manifest import check_data_sets
 from vit.data.loader import TrainData, ValData, storage_summary
@@ -38,6 +37,7 @@ from vit.run.step_times import StepTimes
 from vit.training.compile_cache import CompileCache
 from vit.training.compiling import CompilePlan
 from vit.training.milestones import Milestones
+from vit.training.run_recipe import run_recipe
 from vit.training.scoring import evaluate
 from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
 from vit.training.throughput import Throughput
@@ -271,9 +271,7 @@ class Trainer:
 
     def recipe(self) -> dict[str, object]:
         """What must not change on resuming: all settings that affect the result, and the fingerprint of the data."""
-        fingerprint = self.train_data.beton.fingerprint
-        data = {f"data.{name}": value for name, value in fingerprint.items()}
-        return recipe_of(self.cfg) | data | {"data.decoder": self.train_data.decoder}
+        return run_recipe(self.cfg, self.train_data)
 
     # Leave.
 

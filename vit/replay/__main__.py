@@ -1,0 +1,77 @@
+"""Runs any step of a run again, from the checkpoint before it, and shows what the model saw and computed.
+
+    python -m vit.replay runs/vit_b16 --step 12345
+
+The run folder is only read, so the run may be live.
+"""
+
+if __name__ == "__main__":
+    from vit.run.dependencies import explain_missing_packages
+
+    explain_missing_packages()
+    from vit.run.garbage_collection import pause_collection
+
+    pause_collection()
+
+import argparse
+import json
+from dataclasses import replace
+
+import torch
+
+from vit.config.user_error import UserError
+from vit.data.decode import DamagedDataError
+from vit.distributed.world import World, join_process_group
+from vit.replay.options import parse_options
+from vit.replay.progress import WayProgress, describe_start
+from vit.replay.recorded import RecordedRun
+from vit.replay.replayer import Replayer
+from vit.replay.report import as_json, print_step
+from vit.replay.sample_names import SampleNames
+from vit.run.command import print_error, run_command
+from vit.run.progress import format_duration, show
+
+
+def replay(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
+    """Replays the step, and prints what was asked for; returns the exit code."""
+    quiet: bool = options.json
+
+    def tell(line: str) -> None:
+        if not quiet:
+            show(line, lasting=True)
+
+    replayer = Replayer(run, world, options.data, not options.no_compile, tell)
+    checkpoint = replayer.start(options.step)
+    tell(describe_start(run, checkpoint, options.step))
+    with WayProgress(replayer.state.step, options.step, quiet) as progress:
+        seconds = replayer.advance(options.step, progress.show)
+    if seconds > 1:
+        tell(f"the state before step {options.step:,} was reached in {format_duration(seconds)}")
+    step = replayer.forward_backward()
+    names = SampleNames(replayer.train_data.beton)
+    if options.json:
+        print(json.dumps(as_json(step, replayer, names)))
+    else:
+        print_step(step, replayer, names)
+    return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line.  Exit code 2 for errors that the user can fix."""
+    options = parse_options(args)
+    try:
+        run = RecordedRun(options.run, options.config)
+        cfg = run.config(options.step, options.data)
+        with join_process_group(replace(cfg, device=options.device)) as world:
+            return replay(options, run, world)
+    except (UserError, OSError, DamagedDataError) as error:
+        print_error("vit.replay", error)
+        return 2
+    except torch.OutOfMemoryError:
+        what = f"the memory of the GPU is not enough for {cfg.micro_batch} images (micro_batch)"
+        print_error("vit.replay", f"{what}; use another GPU, or --device cpu")
+        return 2
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,30 @@
+"""The command line of `vit.replay`."""
+
+import argparse
+
+from vit.config.option_errors import CommandParser
+from vit.config.paths import user_path
+from vit.run.console import started_as
+
+
+def parse_options(args: list[str] | None) -> argparse.Namespace:
+    """The options; invalid ones end the process with one line and code 2."""
+    parser = CommandParser(
+        started_as("vit.replay"),
+        description="Runs any step of a run again, from the checkpoint before it, without changing the run.",
+    )
+    parser.add_argument("run", type=user_path, help="run folder; the run may be live")
+    parser.add_argument("--step", type=int, metavar="N", help="the step to replay, counted as in the log")
+    parser.add_argument("--json", action="store_true", help="print a JSON object with all samples instead of tables")
+    parser.add_argument(
+        "--data.train", dest="data", type=user_path, metavar="FILE", help="the training set, if it was moved"
+    )
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="the config, if the run has saved none")
+    parser.add_argument("--no-compile", action="store_true", help="do not compile: starts faster, rounds differently")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: auto)")
+    options = parser.parse_args(args)
+    if options.step is None:
+        parser.error("give the step to replay: --step N")
+    if options.step < 1:
+        parser.error(f"--step {options.step}: steps are counted from 1")
+    return options
