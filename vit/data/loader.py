@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -177,14 +177,18 @@ class TrainData:
             pages = counted(len(self.beton.pages), "page")
             show(f"{self.beton.path.name}: {pages} checked, all digests are right", lasting=True)
 
-    def _plan(self, step: int, first: bool) -> BatchPlan:
-        cfg, world = self.schedule.config(step), self.world
-        index = np.array(world.my_micro_batches(cfg.micro_batches))[:, None]
-        offset = np.arange(cfg.micro_batch)  # positions are (micro-batches, m)
+    def views(self, step: int, micro_batches: Sequence[int]) -> Views:
+        """The samples of these micro-batches of a step, one micro-batch after the other."""
+        cfg = self.schedule.config(step)
+        index, offset = np.array(micro_batches)[:, None], np.arange(cfg.micro_batch)  # positions are (micro-batches, m)
         # Repeats of a sample go to different micro-batches, as far as there are any; see also `Config.mix_distance`.
         strided = cfg.data.repeats > 1
         positions = index + cfg.micro_batches * offset if strided else index * cfg.micro_batch + offset
-        views = functools.partial(self.order.at, step * cfg.global_batch + positions.ravel())
+        return self.order.at(step * cfg.global_batch + positions.ravel())
+
+    def _plan(self, step: int, first: bool) -> BatchPlan:
+        cfg = self.schedule.config(step)
+        views = functools.partial(self.views, step, self.world.my_micro_batches(cfg.micro_batches))
         return BatchPlan(views, decoded_size(self.cfg, cfg), functools.partial(self._read_ahead_and_check, step, first))
 
     def _read_ahead_and_check(self, step: int, first: bool) -> None:

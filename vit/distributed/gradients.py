@@ -11,7 +11,7 @@ micro-batches give the same bits on 1, 2, 4 and 8 ranks, 6 micro-batches on 1, 3
 added in another, equally fixed order: the bits are reproducible as long as the number of ranks does not change.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Literal
@@ -23,6 +23,10 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from vit.distributed.world import World
+
+# Gets parameters and gradients of a micro-batch, all at once or some at a time, before they are added to others.
+Observer = Callable[[list[Tensor], list[Tensor]], None]
+_LAST = -1  # the number of a rank's last micro-batch, as an observer's key
 
 
 class MicroBatchGradients:
@@ -58,9 +62,7 @@ class MicroBatchGradients:
     def micro_batch(self, j: int, count: int) -> Iterator[None]:
         """Context for forward and backward of the j-th of `count` micro-batches; the last one sums over all ranks."""
         if j == 0:
-            self._clear_gradients()
-            if self._tree_sum is not None:
-                self._tree_sum.partial_sums.clear()
+            self.clear()
         last = j == count - 1
         with self._ddp.no_sync() if self._ddp is not None and not last else nullcontext():
             yield
@@ -81,10 +83,8 @@ class MicroBatchGradients:
         copied, but those of the last one.  That one sums over all ranks, in the order of `micro_batch`: the same bits.
         """
         if j == 0:
-            self._clear_gradients()
+            self.clear()
         tree, last = self._tree_sum, j == count - 1
-        if tree is not None and j == 0:
-            tree.partial_sums.clear()
         if tree is not None and not last:
             if j % 2 == 0:  # kept until its right neighbor comes
                 copies = [torch.empty_like(p) for p in self.parameters]
@@ -114,9 +114,28 @@ class MicroBatchGradients:
             dist.all_reduce(flat)
         return views
 
+    def clear(self) -> None:
+        """Frees the gradients of the last step."""
+        self._clear_gradients()
+        if self._tree_sum is not None:
+            self._tree_sum.partial_sums.clear()
+
     def _clear_gradients(self) -> None:
         for p in self.parameters:
             p.grad = None
+
+    @contextmanager
+    def observed(self, j: int, count: int, observer: Observer) -> Iterator[None]:
+        """In this context `observer` sees the gradient of the j-th of `count` micro-batches, just before it is added.
+
+        On GPUs it is called in the stream, on CPUs in the thread, in which the gradient is added.  Only for `bits`.
+        """
+        assert self._tree_sum is not None, "DDP's own sum does not keep micro-batches apart"
+        self._tree_sum.observers = {_LAST if j == count - 1 else j: observer}
+        try:
+            yield
+        finally:
+            self._tree_sum.observers = {}
 
 
 class _TreeSum:
@@ -126,6 +145,7 @@ class _TreeSum:
         self.world = world
         # Sums of 1, 2, 4, … consecutive micro-batches that have no right neighbor yet, like digits of a binary counter.
         self.partial_sums: list[dict[Tensor, Tensor]] = []
+        self.observers: dict[int, Observer] = {}  # of micro-batches, by their number
         self._scratch = torch.empty(0)
         # Buckets are summed one after the other, in the same order on all ranks, while the backward pass continues: on
         # a separate stream, or in a thread on CPUs.
@@ -135,6 +155,8 @@ class _TreeSum:
     @torch.no_grad()
     def add(self, gradients: dict[Tensor, Tensor], j: int) -> None:
         """Takes ownership of the gradients of this rank's j-th micro-batch, and adds neighbors of the same size."""
+        if observe := self.observers.get(j):
+            observe(list(gradients), list(gradients.values()))
         pairs = j + 1
         while pairs % 2 == 0:  # a carry: the left neighbor of the same size exists
             left = self.partial_sums.pop()
@@ -172,6 +194,8 @@ class _TreeSum:
     @torch.no_grad()
     def add_earlier(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Adds the sums of all earlier micro-batches of this rank, in place, to those of its last one."""
+        if observe := self.observers.get(_LAST):
+            observe(parameters, gradients)
         for left in reversed(self.partial_sums):
             torch._foreach_add_(gradients, [left[p] for p in parameters])
 

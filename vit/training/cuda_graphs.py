@@ -51,9 +51,13 @@ class MicroBatchGraphs:
 
         That compiles and loads kernels and allocates workspaces, which cannot be captured.
         """
-        known = images.shape in self._run
+        known = self.has_run(images)
         self._run.add(images.shape)
         return known
+
+    def has_run(self, images: Tensor) -> bool:
+        """Whether micro-batches of this shape can be replayed."""
+        return images.shape in self._run
 
     def run(self, loss: Loss, images: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the loss, and the gradient of each trained parameter, which the next call overwrites.

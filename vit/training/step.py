@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ from vit.config.schema import Config
 from vit.data.loader import Batch, Ints
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
+from vit.integrity.recompute_plan import is_due, recorded_micro_batch
+from vit.integrity.row_sums import row_sums
 from vit.optim.clip import clip_and_step
 from vit.optim.ema import ema_decay, update_ema
 from vit.optim.loss import training_loss
@@ -37,6 +39,7 @@ class AugmentedBatch:
     micro_batches: list[tuple[Tensor, Tensor]]  # images (m, 3, S, S) float32 and targets (m, C) float32 of each
     samples: Ints  # (B,), index of each sample in the file
     ready: torch.cuda.Event | None  # on a GPU: recorded after the last kernel that produces the batch
+    recorded: tuple[Tensor, Tensor] | None = None  # labels, checksums of pixels of the micro-batch that is recomputed
 
 
 def augmented_batches(
@@ -59,12 +62,25 @@ def augmented_batches(
 def _augment_batch(
     cfg: Config, world: World, step: int, batch: Batch, stream: torch.cuda.Stream | None
 ) -> AugmentedBatch:
-    keys = [key(Stream.AUGMENT, cfg.seed, step, index) for index in world.my_micro_batches(cfg.micro_batches)]
-    images, targets = augment_micro_batches(
-        batch.images, batch.labels, cfg.augment, cfg.model.num_classes, keys, cfg.mix_distance, cfg.model.image_size
-    )
+    mine = world.my_micro_batches(cfg.micro_batches)
+    recorded = None
+    if is_due(cfg, step):  # now: the images are overwritten when the next batch is requested
+        j = recorded_micro_batch(cfg, world.size, step)
+        part = slice(j * cfg.micro_batch, (j + 1) * cfg.micro_batch)
+        recorded = batch.labels[part].clone(), row_sums(batch.images[part])
+    images, targets = augment_step(cfg, step, mine, batch.images, batch.labels)
     micro_batches = list(zip(images.split(cfg.micro_batch), targets.split(cfg.micro_batch), strict=True))
-    return AugmentedBatch(micro_batches, batch.samples, stream.record_event() if stream else None)
+    return AugmentedBatch(micro_batches, batch.samples, stream.record_event() if stream else None, recorded)
+
+
+def augment_step(
+    cfg: Config, step: int, micro_batches: Sequence[int], images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Augments micro-batches of a step, given by their numbers: images (B, 3, S, S) and targets (B, C), float32."""
+    keys = [key(Stream.AUGMENT, cfg.seed, step, index) for index in micro_batches]
+    return augment_micro_batches(
+        images, labels, cfg.augment, cfg.model.num_classes, keys, cfg.mix_distance, cfg.model.image_size
+    )
 
 
 class StepRunner:
@@ -112,6 +128,22 @@ class StepRunner:
                     scaled.backward()
             losses.append(loss.detach())
         self._losses = torch.stack(losses).float()
+
+    def gradient(self, step: int, index: int, images: Tensor, targets: Tensor) -> Sequence[Tensor | None]:
+        """The gradient of one micro-batch of a step, for each trained parameter, before it is added to others.
+
+        With CUDA graphs, the next pass overwrites it.
+        """
+        cfg = self.schedule.config(step)
+        self.gradients.clear()  # of the step before, to have its memory
+        self.state.model.train()
+        torch.manual_seed(key(Stream.MODEL, cfg.seed, step, index))
+        share_of_loss = functools.partial(self._share_of_loss, cfg.micro_batches)
+        if self.graphs is not None and self.graphs.has_run(images):
+            return self.graphs.run(share_of_loss, images, targets)[1]
+        _, scaled = share_of_loss(self.state.model, images, targets)
+        # Not `backward`, which writes to `.grad` and calls DDP's hooks.
+        return torch.autograd.grad(scaled, self.gradients.parameters, allow_unused=True)
 
     def _share_of_loss(
         self, micro_batches: int, model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor

@@ -13,6 +13,7 @@ import enum
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from vit.checkpoint.resume import initialize_weights, resume, versions
@@ -37,6 +38,7 @@ from vit.run.step_times import StepTimes
 from vit.training.compile_cache import CompileCache
 from vit.training.compiling import CompilePlan
 from vit.training.milestones import Milestones
+from vit.training.recomputed import recomputation_of, used_sums
 from vit.training.run_recipe import run_recipe
 from vit.training.scoring import evaluate
 from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
@@ -77,6 +79,7 @@ class Trainer:
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
         self.compile_plan = CompilePlan(run, world, self.schedule, self.state.step, self.compile_cache)
         self.runner = StepRunner(self.schedule, world, self.state)
+        self.recomputation = recomputation_of(run, self.runner, self.train_data)
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
         self.sample_log = SampleLog(run, self.state.step, world.rank) if cfg.log.samples else None
@@ -163,7 +166,8 @@ class Trainer:
             if skipped:
                 self.runner.skip(step)
                 return
-            self.runner.forward_backward(step, batch)
+            with self.recomputation.compared(step, partial(used_sums, batch)):
+                self.runner.forward_backward(step, batch)
             self.saver.wait_for_copy()  # the update overwrites tensors that a save may still be copying
             self.runner.update(step)
             if compiling and self.compile_cache is not None:
