@@ -38,12 +38,14 @@ from functools import partial
 
 from jsonargparse import Namespace
 
-from jobs.login import local_run, run_files, run_folder, sbatch, slurm_queries
+from jobs.login import dry_run, local_run, run_files, run_folder, sbatch, slurm_queries
+from jobs.login.held_jobs import SubmissionError
 from jobs.login.initial_weights import check_initial_weights, check_number_of_classes, initial_settings
 from jobs.login.local_run import INTERRUPTED, summary
-from jobs.login.resources import Resources, check_path, command_path, display_path, local_executor
-from jobs.login.sbatch import SubmissionError
-from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.login.queued_runs import in_queue_message, queued_jobs
+from jobs.login.resources import Resources, check_path, display_path, local_executor
+from jobs.login.sizes import Size, choose_sizes, runnable
+from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.login.submit_options import check_options, load_cluster, names_cluster, submit_parser
 from jobs.login.sweep import SweepPoint, sweep_configs, sweep_points
 from jobs.node import submitter_lock
@@ -56,7 +58,6 @@ from vit.run.command import print_error, run_command
 from vit.run.counts import counted
 from vit.run.disk_errors import NOT_WRITABLE
 from vit.run.folder import InUseError, RunFolder
-from vit.run.hints import command
 
 
 def main(args: list[str] | None = None) -> int:
@@ -94,6 +95,7 @@ class Submission:
         check_options(options)
         self.cluster = load_cluster(options)
         requested = "slurm" if options.cluster == "auto" and names_cluster(options) else options.cluster
+        self.sizes: list[Size] = []
         self.backend, self.available = slurm_queries.find_backend(requested, options.dry_run)
 
     def run(self, cfg: Config) -> int:
@@ -114,7 +116,8 @@ class Submission:
     def plan(self, cfg: Config, pending_data: Collection[Path]) -> list[PlannedRun]:
         """The requested runs, all of them checked.  Raises UserError."""
         if not self.options.sweep:
-            cfg = run_folder.resolve_config(cfg, self.options, self.backend, pending_data)
+            sizes, remarks = choose_sizes(self.options.nodes, self.options.gpus, [cfg], self.backend)
+            cfg = run_folder.resolve_config(cfg, self.options, pending_data)
             runs = [PlannedRun(RunFolder(run_folder.folder_path(self.options)), cfg)]
         else:
             parent = run_folder.folder_path(self.options, "-sweep")
@@ -122,7 +125,8 @@ class Submission:
             folders, found = [RunFolder(parent / point.name) for point in points], self.settings.pop().found
             self.settings += [initial_settings(folder, found) for folder in folders]
             configs = sweep_configs(self.parser, self.argv, points, self.settings)  # all, before any data is read
-            configs = [run_folder.resolve_config(c, self.options, self.backend, pending_data) for c in configs]
+            sizes, remarks = choose_sizes(self.options.nodes, self.options.gpus, configs, self.backend)
+            configs = [run_folder.resolve_config(c, self.options, pending_data) for c in configs]
             runs = [PlannedRun(*each) for each in zip(folders, configs, points, strict=True)]
         for run, settings in zip(runs, self.settings, strict=True):
             check_path(run.folder.path, self.backend == "slurm")
@@ -134,18 +138,19 @@ class Submission:
             check_number_of_classes(settings, run.cfg, pending_data)
         planned = [(run.folder, run.cfg) for run in runs]
         check_initial_weights(planned, self.settings, self.options.dry_run)
-        self.resources(runs[0]).check(self.available)
-        run_folder.print_remarks(planned, self.options, pending_data)
+        self.sizes = runnable(sizes, lambda size: self.resources(runs[0], size).check(self.available), remarks)
+        run_folder.print_remarks(planned, self.options, pending_data, self.sizes[0].ranks, remarks)
         return runs
 
-    def resources(self, run: PlannedRun, dependency: str = "") -> Resources:
-        """What the job of a run requests."""
+    def resources(self, run: PlannedRun, size: Size, dependency: str = "") -> Resources:
+        """What the job of a run requests in this size."""
         data, weights = run.cfg.data, run.cfg.init_from
         inputs = [data.train, data.val, *([Path(weights)] if weights else [])]
         return Resources(
-            nodes=self.options.nodes,
-            gpus=self.options.gpus,
-            cpus=self.options.gpus * self.cluster.cpus_per_gpu,
+            nodes=size.nodes,
+            gpus=size.gpus,
+            gpu_type=size.gpu_type,
+            cpus=size.gpus * self.cluster.cpus_per_gpu,
             use_gpus=run.cfg.device != "cpu",
             cluster=self.cluster,
             dependency=dependency,
@@ -154,24 +159,12 @@ class Submission:
             bind_folders=tuple(sorted({str(self.options.runs_dir.absolute()), *(str(path.parent) for path in inputs)})),
         )
 
-    def queued(self, runs: Sequence[PlannedRun]) -> dict[Path, tuple[str, QueuedJob]]:
-        """The newest job, with its id, of each run whose newest job is in the queue."""
-        submitted = {run.folder.path: run.folder.last("submitted") for run in runs}
-        job_ids = {path: str(event["job"]) for path, event in submitted.items() if event}
-        try:
-            jobs = slurm_queries.wait_for_completing(set(job_ids.values()))
-        except (SlurmUnreachableError, SlurmNotFoundError):
-            if self.backend == "slurm":
-                raise
-            return {}  # without Slurm it may run here
-        return {path: (job_id, jobs[job_id]) for path, job_id in job_ids.items() if job_id in jobs}
-
     def submit_run(self, run: PlannedRun, dependency: str) -> int:
         """Submits one run, or executes it on this machine; returns the exit code."""
-        folder, cfg, resources = run.folder, run.cfg, self.resources(run, dependency)
+        folder, cfg = run.folder, run.cfg
         if self.options.dry_run:
-            print(f"# {folder.config}\n{schema.to_yaml(cfg)}\n# job script")
-            print(sbatch.script(folder.jobs, resources, [folder], self.backend))
+            sizes = [(size, self.resources(run, size, dependency)) for size in self.sizes]
+            dry_run.print_run(folder, cfg, sizes, self.backend)
             return 0
         message = self.complete_message(run)
         if message:
@@ -187,23 +180,34 @@ class Submission:
                     print(message)
                     return 0
                 if self.backend == "slurm":
-                    with run_files.replaced([folder], [schema.to_yaml(cfg)], on_slurm=True):
-                        jobs = [run_folder.train_job(folder, self.options)]
-                        (job_id,) = sbatch.submit(folder.jobs, resources, [folder], jobs)
-                    hints = sbatch.job_hints(folder, job_id)
+                    (job_ids,) = self.submit_jobs(folder.jobs, [run], dependency)
+                    hints = sbatch.job_hints(folder, job_ids)
                     print(f"submitted; the job is requeued as needed until the run is finished\n{hints}")
                     return 0
                 wait = self.start_here(run)
             return wait()
 
+    def submit_jobs(self, jobs_folder: Path, runs: Sequence[PlannedRun], dependency: str) -> list[list[str]]:
+        """Submits runs to Slurm in all sizes; returns the ids of the jobs of each run."""
+        folders = [run.folder for run in runs]
+        sizes = [
+            (
+                self.resources(runs[0], size, dependency),
+                [run_folder.train_job(folder, self.options, size) for folder in folders],
+            )
+            for size in self.sizes
+        ]
+        with run_files.replaced(folders, [schema.to_yaml(run.cfg) for run in runs], on_slurm=True, sizes=len(sizes)):
+            return sbatch.submit(jobs_folder, folders, sizes)
+
     def start_here(self, run: PlannedRun) -> Callable[[], int]:
         """Starts a run on this machine; returns a function that waits for its end and returns the exit code."""
-        folder, job = run.folder, run_folder.train_job(run.folder, self.options)
+        folder, (size,) = run.folder, self.sizes
+        job = run_folder.train_job(folder, self.options, size)
         with run_files.replaced([folder], [schema.to_yaml(run.cfg)], on_slurm=False):
             if self.backend == "local":
-                return partial(
-                    local_run.wait, local_run.start(job, folder, local_executor(folder, self.resources(run)))
-                )
+                executor = local_executor(folder, self.resources(run, size))
+                return partial(local_run.wait, local_run.start(job, folder, executor))
             run_files.record_submission(folder)
         return partial(local_run.run_in_foreground, job, folder)
 
@@ -213,21 +217,16 @@ class Submission:
         event = folder.finished()
         if event and run_folder.is_complete(run.cfg, folder):
             return f"{folder.path} is complete.\n{summary(folder, event)}"
-        found = self.queued([run]).get(folder.path)
-        if found:
-            job_id, job = found
-            state = "already in the queue" if job.state == "PENDING" else f"already running on {job.nodes}"
-            raise InUseError(f"{folder.path} is {state}.\n{sbatch.job_hints(folder, job_id)}")
+        if found := queued_jobs([folder], self.backend):
+            raise InUseError(in_queue_message(folder, found[folder.path]))
         return ""
 
     def submit_sweep(self, runs: Sequence[PlannedRun], dependency: str) -> int:
         """Submits those runs of a sweep that are neither complete nor in the queue; returns the exit code."""
         parent = runs[0].folder.path.parent
         if self.options.dry_run:
-            print(f"# {parent}\n" + "\n".join(f"#   {run.folder.path.name}" for run in runs))
-            print(f"# config of the first of {counted(len(runs), 'run')}\n{schema.to_yaml(runs[0].cfg)}\n# job script")
-            folders, jobs_folder = [run.folder for run in runs], parent / runs[0].folder.jobs.name
-            print(sbatch.script(jobs_folder, self.resources(runs[0], dependency), folders, self.backend))
+            sizes = [(size, self.resources(runs[0], size, dependency)) for size in self.sizes]
+            dry_run.print_sweep([run.folder for run in runs], runs[0].cfg, sizes, self.backend)
             return 0
         with ExitStack() as until_end, ExitStack() as submission:
             _, queued, pending = self.sort_by_state(runs)
@@ -245,25 +244,16 @@ class Submission:
                 return self.run_one_by_one(pending)
             if not pending:
                 return 0
-            folders = [run.folder for run in pending]
-            for folder in folders:
-                run_files.link_jobs_folder(folder)
-            jobs = [run_folder.train_job(folder, self.options) for folder in folders]
-            resources = self.resources(pending[0], dependency)
-            with run_files.replaced(folders, [schema.to_yaml(run.cfg) for run in pending], on_slurm=True):
-                job_ids = sbatch.submit(folders[0].jobs.resolve(), resources, folders, jobs)
-        array = job_ids[0].partition("_")[0]
-        print(
-            f"submitted {counted(len(pending), 'run')}; each is requeued as needed until it is finished\n"
-            f"  job     {array}\n"
-            f"  watch   {command('jobs/status.py', command_path(parent), '--watch')}\n"
-            f"  stop    scancel {array}; one of the runs: scancel {job_ids[-1]}   (run the same command to resume)"
-        )
+            for run in pending:
+                run_files.link_jobs_folder(run.folder)
+            job_ids = self.submit_jobs(pending[0].folder.jobs.resolve(), pending, dependency)
+        print(f"submitted {counted(len(pending), 'run')}; each is requeued as needed until it is finished")
+        print(sbatch.sweep_hints(parent, job_ids))
         return 0
 
     def sort_by_state(self, runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun], list[PlannedRun]]:
         """Those runs that are complete, those whose jobs are in Slurm's queue, and the others."""
-        jobs = self.queued(runs)
+        jobs = queued_jobs([run.folder for run in runs], self.backend)
         complete = [run for run in runs if run_folder.is_complete(run.cfg, run.folder)]
         queued = [run for run in runs if run not in complete and run.folder.path in jobs]
         return complete, queued, [run for run in runs if run not in complete and run not in queued]

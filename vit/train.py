@@ -25,13 +25,13 @@ from jsonargparse import Namespace
 
 from vit.checkpoint.format import find_checkpoints, step_of
 from vit.checkpoint.initial_settings import InitialSettings
+from vit.config.batches import has_canonical_order
 from vit.config.parser import config_parser, parse_config
 from vit.config.paths import user_path
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.data.stage import StoppedError
-from vit.distributed.gradients import has_canonical_order
 from vit.distributed.launcher import read_place
 from vit.distributed.world import World, device_name, join_process_group
 from vit.history.words import show_end, show_resuming

@@ -63,7 +63,7 @@ class Preparation:
                 data_set.out.parent.mkdir(parents=True, exist_ok=True)
             job = PrepJob(str(self.run.path), tuple(data_set.arguments for data_set in pending), self.prep.cpus)
             with run_files.replaced([self.run], [self.prep.text], on_slurm=True):
-                (job_id,) = sbatch.submit(self.run.jobs, self.resources, [self.run], [job])
+                ((job_id,),) = sbatch.submit(self.run.jobs, [self.run], [(self.resources, [job])])
         print(
             f"submitted {display_path(self.run.path)}, which writes {_names(pending)}\n"
             f"  job     {job_id}\n"

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
@@ -32,6 +32,7 @@ class Resources:
     cpus: int  # cores per node
     use_gpus: bool  # whether the ranks run on GPUs
     cluster: ClusterConfig
+    gpu_type: str = ""  # of GPUs, by its name in Slurm; empty: any
     dependency: str = ""  # id of a job that must succeed before this one starts
     max_requeues: int = 3  # after failures, between two checkpoints
     max_parallel: int = 0  # tasks of an array that may run at the same time; 0: all
@@ -41,6 +42,13 @@ class Resources:
         for folder in self.bind_folders if self.cluster.container else ():
             if found := re.search("[:,]", folder):
                 raise UserError(f"{folder} contains {found[0]!r}, which separates folders in --bind of the container")
+        gres = self.cluster.gres
+        if self.gpu_type and (gres == "none" or ":" in gres):
+            why = "no GPUs are requested" if gres == "none" else "it names a type already"
+            raise UserError(
+                f"--gpus {self.gpu_type}:{self.gpus} and gres {gres!r} contradict each other: {why}; use "
+                f"{'gres gpu, or --gpus without types' if gres != 'none' else '--gpus without types'}"
+            )
 
     def check(self, available: Sequence[PartitionNodes]) -> None:
         """Raises UserError if the requested partitions, or the default one, cannot run the job."""
@@ -70,13 +78,19 @@ class Resources:
         for group in available:
             nodes[group.partition] += group.count
         partition, cluster = f"partition {_names(available)}", self.cluster
+        if self.gpu_type and self.requests_gpus:
+            available = self._nodes_with_type(available)
         gpus = self.gpus if self.requests_gpus else 0
         cores = f"--cpus-per-gpu {cluster.cpus_per_gpu}" if self.gpus else f"job: cpus_per_task {self.cpus}"
         most_nodes, most_gpus = max(nodes.values()), max(group.gpus for group in available)
         most_cpus, most_memory = max(group.cpus for group in available), max(group.memory for group in available)
         for value, limit, message in (
             (self.nodes, most_nodes, f"--nodes {self.nodes}: {partition} has only {most_nodes}"),
-            (gpus, most_gpus, f"--gpus {gpus}: nodes of {partition} have at most {most_gpus}; use --nodes for more"),
+            (
+                gpus,
+                most_gpus,
+                f"--gpus {self.gpus_text}: nodes of {partition} have at most {most_gpus}; use --nodes for more",
+            ),
             (
                 self.cpus,
                 most_cpus,
@@ -90,6 +104,21 @@ class Resources:
         ):
             if value > limit:
                 raise UserError(message)
+
+    def _nodes_with_type(self, available: Sequence[PartitionNodes]) -> list[PartitionNodes]:
+        """The nodes that have GPUs of the requested type, and of these only those GPUs."""
+        typed = [replace(group, gpus=dict(group.gpu_types).get(self.gpu_type, 0)) for group in available]
+        found = [group for group in typed if group.gpus]
+        if not found:
+            types = sorted({name for group in available for name, _ in group.gpu_types})
+            has = f"types {', '.join(types)}" if types else "no types of GPUs that have names"
+            raise UserError(f"--gpus {self.gpu_type}:{self.gpus}: partition {_names(available)} has {has}")
+        return found
+
+    @property
+    def gpus_text(self) -> str:
+        """The GPUs per node as sbatch takes them: `4`, `a100:4`."""
+        return f"{self.gpu_type}:{self.gpus}" if self.gpu_type else str(self.gpus)
 
     @property
     def requests_gpus(self) -> bool:

@@ -16,10 +16,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jobs.login import held_jobs
+from jobs.login.held_jobs import NotReleasedError
+from jobs.node.candidates import Candidate, job_ids
 from vit.config.own_files import is_checkout
 from vit.run.console import started_as
 from vit.run.file_lock import lock
@@ -35,18 +39,21 @@ SUBMITIT_FILES = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.
 
 
 @contextmanager
-def replaced(runs: Sequence[RunFolder], configs: Sequence[str], on_slurm: bool) -> Iterator[None]:
+def replaced(runs: Sequence[RunFolder], configs: Sequence[str], on_slurm: bool, sizes: int = 1) -> Iterator[None]:
     """Replaces the files of runs whose folders this process owns; the body submits their jobs and records that.
 
-    If the body raises an exception, or a file cannot be written, everything is as before.
+    Each run is submitted in so many sizes.  If the body raises an exception, or a file cannot be written, everything is
+    as before; but jobs that are recorded and only have to be released are left to the next command.
     """
     try:
         for run, config in zip(runs, configs, strict=True):
             recover(run)
             _write_aside(run, config)
         for i, run in enumerate(runs):
-            _exchange(run, on_slurm, task=f"_{i}" if len(runs) > 1 else "")
+            _exchange(run, on_slurm, sizes, task=f"_{i}" if len(runs) > 1 else "")
         yield
+    except NotReleasedError:
+        raise
     except BaseException:
         for run in runs:
             with suppress(OSError):  # the next command tries again
@@ -57,14 +64,14 @@ def replaced(runs: Sequence[RunFolder], configs: Sequence[str], on_slurm: bool) 
             _finish(run)
 
 
-def record_submission(run: RunFolder, job: str = "") -> None:
-    """Records that a finished run has more to do, and the id of its Slurm job.  Raises OSError if it cannot."""
+def record_submission(run: RunFolder, jobs: Sequence[Candidate] = ()) -> None:
+    """Records that a finished run has more to do, and its Slurm jobs.  Raises OSError if it cannot."""
     if run.finished():
         run.record("reopened")
-    if job:
-        run.record("submitted", job=job)
+    if jobs:
+        run.record("submitted", job=jobs[0].job, **({"candidates": [*map(asdict, jobs)]} if len(jobs) > 1 else {}))
     recorded = run.last("submitted")
-    if run.finished() or (job and (recorded is None or recorded["job"] != job)):  # the line is only in memory
+    if run.finished() or (jobs and (recorded is None or recorded["job"] != jobs[0].job)):  # the line is only in memory
         raise OSError(f"{run.ledger} cannot be written; the disk may be full or failing")
 
 
@@ -80,13 +87,27 @@ def recover(run: RunFolder) -> None:
         return
     journal = json.loads(_journal(run).read_text())
     new = {path.name for path in run.jobs.glob(f"*{journal['task']}_submitted.pkl")} - set(journal["job_files"])
-    if not new:
+    sizes = journal.get("sizes", 1)
+    recorded = set(_recorded_since(run, journal["ledger_bytes"]))
+    if len(new) < sizes and not (sizes > 1 and "submitted" in recorded):
+        if journal["on_slurm"]:
+            held_jobs.cancel(held_jobs.unrecorded_jobs(run.jobs, journal["job_files"], run.source, journal["task"]))
         _put_back(run)
         return
-    recorded = _recorded_since(run, journal["ledger_bytes"])
-    if not {"submitted", "finished"} & set(recorded):
-        record_submission(run, new.pop().removesuffix("_submitted.pkl") if journal["on_slurm"] else "")
+    if not {"submitted", "finished"} & recorded:
+        found = [_candidate(run.jobs / name) for name in new] if journal["on_slurm"] else []
+        record_submission(run, sorted(found, key=lambda each: (-each.ranks, each.job)))
+    if sizes > 1:
+        held_jobs.release(job_ids(run.events()))
     _finish(run)
+
+
+def _candidate(pickled: Path) -> Candidate:
+    """The job that submitit has pickled, with the size that it was submitted for."""
+    from submitit.core.utils import DelayedSubmission  # not at the top: it takes time, and is rarely needed
+
+    job, number = DelayedSubmission.load(pickled).function, pickled.name.removesuffix("_submitted.pkl")
+    return Candidate(number, getattr(job, "nodes", 1), getattr(job, "gpus", 0), getattr(job, "gpu_type", ""))
 
 
 def _folder(run: RunFolder) -> Path:
@@ -118,13 +139,14 @@ def _write_aside(run: RunFolder, config: str) -> None:
             before.write_bytes(now.read_bytes())
 
 
-def _exchange(run: RunFolder, on_slurm: bool, task: str) -> None:
+def _exchange(run: RunFolder, on_slurm: bool, sizes: int, task: str) -> None:
     now, before, new = (_files(folder) for folder in (run.path, _folder(run) / "previous", _folder(run) / "new"))
     journal: dict[str, Any] = {
         "existing": [path.name for path in now if path.exists()],
         "ledger_bytes": run.ledger.stat().st_size if run.ledger.exists() else 0,
         "job_files": sorted(path.name for path in run.jobs.glob("*")),
         "on_slurm": on_slurm,
+        "sizes": sizes,
         "task": task,
     }
     replace_file(_journal(run), json.dumps(journal).encode())

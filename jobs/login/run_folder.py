@@ -10,6 +10,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from jobs.login.resources import display_path
+from jobs.login.sizes import Size
 from jobs.node.train_job import TrainJob
 from vit.checkpoint import saved_classes
 from vit.checkpoint.format import checkpoints_lost, find_checkpoints
@@ -28,16 +29,13 @@ NODE_LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
 
 
-def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: Collection[Path] = ()) -> Config:
+def resolve_config(cfg: Config, options: Namespace, pending_data: Collection[Path] = ()) -> Config:
     """The config with absolute paths.  Raises UserError if it cannot run as requested.
 
     `pending_data` are the data sets that a --prep job will write first; they are not checked.
     """
-    if options.nodes > 1 and backend != "slurm":
-        raise UserError(f"--nodes {options.nodes}: without Slurm there is only one node, this machine")
     if options.extend is not None:
         cfg = replace(cfg, epochs=options.extend)
-    cfg.check_ranks(options.nodes * options.gpus)
     cfg.check_mixing()
     cfg = replace(cfg, data=replace(cfg.data, train=cfg.data.train.absolute(), val=cfg.data.val.absolute()))
     if cfg.init_from:
@@ -53,16 +51,22 @@ def resolve_config(cfg: Config, options: Namespace, backend: str, pending_data: 
     return cfg
 
 
-def print_remarks(runs: Sequence[tuple[RunFolder, Config]], options: Namespace, pending_data: Collection[Path]) -> None:
-    """Prints which data sets are missing in a dry run, and which new runs have too few steps; each line once."""
+def print_remarks(
+    runs: Sequence[tuple[RunFolder, Config]],
+    options: Namespace,
+    pending_data: Collection[Path],
+    ranks: int,
+    more: Sequence[str] = (),
+) -> None:
+    """Prints which data sets are missing in a dry run, which new runs have too few steps, and more; each line once."""
     paths = [path for _, cfg in runs for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
     lines = missing_files(paths) if options.dry_run else []
     trained_on = {cfg.data.train for _, cfg in runs} - {*pending_data}  # once each: a sweep's runs share their data
     images = {path: read_dataset_manifest(path).samples for path in trained_on if not missing_file(path)}
     for run, cfg in runs:
         if cfg.data.train in images and not find_checkpoints(run.checkpoints):
-            lines.append(few_steps_of(cfg, images[cfg.data.train], options.nodes * options.gpus))
-    for line in filter(None, dict.fromkeys(lines)):
+            lines.append(few_steps_of(cfg, images[cfg.data.train], ranks))
+    for line in filter(None, dict.fromkeys([*lines, *more])):
         print(f"{'# ' if options.dry_run else ''}{line}")
 
 
@@ -135,12 +139,15 @@ def is_complete(cfg: Config, run: RunFolder) -> bool:
     return run.finished() is not None and recipe_of(load_config(run.config)) == recipe_of(cfg)
 
 
-def train_job(run: RunFolder, options: Namespace) -> TrainJob:
-    """The job to submit."""
+def train_job(run: RunFolder, options: Namespace, size: Size) -> TrainJob:
+    """The job to submit, in this size."""
     return TrainJob(
         run=str(run.path),
-        nodes=options.nodes,
-        gpus=options.gpus,
+        nodes=size.nodes,
+        gpus=size.gpus,
+        gpu_type=size.gpu_type,
+        min_gain_minutes=options.min_gain,
+        exclude_slow=options.exclude_slow,
         accepted=tuple(allowed_changes(options)),
         restarts=options.max_restarts,
         requeues=options.max_requeues,

@@ -2,8 +2,7 @@
 
 import io
 import shlex
-import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from jobs.login import run_files
+from jobs.login import held_jobs, run_files
+from jobs.login.held_jobs import SubmissionError
 from jobs.login.resources import Resources, command_path, display_path
 from jobs.login.run_folder import shared_folder_warning
 from jobs.login.sbatch_environment import sbatch_environment
-from jobs.login.slurm_queries import rejection_message
+from jobs.login.slurm_queries import SlurmUnreachableError, rejection_message
+from jobs.node.candidates import Candidate
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
 from vit.run.command import print_error
 from vit.run.counts import counted
@@ -27,48 +28,57 @@ MAX_TIMEOUTS = 10_000  # requeues at the time limit; submitit's default of 3 wou
 WAIT_FOR_FOLDER = 'for _ in $(seq $1); do [ -e "$0" ] && exit 0; sleep 1; done; echo $SLURMD_NODENAME; exit 1'
 
 
-class SubmissionError(RuntimeError):
-    """Slurm rejected the job."""
-
-
 def submit(
-    folder: Path, resources: Resources, runs: Sequence[RunFolder], jobs: Sequence[Callable[[], Any]]
-) -> list[str]:
-    """Submits one job, or an array of several, records it, and returns the job ids.  Raises SubmissionError."""
-    known = {file.name for file in folder.glob("*_submission.sh")}
-    options = parameters(resources, runs)
+    folder: Path, runs: Sequence[RunFolder], sizes: Sequence[tuple[Resources, Sequence[Callable[[], Any]]]]
+) -> list[list[str]]:
+    """Submits one job for each size, or an array if there are several runs, and records them.
+
+    `sizes` are the resources of each, with the job of each run.  Returns the ids of the jobs of each run.  With several
+    sizes no job starts before all are recorded: see held_jobs.py.  Raises SubmissionError, NotReleasedError.
+    """
+    known, hold = held_jobs.job_scripts(folder), len(sizes) > 1
     try:
-        # submitit prints errors in addition to raising them.
-        with redirect_stderr(io.StringIO()), sbatch_environment({*options, *options["additional_parameters"]}):
-            submitted = executor(folder, resources, runs).submit_array(jobs)
-        for run, job in zip(runs, submitted, strict=True):
-            run_files.record_submission(run, job.job_id)
+        by_size = [_submit_size(folder, resources, runs, jobs, hold) for resources, jobs in sizes]
+        by_run = [list(ids) for ids in zip(*by_size, strict=True)]
+        for run, ids in zip(runs, by_run, strict=True):
+            run_files.record_submission(run, _candidates(ids, [resources for resources, _ in sizes]))
     except BaseException as error:
-        _cancel_unrecorded(folder, known, runs[0])
+        with suppress(OSError, SlurmUnreachableError):  # they would be submitted a second time
+            held_jobs.cancel(held_jobs.unrecorded_jobs(folder, known, runs[0].source))
         if isinstance(error, FailedJobError | RuntimeError):
-            raise SubmissionError(rejection_message(str(error), resources.cluster)) from error
+            raise SubmissionError(rejection_message(str(error), sizes[0][0].cluster)) from error
         raise
+    if hold:
+        held_jobs.release([ids[0].partition("_")[0] for ids in by_size])
     if warning := shared_folder_warning(folder.parent):
         print_error("submit.py", f"warning: {warning}")
-    return [job.job_id for job in submitted]
+    return by_run
 
 
-def _cancel_unrecorded(folder: Path, known: Collection[str], run: RunFolder) -> None:
-    """Cancels the job of a submission that failed after Slurm had accepted it: it would be submitted a second time."""
-    with suppress(OSError):
-        for file in folder.glob("*_submission.sh"):
-            if file.name not in known and shlex.quote(str(run.source)) in file.read_text():
-                subprocess.run(["scancel", file.name.partition("_")[0]], check=False)
+def _submit_size(
+    folder: Path, resources: Resources, runs: Sequence[RunFolder], jobs: Sequence[Callable[[], Any]], hold: bool
+) -> list[str]:
+    """Submits the jobs of one size; returns their ids."""
+    options = parameters(resources, runs, hold)
+    # submitit prints errors in addition to raising them.
+    with redirect_stderr(io.StringIO()), sbatch_environment({*options, *options["additional_parameters"]}):
+        return [job.job_id for job in executor(folder, resources, runs, hold).submit_array(jobs)]
 
 
-def executor(folder: Path, resources: Resources, runs: Sequence[RunFolder]) -> submitit.SlurmExecutor:
+def _candidates(job_ids: Sequence[str], sizes: Sequence[Resources]) -> list[Candidate]:
+    return [Candidate(job, size.nodes, size.gpus, size.gpu_type) for job, size in zip(job_ids, sizes, strict=True)]
+
+
+def executor(
+    folder: Path, resources: Resources, runs: Sequence[RunFolder], hold: bool = False
+) -> submitit.SlurmExecutor:
     """submitit's Slurm executor, with one task per node.  Raises RuntimeError if Slurm is not installed here."""
     out = submitit.SlurmExecutor(folder=folder, max_num_timeout=MAX_TIMEOUTS, python=resources.python)
-    out.update_parameters(**parameters(resources, runs))
+    out.update_parameters(**parameters(resources, runs, hold))
     return out
 
 
-def parameters(resources: Resources, runs: Sequence[RunFolder]) -> dict[str, Any]:
+def parameters(resources: Resources, runs: Sequence[RunFolder], hold: bool = False) -> dict[str, Any]:
     """The sbatch options under submitit's names."""
     cluster = resources.cluster
     name = runs[0].path.name if len(runs) == 1 else runs[0].path.parent.name
@@ -78,8 +88,8 @@ def parameters(resources: Resources, runs: Sequence[RunFolder]) -> dict[str, Any
         "time": cluster.minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
-        "gpus_per_node": resources.gpus if resources.requests_gpus and not gres else None,
-        "gres": f"{gres}:{resources.gpus}" if gres else None,
+        "gpus_per_node": resources.gpus_text if resources.requests_gpus and not gres else None,
+        "gres": f"{gres}:{resources.gpus_text}" if gres else None,
         "cpus_per_task": resources.cpus,
         "signal_delay_s": cluster.signal_seconds,
         "stderr_to_stdout": True,
@@ -95,6 +105,7 @@ def parameters(resources: Resources, runs: Sequence[RunFolder]) -> dict[str, Any
         "exclusive": cluster.exclusive or None,
         "additional_parameters": {
             "requeue" if cluster.requeue else "no-requeue": True,  # submitit sets neither
+            **({"hold": True} if hold else {}),
             **({"reservation": cluster.reservation} if cluster.reservation else {}),
             **({"kill-on-invalid-dep": "yes"} if resources.dependency else {}),
             **{key: value or True for key, value in cluster.sbatch.items()},
@@ -135,7 +146,7 @@ def _source_exports(runs: Sequence[RunFolder]) -> list[str]:
     return [*(one if len(runs) == 1 else several), export]
 
 
-def script(folder: Path, resources: Resources, runs: Sequence[RunFolder], backend: str) -> str:
+def script(folder: Path, resources: Resources, runs: Sequence[RunFolder], backend: str, hold: bool = False) -> str:
     """The sbatch script; without Slurm, the command that would run on this machine."""
     command = f"{resources.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     if backend != "slurm":
@@ -144,15 +155,27 @@ def script(folder: Path, resources: Resources, runs: Sequence[RunFolder], backen
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(
-        command, folder, map_count=len(runs) if len(runs) > 1 else None, **parameters(resources, runs)
+        command, folder, map_count=len(runs) if len(runs) > 1 else None, **parameters(resources, runs, hold)
     )
 
 
-def job_hints(run: RunFolder, job_id: str) -> str:
-    """Commands for a job in the queue."""
+def job_hints(run: RunFolder, job_ids: Sequence[str]) -> str:
+    """Commands for the jobs of a run in the queue."""
+    several = len(job_ids) > 1
     return (
-        f"  job     {job_id}\n"
+        f"  job{'s   ' if several else '    '} {' '.join(job_ids)}\n"
         f"  watch   tail -F {display_path(run.logs)}/rank-0.log\n"
         f"  status  {command('jobs/status.py', command_path(run.path))}\n"
-        f"  stop    scancel {job_id}   (run the same command to resume)"
+        f"  stop    scancel {' '.join(job_ids)}   (run the same command to resume)"
+    )
+
+
+def sweep_hints(folder: Path, job_ids: Sequence[Sequence[str]]) -> str:
+    """Commands for the job arrays of a sweep, given the jobs of each run."""
+    arrays = [job.partition("_")[0] for job in job_ids[0]]
+    return (
+        f"  job{'s   ' if len(arrays) > 1 else '    '} {' '.join(arrays)}\n"
+        f"  watch   {command('jobs/status.py', command_path(folder), '--watch')}\n"
+        f"  stop    scancel {' '.join(arrays)}; one of the runs: scancel {' '.join(job_ids[-1])}   "
+        "(run the same command to resume)"
     )

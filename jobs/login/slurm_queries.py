@@ -50,6 +50,7 @@ class PartitionNodes:
     gpus: int  # per node
     cpus: int  # per node
     memory: int  # MB per node
+    gpu_types: tuple[tuple[str, int], ...] = ()  # GPUs per node of each type that has a name in Slurm
 
 
 def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
@@ -59,7 +60,7 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """
     if not job_ids:
         return {}
-    lines = _run("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(sorted(job_ids)))
+    lines = lines_of("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(sorted(job_ids)))
     rows = [line.split("|") for line in lines]
     return {row[0]: QueuedJob(*row[1:]) for row in rows if len(row) == 4}
 
@@ -83,7 +84,9 @@ def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:
 
 def partition_nodes() -> list[PartitionNodes]:
     """The nodes of every partition.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    rows = [line.split("|") for line in _run("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")]
+    rows = [
+        line.split("|") for line in lines_of("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")
+    ]
     return [
         PartitionNodes(
             partition=name.rstrip("*"),
@@ -93,6 +96,7 @@ def partition_nodes() -> list[PartitionNodes]:
             gpus=sum(int(n) for n in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres)),
             cpus=int(cpus.rstrip("+")),
             memory=int(memory.rstrip("+")),
+            gpu_types=tuple((kind, int(n)) for kind, n in re.findall(r"gpu:([^:,(]*[^:,(\d][^:,(]*):(\d+)", gres)),
         )
         for name, limit, count, gres, cpus, memory in (row for row in rows if len(row) == 6)
     ]
@@ -109,10 +113,10 @@ class SlurmSettings:
 
 def slurm_settings() -> SlurmSettings:
     """The settings of the cluster and of its partitions.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    pairs = (re.fullmatch(r"(\w+) *= ?(.*)", line) for line in _run("scontrol", "show", "config"))
+    pairs = (re.fullmatch(r"(\w+) *= ?(.*)", line) for line in lines_of("scontrol", "show", "config"))
     rows = [
         dict(word.split("=", 1) for word in line.split() if "=" in word)
-        for line in _run("scontrol", "--oneliner", "show", "partition")
+        for line in lines_of("scontrol", "--oneliner", "show", "partition")
     ]
     return SlurmSettings(
         config={pair[1]: pair[2].strip() for pair in pairs if pair},
@@ -127,13 +131,13 @@ def accounting(entity: str, columns: Sequence[str], *where: str) -> list[dict[st
     Raises SlurmUnreachableError, SlurmNotFoundError; no rows if it may not be read.
     """
     command = ["sacctmgr", "--noheader", "--parsable2", "show", entity, *where, f"format={','.join(columns)}"]
-    rows = [line.split("|") for line in _run(*command)]
+    rows = [line.split("|") for line in lines_of(*command)]
     return [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
 
 
 def node_states(partition: str) -> Counter[str]:
     """Number of nodes of a partition in each state.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    rows = [line.split() for line in _run("sinfo", "--noheader", "--partition", partition, "--format=%D %T")]
+    rows = [line.split() for line in lines_of("sinfo", "--noheader", "--partition", partition, "--format=%D %T")]
     out = Counter[str]()
     for count, state in (row for row in rows if len(row) == 2):
         out[state.rstrip("*~#!%$@^-")] += int(count)
@@ -187,15 +191,18 @@ def _values_of_user(option: str) -> str:
     """The accounts or QOS that this user may use, if the accounting database responds in time."""
     command = "user=$(id -un) && sacctmgr --noheader --parsable2 show associations user=$user format="
     try:
-        lines = _run("sh", "-c", command + option)
+        lines = lines_of("sh", "-c", command + option)
     except (SlurmUnreachableError, SlurmNotFoundError):
         lines = []
     found = ", ".join(sorted({name for line in lines for name in line.split(",") if name}))
     return f"; yours: {found}" if found else "; you have none on this cluster: ask its administrators"
 
 
-def _run(*command: str) -> list[str]:
-    """Lines printed by one of Slurm's commands; none if it does not know the job."""
+def lines_of(*command: str) -> list[str]:
+    """Lines printed by one of Slurm's commands; none if it does not know the job.
+
+    Raises SlurmUnreachableError, SlurmNotFoundError.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except FileNotFoundError:

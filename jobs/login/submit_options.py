@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig
+from jobs.login.sizes import requested_sizes
 from vit.config.parser import Parser, config_parser
 from vit.config.paths import user_path
 from vit.config.user_error import UserError
@@ -50,9 +51,16 @@ def add_cluster_options(parser: Parser) -> None:
 
 def add_size_options(group: Any) -> None:
     """Adds --nodes and --gpus."""
-    group.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: 1)")
     group.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="GPUs per node; each runs one rank (default: 1)"
+        "--nodes", type=str, default="1", metavar="N", help="number of nodes, or a range such as 1-2 (default: 1)"
+    )
+    group.add_argument(
+        "--gpus",
+        type=str,
+        default="1",
+        metavar="N",
+        help="GPUs per node; each runs one rank.  With a range such as 1-4, or types as in a100:4,v100:2, one job for "
+        "each size is submitted, and the run uses whatever starts first (default: 1)",
     )
 
 
@@ -80,6 +88,14 @@ def _add_job_options(group: Any) -> None:
         "--name", metavar="NAME", help="name of the run and of its folder (default: name of the config file)"
     )
     add_runs_dir(group)
+    group.add_argument(
+        "--min-gain",
+        type=float,
+        default=5,
+        metavar="MINUTES",
+        help="with several sizes: a smaller job hands the run over to a larger one if the run then ends at least "
+        "MINUTES earlier (default: 5)",
+    )
     group.add_argument(
         "--dry-run", action="store_true", help="print the config and the sbatch script without submitting"
     )
@@ -157,6 +173,11 @@ def _add_failure_options(group: Any) -> None:
         "that is more; rare phases such as evaluation may take ten times as long (default: 60)",
     )
     group.add_argument(
+        "--exclude-slow",
+        action="store_true",
+        help="requeue without the nodes whose ranks were slower than the others (default: they are only reported)",
+    )
+    group.add_argument(
         "--no-health-check", action="store_true", help="skip the check of GPUs, memory, disk and network on each node"
     )
 
@@ -175,15 +196,23 @@ def check_options(options: Namespace) -> None:
     """Raises UserError for invalid counts and for options that contradict each other."""
     if options.extend is not None and options.restart:
         raise UserError("--extend continues a run and --restart starts a new one; use only one of them")
-    at_least_one = ("nodes", "gpus", "max_parallel", "extend", "max_same_step")
+    requested = requested_sizes(options.nodes, options.gpus)
+    at_least_one = ("max_parallel", "extend", "max_same_step")
     for name in (*at_least_one, "max_restarts", "max_requeues"):
         least = int(name in at_least_one)
         if options[name] is not None and options[name] < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {options[name]}")
     if not 0 < options.stall_seconds < math.inf:
         raise UserError(f"--stall-seconds must be positive, not {options.stall_seconds:g}")
+    if not 0 <= options.min_gain < math.inf:
+        raise UserError(f"--min-gain must be a number of minutes, at least 0, not {options.min_gain:g}")
     if options.max_parallel and not options.sweep:
         raise UserError("--max-parallel requires --sweep")
+    if options.max_parallel and requested.is_elastic:
+        raise UserError(
+            f"--max-parallel {options.max_parallel} requires a single size: Slurm limits each job array alone, and "
+            f"{requested.text} submits one for each size"
+        )
     if not options.config and not options.prep:
         raise UserError("--config FILE is required")
     if options.sweep and not options.config:

@@ -25,6 +25,11 @@ class Candidate:
         """The number of ranks."""
         return self.nodes * self.gpus
 
+    @property
+    def size(self) -> str:
+        """`4 GPUs`, `2 x 4 a100 GPUs`: its size in messages."""
+        return size_text(self.nodes, self.gpus, self.gpu_type)
+
 
 def candidates(events: Sequence[Event]) -> list[Candidate]:
     """The jobs of the newest submission, in the order of submission.
@@ -41,3 +46,9 @@ def job_ids(events: Sequence[Event]) -> list[str]:
     if newest is None:
         return []
     return [each.job for each in candidates(events)] or [str(newest["job"])]
+
+
+def size_text(nodes: int, gpus: int, gpu_type: str = "") -> str:
+    """`4 GPUs`, `2 x 4 a100 GPUs`: a size in messages."""
+    several = f"{nodes} x " if nodes > 1 else ""
+    return f"{several}{gpus} {gpu_type + ' ' if gpu_type else ''}GPU{'s' if gpus > 1 or nodes > 1 else ''}"

@@ -80,7 +80,7 @@ def check_limits(request: Request, config: Row, account: Account) -> Iterator[Fi
 
 def requested(request: Request) -> dict[str, int]:
     """What the job requests, in Slurm's names of resources."""
-    resources, nodes = request.resources(), request.options.nodes
+    resources, nodes = request.resources(), request.size.nodes
     out = {"node": nodes, "cpu": nodes * resources.cpus}
     if resources.requests_gpus:
         for name in {"gres/gpu", f"gres/{request.cluster.gres or 'gpu'}"}:

@@ -182,7 +182,7 @@ def needed(request: Request) -> Needed | None:
     often = cfg.checkpoint.keep_every_epochs
     forever = int(cfg.epochs / often) if often else 0
     checkpoints = cfg.checkpoint.keep + 2 + forever  # the best one, and the one that is being written
-    other = LOG_BYTES + (COMPILED_BYTES_PER_GPU * request.options.gpus if cfg.compile else 0)
+    other = LOG_BYTES + (COMPILED_BYTES_PER_GPU * request.size.gpus if cfg.compile else 0)
     if cfg.log.samples:
         try:
             samples = read_dataset_manifest(cfg.data.train).samples

@@ -1,5 +1,6 @@
 """What is checked: the run that would be submitted, and what it would request from the cluster."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from jsonargparse import Namespace
 
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
+from jobs.login.sizes import RequestedSizes, Size, requested_sizes
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmSettings, SlurmUnreachableError, slurm_settings
 from jobs.login.submit_options import load_cluster
 from vit.checkpoint.initial_settings import InitialSettings
@@ -20,6 +22,7 @@ class Request:
 
     options: Namespace
     cluster: ClusterConfig
+    size: Size  # the largest, if several are requested
     runs: Path  # folder of the run folders, absolute
     cfg: Config | None  # None: no --config was given
     initial: InitialSettings  # what the config takes from the weights that the run starts from
@@ -43,19 +46,20 @@ class Request:
     @property
     def ranks(self) -> int:
         """Ranks of the run."""
-        return int(self.options.nodes * self.options.gpus)
+        return self.size.ranks
 
     @property
     def requests_slurm(self) -> bool:
         """Whether the arguments only make sense with Slurm."""
-        return bool(self.options.nodes > 1 or self.options.cluster_config or self.cluster.partition)
+        return bool(self.size.nodes > 1 or self.options.cluster_config or self.cluster.partition)
 
     def resources(self) -> Resources:
         """What the job would request."""
-        gpus = self.options.gpus
+        gpus = self.size.gpus
         return Resources(
-            nodes=self.options.nodes,
+            nodes=self.size.nodes,
             gpus=gpus,
+            gpu_type=self.size.gpu_type,
             cpus=gpus * self.cluster.cpus_per_gpu,
             use_gpus=self.cfg is None or self.cfg.device != "cpu",
             cluster=self.cluster,
@@ -64,10 +68,17 @@ class Request:
 
 def read_request(cfg: Config, options: Namespace, initial: InitialSettings) -> Request:
     """Checks the arguments.  Raises UserError."""
-    for name in ("nodes", "gpus"):
-        if options[name] < 1:
-            raise UserError(f"--{name} must be at least 1, not {options[name]}")
+    requested = requested_sizes(options.nodes, options.gpus)
     if not options.config and cfg != Config():
         raise UserError("settings of a run require --config FILE")
     runs = options.runs_dir.absolute()
-    return Request(options, load_cluster(options), runs, cfg if options.config else None, initial)
+    size = largest_size(requested, cfg if options.config else None)
+    return Request(options, load_cluster(options), size, runs, cfg if options.config else None, initial)
+
+
+def largest_size(requested: RequestedSizes, cfg: Config | None) -> Size:
+    """Of several sizes the largest that the run allows: it needs most.  A check tells if it allows none."""
+    if cfg is not None and requested.is_elastic:
+        with suppress(UserError):
+            return requested.allowed([cfg])[0]
+    return requested.most

@@ -98,7 +98,7 @@ def _nodes(request: Request, name: str) -> Finding:
     states = node_states(name)
     usable = sum(count for state, count in states.items() if state not in UNUSABLE)
     listed = ", ".join(f"{count} {state}" for state, count in states.most_common())
-    text, nodes = f"{name} is up; its nodes: {listed or 'none'}", request.options.nodes
+    text, nodes = f"{name} is up; its nodes: {listed or 'none'}", request.size.nodes
     if usable < nodes:
         text = f"only {usable} of the nodes of {name} can be used ({listed}), but the job requests {nodes}: it waits"
         return Finding("partition", "WARN", text, "use another --partition, or ask when the nodes return (`sinfo -R`)")

@@ -97,7 +97,7 @@ def test_a_wrong_value_of_an_option_is_explained(
         (submit.main, [*DEMO, "--hours", "5"], "unknown setting 'hours'; did you mean 'time'?"),
         (submit.main, [*DEMO, "--batch-size", "64"], "did you mean 'global_batch'?"),
         (submit.main, [*DEMO, "--learning_rate", "64"], "did you mean 'optim.lr'?"),
-        (submit.main, [*DEMO, "--nodes"], "--nodes has no value; give a whole number  (number of nodes"),
+        (submit.main, [*DEMO, "--nodes"], "--nodes has no value; give a value: N  (number of nodes, or a range"),
         (submit.main, [*DEMO, "--runs-dir"], "--runs-dir has no value; give a path"),
         (submit.main, [*DEMO, "--dry-run=yes"], "--dry-run takes no value, not 'yes'"),
         (report.main, [], "RUN is required  (see --help)"),

@@ -24,6 +24,15 @@ def largest_micro_batch(batch: int, micro: int, ranks: int, mixed_repeats: int =
     return next((m for m in fitting if _mixes(batch, m, mixed_repeats)), None)
 
 
+def has_canonical_order(micro_batches: int, ranks: int) -> bool:
+    """Whether this number of ranks adds micro-batches in the same order as a single rank: vit/distributed/gradients.py.
+
+    Runs that do, end with the same bits; other numbers of ranks have bits of their own.
+    """
+    per_rank = micro_batches // ranks
+    return ranks == 1 or per_rank & (per_rank - 1) == 0
+
+
 def _mixes(batch: int, micro: int, repeats: int) -> bool:
     """Whether a micro-batch is large enough for mixup: see `Config.check_mixing`."""
     return not repeats or micro >= 2 * -(-repeats // (batch // micro))

@@ -262,12 +262,6 @@ def _sum_with_collectives(values: Tensor, ranks: int, scratch: Tensor) -> None:
         values.copy_(padded[: len(values)])
 
 
-def has_canonical_order(micro_batches: int, ranks: int) -> bool:
-    """Whether this number of ranks adds micro-batches in the same order as a single rank."""
-    per_rank = micro_batches // ranks
-    return ranks == 1 or per_rank & (per_rank - 1) == 0
-
-
 def scratch_size(values: Tensor, ranks: int) -> int:
     """Elements that `sum_over_ranks` needs: as many as the tensor has, or about twice that if padding is needed."""
     padded = -(-len(values) // ranks) * ranks

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.ranks import run_ranks
+from vit.config.batches import has_canonical_order
 from vit.distributed import gradients
-from vit.distributed.gradients import MicroBatchGradients, has_canonical_order, pairwise_sum_, scratch_size
+from vit.distributed.gradients import MicroBatchGradients, pairwise_sum_, scratch_size
 from vit.distributed.world import World
 
 MICRO_BATCHES, FEATURES = 8, 37  # an odd number of features: parts need padding, and buckets have different sizes

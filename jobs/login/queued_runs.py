@@ -1,0 +1,30 @@
+"""Which runs have jobs in Slurm's queue: one for each size that was submitted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.login import slurm_queries
+from jobs.login.sbatch import job_hints
+from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.node.candidates import job_ids
+from vit.run.folder import RunFolder
+
+
+def queued_jobs(runs: Sequence[RunFolder], backend: str) -> dict[Path, dict[str, QueuedJob]]:
+    """The jobs, by id, of each run whose newest submission has jobs in the queue; completing ones may end first."""
+    ids = {run.path: job_ids(run.events()) for run in runs}
+    try:
+        jobs = slurm_queries.wait_for_completing({job for each in ids.values() for job in each})
+    except (SlurmUnreachableError, SlurmNotFoundError):
+        if backend == "slurm":
+            raise
+        return {}  # without Slurm it may run here
+    found = {path: {job: jobs[job] for job in each if job in jobs} for path, each in ids.items()}
+    return {path: each for path, each in found.items() if each}
+
+
+def in_queue_message(run: RunFolder, jobs: dict[str, QueuedJob]) -> str:
+    """Says where a run is that has these jobs in the queue, and the commands for them."""
+    running = [job for job in jobs.values() if job.state != "PENDING"]
+    state = f"already running on {running[0].nodes}" if running else "already in the queue"
+    return f"{run.path} is {state}.\n{job_hints(run, [*jobs])}"
