@@ -2,12 +2,16 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit.checkpoint.train_state import TrainState
+from vit.config.paths import shell_word
 from vit.distributed.world import World
 from vit.run.folder import RunFolder
+from vit.run.hints import command
+
+REPLAYABLE = 3  # skipped steps, the last ones, whose replay begins at a checkpoint just before them
 
 
 class NotFiniteError(FloatingPointError):
@@ -28,10 +32,21 @@ def record_skip(
     if len(state.skipped) >= max_skipped:
         before = ", ".join(f"{step:,}" for step in sorted(state.skipped))
         history = f", after steps {before} were skipped; optim.max_skipped allows {max_skipped}" if before else ""
-        raise FloatingPointError(f"{error}{history}; a lower optim.lr may help")
+        advice = f"a lower optim.lr may help; {replay_hint(run, error.step)}"
+        raise FloatingPointError(f"{error}{history}; {advice}")
     state.skipped.add(error.step)  # also kept in memory: the ledger line may be delayed while the disk is full
     if world.rank == 0:
         run.record("skipped", step=error.step, why=str(error), recipe=recipe_checksum(recipe))
+
+
+def states_before(skipped: Collection[int]) -> set[int]:
+    """The steps whose checkpoints are kept for `vit.replay`: those just before the last few skipped steps."""
+    return {step - 1 for step in sorted(skipped)[-REPLAYABLE:]}
+
+
+def replay_hint(run: RunFolder, step: int) -> str:
+    """How to find out why a step was not finite."""
+    return f"find out why: {command('vit.replay', shell_word(run.path), '--step', str(step), '--anomaly')}"
 
 
 def recipe_checksum(recipe: Mapping[str, Any]) -> str:

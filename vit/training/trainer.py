@@ -19,7 +19,7 @@ from pathlib import Path
 from vit.checkpoint.resume import initialize_weights, resume, versions
 from vit.checkpoint.saved_classes import DataSetClasses, check_head_classes
 from vit.checkpoint.saver import Saver
-from vit.checkpoint.skipped_steps import NotFiniteError, record_skip
+from vit.checkpoint.skipped_steps import NotFiniteError, record_skip, replay_hint, states_before
 from vit.checkpoint.train_state import TrainState
 from vit.config import schema
 from vit.config.schema import Config
@@ -140,9 +140,10 @@ class Trainer:
         return decision
 
     def protected_steps(self) -> set[int]:
-        """The steps whose checkpoints are never pruned: those of `keep_every_epochs`, and the best one so far."""
+        """The steps whose checkpoints are not pruned: of `keep_every_epochs`, the best one, before failed steps."""
         best = self.log.best if self.log is not None else None
-        return self.milestones.kept | ({int(best["step"])} if best is not None else set())
+        kept = self.milestones.kept | states_before(self.state.skipped)
+        return kept | ({int(best["step"])} if best is not None else set())
 
     def repeats_evaluation(self) -> bool:
         """Whether the evaluation of the state's step follows now; not if the run was extended after its last one."""
@@ -267,6 +268,7 @@ class Trainer:
             lost = {name: value for name, value in self.log.before.items() if name == "lost"}
             self.run.note("rolled back", step=state.step, reached=reached, **lost)
             show(f"{error}; rolled back to step {state.step:,}, step {error.step:,} is skipped", lasting=True)
+            show(replay_hint(self.run, error.step), lasting=True)
 
     def metadata(self) -> dict[str, object]:
         """What every checkpoint of this run stores in addition to the state."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.data_sets import small_config
-from tests.helpers.interrupted_runs import STEPS, checkpoints, logged_samples, short_config
+from tests.helpers.interrupted_runs import STEPS, checkpoints, logged_samples, save_each_step, short_config
 from tests.helpers.loading import overwrite
 from tests.helpers.replayed_runs import contents, replay, replayed, train_on
 from vit.checkpoint.format import step_of
@@ -116,16 +116,21 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.Captu
 def test_settings_that_were_changed_on_resuming_hold_from_that_step_on(
     betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps before and after the change have the recorded bits, also if the replay begins before it."""
+    """Steps on both sides of the change have the recorded bits, from a checkpoint before it and from the start."""
     run, cfg = tmp_path / "changed", short_config(betons)
-    train_on(2, run, replace(cfg, epochs=1))
+    cfg = replace(cfg, checkpoint=replace(cfg.checkpoint, keep=99))
+    train_on(2, run, save_each_step(cfg))
     longer = replace(cfg, epochs=2, optim=replace(cfg.optim, lr=5e-3, weight_decay=0.2))
     train_on(4, run, longer, "--override-resume", "epochs", "optim.lr", "optim.weight_decay")
-    for checkpoint in checkpoints(run)[1:]:  # so that the way begins before the change
-        shutil.rmtree(checkpoint)
-    for step in (STEPS - 1, STEPS, STEPS + 1, 2 * STEPS - 1):
-        found = replayed(capsys, run, step)
-        assert found["recorded"] and found["same"], step
+    before, *_, newest = sorted(path for path in checkpoints(run) if step_of(path) not in (0, STEPS))
+    assert step_of(before) < STEPS < step_of(newest)
+    for kept in (newest, before):
+        aside = [path.rename(tmp_path / path.name) for path in checkpoints(run) if path != kept]
+        for step in (STEPS - 1, STEPS, STEPS + 1, 2 * STEPS - 1):
+            found = replayed(capsys, run, step)
+            assert found["recorded"] and found["same"], (kept, step)
+        for path in aside:
+            path.rename(run / "checkpoints" / path.name)
 
 
 def test_image_sizes_that_change_are_those_of_the_step(
