@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vit.distributed.gradients import has_canonical_order
+from vit.config.batches import has_canonical_order
 from vit.distributed.world import device_name
 from vit.replay.recorded import RecordedRun
 from vit.replay.replayer import ReplayedStep, Replayer
