@@ -34,7 +34,7 @@ ALLOWED_IMPORTS = {
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.wandb_sender": "vit.config vit.run vit.history",
     "vit.node_benchmark": "vit.config vit.run vit.distributed vit.model vit.checkpoint vit.training",
-    "vit.train": "vit.config vit.run vit.history vit.distributed vit.data vit.checkpoint vit.training",
+    "vit.train": "vit.config vit.run vit.history vit.distributed vit.data vit.checkpoint vit.integrity vit.training",
     "vit.kill_attempts": "vit.run vit.checkpoint vit.train",
     "vit.verify": "vit.config vit.run vit.data vit.checkpoint vit.kill_attempts",
     "vit.evaluate": "vit.config vit.run vit.distributed vit.data vit.checkpoint vit.training",

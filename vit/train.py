@@ -35,6 +35,7 @@ from vit.data.stage import StoppedError
 from vit.distributed.launcher import read_place
 from vit.distributed.world import World, device_name, join_process_group
 from vit.history.words import show_end, show_resuming
+from vit.integrity.finding import WrongArithmeticError
 from vit.run.activity import publish_activity
 from vit.run.clock import Clock, process_start
 from vit.run.command import print_error, run_command
@@ -85,7 +86,11 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
             **(trainer.log.before if trainer.log is not None else {}),
         )
         show_resuming(run, started)
-    outcome = trainer.train()
+    try:
+        outcome = trainer.train()
+    except WrongArithmeticError:
+        trainer.saver.finish()  # an earlier state, which all ranks had alike: the next attempt resumes there
+        raise
     trainer.agreement.close()
     clock.beat(LEAVING)
     trainer.saver.close()

@@ -65,6 +65,11 @@ class TrainState:
                 out[f"optimizer.{name}.{state_key}"] = value
         return out
 
+    def compared_tensors(self) -> dict[str, Tensor]:
+        """What must be the same on all ranks: the tensors of a checkpoint, and for fp16 the scale of gradients."""
+        scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None  # None before the first step
+        return self.tensors() | ({"optimizer.scaler": scale} if scale is not None else {})
+
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint stores of the state in addition to the tensors."""
         skipped = sorted(step for step in self.skipped if step <= self.step)

@@ -19,4 +19,7 @@ def gather_on_host(world: World, tensors: Sequence[Tensor]) -> list[Tensor]:
     gathered = mine.new_empty(world.size * len(mine))
     dist.all_gather_into_tensor(gathered, mine)
     parts = gathered.cpu().view(world.size, -1).split([len(each) for each in words], dim=1)
-    return [part.contiguous().view(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
+    return [
+        part.flatten().clone().view(tensor.dtype).view(world.size, len(tensor))  # a copy is aligned to 8 bytes
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]

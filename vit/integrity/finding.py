@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from vit.distributed.world import World, device_name
+from vit.distributed.world import World
+from vit.integrity.device_kind import device_kind
 from vit.run.folder import NODE_VARIABLE, RunFolder
 
 EVENT = "wrong arithmetic"  # in the ledger
@@ -41,7 +42,7 @@ class Finding:
     suspects: tuple[Suspect, ...]
     settled: bool  # whether all suspects computed wrong values; else at least one of them did
     ranks: int
-    device: str  # name of the ranks' GPUs, or "cpu": other devices round differently
+    device: str  # kind of the ranks' devices: others may round differently
 
     def __str__(self) -> str:
         names = ", ".join(self.tensors[:SHOWN_TENSORS]) + (", …" if len(self.tensors) > SHOWN_TENSORS else "")
@@ -62,12 +63,13 @@ class WrongArithmeticError(RuntimeError):
         self.finding = finding
 
 
-def outvoted(values: Sequence[Hashable]) -> tuple[list[int], bool]:
+def outvoted(values: Sequence[Hashable], earlier: Sequence[Hashable] = ()) -> tuple[list[int], bool]:
     """Ranks whose value differs from the most common one, and True; all ranks and False if there is no such value.
 
-    Two ranks with the same wrong value are as good as impossible for checksums of 64 bits.
+    `earlier` are values of the same step when it was computed before.  That two ranks compute the same wrong value is
+    as good as impossible with checksums of 64 bits.
     """
-    (value, count), *others = Counter(values).most_common()
+    (value, count), *others = Counter([*values, *earlier]).most_common()
     if others and count == others[0][1]:
         return list(range(len(values))), False
     return [rank for rank, each in enumerate(values) if each != value], True
@@ -94,7 +96,7 @@ def report(
     found = tuple(Suspect(rank, *places[rank], (values or {}).get(rank, "")) for rank in suspects)
     finding = Finding(
         step=step, what=what, tensors=tuple(tensors), suspects=found, settled=settled, ranks=world.size,
-        device=device_name(world.device),
+        device=device_kind(world.device),
     )  # fmt: skip
     error = WrongArithmeticError(finding)
     if world.rank == 0:

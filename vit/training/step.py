@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch._dynamo  # now, not once an optimizer is constructed: see vit/run/garbage_collection.py
-import torch.distributed as dist
 from torch import Tensor
 
 from vit.augment.pipeline import augment_micro_batches
@@ -18,8 +17,10 @@ from vit.checkpoint.train_state import TrainState
 from vit.config.run_schedule import RunSchedule
 from vit.config.schema import Config
 from vit.data.loader import Batch, Ints
+from vit.distributed.gather import gather_on_host
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
+from vit.integrity.comparison import RankComparison
 from vit.integrity.recompute_plan import is_due, recorded_micro_batch
 from vit.integrity.row_sums import row_sums
 from vit.optim.clip import clip_and_step
@@ -27,6 +28,7 @@ from vit.optim.ema import ema_decay, update_ema
 from vit.optim.loss import training_loss
 from vit.optim.schedule import learning_rate
 from vit.random_keys import Stream, key
+from vit.run.folder import RunFolder
 from vit.training.compiling import compile_model
 from vit.training.cuda_graphs import MicroBatchGraphs
 from vit.training.scoring import autocast
@@ -87,9 +89,10 @@ class StepRunner:
     """Runs training steps on a state: `forward_backward` and `update`, or `skip`.
 
     `check_finite` must be called before the result is saved or logged.  It is separate because it waits for the device.
+    With a run folder it also compares the ranks' states.
     """
 
-    def __init__(self, schedule: RunSchedule, world: World, state: TrainState) -> None:
+    def __init__(self, schedule: RunSchedule, world: World, state: TrainState, run: RunFolder | None = None) -> None:
         self.schedule, self.world, self.state = schedule, world, state
         cfg = schedule.cfg
         state.model.activation_checkpointing = cfg.activation_checkpointing
@@ -99,6 +102,7 @@ class StepRunner:
         self.autocast = autocast(cfg, world.device)
         graphs = cfg.cuda_graphs and world.device.type == "cuda"
         self.graphs = MicroBatchGraphs(state.model) if graphs else None
+        self.comparison = RankComparison(run, world, cfg, state.compared_tensors) if run is not None else None
         self._losses = torch.zeros(())  # of this rank's micro-batches in the last step, on the device: (micro-batches,)
         # Steps that `check_finite` has not seen, each with its losses and gradient norm: (micro-batches + 1,).
         self._unchecked: list[tuple[int, Tensor]] = []
@@ -165,6 +169,8 @@ class StepRunner:
         state.step = step + 1
         self._unchecked_update = state.step
         self._unchecked.append((state.step, torch.cat([self._losses, norm.reshape(1)])))
+        if self.comparison is not None:
+            self.comparison.after_update(state.step)
 
     def skip(self, step: int) -> None:
         """Counts the step without an update."""
@@ -175,9 +181,11 @@ class StepRunner:
 
         The loss is the mean over all micro-batches in their order, whichever ranks ran them.  Raises NotFiniteError for
         the first unchecked step whose loss or gradient is not finite; with `weights` also if only the updated weights
-        are not.
+        are not.  Raises WrongArithmeticError if the ranks' states differ, which `weights` compares in any case.
         """
-        last = self._check_losses_and_norms() if self._unchecked else None
+        if weights and self.comparison is not None:
+            self.comparison.before_save(self.state.step)
+        last = self._check_gathered()
         if weights and self._unchecked_update is not None:
             norms = torch._foreach_norm(list(self.state.model.parameters()))
             if not torch.stack(norms).isfinite().all():
@@ -185,23 +193,38 @@ class StepRunner:
             self._unchecked_update = None
         return last
 
-    def _check_losses_and_norms(self) -> tuple[float, float | None] | None:
-        steps, values = zip(*self._unchecked, strict=True)
-        self._unchecked = []
-        mine = torch.cat(values)  # of each step: this rank's micro-batches, then the norm
-        gathered = mine.new_empty(self.world.size * len(mine))
-        dist.all_gather_into_tensor(gathered, mine)
-        all_ranks = gathered.cpu().view(self.world.size, -1).split([len(each) for each in values], dim=1)
+    def _check_gathered(self) -> tuple[float, float | None] | None:
+        """Gathers and checks what is unchecked: losses and norms of steps, checksums of states."""
+        compared, checksums = self.comparison.take_pending() if self.comparison is not None else ([], [])
+        if not self._unchecked and not compared:
+            return None
+        unchecked, self._unchecked = self._unchecked, []
+        losses = [torch.cat([values for _, values in unchecked])] if unchecked else []
+        gathered = gather_on_host(self.world, [*losses, *checksums])
+        values, problem = None, None
+        if unchecked:
+            values, problem = self._check_losses_and_norms(unchecked, gathered[0])
+        if self.comparison is not None and compared:
+            self.comparison.check(compared, gathered[-1], before=problem.step if problem is not None else None)
+        if problem is not None:
+            raise problem
+        return values
+
+    def _check_losses_and_norms(
+        self, unchecked: list[tuple[int, Tensor]], gathered: Tensor
+    ) -> tuple[tuple[float, float | None] | None, NotFiniteError | None]:
+        """Loss and norm of the last step, unless it was skipped; or the error of the first that is not finite."""
+        all_ranks = gathered.split([len(values) for _, values in unchecked], dim=1)
         overflow_allowed = self.state.scaler.is_enabled()  # fp16: GradScaler skips updates that overflow
-        for step, of_step in zip(steps, all_ranks, strict=True):  # (ranks, micro-batches + 1)
+        for (step, _), of_step in zip(unchecked, all_ranks, strict=True):  # (ranks, micro-batches + 1)
             losses, norm = of_step[:, :-1].flatten().tolist(), of_step[0, -1].item()
             if not all(map(math.isfinite, losses)):
-                raise NotFiniteError("loss", step)
+                return None, NotFiniteError("loss", step)
             if not (math.isfinite(norm) or overflow_allowed):
-                raise NotFiniteError("gradient", step)
-        if steps[-1] != self.state.step:
-            return None
-        return math.fsum(losses) / len(losses), norm if math.isfinite(norm) else None
+                return None, NotFiniteError("gradient", step)
+        if step != self.state.step:
+            return None, None
+        return (math.fsum(losses) / len(losses), norm if math.isfinite(norm) else None), None
 
     @property
     def losses(self) -> Tensor:
@@ -211,3 +234,5 @@ class StepRunner:
     def discard_unchecked(self) -> None:
         """Forgets unchecked steps; called after a rollback, which undoes them."""
         self._unchecked, self._unchecked_update = [], None
+        if self.comparison is not None:
+            self.comparison.discard()

@@ -78,7 +78,7 @@ class Trainer:
             show(few, lasting=True)
         self.compile_cache = CompileCache(run, world) if cfg.compile else None
         self.compile_plan = CompilePlan(run, world, self.schedule, self.state.step, self.compile_cache)
-        self.runner = StepRunner(self.schedule, world, self.state)
+        self.runner = StepRunner(self.schedule, world, self.state, run)
         self.recomputation = recomputation_of(run, self.runner, self.train_data)
 
         self.log = MetricsLog(run, cfg, self.state.step, self.repeats_evaluation()) if world.rank == 0 else None
