@@ -15,7 +15,10 @@ COMMAND_SECONDS = 60  # timeout of one Slurm command
 
 REQUEUED = 75  # exit code of a task whose job must be requeued
 # Errors that another try would not change: the job was submitted with --no-requeue, or access is denied.
+INVALID_JOB = re.compile(r"invalid job id", re.I)  # Slurm forgets jobs some minutes after their end
 PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.I)
+DEFERRAL_MINUTES = 15  # for which a job waits that another job of its run has declined
+CREDENTIAL_SECONDS = 121  # Slurm's default: a requeued job may not start earlier, because of its last credential
 RUNNING_STATES = ("RUNNING", "SIGNALING", "STOPPED", "RESIZING")  # states of a job that Slurm has not ended
 
 # Lines of the batch script before srun.  The first one: srun would ask for the original number of GPUs, even where the
@@ -110,8 +113,10 @@ def cpus_on_node(requested: int) -> int:
     return int(_variable("SLURM_CPUS_PER_TASK") or requested)
 
 
-def requeue(exclude: Sequence[str] = ()) -> str:
+def requeue(exclude: Sequence[str] = (), deferred: bool = False) -> str:
     """Requeues this job without the excluded nodes; returns why Slurm refused, or "".
+
+    If it is `deferred`, it does not start again for DEFERRAL_MINUTES.
 
     Slurm ends all its processes a little later.  A job that Slurm has already ended or requeued is left as it is.
     After "" the process must exit with REQUEUED: if it has no Slurm commands, or Slurm does not respond, the batch
@@ -134,9 +139,76 @@ def requeue(exclude: Sequence[str] = ()) -> str:
         if time.monotonic() > deadline:
             return ""
         time.sleep(2)  # the controller may be down for a while
+    if deferred:
+        defer([job])
     if exclude and (refused := _exclude(job, before, exclude)):
         print(f"the job may run on {', '.join(exclude)} again: {refused}", file=sys.stderr)
     return ""
+
+
+def defer(jobs: Sequence[str], seconds: float = 60 * DEFERRAL_MINUTES) -> None:
+    """Makes pending jobs wait so long from now on; others are left as they are.  Users may do this with their jobs."""
+    for job in jobs:
+        _run("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(seconds)}")
+
+
+def cancel(jobs: Sequence[str]) -> str:
+    """Cancels jobs, of which some may have ended; returns why Slurm refused, or ""."""
+    return _run("scancel", *jobs).stderr.strip() if jobs else ""
+
+
+def send_signal(name: str) -> str:
+    """Sends a signal to all tasks of this job, as Slurm does at a preemption; returns why it could not, or ""."""
+    return _run("scancel", f"--signal={name}", job_id() or "").stderr.strip()
+
+
+def start_is_over(start: str) -> bool | None:
+    """Whether all processes of this start of a job have ended; None if the controller does not respond."""
+    job, _, restarts = start.rpartition(".")
+    shown = _run("scontrol", "--oneliner", "show", "job", job)
+    if INVALID_JOB.search(shown.stderr):
+        return True
+    facts = _facts(shown.stdout)
+    if not facts:
+        return None
+    if facts["JobState"] in ("COMPLETING", "SUSPENDED", "CONFIGURING", "STAGE_OUT"):
+        return False
+    return facts["JobState"] not in RUNNING_STATES or facts.get("Restarts") != restarts
+
+
+def was_canceled(job: str) -> bool:
+    """Whether somebody canceled this job; False also if Slurm does not know it any more, or does not respond."""
+    facts = _show_job(job)
+    if not facts and shutil.which("sacct"):
+        facts = {"JobState": _run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip()}
+    return facts.get("JobState", "").startswith("CANCELLED")
+
+
+def is_being_canceled() -> bool:
+    """Whether the signal that this job has received is that of scancel, and not of a preemption or a requeue.
+
+    Slurm shows all of them as COMPLETING.  A requeue has counted the restart already, a preemption has its time, and at
+    the time limit none is left.
+    """
+    facts, left = _show_job(job_id() or ""), seconds_left()
+    return (
+        facts.get("JobState") in ("COMPLETING", "CANCELLED")
+        and facts.get("Restarts") == _restart_count()
+        and facts.get("PreemptTime", "None") == "None"
+        and (left is None or left > 5)
+    )
+
+
+def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What `scontrol show job` says of those of the jobs that are pending."""
+    shown = {job: _show_job(job) for job in jobs}
+    return {job: facts for job, facts in shown.items() if facts.get("JobState") == "PENDING"}
+
+
+def credential_seconds() -> float:
+    """How long a requeued job must wait, because its last credential is still valid; a setting of the cluster."""
+    found = re.search(r"cred_expire=(\d+)", _run("scontrol", "show", "config").stdout)
+    return int(found[1]) + 1 if found else CREDENTIAL_SECONDS
 
 
 def _exclude(job: str, before: dict[str, str], nodes: Sequence[str]) -> str:
@@ -157,8 +229,11 @@ def _enough_nodes(job: dict[str, str], exclude: Sequence[str]) -> bool:
 
 def _show_job(job: str) -> dict[str, str]:
     """What `scontrol show job` prints; empty if the controller does not respond."""
-    words = _run("scontrol", "--oneliner", "show", "job", job).stdout.split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    return _facts(_run("scontrol", "--oneliner", "show", "job", job).stdout)
+
+
+def _facts(text: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
 def _run(*command: str) -> "subprocess.CompletedProcess[str]":

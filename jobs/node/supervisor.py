@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from jobs.node import elastic_agent, flight_recorder, node_check_runner, signals, slurm_job
+from jobs.node import candidacy, elastic_agent, flight_recorder, node_check_runner, signals, slurm_job
 from jobs.node.diagnosis import diagnose
 from jobs.node.forkserver import StartError
 from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
@@ -18,6 +18,7 @@ from jobs.node.requeue import requeue
 from jobs.node.resource_log import ResourceLog
 from jobs.node.restart_policy import Decision, Failure, Kind, RetryLimits, count_silent_starts, decide, root_cause
 from jobs.node.resumption import Resumption
+from jobs.node.waiting_jobs import WaitingJobs
 from jobs.node.watchdog import Watchdog
 from vit.config.parser import load_config
 from vit.config.paths import escape
@@ -72,6 +73,8 @@ class Supervisor:
         name, address = slurm_job.node_name(), slurm_job.first_address()
         self.peers = Peers(job.nodes, self.node, name, address, f"{job.run} {self.start_id}")
         self.resources = ResourceLog(self.folder.logs, name, self.slots)
+        ownership = candidacy.current()
+        self.waiting_jobs = WaitingJobs(job, self.folder, ownership) if ownership is not None else None
 
     def run(self, check: node_check_runner.NodeHealthCheck | None) -> str:
         """Starts attempts until the run is finished or stopped."""
@@ -92,6 +95,8 @@ class Supervisor:
             if ended and ended["event"] == "finished":
                 if self.node == 0 and self.in_slurm:
                     show_end(self.folder)
+                if self.waiting_jobs is not None:
+                    self.waiting_jobs.end("the run has finished")
                 return "finished"
             if signals.stop_requested():
                 return "stopped"
@@ -115,6 +120,8 @@ class Supervisor:
         began = {"began": round(process_start(), 3)} if own_process else {}
         self.folder.record("supervising", life=self.start_id, node=slurm_job.node_name(), **began)
         threading.Thread(target=self._record_stop_request, daemon=True).start()
+        if self.waiting_jobs is not None:
+            self.waiting_jobs.start()
 
     def _check_nodes(self, result: str) -> None:
         """Returns if all nodes are healthy; else requeues the job without those that are not."""
@@ -151,6 +158,8 @@ class Supervisor:
         name, left = signals.wait_for_stop_request(), slurm_job.seconds_left()
         limit = {} if left is None else {"seconds_left": round(left)}
         self.folder.record("told to stop", life=self.start_id, signal=name, **limit)
+        if self.waiting_jobs is not None:
+            self.waiting_jobs.leave()
 
     def _run_attempt(self, attempt: int) -> Failure | None:
         """Runs the ranks once.  Returns why they failed; None if they exited by themselves."""
@@ -228,12 +237,17 @@ class Supervisor:
 
     def _requeue(self, decision: Decision, failure: Failure) -> None:
         """Done by the first node, or by any node that has lost a peer."""
+        candidacy.release()
+        if self.waiting_jobs is not None:
+            self.waiting_jobs.leave()
         if (self.node == 0 or self.peers.lost) and (refused := requeue(self.folder, decision, failure)):
             self._give_up(refused)
         os._exit(slurm_job.REQUEUED)  # without a result for submitit, and without waiting for threads or processes
 
     def _give_up(self, why: str) -> None:
         self.folder.record("gave up", why=why)
+        if self.waiting_jobs is not None:
+            self.waiting_jobs.end("the run was given up")
         if self.in_slurm:
             show_closing(self.folder)
         raise RunFailedError(why)

@@ -28,7 +28,7 @@ class TrainJob(JobSpec):
 
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
-        from jobs.node import forkserver, signals, slurm_job, submitter_lock
+        from jobs.node import candidacy, forkserver, signals, slurm_job, submitter_lock
         from vit.run.folder import RunFolder
 
         submitter = os.environ.get(SUBMITTER_VARIABLE) if slurm_job.job_id() is None else None
@@ -36,6 +36,8 @@ class TrainJob(JobSpec):
             return "stopped"
         signals.raise_on_sigterm()
         try:
+            if slurm_job.job_id() is not None:
+                candidacy.obtain(self, prepare=forkserver.ensure_running)
             forkserver.ensure_running()
             from jobs.node.node_check_runner import NodeHealthCheck
             from jobs.node.supervisor import supervise  # takes seconds, while the fork server does its own imports
@@ -51,16 +53,18 @@ class TrainJob(JobSpec):
                 raise
             traceback.print_exc()
             os._exit(slurm_job.REQUEUED)
+        candidacy.release()
         if outcome == "stopped" and slurm_job.node_rank() == 0:
             signals.requeue_and_exit()
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and exit; the job is requeued."""
-        from jobs.node import restart_policy, signals, slurm_job
+        from jobs.node import candidacy, restart_policy, signals, slurm_job
         from vit.run.folder import RunFolder
 
         signals.stop_ranks()
+        candidacy.release()
         if slurm_job.job_id() is not None:
             if slurm_job.has_no_slurm_commands() or not slurm_job.controller_responds():
                 os._exit(slurm_job.REQUEUED)  # submitit asks only once; the batch script asks until Slurm responds

@@ -1,0 +1,176 @@
+"""What a job of a run with several jobs does before it trains: it becomes the owner of the run, or leaves at once."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from jobs.node import signals, slurm_job
+from jobs.node.candidates import Candidate, candidates
+from jobs.node.job_spec import READ_SECONDS, JobSpec
+from jobs.node.ownership import Claim, Owners
+from vit.run.folder import Event, RunFolder
+from vit.run.progress import show
+
+POLL_SECONDS = 0.3
+ANSWER_SECONDS = 60.0  # for the owner to answer
+LEAVE_SECONDS = 300.0  # for an owner that has agreed to save and to leave
+ASK_SLURM_SECONDS = 5.0  # between questions whether the owner's job has ended
+RECORD_SECONDS = 3600.0  # in which a job records only once that it was declined
+
+
+@dataclass
+class Ownership:
+    """The claim of this job, and the other jobs of its run."""
+
+    owners: Owners
+    claim: Claim
+    others: list[Candidate]
+    released: bool = False
+
+    def release(self) -> None:
+        """Says that the ranks of this job have ended.  If the disk cannot be written, Slurm tells that they have."""
+        if not self.released:
+            self.released = True
+            with suppress(OSError):
+                self.owners.release(self.claim)
+
+
+_current: list[Ownership] = []  # that of this process, if it is the first node of a job of several
+
+
+def current() -> Ownership | None:
+    """The ownership of this process; None if its run has only one job, or outside of Slurm."""
+    return _current[-1] if _current else None
+
+
+def release() -> None:
+    """Releases the run, if this process owns it.  To be called when its ranks have ended."""
+    if _current:
+        _current[-1].release()
+
+
+def obtain(job: JobSpec, prepare: Callable[[], None]) -> None:
+    """Returns once this job owns the run; at once if the run has no other job.
+
+    `prepare` is called before a wait for the owner to leave.  Exits the process if the run is to stay where it is.
+    Raises StoppedError on a signal, OSError if the run folder cannot be read.
+    """
+    folder = RunFolder(Path(job.run), patience=READ_SECONDS)
+    events = folder.events()
+    jobs = candidates(events)
+    mine = next((each for each in jobs if each.job == slurm_job.job_id()), None)
+    if mine is None or len(jobs) < 2 or slurm_job.node_rank() > 0:
+        return
+    others = [each for each in jobs if each != mine]
+    wanted = Claim(mine, slurm_job.start_id(), slurm_job.node_name(), round(time.time(), 3))
+    candidacy = _Candidacy(folder, Owners(folder.path, READ_SECONDS), wanted, others, prepare)
+    claim = candidacy.obtain()
+    _current.append(Ownership(candidacy.owners, claim, others))
+    show(f"job {mine.job} ({mine.size}) trains this run", lasting=True)
+
+
+class _Candidacy:
+    """One job's way to the ownership of a run."""
+
+    def __init__(
+        self, folder: RunFolder, owners: Owners, wanted: Claim, others: Sequence[Candidate], prepare: Callable[[], None]
+    ) -> None:
+        self.folder, self.owners, self.wanted, self.others, self.prepare = folder, owners, wanted, others, prepare
+
+    def obtain(self) -> Claim:
+        """Claims the run as soon as nobody owns it.  Exits the process if the owner keeps it, or if it is over."""
+        while True:
+            self._leave_if_over()
+            owner = self.owners.newest()
+            free = owner is None or owner.start == self.wanted.start or self._has_ended(owner)
+            if free:
+                self._leave_if_canceled()
+                if claim := self.owners.claim(self.wanted, 1 + (owner.number if owner else 0)):
+                    return claim
+            elif free is None:  # Slurm does not respond
+                time.sleep(2)
+            else:
+                assert owner is not None
+                self._ask(owner)
+
+    def _has_ended(self, owner: Claim) -> bool | None:
+        return self.owners.is_released(owner) or slurm_job.start_is_over(owner.start)
+
+    def _ask(self, owner: Claim) -> None:
+        """Returns when the owner has left, or is another one; exits the process if it stays."""
+        request = self.owners.ask(owner, self.wanted)
+        try:
+            deadline, next_question = time.monotonic() + ANSWER_SECONDS, time.monotonic() + ASK_SLURM_SECONDS
+            accepted = False
+            while True:
+                answer = self.owners.answer(request)
+                if answer is not None and not answer.accepted:
+                    self._decline(owner, answer.why)
+                if answer is not None and not accepted:
+                    accepted, deadline = True, time.monotonic() + LEAVE_SECONDS
+                    show(f"job {owner.size.job} ({owner.size.size}) hands this run over: {answer.why}", lasting=True)
+                    self.prepare()
+                newest = self.owners.newest()
+                if newest is None or newest.number != owner.number or self.owners.is_released(owner):
+                    return
+                if time.monotonic() > next_question:
+                    if slurm_job.start_is_over(owner.start):
+                        return
+                    next_question = time.monotonic() + ASK_SLURM_SECONDS
+                if time.monotonic() > deadline:
+                    self._decline(owner, f"job {owner.size.job} does not {'leave' if accepted else 'answer'}")
+                time.sleep(POLL_SECONDS)
+        finally:
+            self.owners.withdraw(request)
+
+    def _decline(self, owner: Claim, why: str) -> NoReturn:
+        """Puts this job back into the queue, and exits."""
+        show(f"job {owner.size.job} ({owner.size.size}) keeps this run: {why}", lasting=True)
+        before = [e for e in self.folder.events() if e["event"] == "declined" and e.get("job") == self.wanted.size.job]
+        if not before or time.time() - before[-1]["time"] > RECORD_SECONDS:
+            self.folder.note(
+                "declined", job=self.wanted.size.job, life=self.wanted.start, owner=owner.size.job, why=why
+            )
+        signals.ignore_stop_signals()
+        if refused := slurm_job.requeue(deferred=True):
+            show(f"this job ends, because it cannot wait in the queue again: {refused}", lasting=True)
+            sys.exit(0)
+        sys.exit(slurm_job.REQUEUED)
+
+    def _leave_if_over(self) -> None:
+        """Exits the process if the run has finished or was given up."""
+        ended = self.folder.last("submitted", "finished", "gave up", "canceled")
+        if ended is not None and ended["event"] != "submitted":
+            show(f"nothing to do: this run has {OVER[ended['event']]}", lasting=True)
+            withdraw(self.folder, self.others, OVER[ended["event"]])
+            sys.exit(0)
+
+    def _leave_if_canceled(self) -> None:
+        """Ends all jobs of the run if somebody canceled one of them."""
+        withdrawn = withdrawn_jobs(self.folder.events())
+        for other in self.others:
+            if other.job not in withdrawn and slurm_job.was_canceled(other.job):
+                show(f"job {other.job} of this run was canceled, so this one ends, too", lasting=True)
+                self.folder.record("canceled", job=other.job, life=self.wanted.start)
+                withdraw(self.folder, self.others, f"job {other.job} was canceled")
+                sys.exit(0)
+
+
+OVER = {"finished": "finished", "gave up": "given up", "canceled": "been canceled"}  # after "this run has"
+
+
+def withdrawn_jobs(events: Sequence[Event]) -> set[str]:
+    """The jobs that this project canceled itself."""
+    return {job for event in events if event["event"] == "withdrawn" for job in event["jobs"]}
+
+
+def withdraw(folder: RunFolder, jobs: Sequence[Candidate], why: str) -> None:
+    """Cancels other jobs of a run, which it does not need any more."""
+    ids = [each.job for each in jobs]
+    folder.record("withdrawn", jobs=ids, why=why)  # before they are gone: else a user would seem to have canceled them
+    if refused := slurm_job.cancel(ids):
+        show(f"the other jobs of this run could not all be canceled: {refused}", lasting=True)

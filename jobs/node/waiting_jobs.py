@@ -1,0 +1,125 @@
+"""What the owner of a run does about its other jobs: answers those that start, and lets the others wait.
+
+A job that the owner would decline must not start: it would burn an allocation.  So the owner moves its earliest start
+DEFERRAL_MINUTES ahead, again and again.  If the owner is lost in any way, nobody does, and the job may start by itself.
+"""
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+from jobs.node import signals, slurm_job
+from jobs.node.candidacy import Ownership, withdraw
+from jobs.node.candidates import Candidate
+from jobs.node.handover import Measured, decide, measure
+from jobs.node.job_spec import JobSpec
+from jobs.node.ownership import Answer, Claim
+from vit.history.learning_curve import read_curve
+from vit.run.folder import RunFolder
+from vit.run.progress import show
+
+POLL_SECONDS = 2.0  # between looks at the folder of claims
+DEFER_SECONDS = 300.0  # between deferrals: several may fail before one of the jobs starts
+
+
+class WaitingJobs:
+    """A thread in the supervisor of the owner's first node."""
+
+    def __init__(self, job: JobSpec, folder: RunFolder, ownership: Ownership) -> None:
+        self.job, self.folder, self.ownership = job, folder, ownership
+        self.handed_over: Claim | None = None  # to this job, which is running
+        self._closed = threading.Event()
+        self._left = threading.Lock()  # taken once this job has told the others that it leaves
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        """Begins to watch."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Lets the other jobs start, because this one ends before the run does; cancels them if it was canceled.
+
+        To be called as soon as the job is told to stop: little time may be left.
+        """
+        if not self._left.acquire(blocking=False) or self.handed_over is not None:
+            return
+        self._closed.set()
+        if slurm_job.is_being_canceled():
+            self.folder.record("canceled", job=slurm_job.job_id(), life=slurm_job.start_id())
+            withdraw(self.folder, self.ownership.others, f"job {slurm_job.job_id()} was canceled")
+            return
+        with suppress(OSError):
+            self._let_start({each.job for each in self.ownership.others})
+
+    def end(self, why: str) -> None:
+        """Cancels the other jobs: the run has ended."""
+        if self._left.acquire(blocking=False):
+            self._closed.set()
+            withdraw(self.folder, self.ownership.others, why)
+
+    def _watch(self) -> None:
+        next_deferral = 0.0
+        while not self._closed.wait(POLL_SECONDS) and not signals.stop_requested():
+            with suppress(OSError):  # the run folder cannot be read now; the jobs that ask wait for a while
+                for request, asking in self.ownership.owners.requests(self.ownership.claim).items():
+                    answer = self._answer(asking)
+                    if answer.accepted:
+                        self._hand_over(asking, answer)
+                    self.ownership.owners.reply(request, answer)
+                    if answer.accepted:
+                        self._stop()
+                        return
+                if time.monotonic() > next_deferral:
+                    self._defer_or_let_start()
+                    next_deferral = time.monotonic() + DEFER_SECONDS
+
+    def _measured(self) -> Measured:
+        return measure(self.folder.events(), read_curve(self.folder.metrics), self.ownership.owners.claims())
+
+    def _answer(self, asking: Claim) -> Answer:
+        if asking.size not in self.ownership.others or slurm_job.start_is_over(asking.start):
+            return Answer(False, "it is not a running job of this run")
+        return self._decide(self._measured(), asking.size)
+
+    def _decide(self, measured: Measured, other: Candidate) -> Answer:
+        return decide(measured, self.ownership.claim.size, other, self.job.min_gain_minutes)
+
+    def _hand_over(self, to: Claim, answer: Answer) -> None:
+        self.handed_over = to
+        event = {"to": to.size.job, "ranks": to.size.ranks, "size": to.size.size, "why": answer.why}
+        self.folder.record("handover", life=slurm_job.start_id(), **event)
+        show(f"handing over to job {to.size.job} ({to.size.size}): {answer.why}", lasting=True)
+
+    def _stop(self) -> None:
+        """As at a preemption: the ranks save at their next step, and this job is requeued."""
+        if self.job.nodes == 1 or slurm_job.send_signal("USR2"):
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    def _defer_or_let_start(self) -> None:
+        pending = slurm_job.pending_jobs([each.job for each in self.ownership.others])
+        if not pending:
+            return
+        measured = self._measured()
+        useful = {o.job for o in self.ownership.others if o.job in pending and self._decide(measured, o).accepted}
+        slurm_job.defer(sorted(pending.keys() - useful))
+        self._let_start(useful)
+
+    def _let_start(self, jobs: set[str]) -> None:
+        """Makes deferred jobs eligible, as soon as Slurm allows it after their last start."""
+        credential: float | None = None
+        for job, facts in slurm_job.pending_jobs(sorted(jobs)).items():
+            if facts.get("Reason") != "BeginTime":
+                continue
+            wait = 0.0
+            if facts.get("Restarts", "0") != "0":
+                credential = slurm_job.credential_seconds() if credential is None else credential
+                wait = max(0.0, credential - (time.time() - self._last_sign(job)))
+            slurm_job.defer([job], wait)
+
+    def _last_sign(self, job: str) -> float:
+        """When a start of this job may have ended: the newest event or claim of it."""
+        starts = [claim.time for claim in self.ownership.owners.claims() if claim.size.job == job]
+        events = [e["time"] for e in self.folder.events() if str(e.get("life", "")).startswith(f"{job}.")]
+        return max([*starts, *events], default=0.0)
