@@ -9,11 +9,12 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from jobs.node import signals, slurm_job
 from jobs.node.candidacy import Ownership, withdraw
 from jobs.node.candidates import Candidate
-from jobs.node.handover import Measured, decide, measure
+from jobs.node.handover import Measured, decide, gain_seconds, measure
 from jobs.node.job_spec import JobSpec
 from jobs.node.ownership import Answer, Claim
 from vit.history.learning_curve import read_curve
@@ -63,14 +64,9 @@ class WaitingJobs:
         next_deferral = 0.0
         while not self._closed.wait(POLL_SECONDS) and not signals.stop_requested():
             with suppress(OSError):  # the run folder cannot be read now; the jobs that ask wait for a while
-                for request, asking in self.ownership.owners.requests(self.ownership.claim).items():
-                    answer = self._answer(asking)
-                    if answer.accepted:
-                        self._hand_over(asking, answer)
-                    self.ownership.owners.reply(request, answer)
-                    if answer.accepted:
-                        self._stop()
-                        return
+                if self._answer_requests():
+                    self._stop()
+                    return
                 if time.monotonic() > next_deferral:
                     self._defer_or_let_start()
                     next_deferral = time.monotonic() + DEFER_SECONDS
@@ -78,10 +74,31 @@ class WaitingJobs:
     def _measured(self) -> Measured:
         return measure(self.folder.events(), read_curve(self.folder.metrics), self.ownership.owners.claims())
 
-    def _answer(self, asking: Claim) -> Answer:
-        if asking.size not in self.ownership.others or slurm_job.start_is_over(asking.start):
-            return Answer(False, "it is not a running job of this run")
-        return self._decide(self._measured(), asking.size)
+    def _answer_requests(self) -> bool:
+        """Answers the jobs that have started.  Returns True if the run is handed over to one of them, the fastest."""
+        owners = self.ownership.owners
+        requests = owners.requests(self.ownership.claim)
+        if not requests:
+            return False
+        measured, accepted = self._measured(), dict[Path, Answer]()
+        for request, asking in requests.items():
+            answer = self._decide(measured, asking.size)
+            if asking.size not in self.ownership.others or slurm_job.start_is_over(asking.start):
+                answer = Answer(False, "it is not a running job of this run")
+            if answer.accepted:
+                accepted[request] = answer
+            else:
+                owners.reply(request, answer)
+        mine = self.ownership.claim.size
+        gains = {path: gain_seconds(measured, mine, requests[path].size) or 0.0 for path in accepted}
+        best = max(accepted, key=lambda path: (gains[path], requests[path].size.ranks), default=None)
+        if best is None:
+            return False
+        self._hand_over(requests[best], accepted[best])
+        for request, answer in accepted.items():
+            taken = Answer(False, f"job {requests[best].size.job} takes this run over")
+            owners.reply(request, answer if request == best else taken)
+        return True
 
     def _decide(self, measured: Measured, other: Candidate) -> Answer:
         return decide(measured, self.ownership.claim.size, other, self.job.min_gain_minutes)
