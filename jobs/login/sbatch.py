@@ -88,7 +88,9 @@ def parameters(resources: Resources, runs: Sequence[RunFolder], hold: bool = Fal
         "time": cluster.minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
-        "gpus_per_node": resources.gpus_text if resources.requests_gpus and not gres else None,
+        "gpus_per_node": (resources.gpus_text if resources.gpu_type else resources.gpus)
+        if resources.requests_gpus and not gres
+        else None,
         "gres": f"{gres}:{resources.gpus_text}" if gres else None,
         "cpus_per_task": resources.cpus,
         "signal_delay_s": cluster.signal_seconds,

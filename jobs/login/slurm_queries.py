@@ -37,6 +37,7 @@ class QueuedJob:
     state: str  # PENDING, RUNNING, COMPLETING, …
     reason: str  # why it is pending
     nodes: str
+    starts: str = ""  # when it started, or may start: 2026-11-28T05:43:05; N/A: not known
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """
     if not job_ids:
         return {}
-    lines = lines_of("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N", "--jobs", ",".join(sorted(job_ids)))
+    lines = lines_of("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%S", "--jobs", ",".join(sorted(job_ids)))
     rows = [line.split("|") for line in lines]
-    return {row[0]: QueuedJob(*row[1:]) for row in rows if len(row) == 4}
+    return {row[0]: QueuedJob(*row[1:]) for row in rows if len(row) == 5}
 
 
 def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:

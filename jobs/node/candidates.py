@@ -34,10 +34,16 @@ class Candidate:
 def candidates(events: Sequence[Event]) -> list[Candidate]:
     """The jobs of the newest submission, in the order of submission.
 
-    Empty if the run was not submitted to Slurm, or by a version that submitted a single job.
+    Empty if the run was not submitted to Slurm, or as a single job.  What is damaged is left out.
     """
     newest = next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), None)
-    return [Candidate(**each) for each in (newest or {}).get("candidates", ())]
+    listed = (newest or {}).get("candidates", ())
+    known = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [
+        Candidate(str(each["job"]), each["nodes"], each["gpus"], each.get("gpu_type", ""))
+        for each in known
+        if "job" in each and isinstance(each.get("nodes"), int) and isinstance(each.get("gpus"), int)
+    ]
 
 
 def job_ids(events: Sequence[Event]) -> list[str]:

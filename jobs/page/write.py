@@ -12,7 +12,7 @@ from jobs.page.run_data import RunData, is_shown, read_run
 from jobs.page.runs_page import runs_page
 from jobs.page.seed_table import seed_lines
 from jobs.page.series import Series, series_of
-from jobs.watch.run_status import newest_job
+from jobs.watch.run_status import newest_jobs
 from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.run.folder import RunFolder
@@ -122,7 +122,7 @@ class Report:
         """The jobs of unfinished runs; None if Slurm does not respond, which the states of the runs then say."""
         unfinished = [RunFolder(folder) for folder in folders if folder.is_dir() and not _is_finished(folder)]
         try:
-            return slurm_queries.queued_jobs({job for run in unfinished if (job := newest_job(run))})
+            return slurm_queries.queued_jobs({job for run in unfinished for job in newest_jobs(run)})
         except (SlurmUnreachableError, SlurmNotFoundError):
             return None
 

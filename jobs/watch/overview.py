@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.login import slurm_queries
 from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
 from jobs.watch.details import with_details, with_history
-from jobs.watch.run_status import Status, is_run, newest_job, prefetch, status
+from jobs.watch.run_status import Status, is_run, newest_jobs, prefetch, status
 from vit.config.paths import printable
 from vit.history.run_history import RunHistory
 from vit.run.folder import RunFolder
@@ -108,7 +108,7 @@ def look(paths: Sequence[Path], slurm: SlurmJobs, patience: float | None = None)
     except OSError as error:  # a folder of runs cannot be listed
         tables, errors = {}, [str(error)]
     runs = [run for runs in tables.values() for run in runs]
-    slurm.ask({job_id for run in runs if (job_id := newest_job(run))})
+    slurm.ask({job for run in runs for job in newest_jobs(run)})
     for run in runs:
         prefetch(run)
     jobs = slurm.answer(patience)

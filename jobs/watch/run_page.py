@@ -38,6 +38,7 @@ def run_page(row: Status, history: RunHistory, columns: int, rows: int | None = 
 def _page(row: Status, history: RunHistory, columns: int, attempts: int) -> list[str]:
     lines = _head(row, columns)
     sections = {
+        "candidates": _candidates(row, columns),
         "attempts": _attempts(row, columns, attempts),
         "time": _time(row, columns),
         "learning curve": _curve(history, columns),
@@ -85,6 +86,21 @@ def _head(row: Status, columns: int) -> list[str]:
         saved.append(f"last update {duration(row.seconds_since_sign)} ago")
     groups = [", ".join(group) for group in (progress, learned, speed, saved) if group]
     return lines + [f"  {line}" for group in groups for line in _wrapped_words(group, columns - 2)]
+
+
+def _candidates(row: Status, columns: int) -> list[str]:
+    """A table of the jobs of a run that was submitted in several sizes."""
+    if not row.candidates:
+        return []
+    table = [("job", "size", "state", "where or why", "may start")]
+    for each in row.candidates:
+        trains = ", trains" if each.owns and each.is_running else ""
+        may_start = each.eligible.replace("T", " ") or NONE
+        table.append((each.job, each.size, each.state + trains, each.reason or NONE, may_start))
+    kept = [i for i in range(len(table[0])) if any(line[i] != NONE for line in table[1:])]
+    widths = [max(len(printable(line[i])) for line in table) for i in range(len(table[0]))]
+    lines = ["  ".join(pad(printable(line[i]), widths[i], left=True) for i in kept).rstrip() for line in table]
+    return [paint(shorten(f"  {lines[0]}", columns), DIM), *(shorten(f"  {line}", columns) for line in lines[1:])]
 
 
 def _attempts(row: Status, columns: int, newest: int) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jobs.login.slurm_queries import QueuedJob
 from jobs.node import submitter_lock
+from jobs.node.candidates import job_ids
+from jobs.watch.candidate_states import CandidateState, candidate_states, queue_state
 from jobs.watch.file_cache import cached
 from jobs.watch.file_cache import evaluations as evaluations_of
 from jobs.watch.time_left import expected_end
@@ -35,7 +37,8 @@ class Status:
     alive: bool = False  # it trains now, or seems to while Slurm does not answer
     detail: str = ""  # why it is pending, or where it runs
     why: str = ""  # why it ended, if it failed
-    job: str | None = None  # Slurm's job id
+    job: str | None = None  # Slurm's job id; of several jobs, the one that trained last
+    candidates: tuple[CandidateState, ...] = ()  # if it was submitted in several sizes: the job of each
     step: int | None = None
     steps: int | None = None  # of the whole run
     epoch: float | None = None
@@ -78,12 +81,12 @@ def is_run(path: Path) -> bool:
         return True  # its status says what cannot be read
 
 
-def newest_job(run: RunFolder) -> str | None:
-    """The id of the run's newest Slurm job, None also if the ledger cannot be read."""
+def newest_jobs(run: RunFolder) -> list[str]:
+    """The ids of the jobs of the run's newest submission; none also if the ledger cannot be read."""
     try:
-        return _newest_job(read_events(run))
+        return job_ids(read_events(run))
     except OSError:
-        return None
+        return []
 
 
 def prefetch(run: RunFolder) -> None:
@@ -125,6 +128,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         detail=detail,
         why=why,
         job=_newest_job(events),
+        candidates=candidate_states(events, jobs, _owner(events, job_ids(events))),
         step=integer(newest, "step"),
         steps=integer(newest, "steps"),
         epoch=number(newest, "epoch"),
@@ -175,7 +179,15 @@ def _name(run: RunFolder) -> str:
 
 
 def _newest_job(events: Sequence[Event]) -> str | None:
-    return next((str(e["job"]) for e in reversed(events) if e["event"] == "submitted" and "job" in e), None)
+    """The job that trained last, else the first one that was submitted last."""
+    ids = job_ids(events)
+    return _owner(events, ids) or next(iter(ids), None)
+
+
+def _owner(events: Sequence[Event], ids: Sequence[str]) -> str:
+    """Which of these jobs has trained last; "" if none has."""
+    lives = (str(e.get("life")).rpartition(".")[0] for e in reversed(events) if e["event"] == "supervising")
+    return next((job for job in lives if job in ids), "")
 
 
 def _requeues(events: Sequence[Event]) -> int:
@@ -187,23 +199,24 @@ def _requeues(events: Sequence[Event]) -> int:
 def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob] | None) -> tuple[str, str, str]:
     """`state`, `detail` and `why` of a run's Status."""
     events = [event for event in events if event["event"] in STATE_EVENTS]
-    job_id = _newest_job(events)
-    starts = [str(event.get("life")) for event in events if event["event"] == "supervising"]
-    starts_of_job = [start for start in starts if start.startswith(f"{job_id}.")]
+    ids = job_ids(events)
+    starts = [str(event.get("life")).rpartition(".")[0] for event in events if event["event"] == "supervising"]
+    has_started = not set(ids).isdisjoint(starts)
     newest = events[-1]["event"] if events else ""
     # A later start that is not the job's is a local run.
-    on_slurm = job_id is not None and (newest == "submitted" or not starts or starts[-1] in starts_of_job)
-    if on_slurm and jobs is not None and (job := jobs.get(str(job_id))):
-        if job.state == "PENDING":
-            return ("requeued" if starts_of_job else "queued"), job.reason, ""
-        return "running", job.nodes if job.state == "RUNNING" else f"{job.nodes}, {job.state.lower()}", ""
+    on_slurm = bool(ids) and (newest == "submitted" or not starts or starts[-1] in ids)
+    if on_slurm and jobs is not None and (found := queue_state(events, jobs, _owner(events, ids))):
+        if found[0] == "running":
+            return *found, ""
+        if newest not in FINAL_EVENTS or len(ids) == 1:  # the others of a finished run are being canceled
+            return ("requeued" if has_started else "queued"), found[1], ""
     if newest in FINAL_EVENTS:
         return newest, "", without_log_lines(str(events[-1].get("why", "")))
     if on_slurm and jobs is None:
-        return "unknown", f"job {job_id}", ""
-    if not on_slurm and (found := _local_process(run, events)):
-        return *found, ""
-    return _state_after_end(run, events, job_id if on_slurm and not starts_of_job else None)
+        return "unknown", f"job {' '.join(ids)}", ""
+    if not on_slurm and (local := _local_process(run, events)):
+        return *local, ""
+    return _state_after_end(run, events, ids[0] if on_slurm and not has_started else None)
 
 
 def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str | None) -> tuple[str, str, str]:

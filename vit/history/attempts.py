@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
+from vit.history.submissions import jobs_of, why_failed, why_handed_over
 from vit.run.folder import Event
 from vit.run.jsonl import Record
 
@@ -83,6 +84,8 @@ class _Reader:
         self.stop_request: Event = {}  # the `told to stop` of the current attempt
         self.stopped: Event = {}  # the newest `stopped`
         self.slurm_jobs: set[str] = set()
+        self.candidates: set[str] = set()  # the jobs of the newest submission: any of them may run next
+        self.handover: Event = {}  # the `handover` of the current attempt to another one of them
         self.newest = 0.0  # time of the last event
 
     def read(self, event: Event) -> None:
@@ -93,6 +96,7 @@ class _Reader:
             "started": self._started,
             "rolled back": self._rolled_back,
             "told to stop": self._told_to_stop,
+            "handover": self._handed_over,
             "stopped": self._ended,
             "finished": self._ended,
             "failed": self._failed,
@@ -116,7 +120,7 @@ class _Reader:
         if self.idle_since is not None:
             attempt.idle = max(0.0, (began if self.waiting is None else self.waiting) - self.idle_since)
         self.attempts.append(attempt)
-        self.current, self.stop_request = attempt, {}
+        self.current, self.stop_request, self.handover = attempt, {}, {}
         self.waiting = self.idle_since = None
         return attempt
 
@@ -125,6 +129,10 @@ class _Reader:
             mark_killed(self.current)
             if self.stop_request:
                 self.current.why = "told to stop, but killed before it had saved"
+            if self.handover:
+                self.current.why = (
+                    f"{why_handed_over(self.handover, self.current.device)}, but killed before it had saved"
+                )
             self.idle_since = self.current.ended
 
     def _submitted(self, event: Event) -> None:
@@ -132,13 +140,15 @@ class _Reader:
         if self.current is not None:
             self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, "canceled")
         self.waiting = event["time"]
-        self.slurm_jobs |= {str(event["job"])} if "job" in event else set()
+        self.candidates = jobs_of(event)
+        self.slurm_jobs |= self.candidates
 
     def _supervising(self, event: Event) -> None:
         self._close_killed()
         job = str(event.get("life", ""))
-        if self.waiting is None and self.current is not None and _id(self.current.job) == _id(job):
-            self.waiting = self.idle_since = self.current.ended  # requeued: it waits from its end on
+        same_submission = {_id(job)} if _id(job) not in self.candidates else self.candidates
+        if self.waiting is None and self.current is not None and _id(self.current.job) in same_submission:
+            self.waiting = self.idle_since = self.current.ended  # requeued, or another size: it waits from its end on
             self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, "preempted")
         began = event.get("began")  # of the job's process, before its imports
         began = min(event["time"], max(began, self.newest)) if _is_time(began) else event["time"]
@@ -193,6 +203,12 @@ class _Reader:
         elif self.current is not None and self.current.ending == "stopped" and self.current.job == event.get("life"):
             self.current.why = self._why_stopped(self.stopped)
 
+    def _handed_over(self, event: Event) -> None:
+        """Recorded by the supervisor before the ranks stop."""
+        if self.current is not None and event.get("life", self.current.job) == self.current.job:
+            self.handover = event
+            self.current.seen = event["time"] if self.current.ending == "running" else self.current.seen
+
     def _ended(self, event: Event) -> None:
         attempt = self.current
         if attempt is None or attempt.ending != "running":  # of a preparation, or a stop before the first step
@@ -208,9 +224,10 @@ class _Reader:
         self.idle_since = event["time"]
 
     def _why_stopped(self, event: Event) -> str:
-        if "unsaved" in event:
-            return f"stopped; {event['unsaved']}"
         assert self.current is not None
+        if self.handover or "unsaved" in event:
+            by_itself = why_handed_over(self.handover, self.current.device)
+            return f"stopped; {event['unsaved']}" if "unsaved" in event else by_itself
         if self.current.job and not self.stop_request:
             return SUPERVISOR_LOST
         if _id(self.current.job) not in self.slurm_jobs:
@@ -229,7 +246,7 @@ class _Reader:
             return
         if attempt.ending in ("running", "failed"):
             attempt.ending, attempt.ended = "failed", event["time"]
-            attempt.why = _why_failed(event) or attempt.why
+            attempt.why = why_failed(event) or attempt.why
             attempt.seconds = _numbers(event.get("seconds")) or attempt.seconds
             if (step := _step(event)) is not None and attempt.started is not None:
                 attempt.last_step = max(step, attempt.last_step or 0)
@@ -251,16 +268,6 @@ def _see(attempt: Attempt, record: Record) -> None:
             attempt.seconds = recorded
         if attempt.ending == "killed":
             attempt.seen = attempt.ended = max(attempt.seen, record["time"])
-
-
-def _why_failed(event: Event) -> str:
-    """`rank 2 on n1: ended with SIGKILL`, without the lines of the log that may follow."""
-    reason = str(event.get("reason", event.get("error", event.get("why", "")))).strip()
-    reason = reason.splitlines()[0] if reason else ""
-    rank, node = event.get("rank"), event.get("node")
-    if isinstance(rank, int) and rank >= 0 and event.get("kind") != "user":
-        return f"rank {rank}{f' on {node}' if node else ''}: {reason}"
-    return reason
 
 
 def _id(job: str) -> str:
