@@ -53,9 +53,11 @@ def unrecorded_jobs(folder: Path, known: Collection[str], source: Path, task: st
             out.append(file.name.partition("_")[0] + task)
     for file in sorted(folder.glob(UNNAMED)):
         if file.name not in known and not file.is_symlink() and shlex.quote(str(source)) in file.read_text():
-            unnamed.append(str(file))
+            unnamed.append(file.name)
     if unnamed:
-        out += [job for job, script in _own_jobs().items() if script in unnamed and job.endswith(task)]
+        out += [
+            job for job, script in _own_jobs().items() if script.rpartition("/")[2] in unnamed and job.endswith(task)
+        ]
     return out
 
 

@@ -31,6 +31,42 @@ n=$(($(cat number 2>/dev/null || echo 100) + 1)); echo $n > number
 echo "Submitted batch job $n"
 """
 
+# Jobs stay in the queue until they are canceled; `--hold` holds them until they are released.
+QUEUE = {
+    "sbatch": """#!/bin/sh
+cd "$(dirname "$0")"
+n=$(($(cat number 2>/dev/null || echo 100) + 1)); echo $n > number
+mkdir -p queue
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
+ids=$n
+[ -z "$last" ] || ids=$(seq -f ${n}_%g 0 $last)
+for id in $ids; do
+  echo "$1" > queue/$id
+  if grep -q '^#SBATCH --hold' "$1"; then touch held-$id; fi
+done
+echo "Submitted batch job $n"
+""",
+    "squeue": """#!/bin/sh
+cd "$(dirname "$0")"
+all=$*
+jobs=${all##*--jobs }
+for job in $(ls queue 2>/dev/null); do
+  case "$all" in *--jobs*) case ",$jobs," in *,$job,*|*,${job%_*},*) ;; *) continue ;; esac ;; esac
+  reason=None; [ ! -e held-$job ] || reason=JobHeldUser
+  case "$all" in *%o*) echo "$job|$(cat queue/$job)" ;; *) echo "$job|PENDING|$reason||N/A" ;; esac
+done
+""",
+    "scancel": """#!/bin/sh
+cd "$(dirname "$0")"
+for job in "$@"; do rm -f queue/$job queue/${job}_* held-$job held-${job}_*; done
+""",
+    "scontrol": """#!/bin/sh
+cd "$(dirname "$0")"
+for job in $(echo "$2" | tr , ' '); do rm -f held-$job held-${job}_*; done
+""",
+    "sinfo": "#!/bin/sh\n",
+}
+
 Effect = Literal["fail once", "fail from then on", "kill"]
 
 
@@ -40,12 +76,20 @@ class Outcome:
 
     code: int  # negative: the signal that ended it
     printed: str
-    changes: list[str]  # that it made or tried to make in the run folder, and calls of sbatch
+    changes: list[str]  # that it made or tried to make in the run folder, and calls of sbatch and scontrol
 
 
-def install_slurm(folder: Path) -> dict[str, str]:
-    """Writes stand-ins for Slurm's commands; returns the environment in which they are found."""
+def install_slurm(folder: Path, keeps_jobs: bool = False) -> dict[str, str]:
+    """Writes stand-ins for Slurm's commands; returns the environment in which they are found.
+
+    With `keeps_jobs` there is a queue: a file for each job, in `queue`.
+    """
     folder.mkdir()
+    if keeps_jobs:
+        for name, text in QUEUE.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        return {"PATH": f"{folder}:{os.environ['PATH']}"}
     for name in ("sbatch", "sinfo", "squeue", "scancel"):
         (folder / name).write_text(
             SBATCH if name == "sbatch" else f'#!/bin/sh\necho {name} >> "$(dirname "$0")/calls"\n'
@@ -146,8 +190,8 @@ def _hook(run: str, changes: TextIO, number: int, effect: str) -> Callable[[str,
 
 def _change(event: str, values: tuple[Any, ...], run: str) -> str:
     """What is about to be changed in the run folder, or ""."""
-    if event == "subprocess.Popen" and str(values[0]).endswith("sbatch"):
-        return "sbatch"
+    if event == "subprocess.Popen" and str(values[0]).endswith(("sbatch", "scontrol")):
+        return str(values[0]).rpartition("/")[2]
     path = str(values[0]) if values else ""
     if event == "open" and isinstance(values[2], int) and values[2] & WRITING and path.startswith(run):
         return f"write {path.removeprefix(run)}"
