@@ -8,7 +8,6 @@ their own jobs.
 
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from jobs.login import slurm_queries
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 
 HELD = "JobHeldUser"  # Slurm's reason for a job that its user holds
-RELEASE_SECONDS = 20.0  # for which a controller that does not respond is asked again
+RELEASE_SECONDS = 15.0  # for which a controller that does not respond is asked again
 NAMED, UNNAMED = "*_submission.sh", ".submission_file_*.sh"  # submitit's job scripts: after and before sbatch
 
 
@@ -25,14 +24,21 @@ class SubmissionError(RuntimeError):
     """Slurm rejected the job."""
 
 
-class NotReleasedError(SubmissionError):
-    """Jobs that were submitted and recorded are still held: Slurm stopped responding."""
+class LeftInQueueError(SubmissionError):
+    """Slurm stopped responding during a submission.  The next command completes it, or takes it back."""
 
-    def __init__(self, job_ids: Sequence[str]) -> None:
-        super().__init__(
-            f"Slurm stopped responding before it released the submitted job{'s' if len(job_ids) > 1 else ''} "
-            f"{' '.join(job_ids)}: run the same command again, or scontrol release {','.join(job_ids)}"
-        )
+
+def not_released(job_ids: Sequence[str]) -> LeftInQueueError:
+    """All jobs are recorded, but still held."""
+    return LeftInQueueError(
+        f"the jobs {' '.join(job_ids)} are in the queue, but Slurm has not released them yet: run the same command "
+        f"again, or scontrol release {','.join(job_ids)}"
+    )
+
+
+def not_canceled(reason: object) -> LeftInQueueError:
+    """The submission failed, and the jobs that Slurm had accepted before are still in the queue."""
+    return LeftInQueueError(f"{reason}; jobs that it had accepted may be in the queue: run the same command again")
 
 
 def job_scripts(folder: Path) -> set[str]:
@@ -71,22 +77,29 @@ def _own_jobs() -> dict[str, str]:
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """Cancels jobs, which may have ended already."""
+    """Cancels jobs, which may have ended already.  Raises SlurmUnreachableError, SlurmNotFoundError."""
     if job_ids:
-        subprocess.run(["scancel", *job_ids], capture_output=True, check=False)
+        slurm_queries.lines_of("scancel", *job_ids)
 
 
 def release(job_ids: Sequence[str]) -> None:
-    """Releases those of the jobs that are held.  Raises NotReleasedError if Slurm does not respond for some time."""
+    """Releases those of the jobs that are held.  Raises LeftInQueueError if Slurm does not respond for some time."""
     deadline = time.monotonic() + RELEASE_SECONDS
-    while True:
-        try:
-            held = [job for job, state in slurm_queries.queued_jobs(job_ids).items() if state.reason == HELD]
-            if not held:
-                return
-            slurm_queries.lines_of("scontrol", "release", ",".join(job_ids))
-        except SlurmUnreachableError:
-            pass
-        if time.monotonic() > deadline:
-            raise NotReleasedError(job_ids)
-        time.sleep(0.1)
+    try:
+        while not _released(job_ids):
+            if time.monotonic() > deadline:
+                raise not_released(job_ids)
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        raise not_released(job_ids) from None
+
+
+def _released(job_ids: Sequence[str]) -> bool:
+    """Asks Slurm to release the jobs; whether none of them is held any more."""
+    try:
+        if all(job.reason != HELD for job in slurm_queries.queued_jobs(job_ids).values()):
+            return True
+        slurm_queries.lines_of("scontrol", "release", ",".join(job_ids))
+        return all(job.reason != HELD for job in slurm_queries.queued_jobs(job_ids).values())
+    except (SlurmUnreachableError, OSError):
+        return False

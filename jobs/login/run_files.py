@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.login import held_jobs
-from jobs.login.held_jobs import NotReleasedError
+from jobs.login.held_jobs import LeftInQueueError
 from jobs.node.candidates import Candidate, job_ids
 from vit.config.own_files import is_checkout
 from vit.run.console import started_as
@@ -52,7 +52,7 @@ def replaced(runs: Sequence[RunFolder], configs: Sequence[str], on_slurm: bool, 
         for i, run in enumerate(runs):
             _exchange(run, on_slurm, sizes, task=f"_{i}" if len(runs) > 1 else "")
         yield
-    except NotReleasedError:
+    except LeftInQueueError:
         raise
     except BaseException:
         for run in runs:

@@ -3,7 +3,7 @@
 import io
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def submit(
     """Submits one job for each size, or an array if there are several runs, and records them.
 
     `sizes` are the resources of each, with the job of each run.  Returns the ids of the jobs of each run.  With several
-    sizes no job starts before all are recorded: see held_jobs.py.  Raises SubmissionError, NotReleasedError.
+    sizes no job starts before all are recorded: see held_jobs.py.  Raises SubmissionError, LeftInQueueError.
     """
     known, hold = held_jobs.job_scripts(folder), len(sizes) > 1
     try:
@@ -43,8 +43,12 @@ def submit(
         for run, ids in zip(runs, by_run, strict=True):
             run_files.record_submission(run, _candidates(ids, [resources for resources, _ in sizes]))
     except BaseException as error:
-        with suppress(OSError, SlurmUnreachableError):  # they would be submitted a second time
+        try:  # they would be submitted a second time
             held_jobs.cancel(held_jobs.unrecorded_jobs(folder, known, runs[0].source))
+        except SlurmUnreachableError as unreachable:
+            raise held_jobs.not_canceled(unreachable) from error
+        except OSError:
+            pass
         if isinstance(error, FailedJobError | RuntimeError):
             raise SubmissionError(rejection_message(str(error), sizes[0][0].cluster)) from error
         raise

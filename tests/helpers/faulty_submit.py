@@ -31,10 +31,17 @@ n=$(($(cat number 2>/dev/null || echo 100) + 1)); echo $n > number
 echo "Submitted batch job $n"
 """
 
+# The controller does not respond any more once there are as many jobs as the file `responds` says.
+DOWN = """#!/bin/sh
+cd "$(dirname "$0")"
+if [ $(ls queue 2>/dev/null | wc -l) -ge $(cat responds 2>/dev/null || echo 1000) ]; then
+  echo 'error: Unable to contact slurm controller (connect failure)' >&2; exit 1
+fi
+"""
 # Jobs stay in the queue until they are canceled; `--hold` holds them until they are released.
 QUEUE = {
-    "sbatch": """#!/bin/sh
-cd "$(dirname "$0")"
+    "sbatch": DOWN
+    + """
 n=$(($(cat number 2>/dev/null || echo 100) + 1)); echo $n > number
 mkdir -p queue
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
@@ -46,8 +53,8 @@ for id in $ids; do
 done
 echo "Submitted batch job $n"
 """,
-    "squeue": """#!/bin/sh
-cd "$(dirname "$0")"
+    "squeue": DOWN
+    + """
 all=$*
 jobs=${all##*--jobs }
 for job in $(ls queue 2>/dev/null); do
@@ -56,12 +63,12 @@ for job in $(ls queue 2>/dev/null); do
   case "$all" in *%o*) echo "$job|$(cat queue/$job)" ;; *) echo "$job|PENDING|$reason||N/A" ;; esac
 done
 """,
-    "scancel": """#!/bin/sh
-cd "$(dirname "$0")"
+    "scancel": DOWN
+    + """
 for job in "$@"; do rm -f queue/$job queue/${job}_* held-$job held-${job}_*; done
 """,
-    "scontrol": """#!/bin/sh
-cd "$(dirname "$0")"
+    "scontrol": DOWN
+    + """
 for job in $(echo "$2" | tr , ' '); do rm -f held-$job held-${job}_*; done
 """,
     "sinfo": "#!/bin/sh\n",
@@ -133,11 +140,11 @@ class FaultySubmit:
 def main(checkout: Path) -> None:
     """The process: one command for each line of its standard input."""
     from jobs import submit as command
-    from jobs.login import run_files
+    from jobs.login import held_jobs, run_files
     from vit.config import parser
     from vit.run.folder import RunFolder
 
-    run_files.ROOT = checkout
+    run_files.ROOT, held_jobs.RELEASE_SECONDS = checkout, 1.0
     run_files._environment()
     # Forks inherit what is parsed here, which takes most of the command's time.
     parse = cache(lambda words: parser.parse_config(command.submit_parser(""), list(words)))

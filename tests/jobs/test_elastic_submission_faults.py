@@ -27,14 +27,18 @@ class Case:
     data: tuple[str, ...]
 
     def submit(self, *options: str, fault: tuple[int, Effect] | None = None) -> Outcome:
-        if not (self.cwd / "slurm").exists():
-            self.cwd.mkdir(exist_ok=True)
-            install_slurm(self.cwd / "slurm", keeps_jobs=True)
+        self.install()
         environment = {"PATH": f"{self.cwd / 'slurm'}:/usr/bin:/bin"}
         arguments = ["--config", str(ROOT / "configs" / "demo.yaml"), "--cluster", "slurm", *self.data, *options]
         done = self.process.submit(arguments, self.cwd, self.cwd / "runs", environment, fault)
         assert "Traceback" not in done.printed, done.printed
         return done
+
+    def install(self) -> None:
+        """Writes the stand-in for Slurm."""
+        if not self.cwd.exists():
+            self.cwd.mkdir()
+            install_slurm(self.cwd / "slurm", keeps_jobs=True)
 
     def queue(self) -> list[str]:
         """The jobs in the queue."""
@@ -122,8 +126,6 @@ def test_a_change_that_fails_leaves_no_job_in_the_queue(every: int, cases: Itera
     for i, change in list(enumerate(changes(next(cases), *SIZES)))[every // 2 :: every]:
         case = next(cases)
         done = case.submit(*SIZES, fault=(i, "fail once"))
-        if change == "scontrol":  # as if Slurm's command could not be started once
-            continue
         assert [case.queue()] == (case.recorded() or [[]]), (change, done.printed)
         assert (done.code == 0) == bool(case.queue()), change
         assert case.submit(*SIZES).code == (0 if done.code else 1)
@@ -144,3 +146,25 @@ def test_a_sweep_in_several_sizes_is_submitted_once_despite_a_kill(every: int, c
         runs = case.recorded()
         assert len(runs) == 2 and sorted(runs[0] + runs[1]) == case.queue(), change
         assert not case.held(), change
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_if_slurm_stops_responding_the_next_command_completes_the_submission_or_submits_again(
+    jobs: int, cases: Iterator[Case]
+) -> None:
+    """After the first, the second or the last call of sbatch; meanwhile no job can start."""
+    case = next(cases)
+    case.install()
+    responds = case.cwd / "slurm" / "responds"
+    responds.write_text(str(jobs))
+    failed = case.submit(*SIZES)
+    assert failed.code == 1
+    assert "run the same command again" in failed.printed
+    assert case.held() == case.queue() and len(case.queue()) == jobs
+    unreachable = case.submit(*SIZES)
+    assert unreachable.code == 1 and "Slurm" in unreachable.printed
+    responds.unlink()
+    again = case.submit(*SIZES)
+    assert case.recorded() == [case.queue()] and not case.held()
+    assert case.queue() == (["101", "102", "103"] if jobs == 3 else [str(101 + jobs + i) for i in range(3)])
+    assert again.code == (1 if jobs == 3 else 0)
