@@ -179,15 +179,20 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksConfig:
-    """How often ranks compare their results, to find hardware that computes wrong values.
+    """How often ranks compare their results and times, to find hardware that computes wrong values or is slow.
 
     They also compare checksums before each checkpoint, unless checksum_every_steps is 0.
     """
 
     checksum_every_steps: int = 100  # steps between comparisons of the ranks' weights and optimizer states; 0: never
     recompute_every_steps: int = 2000  # steps until each rank repeats a gradient of another one; 0: never
+    slow_rank_seconds: float = 60.0  # window over which the ranks' times for their parts of a step are compared; 0: off
+    slow_rank_ratio: float = 1.2  # a rank is reported as slow from this many times the median rank's time on
 
     def __post_init__(self) -> None:
+        seconds, ratio = self.slow_rank_seconds, self.slow_rank_ratio
+        require(seconds >= 0, f"checks.slow_rank_seconds must not be negative, not {seconds}")
+        require(ratio > 1, f"checks.slow_rank_ratio must be more than 1, not {ratio}")
         for name in ("checksum_every_steps", "recompute_every_steps"):
             require(getattr(self, name) >= 0, f"checks.{name} must not be negative, not {getattr(self, name)}")
 

@@ -9,6 +9,7 @@ it early leaks a thread and its buffers (https://github.com/libffcv/ffcv/issues/
 import functools
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,7 @@ class Batch:
     images: Tensor  # (B, S, S, 3) uint8
     labels: Tensor  # (B,) int64; -1: padding or a skipped damaged sample, to be ignored
     samples: Ints  # index of each sample in the file, without padding; -1: a skipped damaged sample
+    seconds: float = 0.0  # that each of the threads worked on it, on average: the time of a batch if all of them do
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,23 @@ class BatchReader:
         parts = [pool.submit(self._decode, views, buffer, images, a, b) for a, b in pairwise(edges)]
         return _PendingBatch(buffer, images, parts, pool.submit(plan.file_task) if plan.file_task else None)
 
-    def _decode(self, future: Future[Views], buffer: _Buffer, images: Tensor, start: int, stop: int) -> Ints:
+    def _decode(
+        self, future: Future[Views], buffer: _Buffer, images: Tensor, start: int, stop: int
+    ) -> tuple[Ints, float]:
+        """The decoded samples, and the seconds that it took."""
         if buffer.copied is not None:
             buffer.copied.synchronize()  # in this thread, so that no training step waits for it
         views, samples = future.result()
         part = slice(start, min(stop, len(samples)))
+        began = time.perf_counter()
         decoded = self.decoder.decode(views[part], samples[part], images.numpy()[part])
         buffer.labels.numpy()[part] = np.where(decoded < 0, -1, self.decoder.beton.labels[decoded])
         buffer.labels.numpy()[max(start, len(samples)) : stop] = -1
-        return decoded
+        return decoded, time.perf_counter() - began
 
     def _finish(self, batch: "_PendingBatch", free: list[_Buffer]) -> Iterator[Batch]:
-        decoded = np.concatenate([part.result() for part in batch.parts])
+        parts, seconds = zip(*(part.result() for part in batch.parts), strict=True)
+        decoded = np.concatenate(parts)
         if batch.file_task is not None:
             batch.file_task.result()
         buffer = batch.buffer
@@ -128,7 +135,7 @@ class BatchReader:
         labels = buffer.labels.to(self.device, non_blocking=True)
         if buffer.copied is not None:
             buffer.copied.record()
-        yield Batch(images, labels, decoded)
+        yield Batch(images, labels, decoded, sum(seconds) / self.workers)
         free.append(buffer)
 
 
@@ -138,7 +145,7 @@ class _PendingBatch:
 
     buffer: _Buffer
     images: Tensor  # of the buffer, in the size of this batch: (B, S, S, 3)
-    parts: list[Future[Ints]]  # the samples decoded by each thread
+    parts: list[Future[tuple[Ints, float]]]  # the samples decoded by each thread, and its seconds
     file_task: Future[None] | None
 
 

@@ -38,10 +38,18 @@ class MicroBatchGradients:
 
     `bits` sums in the fixed order; `samples` uses DDP's own method: accumulation in `.grad`, then an all-reduce.  A
     single rank does without DDP, which would only copy its gradients to buckets; the sum has the same bits.
+
+    `ready` is called each time that gradients of this rank are complete, just before they are summed over all ranks.
     """
 
-    def __init__(self, model: nn.Module, world: World, exact: Literal["bits", "samples"] = "bits") -> None:
-        self.world = world
+    def __init__(
+        self,
+        model: nn.Module,
+        world: World,
+        exact: Literal["bits", "samples"] = "bits",
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.world, self._ready = world, ready
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._flat: tuple[Tensor, list[Tensor]] | None = None  # all gradients, and its part for each parameter
         self._tree_sum = _TreeSum(world) if exact == "bits" else None
@@ -55,7 +63,7 @@ class MicroBatchGradients:
         # In each hundredth step DDP would wait for the GPU, to measure times that nobody reads.
         ddp._set_ddp_runtime_logging_sample_rate(2**31 - 1)
         # The hook must not refer to the model: DDP keeps it, and a reference cycle through C++ is never collected.
-        ddp.register_comm_hook(None, self._tree_sum.hook if self._tree_sum else _all_reduce)
+        ddp.register_comm_hook(self._ready, self._tree_sum.hook if self._tree_sum else _all_reduce)
         return ddp
 
     @contextmanager
@@ -108,6 +116,8 @@ class MicroBatchGradients:
             self._flat = flat, [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
         flat, views = self._flat
         (torch._foreach_copy_ if first else torch._foreach_add_)(views, gradients)
+        if last:
+            self._ready()
         if last and self._tree_sum is not None:
             self._tree_sum.reduce(flat, views, self.parameters)
         elif last:
@@ -164,8 +174,9 @@ class _TreeSum:
             gradients, pairs = left, pairs // 2
         self.partial_sums.append(gradients)
 
-    def hook(self, _: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(self, ready: Callable[[], None], bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Returns a future of the bucket, summed over all micro-batches of all ranks."""
+        ready()
         buffer, gradients, parameters = bucket.buffer(), bucket.gradients(), bucket.parameters()
         if self._stream is None:
             future: torch.futures.Future[Tensor] = torch.futures.Future()
@@ -208,8 +219,9 @@ class _TreeSum:
         sum_over_ranks(buffer, self.world.rank, self.world.size, self._scratch)
 
 
-def _all_reduce(_: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _all_reduce(ready: Callable[[], None], bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's default hook, without the division by the number of ranks."""
+    ready()
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])

@@ -12,7 +12,7 @@ from vit.run.superseded import work_before
 from vit.run.wandb_log import WandbLog
 
 # The values that differ between two otherwise identical runs.
-TIMING_KEYS = ("images_per_second", "mfu", "seconds_left", "time", "seconds")
+TIMING_KEYS = ("images_per_second", "mfu", "seconds_left", "time", "seconds", "slowest_rank", "slowest_ratio")
 
 
 class MetricsLog:

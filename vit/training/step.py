@@ -19,7 +19,7 @@ from vit.config.schema import Config
 from vit.data.loader import Batch, Ints
 from vit.distributed.gather import gather_on_host
 from vit.distributed.gradients import MicroBatchGradients
-from vit.distributed.world import World
+from vit.distributed.world import SINGLE_RANK, World
 from vit.integrity.comparison import RankComparison
 from vit.integrity.recompute_plan import is_due, recorded_micro_batch
 from vit.integrity.row_sums import row_sums
@@ -31,6 +31,7 @@ from vit.random_keys import Stream, key
 from vit.run.folder import RunFolder
 from vit.training.compiling import compile_model
 from vit.training.cuda_graphs import MicroBatchGraphs
+from vit.training.rank_times import Boundary, RankTimes
 from vit.training.scoring import autocast
 
 
@@ -45,16 +46,20 @@ class AugmentedBatch:
 
 
 def augmented_batches(
-    schedule: RunSchedule, world: World, batches: Iterator[Batch], start: int
+    schedule: RunSchedule, world: World, batches: Iterator[Batch], start: int, times: RankTimes | None = None
 ) -> Iterator[AugmentedBatch]:
     """Augments the batches from step `start` on; on a GPU one step ahead, on a separate stream."""
+    times = times or RankTimes(SINGLE_RANK)
     stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
     ahead: deque[AugmentedBatch] = deque()
     for step in itertools.count(start):
+        times.reached(Boundary.BATCH_REQUESTED)
         with torch.cuda.stream(stream):  # the loader's copies to the GPU use this stream too
             batch = next(batches, None)
             if batch is not None:
+                times.decoded(batch.seconds)
                 ahead.append(_augment_batch(schedule.config(step), world, step, batch, stream))
+                times.reached(Boundary.BATCH_AUGMENTED)
         if batch is None and not ahead:
             return
         if batch is None or stream is None or len(ahead) > 1:
@@ -98,7 +103,9 @@ class StepRunner:
         state.model.activation_checkpointing = cfg.activation_checkpointing
         if cfg.compile:
             compile_model(filter(None, (state.model, state.ema)), shapes=len(schedule.stages) + 1)  # one of evaluation
-        self.gradients = MicroBatchGradients(state.model, world, cfg.exact)
+        self.times = RankTimes(world)
+        ready = functools.partial(self.times.reached, Boundary.GRADIENTS)
+        self.gradients = MicroBatchGradients(state.model, world, cfg.exact, ready)
         self.autocast = autocast(cfg, world.device)
         graphs = cfg.cuda_graphs and world.device.type == "cuda"
         self.graphs = MicroBatchGraphs(state.model) if graphs else None
@@ -113,9 +120,12 @@ class StepRunner:
         cfg, state = self.schedule.config(step), self.state
         micro_batches = self.world.my_micro_batches(cfg.micro_batches)
         losses = []
+        if not state.model.training:  # it was evaluated since the last step
+            self.times.exclude()
         state.model.train()
         if batch.ready is not None:
             torch.cuda.current_stream().wait_event(batch.ready)
+        self.times.reached(Boundary.STEP)
         share_of_loss = functools.partial(self._share_of_loss, cfg.micro_batches)
         graphs = self.graphs if self.graphs is not None and self.graphs.replays(batch.micro_batches[0][0]) else None
         for j, (index, (images, targets)) in enumerate(zip(micro_batches, batch.micro_batches, strict=True)):
@@ -131,6 +141,7 @@ class StepRunner:
                     loss, scaled = share_of_loss(self.gradients.model, images, targets)
                     scaled.backward()
             losses.append(loss.detach())
+        self.times.reached(Boundary.SUMMED)
         self._losses = torch.stack(losses).float()
 
     def gradient(self, step: int, index: int, images: Tensor, targets: Tensor) -> Sequence[Tensor | None]:
@@ -160,12 +171,14 @@ class StepRunner:
     def update(self, step: int) -> None:
         """Clips the gradient, steps the optimizer at this step's learning rate, and updates the EMA."""
         state, cfg = self.state, self.schedule.cfg.optim
+        self.times.reached(Boundary.UPDATE)
         lr = learning_rate(step, self.schedule)
         for group in state.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * lr
         norm = clip_and_step(state.model, state.optimizer, state.scaler, cfg.clip_norm)
         if state.ema is not None:
             update_ema(state.ema, state.model, ema_decay(step, self.schedule))
+        self.times.reached(Boundary.UPDATED)
         state.step = step + 1
         self._unchecked_update = state.step
         self._unchecked.append((state.step, torch.cat([self._losses, norm.reshape(1)])))
@@ -194,13 +207,15 @@ class StepRunner:
         return last
 
     def _check_gathered(self) -> tuple[float, float | None] | None:
-        """Gathers and checks what is unchecked: losses and norms of steps, checksums of states."""
+        """Gathers and checks what is unchecked: losses and norms of steps, checksums of states; and the ranks' times."""
         compared, checksums = self.comparison.take_pending() if self.comparison is not None else ([], [])
         if not self._unchecked and not compared:
             return None
         unchecked, self._unchecked = self._unchecked, []
         losses = [torch.cat([values for _, values in unchecked])] if unchecked else []
-        gathered = gather_on_host(self.world, [*losses, *checksums])
+        times = self.times.own(self.world.device)
+        gathered = gather_on_host(self.world, [*losses, times, *checksums])
+        self.times.gathered(gathered[len(losses)])
         values, problem = None, None
         if unchecked:
             values, problem = self._check_losses_and_norms(unchecked, gathered[0])

@@ -38,6 +38,7 @@ from vit.run.step_times import StepTimes
 from vit.training.compile_cache import CompileCache
 from vit.training.compiling import CompilePlan
 from vit.training.milestones import Milestones
+from vit.training.rank_times import watch_ranks
 from vit.training.recomputed import recomputation_of, used_sums
 from vit.training.run_recipe import run_recipe
 from vit.training.scoring import evaluate
@@ -85,6 +86,7 @@ class Trainer:
         self.sample_log = SampleLog(run, self.state.step, world.rank) if cfg.log.samples else None
         self.throughput = Throughput(self.schedule.stages, world.size, device_name(world.device), self.state.step)
         self.step_times = StepTimes(run.logs, world.rank)
+        self.rank_log = watch_ranks(run, cfg.checks, world)
         self.scores: dict[str, float] = {}  # of the last evaluation
 
         constant = self.metadata()
@@ -105,6 +107,7 @@ class Trainer:
                     self.roll_back(error)
         finally:
             self.step_times.write()
+            self.rank_log.write()
 
     def run_steps(self) -> Outcome:
         """Trains from the state's step to the last one, or until a signal.  Raises NotFiniteError."""
@@ -156,7 +159,8 @@ class Trainer:
         """The remaining batches of the run; the time that they are waited for counts as "data"."""
         start = self.state.step
         batches = self.train_data.batches(start, self.milestones.total_steps)
-        return self.clock.timed_iterator("data", augmented_batches(self.schedule, self.world, batches, start))
+        augmented = augmented_batches(self.schedule, self.world, batches, start, self.runner.times)
+        return self.clock.timed_iterator("data", augmented)
 
     def train_step(self, step: int, batch: AugmentedBatch) -> None:
         """Runs one optimizer step, or skips it."""
@@ -187,6 +191,7 @@ class Trainer:
                 self.milestones.position(state.step)
                 | {"loss": loss, "lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
                 | self.throughput.measure(state.step)
+                | self.rank_log.observe(self.runner.times.take())
                 | self.clock.record()
             )
 
