@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from jobs.node import signals, slurm_job
+from jobs.node import other_jobs, signals, slurm_job
 from jobs.node.candidates import Candidate, candidates
 from jobs.node.job_spec import READ_SECONDS, JobSpec
 from jobs.node.ownership import Claim, Owners
@@ -98,7 +98,7 @@ class _Candidacy:
                 self._ask(owner)
 
     def _has_ended(self, owner: Claim) -> bool | None:
-        return self.owners.is_released(owner) or slurm_job.start_is_over(owner.start)
+        return self.owners.is_released(owner) or other_jobs.start_is_over(owner.start)
 
     def _ask(self, owner: Claim) -> None:
         """Returns when the owner has left, or is another one; exits the process if it stays."""
@@ -118,7 +118,7 @@ class _Candidacy:
                 if newest is None or newest.number != owner.number or self.owners.is_released(owner):
                     return
                 if time.monotonic() > next_question:
-                    if slurm_job.start_is_over(owner.start):
+                    if other_jobs.start_is_over(owner.start):
                         return
                     next_question = time.monotonic() + ASK_SLURM_SECONDS
                 if time.monotonic() > deadline:
@@ -153,7 +153,7 @@ class _Candidacy:
         """Ends all jobs of the run if somebody canceled one of them."""
         withdrawn = withdrawn_jobs(self.folder.events())
         for other in self.others:
-            if other.job not in withdrawn and slurm_job.was_canceled(other.job):
+            if other.job not in withdrawn and other_jobs.was_canceled(other.job):
                 show(f"job {other.job} of this run was canceled, so this one ends, too", lasting=True)
                 self.folder.record("canceled", job=other.job, life=self.wanted.start)
                 withdraw(self.folder, self.others, f"job {other.job} was canceled")
@@ -172,5 +172,5 @@ def withdraw(folder: RunFolder, jobs: Sequence[Candidate], why: str) -> None:
     """Cancels other jobs of a run, which it does not need any more."""
     ids = [each.job for each in jobs]
     folder.record("withdrawn", jobs=ids, why=why)  # before they are gone: else a user would seem to have canceled them
-    if refused := slurm_job.cancel(ids):
+    if refused := other_jobs.cancel(ids):
         show(f"the other jobs of this run could not all be canceled: {refused}", lasting=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from jobs.node.restart_policy import RetryLimits
+
 # Environment variables that submit.py sets for the supervisor of a local job, in addition to the job itself.
 SUBMITTER_VARIABLE = "VIT_SUBMITTER"  # the process id of submit.py; a local run ends with it
 GPUS_VARIABLE = "VIT_CUDA_VISIBLE_DEVICES"  # the user's choice, which submitit's local executor overwrites
@@ -25,3 +27,9 @@ class JobSpec:
     min_gain_minutes: float = 5  # that a larger job of the same run must save, for this one to hand over to it
     exclude_slow: bool = False  # whether a requeue excludes nodes that are slower than the others
     health: bool = True  # whether each node of a Slurm job runs the node health check before its ranks start
+
+    def retry_limits(self) -> RetryLimits:
+        """How often it may fail, and which nodes a requeue excludes."""
+        return RetryLimits(
+            restarts=self.restarts, requeues=self.requeues, same_step=self.same_step, exclude_slow=self.exclude_slow
+        )

@@ -1,11 +1,13 @@
 """Decides whether and where a failed run continues, from the events in its ledger, over all requeues."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from vit.history.slow_ranks import slow_nodes
 from vit.run.counts import counted
 from vit.run.folder import Event
 
@@ -24,6 +26,8 @@ class RetryLimits:
     requeues: int = 3  # because of failures; then the run is given up
     same_step: int = 2  # failures at the same step; then it is given up at once
     node_failures: int = 2  # of a node, not reset by checkpoints; then it is excluded at the next requeue
+    exclude_slow: bool = False  # whether a requeue excludes nodes whose ranks are slower than the others
+    slow_seconds: float = 60.0  # for which a rank must have been reported as slow, for that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,8 @@ def decide(events: Sequence[Event], failure: Failure, limits: RetryLimits, start
         )
     unhealthy = {failure.node} if failure.kind == "unhealthy" and _is_known(failure.node) else set()
     why = f"requeue {requeues + 1} of {limits.requeues} without a new checkpoint"
-    return Decision("requeue", why, tuple(sorted({*nodes_to_exclude(events, limits, failure.node), *unhealthy})))
+    exclude = [*sorted(unhealthy), *nodes_to_exclude(events, limits, failure.node)]
+    return Decision("requeue", why, tuple(dict.fromkeys(exclude)))
 
 
 def _is_repeat(event: Event, failure: Failure) -> bool:
@@ -128,9 +133,15 @@ def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLim
 
 
 def nodes_to_exclude(events: Sequence[Event], limits: RetryLimits, *just_failed: str) -> list[str]:
-    """Nodes that have failed too often since the run was submitted or given up, counting those that `just_failed`."""
-    failures = Counter([str(e.get("node")) for e in failed_attempts(since_submitted(events))] + list(just_failed))
-    return sorted(node for node, count in failures.items() if count >= limits.node_failures and _is_known(node))
+    """Nodes that have failed too often since the run was submitted or given up, counting those that `just_failed`.
+
+    Then, with `exclude_slow`, those with a slow rank: if too few other nodes are left, the last ones are not excluded.
+    """
+    since = since_submitted(events)
+    failures = Counter([str(e.get("node")) for e in failed_attempts(since)] + list(just_failed))
+    failing = sorted(node for node, count in failures.items() if count >= limits.node_failures and _is_known(node))
+    slow = slow_nodes(since, limits.slow_seconds, time.time()) if limits.exclude_slow else []
+    return [*failing, *(node for node in slow if node not in failing)]
 
 
 def _is_known(node: str) -> bool:

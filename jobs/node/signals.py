@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -75,7 +76,7 @@ def stop_ranks() -> None:
     forkserver.stop_processes(forkserver.running(), signal.SIGUSR2, STOP_SECONDS)
 
 
-def requeue_and_exit() -> None:
+def requeue_and_exit(exclude: Sequence[str] = ()) -> None:
     """Requeues this job, unless Slurm has ended it already, and exits; returns if Slurm refuses.
 
     Slurm requeues a preempted job at the end of its grace time.  One that exits sooner, with exit code 0, counts as
@@ -84,7 +85,7 @@ def requeue_and_exit() -> None:
     if slurm_job.job_id() is None:
         return
     ignore_stop_signals()
-    if refused := slurm_job.requeue():
+    if refused := slurm_job.requeue(exclude):
         print(f"the job could not be requeued: {refused}", file=sys.stderr)
     else:
         sys.exit(slurm_job.REQUEUED)

@@ -15,10 +15,8 @@ COMMAND_SECONDS = 60  # timeout of one Slurm command
 
 REQUEUED = 75  # exit code of a task whose job must be requeued
 # Errors that another try would not change: the job was submitted with --no-requeue, or access is denied.
-INVALID_JOB = re.compile(r"invalid job id", re.I)  # Slurm forgets jobs some minutes after their end
 PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.I)
 DEFERRAL_MINUTES = 15  # for which a job waits that another job of its run has declined
-CREDENTIAL_SECONDS = 121  # Slurm's default: a requeued job may not start earlier, because of its last credential
 RUNNING_STATES = ("RUNNING", "SIGNALING", "STOPPED", "RESIZING")  # states of a job that Slurm has not ended
 
 # Lines of the batch script before srun.  The first one: srun would ask for the original number of GPUs, even where the
@@ -97,7 +95,7 @@ def has_no_slurm_commands() -> bool:
 
 def controller_responds() -> bool:
     """Whether Slurm's controller responds right now."""
-    return bool(_show_job(job_id() or ""))
+    return bool(show_job(job_id() or ""))
 
 
 def gpus_on_node(requested: int) -> int:
@@ -128,10 +126,10 @@ def requeue(exclude: Sequence[str] = (), deferred: bool = False) -> str:
     assert job is not None
     deadline = time.monotonic() + CONTROLLER_SECONDS
     while True:
-        before = _show_job(job)
+        before = show_job(job)
         if before and (before["JobState"] not in RUNNING_STATES or before["Restarts"] != _restart_count()):
             return ""
-        done = _run("scontrol", "requeue", job) if before else None
+        done = run("scontrol", "requeue", job) if before else None
         if done is not None and done.returncode == 0:
             break
         if done is not None and (time.monotonic() > deadline or PERMANENT_ERRORS.search(done.stderr)):
@@ -141,47 +139,20 @@ def requeue(exclude: Sequence[str] = (), deferred: bool = False) -> str:
         time.sleep(2)  # the controller may be down for a while
     if deferred:
         defer([job])
-    if exclude and (refused := _exclude(job, before, exclude)):
-        print(f"the job may run on {', '.join(exclude)} again: {refused}", file=sys.stderr)
+    if exclude:
+        _exclude(job, before, exclude)
     return ""
 
 
 def defer(jobs: Sequence[str], seconds: float = 60 * DEFERRAL_MINUTES) -> None:
     """Makes pending jobs wait so long from now on; others are left as they are.  Users may do this with their jobs."""
     for job in jobs:
-        _run("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(seconds)}")
-
-
-def cancel(jobs: Sequence[str]) -> str:
-    """Cancels jobs, of which some may have ended; returns why Slurm refused, or ""."""
-    return _run("scancel", *jobs).stderr.strip() if jobs else ""
+        run("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(seconds)}")
 
 
 def send_signal(name: str) -> str:
     """Sends a signal to all tasks of this job, as Slurm does at a preemption; returns why it could not, or ""."""
-    return _run("scancel", f"--signal={name}", job_id() or "").stderr.strip()
-
-
-def start_is_over(start: str) -> bool | None:
-    """Whether all processes of this start of a job have ended; None if the controller does not respond."""
-    job, _, restarts = start.rpartition(".")
-    shown = _run("scontrol", "--oneliner", "show", "job", job)
-    if INVALID_JOB.search(shown.stderr):
-        return True
-    facts = _facts(shown.stdout)
-    if not facts:
-        return None
-    if facts["JobState"] in ("COMPLETING", "SUSPENDED", "CONFIGURING", "STAGE_OUT"):
-        return False
-    return facts["JobState"] not in RUNNING_STATES or facts.get("Restarts") != restarts
-
-
-def was_canceled(job: str) -> bool:
-    """Whether somebody canceled this job; False also if Slurm does not know it any more, or does not respond."""
-    facts = _show_job(job)
-    if not facts and shutil.which("sacct"):
-        facts = {"JobState": _run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip()}
-    return facts.get("JobState", "").startswith("CANCELLED")
+    return run("scancel", f"--signal={name}", job_id() or "").stderr.strip()
 
 
 def is_being_canceled() -> bool:
@@ -190,7 +161,7 @@ def is_being_canceled() -> bool:
     Slurm shows all of them as COMPLETING.  A requeue has counted the restart already, a preemption has its time, and at
     the time limit none is left.
     """
-    facts, left = _show_job(job_id() or ""), seconds_left()
+    facts, left = show_job(job_id() or ""), seconds_left()
     return (
         facts.get("JobState") in ("COMPLETING", "CANCELLED")
         and facts.get("Restarts") == _restart_count()
@@ -199,44 +170,51 @@ def is_being_canceled() -> bool:
     )
 
 
-def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What `scontrol show job` says of those of the jobs that are pending."""
-    shown = {job: _show_job(job) for job in jobs}
-    return {job: facts for job, facts in shown.items() if facts.get("JobState") == "PENDING"}
+def _exclude(job: str, before: dict[str, str], wanted: Sequence[str]) -> None:
+    """Adds to the excluded nodes of a pending job (Slurm allows it for no other), the first ones if not all can be."""
+    nodes = list(wanted)
+    while nodes and not _enough_nodes(before, nodes):
+        nodes.pop()
+    refused = "too few other nodes are available"
+    if nodes and (error := _update_excluded(job, before, nodes)):
+        nodes, refused = [], error
+    if again := wanted[len(nodes) :]:
+        print(f"the job may run on {', '.join(again)} again: {refused}", file=sys.stderr)
 
 
-def credential_seconds() -> float:
-    """How long a requeued job must wait, because its last credential is still valid; a setting of the cluster."""
-    found = re.search(r"cred_expire=(\d+)", _run("scontrol", "show", "config").stdout)
-    return int(found[1]) + 1 if found else CREDENTIAL_SECONDS
+def _update_excluded(job: str, before: dict[str, str], nodes: Sequence[str]) -> str:
+    """Returns why Slurm refused, or ""."""
+    every = ",".join([*_excluded(before), *nodes])
+    return run("scontrol", "update", f"JobId={job}", f"ExcNodeList={every}").stderr.strip()
 
 
-def _exclude(job: str, before: dict[str, str], nodes: Sequence[str]) -> str:
-    """Adds to the excluded nodes of a pending job (Slurm allows it for no other); returns why it could not, or ""."""
-    if not _enough_nodes(before, nodes):
-        return "too few other nodes are available"
-    known = [] if before.get("ExcNodeList") in {None, "(null)"} else [before["ExcNodeList"]]
-    return _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*known, *nodes])}").stderr.strip()
+def _excluded(job: dict[str, str]) -> list[str]:
+    """The nodes that are excluded already, as Slurm writes them: `n[1-3]`."""
+    return [] if job.get("ExcNodeList") in {None, "(null)"} else [job["ExcNodeList"]]
 
 
 def _enough_nodes(job: dict[str, str], exclude: Sequence[str]) -> bool:
     """Whether the partition has enough other nodes for the job, which would otherwise wait forever."""
     command = ["sinfo", "--noheader", "--Node", "--partition", job["Partition"], "--format", "%N %t"]
-    lines = _run(*command).stdout.splitlines()
+    lines = run(*command).stdout.splitlines()
     usable = {line.split()[0] for line in lines if not line.split()[1].startswith(("down", "drain", "fail"))}
+    for hosts in _excluded(job):
+        usable -= set(run("scontrol", "show", "hostnames", hosts).stdout.split())
     return len(usable - set(exclude)) >= int(job["NumNodes"].partition("-")[0])
 
 
-def _show_job(job: str) -> dict[str, str]:
+def show_job(job: str) -> dict[str, str]:
     """What `scontrol show job` prints; empty if the controller does not respond."""
-    return _facts(_run("scontrol", "--oneliner", "show", "job", job).stdout)
+    return facts_of(run("scontrol", "--oneliner", "show", "job", job).stdout)
 
 
-def _facts(text: str) -> dict[str, str]:
+def facts_of(text: str) -> dict[str, str]:
+    """The fields of a job, as `scontrol --oneliner` prints them."""
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
-def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    """Runs one of Slurm's commands."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired:

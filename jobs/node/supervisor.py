@@ -16,7 +16,7 @@ from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, 
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
 from jobs.node.resource_log import ResourceLog
-from jobs.node.restart_policy import Decision, Failure, Kind, RetryLimits, count_silent_starts, decide, root_cause
+from jobs.node.restart_policy import Decision, Failure, Kind, count_silent_starts, decide, root_cause
 from jobs.node.resumption import Resumption
 from jobs.node.waiting_jobs import WaitingJobs
 from jobs.node.watchdog import Watchdog
@@ -63,7 +63,7 @@ class Supervisor:
         self.job, self.folder = job, RunFolder(Path(job.run), patience=READ_SECONDS)
         retry_reads(self.folder.config.read_bytes, READ_SECONDS)
         self.in_slurm = slurm_job.job_id() is not None
-        self.limits = RetryLimits(restarts=job.restarts, requeues=job.requeues, same_step=job.same_step)
+        self.limits = job.retry_limits()
         self.node, self.start_id = slurm_job.node_rank(), slurm_job.start_id()
         self.ranks = ranks_per_node(load_config(self.folder.config), job)
         self.slots = HeartbeatSlots(self.ranks)

@@ -55,12 +55,12 @@ class TrainJob(JobSpec):
             os._exit(slurm_job.REQUEUED)
         candidacy.release()
         if outcome == "stopped" and slurm_job.node_rank() == 0:
-            signals.requeue_and_exit()
+            signals.requeue_and_exit(self._nodes_to_exclude())
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at preemption or near the time limit: the ranks save and exit; the job is requeued."""
-        from jobs.node import candidacy, restart_policy, signals, slurm_job
+        from jobs.node import candidacy, signals, slurm_job
         from vit.run.folder import RunFolder
 
         signals.stop_ranks()
@@ -68,14 +68,20 @@ class TrainJob(JobSpec):
         if slurm_job.job_id() is not None:
             if slurm_job.has_no_slurm_commands() or not slurm_job.controller_responds():
                 os._exit(slurm_job.REQUEUED)  # submitit asks only once; the batch script asks until Slurm responds
-            folder = RunFolder(Path(self.run))
-            exclude: list[str] = []
-            with suppress(OSError):  # the ledger cannot be read: the job must be requeued all the same
-                exclude = restart_policy.nodes_to_exclude(folder.events(), restart_policy.RetryLimits())
+            exclude = self._nodes_to_exclude()
             # submitit cannot exclude nodes, and writes a file before it requeues.
-            if (exclude or not _is_writable(folder.jobs)) and not slurm_job.requeue(exclude):
+            if (exclude or not _is_writable(RunFolder(Path(self.run)).jobs)) and not slurm_job.requeue(exclude):
                 os._exit(slurm_job.REQUEUED)
         return DelayedSubmission(self)
+
+    def _nodes_to_exclude(self) -> list[str]:
+        """None if the ledger cannot be read: the job must be requeued all the same."""
+        from jobs.node import restart_policy
+        from vit.run.folder import RunFolder
+
+        with suppress(OSError):
+            return restart_policy.nodes_to_exclude(RunFolder(Path(self.run)).events(), self.retry_limits())
+        return []
 
 
 def _is_writable(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.node import signals, slurm_job
+from jobs.node import other_jobs, signals, slurm_job
 from jobs.node.candidacy import Ownership, withdraw
 from jobs.node.candidates import Candidate
 from jobs.node.handover import Measured, decide, gain_seconds, measure
@@ -83,7 +83,7 @@ class WaitingJobs:
         measured, accepted = self._measured(), dict[Path, Answer]()
         for request, asking in requests.items():
             answer = self._decide(measured, asking.size)
-            if asking.size not in self.ownership.others or slurm_job.start_is_over(asking.start):
+            if asking.size not in self.ownership.others or other_jobs.start_is_over(asking.start):
                 answer = Answer(False, "it is not a running job of this run")
             if answer.accepted:
                 accepted[request] = answer
@@ -115,7 +115,7 @@ class WaitingJobs:
             os.kill(os.getpid(), signal.SIGUSR2)
 
     def _defer_or_let_start(self) -> None:
-        pending = slurm_job.pending_jobs([each.job for each in self.ownership.others])
+        pending = other_jobs.pending_jobs([each.job for each in self.ownership.others])
         if not pending:
             return
         measured = self._measured()
@@ -126,12 +126,12 @@ class WaitingJobs:
     def _let_start(self, jobs: set[str]) -> None:
         """Makes deferred jobs eligible, as soon as Slurm allows it after their last start."""
         credential: float | None = None
-        for job, facts in slurm_job.pending_jobs(sorted(jobs)).items():
+        for job, facts in other_jobs.pending_jobs(sorted(jobs)).items():
             if facts.get("Reason") != "BeginTime":
                 continue
             wait = 0.0
             if facts.get("Restarts", "0") != "0":
-                credential = slurm_job.credential_seconds() if credential is None else credential
+                credential = other_jobs.credential_seconds() if credential is None else credential
                 wait = max(0.0, credential - (time.time() - self._last_sign(job)))
             slurm_job.defer([job], wait)
 

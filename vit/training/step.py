@@ -207,7 +207,7 @@ class StepRunner:
         return last
 
     def _check_gathered(self) -> tuple[float, float | None] | None:
-        """Gathers and checks what is unchecked: losses and norms of steps, checksums of states; and the ranks' times."""
+        """Gathers and checks losses and norms of steps, and checksums of states; gathers the times of the ranks."""
         compared, checksums = self.comparison.take_pending() if self.comparison is not None else ([], [])
         if not self._unchecked and not compared:
             return None

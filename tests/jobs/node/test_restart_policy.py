@@ -224,3 +224,42 @@ def test_starts_that_were_killed_from_outside_are_counted(events: list[str], cou
     """They record no end; a preempted one records that it was asked to stop."""
     assert count_silent_starts([{"event": name} for name in events]) == count
     assert count_silent_starts([{"event": "supervising"}, saved(3), *({"event": name} for name in events)]) == count
+
+
+def slow(time: float, rank: int = 1, node: str = "n2", event: str = "slow rank") -> Event:
+    return {"event": event, "time": time, "rank": rank, "node": node, "what": "data", "ratio": 1.5}
+
+
+def stopped(time: float) -> Event:
+    return {"event": "stopped", "time": time}
+
+
+@pytest.mark.parametrize(
+    ("events", "excluded"),
+    [
+        ([slow(100), stopped(200)], ["n2"]),
+        ([slow(100), stopped(130)], []),  # for half a minute
+        ([slow(100), slow(150, event="rank recovered"), stopped(300)], []),
+        ([slow(100), slow(110), stopped(165)], ["n2"]),  # slow at something else meanwhile
+        ([slow(100), slow(100, rank=0, node="n1"), stopped(200)], ["n1", "n2"]),
+        ([slow(100), stopped(200), slow(300, node="n1"), stopped(400)], []),  # this rank, on each node
+        ([slow(100), slow(110, rank=0), stopped(200), slow(300, node="n1"), stopped(400)], ["n2"]),
+        ([slow(100), stopped(200), {"event": "submitted"}], []),
+        ([slow(100)], ["n2"]),  # still slow
+    ],
+)
+def test_with_exclude_slow_a_requeue_leaves_nodes_whose_rank_stayed_slow(
+    events: list[Event], excluded: list[str]
+) -> None:
+    """For a minute, up to the end of its attempt.  A rank that is slow on each node has more to do; no node is slow."""
+    assert nodes_to_exclude(events, RetryLimits(exclude_slow=True)) == excluded
+    assert nodes_to_exclude(events, RetryLimits()) == []
+
+
+def test_nodes_that_failed_are_excluded_before_slow_ones() -> None:
+    """If too few other nodes are left, the last ones of the list may be used again."""
+    events = [slow(100, node="n1"), stopped(200), restarted(1, "n2"), restarted(2, "n2")]
+    limits = RetryLimits(exclude_slow=True)
+    assert nodes_to_exclude(events, limits) == ["n2", "n1"]
+    unhealthy = failure(None, "n3", kind="unhealthy")
+    assert decide(events, unhealthy, limits, "5.0", in_slurm=True).exclude == ("n3", "n2", "n1")

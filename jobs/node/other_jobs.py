@@ -1,0 +1,49 @@
+"""What a job asks Slurm about the other jobs of its run, and tells it to do with them."""
+
+import re
+import shutil
+from collections.abc import Sequence
+
+from jobs.node.slurm_job import RUNNING_STATES, facts_of, run, show_job
+
+CREDENTIAL_SECONDS = 121  # Slurm's default: a requeued job may not start earlier, because of its last credential
+INVALID_JOB = re.compile(r"invalid job id", re.I)  # Slurm forgets jobs some minutes after their end
+
+
+def cancel(jobs: Sequence[str]) -> str:
+    """Cancels jobs, of which some may have ended; returns why Slurm refused, or ""."""
+    return run("scancel", *jobs).stderr.strip() if jobs else ""
+
+
+def start_is_over(start: str) -> bool | None:
+    """Whether all processes of this start of a job have ended; None if the controller does not respond."""
+    job, _, restarts = start.rpartition(".")
+    shown = run("scontrol", "--oneliner", "show", "job", job)
+    if INVALID_JOB.search(shown.stderr):
+        return True
+    facts = facts_of(shown.stdout)
+    if not facts:
+        return None
+    if facts["JobState"] in ("COMPLETING", "SUSPENDED", "CONFIGURING", "STAGE_OUT"):
+        return False
+    return facts["JobState"] not in RUNNING_STATES or facts.get("Restarts") != restarts
+
+
+def was_canceled(job: str) -> bool:
+    """Whether somebody canceled this job; False also if Slurm does not know it any more, or does not respond."""
+    facts = show_job(job)
+    if not facts and shutil.which("sacct"):
+        facts = {"JobState": run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip()}
+    return facts.get("JobState", "").startswith("CANCELLED")
+
+
+def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What `scontrol show job` says of those of the jobs that are pending."""
+    shown = {job: show_job(job) for job in jobs}
+    return {job: facts for job, facts in shown.items() if facts.get("JobState") == "PENDING"}
+
+
+def credential_seconds() -> float:
+    """How long a requeued job must wait, because its last credential is still valid; a setting of the cluster."""
+    found = re.search(r"cred_expire=(\d+)", run("scontrol", "show", "config").stdout)
+    return int(found[1]) + 1 if found else CREDENTIAL_SECONDS
