@@ -34,6 +34,11 @@ class Score:
     loss: float  # cross-entropy, without label smoothing
     images: int  # scored; without damaged ones that were skipped
 
+    def record(self, classes: int, suffix: str) -> dict[str, float]:
+        """The fields of a record of the learning curve; without top-5, which is 1, if there are so few classes."""
+        out = {f"val_top1{suffix}": self.top1, f"val_top5{suffix}": self.top5, f"val_loss{suffix}": self.loss}
+        return {name: value for name, value in out.items() if classes > 5 or "top5" not in name}
+
 
 @torch.inference_mode()
 def evaluate(

@@ -115,6 +115,10 @@ class StepRunner:
         self._unchecked: list[tuple[int, Tensor]] = []
         self._unchecked_update: int | None = None  # the step of the last update, if its weights are not checked
 
+    def augmented(self, batches: Iterator[Batch], start: int) -> Iterator[AugmentedBatch]:
+        """The batches of the steps from `start` on, as `forward_backward` takes them."""
+        return augmented_batches(self.schedule, self.world, batches, start, self.times)
+
     def forward_backward(self, step: int, batch: AugmentedBatch) -> None:
         """Computes the gradient of the mean loss over all micro-batches of all ranks, and leaves it in `.grad`."""
         cfg, state = self.schedule.config(step), self.state

@@ -42,7 +42,7 @@ from vit.training.rank_times import watch_ranks
 from vit.training.recomputed import recomputation_of, used_sums
 from vit.training.run_recipe import run_recipe
 from vit.training.scoring import evaluate
-from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
+from vit.training.step import AugmentedBatch, StepRunner
 from vit.training.throughput import Throughput
 
 
@@ -159,8 +159,7 @@ class Trainer:
         """The remaining batches of the run; the time that they are waited for counts as "data"."""
         start = self.state.step
         batches = self.train_data.batches(start, self.milestones.total_steps)
-        augmented = augmented_batches(self.schedule, self.world, batches, start, self.runner.times)
-        return self.clock.timed_iterator("data", augmented)
+        return self.clock.timed_iterator("data", self.runner.augmented(batches, start))
 
     def train_step(self, step: int, batch: AugmentedBatch) -> None:
         """Runs one optimizer step, or skips it."""
@@ -213,9 +212,7 @@ class Trainer:
                 score = evaluate(model, self.val_data, self.cfg, self.world, self.runner.autocast, stop)
                 if score is None:
                     return False
-                scores |= {f"val_top1{suffix}": score.top1}
-                scores |= {f"val_top5{suffix}": score.top5} if self.cfg.model.num_classes > 5 else {}  # else it is 1
-                scores |= {f"val_loss{suffix}": score.loss}
+                scores |= score.record(self.cfg.model.num_classes, suffix)
             if self.compile_cache is not None:
                 self.compile_cache.save()
         self.log_damaged_samples()
