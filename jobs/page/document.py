@@ -9,6 +9,7 @@ from jobs.page.elements import Html, data, element, joined
 from jobs.page.evaluation import evaluation_section
 from jobs.page.learning_curves import charts_of_run
 from jobs.page.line_chart import Chart, draw
+from jobs.page.rank_times import rank_times_section
 from jobs.page.recipe import environment_section, recipe_section
 from jobs.page.run_data import RunData
 from jobs.page.speed import speed_section
@@ -28,6 +29,7 @@ def run_page(run: RunData, title: str = "") -> bytes:
         attempts_section(run),
         time_section(run),
         speed_section(run),
+        rank_times_section(run),
         recipe_section(run),
         environment_section(run),
     )

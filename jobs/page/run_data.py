@@ -10,6 +10,7 @@ import yaml
 
 from jobs.login.slurm_queries import QueuedJob
 from jobs.page.curves import TIMES, Curve, finite, read_curves
+from jobs.page.rank_totals import RankTotals, read_rank_times
 from jobs.page.step_times import RankTimes, read_step_times
 from jobs.watch.details import with_details
 from jobs.watch.run_status import Status, is_run, read_events, status
@@ -54,6 +55,7 @@ class RunData:
     time: TimeSpent = field(default_factory=TimeSpent)
     environment: list[str] = field(default_factory=list)  # lines of environment.txt
     step_times: list[RankTimes] = field(default_factory=list)
+    rank_times: list[RankTotals] = field(default_factory=list)
     evaluations: list[SavedEvaluation] = field(default_factory=list)
     step: int | None = None  # the newest
     steps: int | None = None  # of the whole run
@@ -93,7 +95,7 @@ def read_run(folder: Path, jobs: Mapping[str, QueuedJob] | None = None, name: st
     try:
         text = read_if_exists(folder / "environment.txt", (folder / "environment.txt").read_bytes)
         data.environment = (text or b"").decode(errors="replace").splitlines()
-        data.step_times = read_step_times(run.logs)
+        data.step_times, data.rank_times = read_step_times(run.logs), read_rank_times(run.logs)
         data.notes = _notes(run, data, records)
     except OSError as error:
         data.problems.append(str(error))

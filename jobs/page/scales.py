@@ -1,7 +1,9 @@
 """Axes: nice ticks, linear or logarithmic, and how values are written."""
 
 import math
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vit.run.progress import format_duration
@@ -100,3 +102,10 @@ def percent(share: float, places: int = 1) -> str:
 def duration(seconds: float) -> str:
     """Like `format_duration`, with a digit after the point below ten seconds."""
     return f"{seconds:.1f} s" if 0.05 <= seconds < 9.95 else format_duration(seconds)
+
+
+def date(seconds: float, form: str) -> str:
+    """A Unix time in the time zone of this machine; empty if there is no such date."""
+    with suppress(OverflowError, OSError, ValueError):
+        return time.strftime(form, time.localtime(seconds))
+    return ""

@@ -1,13 +1,10 @@
 """The head of a report: the name of a run, its state, and its most important numbers."""
 
-import time
-from contextlib import suppress
-
 from jobs.page.elements import Html, element
 from jobs.page.interruptions import describe_interruptions, interruptions
 from jobs.page.learning_curves import last
 from jobs.page.run_data import RunData
-from jobs.page.scales import number, percent
+from jobs.page.scales import date, number, percent
 from vit.run.counts import counted
 from vit.run.progress import format_duration
 
@@ -100,7 +97,7 @@ def _time_left(run: RunData) -> Html | None:
     status = run.status
     if status.state != "running" or status.seconds_left is None:
         return None
-    when = _date(status.ends, "%a %H:%M") if status.ends is not None else ""
+    when = date(status.ends, "%a %H:%M") if status.ends is not None else ""
     return _fact("time left", format_duration(status.seconds_left), f"ends {when}" if when else "")
 
 
@@ -116,13 +113,6 @@ def _speed(run: RunData) -> Html | None:
     return _fact("images/s", f"{status.images_per_second:,.0f}", ", ".join(parts))
 
 
-def _date(seconds: float, form: str) -> str:
-    """A Unix time in the time zone of this machine; empty if there is no such date."""
-    with suppress(OverflowError, OSError, ValueError):
-        return time.strftime(form, time.localtime(seconds))
-    return ""
-
-
 def _attempts(run: RunData) -> Html | None:
     if not run.attempts:
         return None
@@ -134,7 +124,7 @@ def _when(run: RunData) -> str:
     """When it began, and where."""
     parts: list[str] = []
     if run.began is not None:
-        parts += filter(None, [_date(run.began, "%Y-%m-%d %H:%M")])
+        parts += filter(None, [date(run.began, "%Y-%m-%d %H:%M")])
     newest = next((a for a in reversed(run.attempts) if a.ranks), None)
     if newest is not None and newest.ranks:
         parts.append(counted(newest.ranks, "rank") + (f" on {newest.device}" if newest.device else ""))

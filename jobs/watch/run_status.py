@@ -17,8 +17,10 @@ from jobs.watch.file_cache import evaluations as evaluations_of
 from jobs.watch.time_left import expected_end
 from vit.history.attempts import Attempt, mark_killed, read_attempts
 from vit.history.learning_curve import best, integer, number, read_tail, top1, training
+from vit.history.slow_ranks import slow_now
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.folder import Event, RunFolder
+from vit.run.rank_log import describe
 
 # Ledger events from which the state of a run is derived.
 STATE_EVENTS = {"submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"}
@@ -62,6 +64,7 @@ class Status:
     checkpoint_age: float | None = None  # seconds
     waiting: float | None = None  # seconds in the queue, since it was submitted or requeued
     seconds_since_sign: float | None = None  # since the run last wrote anything
+    slow_ranks: tuple[str, ...] = ()  # ranks that are slow now, each with its node and what it is slow at
     attempts: tuple[Attempt, ...] = ()
     time_spent: TimeSpent = field(default_factory=TimeSpent)
     # Added by `details.py`:
@@ -153,6 +156,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         waiting=_age(events[-1:], now) if state in ("queued", "requeued") else None,
         seconds_since_sign=age,
         alive=alive,
+        slow_ranks=tuple(map(describe, slow_now(events))) if alive else (),
         attempts=tuple(attempts),
         time_spent=spent,
     )

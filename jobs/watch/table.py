@@ -129,5 +129,5 @@ def format_tables(tables: dict[str, list[Status]], columns: int) -> list[str]:
             out.append(f"{paint(printable(name), BOLD)} ({counted(len(rows), 'run')}): {count_states(rows)}")
         out += format_table(rows, columns)
         out += [f"{row.run}: {printable(row.why)}" for row in rows if row.why]
-        out += [f"{row.run}: {printable(problem)}" for row in rows for problem in row.problems]
+        out += [f"{row.run}: {printable(line)}" for row in rows for line in (*row.slow_ranks, *row.problems)]
     return out

@@ -10,6 +10,7 @@ from vit.config import schema
 from vit.config.schema import Config
 from vit.config.sections import ModelConfig
 from vit.run.jsonl import Record
+from vit.run.rank_log import path_of as rank_times_path
 from vit.run.step_times import path_of
 
 STEPS, EPOCHS, STEP_SECONDS, FIRST = 1000, 10, 0.5, 1.7e9
@@ -28,7 +29,14 @@ def write_run(folder: Path, records: Sequence[Record] | None = None, events: Seq
     histogram = {"time": FIRST, "longest": 0.9, "steps": {"-35": 900, "-20": 100}}
     for rank in (0, 1):
         write_lines(path_of(folder / "logs", rank), [histogram])
+    write_lines(rank_times_path(folder / "logs"), [rank_times()])
     return folder
+
+
+def rank_times() -> Record:
+    """Hundred steps of two ranks: one waits for its images, the other one for that."""
+    late = [100, 40.0, 20.0, 0.0, 25.0, 1.0, 2.0]
+    return {"time": FIRST, "nodes": ["n1", "n2"], "ranks": [[100, 5.0, 0.0, 0.0, 25.0, 21.0, 2.0], late]}
 
 
 def write_lines(path: Path, records: Sequence[Record]) -> None:
@@ -64,11 +72,13 @@ def ledger(cause: str = CAUSE) -> list[dict[str, Any]]:
     failed = {"event": "restarting in place", "life": "7.1", "node": "n1", "rank": 1, "reason": cause, "step": 700}
     second = {"step": 700, "time": time_of(600) + 50, "seconds": start | {"step": 120.0}}
     signaled = {"event": "told to stop", "life": "7.0", "signal": "SIGUSR2", "seconds_left": 9000}
+    slow = {"event": "slow rank", "rank": 1, "node": "n2", "what": "data", "ratio": 1.7, "seconds": 0.2, "others": 0.0}
     stopped = {"event": "stopped", "step": 400, "signal": "SIGUSR2", "seconds": spent}
     return [
         {"event": "submitted", "time": FIRST - 100, "job": "7"},
         {"event": "supervising", "time": FIRST - 6, **job},
         started | {"time": FIRST, "step": 0, "seconds": start},
+        slow | {"time": time_of(300)},
         signaled | {"time": time_of(400) - 1},
         stopped | {"time": time_of(400)},
         {"event": "supervising", "time": time_of(400) + 50, **job, "life": "7.1"},

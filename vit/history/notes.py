@@ -13,13 +13,16 @@ from vit.history.learning_curve import number
 from vit.history.learning_notes import LEARNING_NOTES
 from vit.history.run_history import RunHistory
 from vit.history.settings import setting
+from vit.history.slow_ranks import slow_times
 from vit.history.time_spent import attempt_seconds
 from vit.history.utilization import peak_flops
 from vit.run.counts import counted
 from vit.run.progress import format_duration
+from vit.run.rank_log import advice, describe
 
 MIN_SECONDS = 300.0  # on the nodes: shares of less time say little
 SAVE_SHARE, COMPILE_SHARE, DATA_SHARE, START_SHARE, EVALUATE_SHARE = 0.03, 0.05, 0.10, 0.10, 0.15  # worth a note
+SLOW_SECONDS = 300.0  # for which a rank was slow, worth a note
 BUSY_CORES = 0.6  # if the cores are less busy, it is the disk that is waited for
 FULL = 0.9  # of a GPU's memory that may be used
 IDLE_GPU = 0.5  # share of the time in which no kernel ran
@@ -161,6 +164,24 @@ def slow_node(history: RunHistory) -> str | None:
     return f"steps took {worse:.0%} longer on {', '.join(nodes)} than elsewhere: exclude {','.join(nodes)}"
 
 
+def slow_ranks(history: RunHistory) -> str | None:
+    """Ranks that were slow for long: those that lost most, and the longest of their times."""
+    seconds: dict[tuple[int, str], float] = {}
+    newest = {}
+    until = max((t for event in history.events if (t := number(event, "time")) is not None), default=0.0)
+    until = max(until, max((a.began + a.duration for a in history.attempts), default=0.0))
+    for each in slow_times(history.events):
+        place = each.rank, each.node
+        seconds[place] = seconds.get(place, 0.0) + max(0.0, (each.ended or until) - each.began)
+        newest[place] = each.event
+    long = sorted((place for place in seconds if seconds[place] >= SLOW_SECONDS), key=lambda place: -seconds[place])
+    if not long:
+        return None
+    event, others = newest[long[0]], len(long) - 1
+    more = f" (and {counted(others, 'other rank')})" if others else ""
+    return f"for {format_duration(seconds[long[0]])}{more}, {describe(event)}: {advice(event)}"
+
+
 def gpu_memory(history: RunHistory) -> str | None:
     """Room for a larger micro-batch, unless some image sizes have their own (the third value in `train_sizes`)."""
     sizes = history.settings.get("train_sizes")
@@ -205,7 +226,7 @@ def slow_precision(history: RunHistory) -> str | None:
 
 
 TIME_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (
-    data_wait, lost_steps, compiling, checkpoints, starting, evaluating, queueing, slow_node
+    data_wait, lost_steps, compiling, checkpoints, starting, evaluating, queueing, slow_node, slow_ranks
 )  # fmt: skip
 GPU_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (gpu_memory, idle_gpu, slow_precision)
 

@@ -86,12 +86,16 @@ class RankLog:
 def describe(event: Mapping[str, Any]) -> str:
     """`rank 3 on n2 is slow: 1.60 times the median; it waits for images 0.310 s of each step, others 0.020 s`."""
     at = _AT.get(str(event.get("what")), "works")
-    numbers = [event.get(name) for name in ("ratio", "seconds", "others")]
-    ratio, seconds, others = (n if isinstance(n, int | float) and math.isfinite(n) else 0.0 for n in numbers)
+    ratio, seconds, others = (_number(event.get(name)) for name in ("ratio", "seconds", "others"))
     return (
         f"rank {event.get('rank')} on {event.get('node')} is slow: {ratio:.2f} times the median; "
         f"it {at} {seconds:.3f} s of each step, others {others:.3f} s"
     )
+
+
+def _number(value: object) -> float:
+    """0 for a value that is damaged."""
+    return value if isinstance(value, float) and math.isfinite(value) else 0.0
 
 
 def advice(event: Mapping[str, Any]) -> str:

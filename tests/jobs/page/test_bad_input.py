@@ -61,9 +61,9 @@ def test_a_ledger_that_is_cut_in_the_middle_is_named(tmp_path: Path) -> None:
     text = (run / "ledger.jsonl").read_text()
     (run / "ledger.jsonl").write_text(text[: text.index("SIGKILL")])
     data = read_run(run, {})
-    assert data.problems == ["ledger.jsonl: 1 line of 8 is damaged, and left out"]
+    assert data.problems == ["ledger.jsonl: 1 line of 9 is damaged, and left out"]
     assert len(data.attempts) == 2
-    assert b"1 line of 8 is damaged" in run_page(data)
+    assert b"1 line of 9 is damaged" in run_page(data)
 
 
 def test_values_that_are_not_finite_are_counted_and_the_others_drawn(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_no_garbage_in_the_files_of_a_run_prevents_its_report(tmp_path: Path, se
     draw = random.Random(seed)
     share = draw.choice([0.01, 0.1, 0.9])
     run = write_run(tmp_path / "a")
-    for name in ("metrics.jsonl", "ledger.jsonl"):
+    for name in ("metrics.jsonl", "ledger.jsonl", "logs/rank-times.jsonl"):
         lines = []
         for line in (run / name).read_text().splitlines():
             record = json.loads(line)

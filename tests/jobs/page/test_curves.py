@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import json
 import math
 import random
 import re
@@ -15,6 +16,7 @@ from jobs.page.run_data import read_run
 from jobs.page.runs_page import runs_page
 from jobs.page.thinning import column_means, straightened, thin
 from tests.helpers.report_runs import curve, write_lines, write_run
+from vit.run.rank_log import path_of
 
 
 def test_thinning_keeps_the_extremes_of_every_column() -> None:
@@ -116,6 +118,21 @@ def test_step_times_of_each_rank_are_shown(tmp_path: Path) -> None:
     """Median and percentiles in milliseconds."""
     page = run_page(read_run(write_run(tmp_path / "a"), {})).decode()
     assert page.count("<td>1,000</td><td>502</td><td>502</td><td>677</td><td>677</td><td>900</td>") == 2
+
+
+def test_the_time_of_each_rank_and_those_that_were_slow_are_shown(tmp_path: Path) -> None:
+    """A step in which all ranks were like rank 1 would take 480 ms, of the median rank 280 ms."""
+    folder = write_run(tmp_path / "a")
+    page = run_page(read_run(folder, {})).decode()
+    values = ("1", "n2", "100", "200", "0", "250", "20.0", "10.0", "1.71")
+    cells = "".join(f"<td>{value}</td>" for value in values)
+    assert cells in page
+    assert "rank 1 on n2 is slow: 1.70 times the median; it waits for images 0.200 s of each step" in page
+    assert "for 50 s, to the end of its attempt" in page
+    with path_of(folder / "logs").open("a") as file:
+        for damaged in ({}, {"ranks": [[10**400] * 7], "nodes": ["n1"]}, {"ranks": [[1, 2]], "nodes": ["n1"]}):
+            file.write(json.dumps(damaged) + "\n")
+    assert cells in run_page(read_run(folder, {})).decode()
 
 
 def test_the_head_has_the_notes_of_status_and_the_use_of_the_gpus(tmp_path: Path) -> None:

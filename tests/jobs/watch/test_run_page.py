@@ -11,6 +11,7 @@ from jobs.watch.details import with_details, with_history
 from jobs.watch.drawing import apportion, sparkline
 from jobs.watch.run_page import run_page
 from jobs.watch.run_status import status
+from jobs.watch.table import format_tables
 from jobs.watch.words import width
 from tests.helpers.local_runs import run_status
 from tests.helpers.watched_runs import BEGAN, write_lines, write_run
@@ -38,6 +39,20 @@ def test_the_page_shows_attempts_time_curve_notes_and_log(tmp_path: Path) -> Non
     assert [line.split()[0] for line in sections["learning curve"]] == ["loss", "top-1", "images/s"]
     assert sections["logs/rank-0.log"] == [f"  epoch {i}" for i in range(14, 20)]
     assert "goodput" in sections["time"][0]
+
+
+def test_a_rank_that_is_slow_now_is_named(tmp_path: Path) -> None:
+    """On the page of the run, in the table and as JSON; not once it has recovered."""
+    run = write_run(tmp_path / "run")
+    place = {"rank": 3, "node": "n2", "ratio": 1.6}
+    run.note("slow rank", **place, gpu="", what="data", seconds=0.31, others=0.02)
+    line = "rank 3 on n2 is slow: 1.60 times the median; it waits for images 0.310 s of each step, others 0.020 s"
+    assert f"\n  {line}\n" in page(run)
+    row = status(run, {"7": QueuedJob("RUNNING", "None", "n1")})
+    assert row.slow_ranks == (line,)
+    assert f"run: {line}" in format_tables({"": [row]}, 120)
+    run.note("rank recovered", **place)
+    assert line not in page(run)
 
 
 @pytest.mark.parametrize("columns", [200, 120, 80, 60])
