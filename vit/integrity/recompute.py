@@ -138,7 +138,7 @@ class Recomputation:
         relevant = settled or verdicts
         first = next((v for v in relevant if v.owner in v.suspects), relevant[0])
         suspects = sorted({rank for verdict in relevant for rank in verdict.suspects})
-        what = f"{first.what} of micro-batch {plan.index(first.owner)}, recomputed by another rank,"
+        what = f"{first.what} of micro-batch {plan.index(first.owner)}"
         report(
             self.run, self.world, step=step + 1, what=what, tensors=first.names, suspects=suspects,
             settled=bool(settled),
