@@ -166,7 +166,8 @@ def judge(owner: int, rank: int, used: bytes, check: bytes, again: Mapping[int, 
     others = {r: value for r, value in again.items() if r not in first}
     if others:
         (value, count), *rest = Counter(others.values()).most_common(2)
-        if rest and rest[0][1] == count:
+        tie, alone = bool(rest) and rest[0][1] == count, count == 1 and value not in first.values()
+        if tie or alone:
             return (owner, rank), False
         return tuple(r for r, result in (first | others).items() if result != value), True
     changed = tuple(r for r, result in first.items() if r in again and again[r] != result)
