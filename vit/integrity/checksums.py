@@ -58,7 +58,30 @@ def checksum(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     if not sums:
         return torch.zeros((), dtype=torch.int64, device=device)
     rows = torch.cat(sums)
-    return rows.mul_(torch.arange(1, 2 * len(rows), 2, device=device).mul_(_ODD)).sum()
+    return rows.mul_(_odd_factors(len(rows), device)).sum()
+
+
+@torch.no_grad()
+def row_checksums(values: Tensor) -> Tensor:
+    """The checksum of each row, e.g. of each image of a batch, as if it were a tensor: (n, ...) -> (n,) int64."""
+    rows = values.reshape(len(values), -1)
+    per_block = 8 * ROW // rows.element_size()
+    blocks = -(-rows.shape[1] // per_block)
+    if rows.shape[1] % per_block or not rows.is_contiguous() or rows.data_ptr() % 8:
+        padded = rows.new_zeros(len(rows), blocks * per_block)
+        padded[:, : rows.shape[1]] = rows
+        rows = padded
+    sums = _row_sums(rows.view(-1).view(torch.int32)).view(len(rows), blocks)
+    return (sums * _odd_factors(blocks, values.device)).sum(dim=1)
+
+
+def one_nan(values: Tensor) -> Tensor:
+    """A copy in which all NaN have the same bits: which of many a sum of two NaN returns is not defined."""
+    return torch.where(values.isnan(), torch.nan, values)
+
+
+def _odd_factors(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * count, 2, device=device).mul_(_ODD)
 
 
 def _words(tensor: Tensor) -> Tensor:

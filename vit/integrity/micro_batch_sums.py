@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit.integrity.row_sums import row_sums
+from vit.integrity.checksums import checksum, one_nan
 
 Ints = NDArray[np.int64]
 
@@ -69,9 +69,9 @@ class GradientSums:
         """Adds the checksums of some gradients.  A gradient that is None has none."""
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                self._sums[parameter] = row_sums(gradient[None])
+                self._sums[parameter] = checksum([one_nan(gradient)], gradient.device)
 
     def sums(self) -> Tensor:
         """The checksums of all parameters, 0 for those without a gradient: (P,)."""
-        none = torch.zeros(1, dtype=torch.int64, device=self.parameters[0].device)
-        return torch.cat([self._sums.get(parameter, none) for parameter in self.parameters])
+        none = torch.zeros((), dtype=torch.int64, device=self.parameters[0].device)
+        return torch.stack([self._sums.get(parameter, none) for parameter in self.parameters])

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from vit.data.loader import TrainData
 from vit.data.repeated import decode_micro_batch
+from vit.integrity.checksums import row_checksums
 from vit.integrity.device_kind import device_kind
 from vit.integrity.micro_batch_sums import GradientSums, MicroBatchSums
 from vit.integrity.recompute import Recomputation
-from vit.integrity.row_sums import row_sums
 from vit.run.folder import RunFolder
 from vit.training.step import AugmentedBatch, StepRunner, augment_step
 
@@ -29,7 +29,7 @@ def _recompute(runner: StepRunner, data: TrainData, step: int, index: int) -> Te
     decoded = decode_micro_batch(data, step, index)
     pixels, labels = decoded.images.to(device), decoded.labels.to(device)
     images, targets = augment_step(cfg, step, [index], pixels, labels)
-    inputs = row_sums(pixels), row_sums(images), row_sums(targets)
+    inputs = row_checksums(pixels), row_checksums(images), row_checksums(targets)
     gradient = GradientSums(runner.gradients.parameters)
     gradient.add(runner.gradients.parameters, runner.gradient(step, index, images, targets))
     return MicroBatchSums(
@@ -51,7 +51,7 @@ def used_sums(batch: AugmentedBatch, j: int, gradient: Tensor) -> Tensor:
         samples=torch.from_numpy(batch.samples[j * m : (j + 1) * m]),
         labels=batch.recorded[0],
         pixels=batch.recorded[1],
-        images=row_sums(images),
-        targets=row_sums(targets),
+        images=row_checksums(images),
+        targets=row_checksums(targets),
         gradient=gradient,
     ).on_host()

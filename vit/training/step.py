@@ -20,9 +20,9 @@ from vit.data.loader import Batch, Ints
 from vit.distributed.gather import gather_on_host
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import SINGLE_RANK, World
+from vit.integrity.checksums import row_checksums
 from vit.integrity.comparison import RankComparison
 from vit.integrity.recompute_plan import is_due, recorded_micro_batch
-from vit.integrity.row_sums import row_sums
 from vit.optim.clip import clip_and_step
 from vit.optim.ema import ema_decay, update_ema
 from vit.optim.loss import training_loss
@@ -74,7 +74,7 @@ def _augment_batch(
     if is_due(cfg, step):  # now: the images are overwritten when the next batch is requested
         j = recorded_micro_batch(cfg, world.size, step)
         part = slice(j * cfg.micro_batch, (j + 1) * cfg.micro_batch)
-        recorded = batch.labels[part].clone(), row_sums(batch.images[part])
+        recorded = batch.labels[part].clone(), row_checksums(batch.images[part])
     images, targets = augment_step(cfg, step, mine, batch.images, batch.labels)
     micro_batches = list(zip(images.split(cfg.micro_batch), targets.split(cfg.micro_batch), strict=True))
     return AugmentedBatch(micro_batches, batch.samples, stream.record_event() if stream else None, recorded)
