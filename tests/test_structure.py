@@ -17,7 +17,7 @@ ALLOWED_IMPORTS = {
     "vit.run": "vit.config",
     "vit.history": "vit.config vit.run",
     "vit.distributed": "vit.config vit.run",
-    "vit.integrity": "vit.config vit.run vit.distributed",
+    "vit.integrity": "vit.config vit.run vit.history vit.distributed",
     "vit.model": "vit.config",
     "vit.optim": "vit.config vit.model",
     "vit.data": "vit.config vit.random_keys vit.run vit.distributed",

@@ -157,6 +157,8 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(_print_error(error, rank, os.EX_TEMPFAIL if wait_seconds else 2))
     except Exception as error:
         _record_failure(run, rank, error, clock)
+        if isinstance(error, WrongArithmeticError):  # raised on all ranks
+            sys.exit(_print_error(error, place.local_rank, code=1))
         if not isinstance(error, (UserError, FloatingPointError, DamagedDataError)):
             raise
         # Damaged data or a full GPU may be seen by one rank only, which must print the error.  The others are raised on
@@ -181,8 +183,9 @@ def _make_folder(run: RunFolder) -> None:
 
 def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -> None:
     """Adds the failure to the ledger.  If that fails too, the error remains the one that is reported."""
+    finding = {"finding": error.finding.event()} if isinstance(error, WrongArithmeticError) else {}
     try:
-        run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary())
+        run.record("failed", rank=rank, error=f"{type(error).__name__}: {error}", seconds=clock.summary(), **finding)
     except FileNotFoundError:
         return  # the run folder was never created
     except OSError as problem:
@@ -190,7 +193,7 @@ def _record_failure(run: RunFolder, rank: int, error: Exception, clock: Clock) -
 
 
 def _print_error(error: Exception, rank: int, code: int = 2) -> int:
-    """Prints an error that the user can fix, if `rank` is 0; returns the exit code."""
+    """Prints an error without a traceback, if `rank` is 0; returns the exit code."""
     if rank == 0:
         print_error("vit.train", error)
     return code

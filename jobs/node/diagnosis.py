@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from jobs.node import slurm_job
 from jobs.node.restart_policy import Failure, Kind
 from jobs.node.watchdog import Watchdog, current_step
+from vit.history.wrong_arithmetic import left_out
 from vit.run.folder import RunFolder
 
 USER_ERROR = 2  # exit code of a rank for an error that only the user can fix
@@ -21,11 +22,33 @@ PEER_LOST = re.compile(
 
 def diagnose(folder: RunFolder, error: ChildFailedError, watchdog: Watchdog, started: float) -> Failure:
     """The root cause on this node in the attempt that began at `started` (time.time())."""
+    if found := _finding(folder, error, watchdog, started):
+        return found
     kind, rank, reason, when = _cause(folder, error, watchdog, started)
     log = folder.logs / f"rank-{rank}.log"
     return Failure(
         kind=kind, node=slurm_job.node_name(), rank=rank, reason=reason, time=when, tail=_tail(log), log=str(log),
         step=_step(folder, watchdog, started), steps=watchdog.stalled[0].steps if watchdog.stalled else 0,
+    )  # fmt: skip
+
+
+def _finding(folder: RunFolder, error: ChildFailedError, watchdog: Watchdog, started: float) -> Failure | None:
+    """What the ranks found when they compared their results in this attempt.
+
+    Each rank knows all of it, so this node reads what its own ranks recorded: a file of another node may come late.
+    """
+    ours = watchdog.beats.keys() or error.failures.keys()
+    recorded = [e for e in folder.events() if e["event"] == "failed" and e["time"] >= started and e["rank"] in ours]
+    event = next((e for e in recorded if isinstance(e.get("finding"), dict)), None)
+    if event is None:
+        return None
+    finding = event["finding"]
+    nodes = dict.fromkeys(suspect["node"] for suspect in finding["suspects"])
+    where = (" and " if finding["settled"] else " or ").join(nodes)
+    reason = event["error"].partition(": ")[2]
+    return Failure(
+        kind="unhealthy", node=where, rank=-1, reason=reason, step=finding["step"], time=event["time"],
+        suspects=tuple(left_out(finding)),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from vit.history.slow_ranks import slow_nodes
+from vit.history.wrong_arithmetic import times_found, wrong_nodes
 from vit.run.counts import counted
 from vit.run.folder import Event
 
@@ -39,6 +40,7 @@ class Failure:
     rank: int  # -1 if it is the node that failed, not a rank
     reason: str
     step: int | None = None  # the step it failed in; None before the first one
+    suspects: tuple[str, ...] = ()  # if ranks differed in their results: the nodes to exclude because of that
     steps: int = 0  # of a stalled rank: the steps that it began; -1 if it was stopped by SIGSTOP
     time: float = 0.0  # time.time()
     tail: str = ""  # the last lines of its log
@@ -109,6 +111,25 @@ def decide(events: Sequence[Event], failure: Failure, limits: RetryLimits, start
     return Decision("requeue", why, tuple(dict.fromkeys(exclude)))
 
 
+def decide_after_wrong_arithmetic(
+    events: Sequence[Event], failure: Failure, limits: RetryLimits, other_nodes: bool
+) -> Decision:
+    """What to do after ranks differed: other nodes compute the step again; if there are none, the same ones do."""
+    where = " and ".join(failure.suspects)
+    if other_nodes:
+        requeues = sum(e["event"] == "requeueing" for e in failed_attempts(since_progress(events)))
+        if requeues >= limits.requeues:
+            starts = f"{counted(1 + requeues, 'start')} of the job"
+            return Decision("give up", f"wrong values were computed on {starts} without a new checkpoint in between")
+        exclude = dict.fromkeys([*failure.suspects, *nodes_to_exclude(events, limits)])
+        return Decision("requeue", "the step is computed again on other nodes", tuple(exclude))
+    found = max(1, times_found(since_submitted(events), failure.suspects))
+    if found > limits.restarts:
+        times = f"wrong values were computed {found} times on {where} since the run was submitted"
+        return Decision("give up", f"{times}: have its GPUs and memory tested, and continue elsewhere")
+    return Decision("restart", f"no other node can be used; wrong values here so far: {counted(found, 'time')}")
+
+
 def _is_repeat(event: Event, failure: Failure) -> bool:
     """Whether an earlier attempt failed at the same step or, before the first one, by the same exception."""
     if failure.step is not None or event.get("step") is not None:
@@ -133,15 +154,16 @@ def _reason_to_give_up(same: Sequence[Event], failure: Failure, limits: RetryLim
 
 
 def nodes_to_exclude(events: Sequence[Event], limits: RetryLimits, *just_failed: str) -> list[str]:
-    """Nodes that have failed too often since the run was submitted or given up, counting those that `just_failed`.
+    """Nodes that computed wrong values, or failed too often, since the run was submitted or given up.
 
-    Then, with `exclude_slow`, those with a slow rank: if too few other nodes are left, the last ones are not excluded.
+    Those that `just_failed` count too.  Then, with `exclude_slow`, those with a slow rank: if too few other nodes are
+    left, the last ones are not excluded.
     """
     since = since_submitted(events)
     failures = Counter([str(e.get("node")) for e in failed_attempts(since)] + list(just_failed))
     failing = sorted(node for node, count in failures.items() if count >= limits.node_failures and _is_known(node))
     slow = slow_nodes(since, limits.slow_seconds, time.time()) if limits.exclude_slow else []
-    return [*failing, *(node for node in slow if node not in failing)]
+    return list(dict.fromkeys([*wrong_nodes(since), *failing, *slow]))
 
 
 def _is_known(node: str) -> bool:

@@ -144,6 +144,12 @@ def requeue(exclude: Sequence[str] = (), deferred: bool = False) -> str:
     return ""
 
 
+def can_exclude(nodes: Sequence[str]) -> bool:
+    """Whether Slurm has enough other nodes for this job; not if it does not respond."""
+    job = show_job(job_id() or "")
+    return bool(job) and _enough_nodes(job, nodes)
+
+
 def defer(jobs: Sequence[str], seconds: float = 60 * DEFERRAL_MINUTES) -> None:
     """Makes pending jobs wait so long from now on; others are left as they are.  Users may do this with their jobs."""
     for job in jobs:

@@ -16,7 +16,15 @@ from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, 
 from jobs.node.peers import PeerLostError, Peers
 from jobs.node.requeue import requeue
 from jobs.node.resource_log import ResourceLog
-from jobs.node.restart_policy import Decision, Failure, Kind, count_silent_starts, decide, root_cause
+from jobs.node.restart_policy import (
+    Decision,
+    Failure,
+    Kind,
+    count_silent_starts,
+    decide,
+    decide_after_wrong_arithmetic,
+    root_cause,
+)
 from jobs.node.resumption import Resumption
 from jobs.node.waiting_jobs import WaitingJobs
 from jobs.node.watchdog import Watchdog
@@ -219,6 +227,9 @@ class Supervisor:
         self._carry_out(decision, failure)
 
     def _decide(self, failure: Failure) -> Decision:
+        if failure.suspects:
+            other_nodes = self.in_slurm and slurm_job.can_exclude(failure.suspects)
+            return decide_after_wrong_arithmetic(self.folder.events(), failure, self.limits, other_nodes)
         return decide(self.folder.events(), failure, self.limits, self.start_id, self.in_slurm)
 
     def _carry_out(self, decision: Decision, failure: Failure) -> None:

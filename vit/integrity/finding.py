@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 
 from vit.distributed.world import World
+from vit.history.wrong_arithmetic import EVENT
 from vit.integrity.device_kind import device_kind
 from vit.run.folder import NODE_VARIABLE, RunFolder
 
-EVENT = "wrong arithmetic"  # in the ledger
 SHOWN_TENSORS = 3  # in a message; the ledger has all
 
 

@@ -7,13 +7,12 @@ same was right, the others were wrong.
 from typing import Any
 
 from vit.distributed.world import World, on_rank_0
+from vit.history.wrong_arithmetic import EVENT, SETTLED_EVENT
 from vit.integrity.checksums import KINDS
 from vit.integrity.device_kind import device_kind
-from vit.integrity.finding import EVENT, Suspect
+from vit.integrity.finding import Suspect
 from vit.run.folder import Event, RunFolder
 from vit.run.progress import show
-
-SETTLED_EVENT = "wrong arithmetic settled"  # in the ledger
 
 
 class EarlierFindings:

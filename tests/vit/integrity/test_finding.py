@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from tests.helpers.ranks import run_ranks
 from vit.distributed.world import World
+from vit.history.wrong_arithmetic import EVENT
 from vit.integrity.device_kind import device_kind
-from vit.integrity.finding import EVENT, WrongArithmeticError, outvoted, report
+from vit.integrity.finding import WrongArithmeticError, outvoted, report
 from vit.run.folder import NODE_VARIABLE, RunFolder
 
 
