@@ -16,7 +16,7 @@ from tests.helpers.interrupted_runs import (
 )
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
-from vit.history.wrong_arithmetic import EVENT, SETTLED_EVENT
+from vit.history.wrong_arithmetic import EVENT
 from vit.run.folder import Event, RunFolder
 
 NODE = socket.gethostname()
