@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vit.history.learning_curve import integer
 from vit.history.run_history import RunHistory
 from vit.history.settings import setting
+from vit.history.wrong_arithmetic import known_findings
 from vit.run.counts import counted
 from vit.run.folder import Event
 from vit.run.hints import command
@@ -23,6 +24,21 @@ def failing_node(history: RunHistory) -> str | None:
     if failures < 3 or failures < 2 / 3 * total or len(others) < 2:
         return None
     return f"{failures} of {total} failures were on {name}: exclude {name}, and tell the cluster's administrators"
+
+
+def wrong_values(history: RunHistory) -> str | None:
+    """Ranks that computed other values than the others."""
+    found = known_findings(history.events)
+    if not found:
+        return None
+    by_place: dict[str, list[str]] = {}
+    for event in found:
+        places = dict.fromkeys(f"{each.get('gpu') or 'a CPU'} of {each['node']}" for each in event["suspects"])
+        place = (" and " if event.get("settled") else " or ").join(places)
+        by_place.setdefault(place, []).append(f"{event.get('what')} of step {event['step']:,}")
+    wrong = "; ".join(f"{place} computed wrong values ({', '.join(what)})" for place, what in by_place.items())
+    nodes = ", ".join(sorted({str(each["node"]) for event in found for each in event["suspects"]}))
+    return f"{wrong}: exclude {nodes}, and tell the cluster's administrators"
 
 
 def killed_ranks(history: RunHistory) -> str | None:
@@ -90,7 +106,8 @@ def skipped_steps(history: RunHistory) -> str | None:
 
 
 FAILURE_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (
-    failing_node, killed_ranks, stalls, late_stops, failed_saves, damaged_checkpoints, damaged_samples, skipped_steps
+    wrong_values, failing_node, killed_ranks, stalls, late_stops, failed_saves, damaged_checkpoints, damaged_samples,
+    skipped_steps,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def left_out(finding: Mapping[str, Any]) -> list[str]:
     suspect: the run then computes the step again on the other one and a new one, which shows who was wrong.
     """
     nodes = list(dict.fromkeys(str(suspect["node"]) for suspect in finding["suspects"]))
-    return nodes if finding["settled"] else nodes[-1:]
+    return nodes if finding.get("settled") else nodes[-1:]
 
 
 def wrong_nodes(events: Sequence[Event]) -> list[str]:
@@ -28,11 +28,11 @@ def wrong_nodes(events: Sequence[Event]) -> list[str]:
 def known_findings(events: Sequence[Event]) -> list[Event]:
     """All findings, with what is known about them today: those that were settled later are without the other suspects.
 
-    Without those that cannot be settled any more.
+    Without those that cannot be settled any more, and without damaged events.
     """
-    later = {event["step"]: event for event in events if event["event"] == SETTLED_EVENT}
-    found = [event for event in events if event["event"] == EVENT]
-    known = [event if event["settled"] else event | _settled(later.get(event["step"])) for event in found]
+    later = {event.get("step"): event for event in events if event["event"] == SETTLED_EVENT and _is_whole(event)}
+    found = [event for event in events if event["event"] == EVENT and _is_whole(event)]
+    known = [event if event.get("settled") else event | _settled(later.get(event["step"])) for event in found]
     return [event for event in known if event["suspects"]]
 
 
@@ -40,7 +40,15 @@ def _settled(later: Event | None) -> dict[str, Any]:
     return {} if later is None else {"suspects": later["suspects"], "settled": True}
 
 
+def _is_whole(event: Event) -> bool:
+    """Whether the event has the fields that are used, with values of their types."""
+    suspects = event.get("suspects")
+    if not isinstance(event.get("step"), int) or not isinstance(suspects, list):
+        return False
+    return all(isinstance(each, dict) and isinstance(each.get("node"), str) for each in suspects)
+
+
 def times_found(events: Sequence[Event], nodes: Sequence[str]) -> int:
     """How often any of these nodes was among the suspects of a finding."""
-    found = [{suspect["node"] for suspect in event["suspects"]} for event in events if event["event"] == EVENT]
-    return sum(not each.isdisjoint(nodes) for each in found)
+    found = [event["suspects"] for event in events if event["event"] == EVENT and _is_whole(event)]
+    return sum(any(suspect["node"] in nodes for suspect in suspects) for suspects in found)

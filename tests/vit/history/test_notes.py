@@ -53,6 +53,13 @@ def event(name: str, **values: Any) -> dict[str, Any]:
     return {"event": name, "time": 5.0, **values}
 
 
+def finding(step: int, *nodes: str, settled: bool = False, event: str = "wrong arithmetic") -> dict[str, Any]:
+    """Ranks that differed, or what was found out about it later."""
+    suspects = [{"rank": 0, "node": node, "gpu": f"GPU-{node}", "value": ""} for node in nodes]
+    known = {"what": "weights", "settled": settled} if event == "wrong arithmetic" else {}
+    return {"event": event, "time": 5.0, "step": step, "suspects": suspects, **known}
+
+
 def test_a_run_that_uses_well_what_it_was_given_has_no_notes() -> None:
     """Nor has one of which nothing is known, or one that has only begun."""
     learning = curve([3.0 / (1 + i / 40) for i in range(400)], [0.7 + i / 1000 for i in range(30)])
@@ -178,6 +185,21 @@ STALLED = [event("restarting in place", kind="stalled", node="n1", reason="stall
         (
             history(events=[event("checkpoint failed", error="[Errno 122] Disk quota exceeded\nmore")]),
             "1 checkpoint could not be saved ([Errno 122] Disk quota exceeded): check the quota and the free space",
+        ),
+        (
+            history(events=[finding(40, "n2", settled=True), finding(90, "n2", settled=True)]),
+            "GPU-n2 of n2 computed wrong values (weights of step 40, weights of step 90): exclude n2, and tell the "
+            "cluster's administrators",
+        ),
+        (
+            history(events=[finding(40, "n1", "n2")]),
+            "GPU-n1 of n1 or GPU-n2 of n2 computed wrong values (weights of step 40): exclude n1, n2, and tell the "
+            "cluster's administrators",
+        ),
+        (
+            history(events=[finding(40, "n1", "n2"), finding(40, "n1", event="wrong arithmetic settled")]),
+            "GPU-n1 of n1 computed wrong values (weights of step 40): exclude n1, and tell the cluster's "
+            "administrators",
         ),
         (
             history(events=[event("damaged checkpoint", step=7)] * 2),
