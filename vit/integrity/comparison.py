@@ -18,7 +18,7 @@ from vit.distributed.world import World
 from vit.integrity.checksums import KINDS, kind_checksums, tensor_checksums
 from vit.integrity.device_kind import device_kind
 from vit.integrity.finding import outvoted, report
-from vit.integrity.settling import EarlierFindings
+from vit.integrity.settling import EarlierFindings, losses_of
 from vit.run.folder import RunFolder
 from vit.run.progress import show
 
@@ -37,6 +37,8 @@ class RankComparison:
                 show(f"the ranks' states are not compared: {why}", lasting=True)
         self.earlier = EarlierFindings(run, world) if self.every_steps else None
         self._pending: list[tuple[int, Tensor]] = []  # steps that are not compared yet, and their checksums
+        self._agreed: int | None = None  # the newest step that was compared
+        self._losses: dict[int, Tensor] = {}  # of the steps since then: (micro-batches of all ranks,) float32 each
 
     def after_update(self, step: int) -> None:
         """Computes the checksums of a step that is to be compared; does not wait for the device."""
@@ -62,6 +64,12 @@ class RankComparison:
         self._pending = []
         return steps, [torch.cat(values)] if values else []
 
+    def note_losses(self, step: int, losses: Tensor) -> None:
+        """Takes the losses of all micro-batches of a step, (micro-batches,), as evidence for a finding."""
+        if self.earlier is not None and (self.world.size > 1 or self.earlier.undecided):
+            self._losses[step] = losses
+            self.earlier.note_losses(step, losses)
+
     def check(self, steps: Sequence[int], gathered: Tensor, before: int | None = None) -> None:
         """Raises WrongArithmeticError, on all ranks, for the first of the steps in which ranks differ.
 
@@ -76,6 +84,8 @@ class RankComparison:
                 self._report(step, of_ranks)
             if self._decides(step) and self.earlier is not None:
                 self.earlier.decide(step, _text(of_ranks[0]))
+            self._agreed = step
+            self._losses = {noted: losses for noted, losses in self._losses.items() if noted > step}
 
     def _report(self, step: int, of_ranks: list[list[int]]) -> NoReturn:
         different = [i for i in range(len(KINDS)) if len({each[i] for each in of_ranks}) > 1]
@@ -83,11 +93,19 @@ class RankComparison:
         votes = self.earlier.values(step) if self.earlier is not None else []
         suspects, settled = outvoted(values, votes)
         kinds = [list(KINDS.values())[i] for i in different]
+        losses = {rank: self._losses_of(rank, step) for rank in suspects} if not settled else {}
         report(
             self.run, self.world, step=step, what=" and ".join(kinds), suspects=suspects, settled=settled,
             tensors=self._different_tensors([list(KINDS)[i] for i in different]),
-            values={rank: values[rank] for rank in range(self.world.size)},
+            values=dict(enumerate(values)), losses=losses, agreed=self._agreed,
         )  # fmt: skip
+
+    def _losses_of(self, rank: int, step: int) -> tuple[tuple[float, ...], ...]:
+        """The losses of a rank's micro-batches in each step since the ranks agreed, if all are known."""
+        since = range(self._agreed + 1, step + 1) if self._agreed is not None else ()
+        if not self._losses.keys() >= set(since):
+            return ()
+        return tuple(losses_of(self._losses[each], rank, self.world.size) for each in since)
 
     def _different_tensors(self, prefixes: Sequence[str]) -> list[str]:
         """The names of the tensors that differ now: some steps later, but gradients are the same on all ranks."""
@@ -98,7 +116,7 @@ class RankComparison:
 
     def discard(self) -> None:
         """Forgets checksums that were not compared; called after a rollback, which undoes their steps."""
-        self._pending = []
+        self._pending, self._agreed, self._losses = [], None, {}
 
 
 def _text(values: Sequence[int]) -> str:

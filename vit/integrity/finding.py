@@ -27,6 +27,7 @@ class Suspect:
     node: str
     gpu: str = ""  # UUID of its GPU; empty on a CPU
     value: str = ""  # what it computed, e.g. its checksums
+    losses: tuple[tuple[float, ...], ...] = ()  # of its micro-batches in each step after `agreed`; see settling.py
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.node}" + (f" ({self.gpu})" if self.gpu else "")
@@ -42,6 +43,7 @@ class Finding:
     suspects: tuple[Suspect, ...]
     settled: bool  # whether all suspects computed wrong values; else at least one of them did
     ranks: int
+    agreed: int | None = None  # the last step in which the ranks had the same values, if that is known
     device: str  # kind of the ranks' devices: others may round differently
 
     def __str__(self) -> str:
@@ -85,18 +87,22 @@ def report(
     settled: bool,
     tensors: Sequence[str] = (),
     values: Mapping[int, str] | None = None,
+    losses: Mapping[int, tuple[tuple[float, ...], ...]] | None = None,
+    agreed: int | None = None,
 ) -> NoReturn:
     """Records a finding in the ledger and raises WrongArithmeticError.
 
     Collective: all ranks call it at the same step, with the same arguments.  `suspects` are numbers of ranks, `values`
-    what they computed.
+    what they computed, `losses` those of their micro-batches in each step since they `agreed`.
     """
     places: list[tuple[str, str]] = [("", "")] * world.size
     dist.all_gather_object(places, (node_name(), gpu_uuid(world.device)))
-    found = tuple(Suspect(rank, *places[rank], (values or {}).get(rank, "")) for rank in suspects)
+    found = tuple(
+        Suspect(rank, *places[rank], (values or {}).get(rank, ""), (losses or {}).get(rank, ())) for rank in suspects
+    )
     finding = Finding(
         step=step, what=what, tensors=tuple(tensors), suspects=found, settled=settled, ranks=world.size,
-        device=device_kind(world.device),
+        agreed=agreed, device=device_kind(world.device),
     )  # fmt: skip
     error = WrongArithmeticError(finding)
     if world.rank == 0:

@@ -236,7 +236,10 @@ class StepRunner:
         all_ranks = gathered.split([len(values) for _, values in unchecked], dim=1)
         overflow_allowed = self.state.scaler.is_enabled()  # fp16: GradScaler skips updates that overflow
         for (step, _), of_step in zip(unchecked, all_ranks, strict=True):  # (ranks, micro-batches + 1)
-            losses, norm = of_step[:, :-1].flatten().tolist(), of_step[0, -1].item()
+            of_micro_batches = of_step[:, :-1].flatten()
+            losses, norm = of_micro_batches.tolist(), of_step[0, -1].item()
+            if self.comparison is not None:
+                self.comparison.note_losses(step, of_micro_batches)
             if not all(map(math.isfinite, losses)):
                 return None, NotFiniteError("loss", step)
             if not (math.isfinite(norm) or overflow_allowed):

@@ -65,7 +65,7 @@ def test_two_ranks_that_differ_are_settled_when_the_step_is_computed_again(
     assert not found["settled"] and [suspect["rank"] for suspect in found["suspects"]] == [0, 1]
     assert [event["kind"] for event in events(run, "restarting in place")] == ["unhealthy", "signal"]
     (settled,) = events(run, SETTLED_EVENT)
-    assert settled["step"] == 5 and settled["suspects"] == found["suspects"][1:]
+    assert settled["step"] == 5 and [suspect["rank"] for suspect in settled["suspects"]] == [1]
     assert "rank 1 on" in (run / "logs" / "rank-0.log").read_text().partition("step 5 was computed again: ")[2]
     assert_same_run(run, undisturbed)
 

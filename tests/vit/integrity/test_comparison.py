@@ -1,7 +1,10 @@
 """One flipped bit of one rank is found, named, and never gets into a checkpoint."""
 
+import re
 import socket
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,10 @@ from tests.helpers.interrupted_runs import (
 )
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
-from vit.history.wrong_arithmetic import EVENT
+from vit.distributed.world import join_process_group
+from vit.history.wrong_arithmetic import EVENT, SETTLED_EVENT
+from vit.integrity import comparison
+from vit.integrity.comparison import RankComparison
 from vit.run.folder import Event, RunFolder
 
 NODE = socket.gethostname()
@@ -92,3 +98,97 @@ def test_a_flipped_bit_is_found_at_the_next_log_step(cfg: Config, undisturbed: P
     message = attempt(tmp_path / "run", together, Flip(step=1, rank=3, tensor=f"model.{WEIGHT}"))
     assert message.startswith("ranks differ in the weights and EMA of the weights of step 2 (")
     assert attempt(tmp_path / "run", cfg) == "finished"
+
+
+def test_two_ranks_that_differ_are_settled_by_a_third_on_any_number_of_ranks(
+    cfg: Config, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Here a single one, which would compare nothing otherwise.  It computes the checksums of that step only.
+
+    The wrong weight has led to a wrong sum of gradients: none of the two states was right, but one rank's losses were.
+    """
+    message = attempt(tmp_path / "run", cfg, Flip(step=4, rank=0, tensor="model.head.weight", bit=26), ranks=2)
+    assert message.endswith(f"rank 0 on {NODE} or rank 1 on {NODE} computed wrong values")
+    (found,) = events(tmp_path / "run", EVENT)
+    assert not found["settled"]
+    assert attempt(tmp_path / "run", cfg, ranks=1) == "finished"
+    (settled,) = events(tmp_path / "run", SETTLED_EVENT)
+    assert (settled["step"], [suspect["rank"] for suspect in settled["suspects"]]) == (5, [0])
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_rank_that_is_wrong_again_is_outvoted_by_the_earlier_attempt(cfg: Config, tmp_path: Path) -> None:
+    """Its own values are others each time; the other rank had the same ones before."""
+    for bit in (12, 13):
+        message = attempt(tmp_path / "run", cfg, Flip(step=4, rank=1, tensor=f"average.{WEIGHT}", bit=bit), ranks=2)
+    assert message.endswith(f": rank 1 on {NODE} computed wrong values")
+    assert [event["settled"] for event in events(tmp_path / "run", EVENT)] == [False, True]
+
+
+def test_who_was_wrong_remains_open_if_both_ranks_went_on_with_the_wrong_sum(cfg: Config, tmp_path: Path) -> None:
+    """A small error in a weight changes the sum of the gradients, but no loss by more than rounding."""
+    flip = Flip(step=4, rank=0, tensor=f"model.{WEIGHT}")
+    assert " or " in attempt(tmp_path / "run", cfg, flip, ranks=2)
+    assert attempt(tmp_path / "run", cfg, ranks=2) == "finished"
+    assert [event["suspects"] for event in events(tmp_path / "run", SETTLED_EVENT)] == [[]]
+
+
+def test_values_that_no_suspect_had_blame_nobody(cfg: Config, tmp_path: Path) -> None:
+    """Another version of a library may round differently: then it remains open who was wrong."""
+    run = tmp_path / "run"
+    attempt(run, cfg, Flip(step=4, rank=0, tensor=f"model.{WEIGHT}"), ranks=2)
+    ledger = RunFolder(run).ledger
+    changed = ledger.read_text().replace('"value": "', '"value": "f')
+    ledger.write_text(re.sub(r'"losses": \[\[', '"losses": [[1', changed))
+    assert attempt(run, cfg, ranks=2) == "finished"
+    assert [event["suspects"] for event in events(run, SETTLED_EVENT)] == [[]]
+
+
+def test_a_step_that_is_not_finite_is_no_wrong_arithmetic(cfg: Config, tmp_path: Path) -> None:
+    """It is rolled back and skipped as ever; what was compared before is compared again."""
+    run = new_run_folder(tmp_path / "run")
+    assert run_ranks(4, run_attempt, cfg, run, None, (), (2, 4)) == ["finished"] * 4
+    assert [event["step"] for event in events(run, "skipped")] == [3, 5]
+    assert not events(run, EVENT)
+
+
+@pytest.mark.parametrize("changes", [{"exact": "samples"}, {"activation_checkpointing": True}], ids=str)
+def test_ranks_agree_with_other_settings(changes: dict[str, Any], cfg: Config, tmp_path: Path) -> None:
+    """Weights are the same on all ranks even where their bits depend on the order of a sum; and faults are found."""
+    other = replace(cfg, **changes)
+    assert attempt(tmp_path / "run", other) == "finished"
+    assert "rank 3" in attempt(tmp_path / "faulty", other, Flip(step=2, rank=3, tensor=f"model.{WEIGHT}"))
+
+
+def test_it_can_be_switched_off(cfg: Config, tmp_path: Path) -> None:
+    """Then nothing is compared before a save either."""
+    off = compare_every(cfg, 0)
+    assert attempt(tmp_path / "run", off, Flip(step=2, rank=3, tensor=f"model.{WEIGHT}")) == "finished"
+
+
+def start_on_unreadable_ledger(cfg: Config, run: RunFolder) -> str:
+    with join_process_group(cfg) as world:
+        try:
+            RankComparison(run, world, cfg, dict)
+        except OSError as error:
+            return str(error)
+    return "no error"
+
+
+def test_a_ledger_that_cannot_be_read_ends_all_ranks_with_the_same_error(cfg: Config, tmp_path: Path) -> None:
+    """The attempt is tried again: an earlier finding must not be forgotten."""
+    run = RunFolder(tmp_path)
+    run.ledger.symlink_to(run.ledger.name)  # a link to itself
+    errors = run_ranks(2, start_on_unreadable_ledger, cfg, run)
+    assert errors[0] == errors[1] and "ledger.jsonl" in errors[0]
+
+
+def start_on_different_devices(cfg: Config, run: RunFolder) -> int:
+    with join_process_group(cfg) as world:
+        comparison.device_kind = lambda _: f"GPU model {world.rank % 2}"  # type: ignore[attr-defined]
+        return RankComparison(run, world, cfg, dict).every_steps
+
+
+def test_ranks_on_devices_that_round_differently_are_not_compared(cfg: Config, tmp_path: Path) -> None:
+    """They drift apart without any fault."""
+    assert run_ranks(4, start_on_different_devices, cfg, RunFolder(tmp_path)) == [0] * 4
