@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.bit_flips import PARAMETER, Flip, run_flipped
+from tests.helpers.flipped_batches import PARAMETER, Flip, run_flipped
 from tests.helpers.interrupted_runs import (
     assert_same_tensors,
     checkpoints,
@@ -119,3 +119,29 @@ def run_flipped_or_fail(cfg: Config, run: Path, flip: Flip) -> str:
     except RuntimeError:  # of gloo
         return "failed"
     return "finished"
+
+
+def test_a_rank_without_memory_for_another_micro_batch_trains_on(betons: Path, tmp_path: Path) -> None:
+    """It says so, and is not compared in that step."""
+    cfg, run = checked_config(betons), new_run_folder(tmp_path / "run")
+    assert run_ranks(4, run_flipped, cfg, run, Flip("no memory", 1, STEP)) == [None] * 4
+    events = RunFolder(run).events()
+    assert [event["step"] for event in events if event["event"] == "recomputed"] == [2, 4, 6]
+    (skipped,) = [event for event in events if event["event"] == "not recomputed"]
+    assert (skipped["step"], skipped["rank"], skipped["error"]) == (STEP + 1, 1, "CUDA out of memory.")
+
+
+def test_weights_that_are_not_finite_are_no_finding(betons: Path, tmp_path: Path) -> None:
+    """A gradient of NaN may have other bits each time; it ends the run, or is rolled back, as without this check."""
+    cfg = checked_config(betons)
+    cfg = replace(
+        cfg,
+        checks=ChecksConfig(checksum_every_steps=0, recompute_every_steps=1),
+        optim=replace(cfg.optim, lr=1e30, max_skipped=0, clip_norm=0),
+    )
+    with pytest.raises(FloatingPointError):
+        run_ranks(
+            4, run_flipped, replace(cfg, log=replace(cfg.log, every_steps=5)), new_run_folder(tmp_path / "run"), None
+        )
+    events = RunFolder(tmp_path / "run").events()
+    assert [event["step"] for event in events if event["event"] == "recomputed"] == [1, 2, 3]

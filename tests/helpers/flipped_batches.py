@@ -1,4 +1,4 @@
-"""Runs in which one bit of one rank is flipped in a step, as defective hardware would, and what is then found."""
+"""Runs in which one bit of one rank's batch or gradient is flipped in a step, as defective hardware would."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from vit.run.clock import Clock
 from vit.run.folder import RunFolder
 from vit.training.step import AugmentedBatch
 
-Where = Literal["pixels", "images", "targets", "gradient", "recomputed", "recomputed once", "killed"]
+Where = Literal["pixels", "images", "targets", "gradient", "recomputed", "recomputed once", "killed", "no memory"]
 PARAMETER = "blocks.1.mlp.up.weight"  # whose gradient is changed
 IMAGE = 3  # of the micro-batch
 
@@ -54,7 +54,7 @@ class FlippingTrainer(FaultyTrainer):
             self.train_data.batches = lambda *steps: self._flipped(here, batches(*steps))  # type: ignore[method-assign]
         if here.where == "gradient":
             self._flip_gradient(here)
-        if here.where in ("recomputed", "recomputed once", "killed"):
+        if here.where in ("recomputed", "recomputed once", "killed", "no memory"):
             recompute = self.recomputation.recompute
 
             def wrong(step: int, index: int) -> Tensor:
@@ -63,6 +63,8 @@ class FlippingTrainer(FaultyTrainer):
                     return sums
                 if here.where == "killed":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if here.where == "no memory":
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
                 if here.where == "recomputed once":
                     self.recomputation.recompute = recompute
                 sums[-1] += 1
