@@ -2,12 +2,14 @@
 
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.helpers.gpu_runs import ANSWERS, DISTINCT_RECIPES, run_options, train_and_count
 from tests.helpers.null_gpu_counts import Counts, Synchronization
 from tests.helpers.null_gpu_ranks import NullGpu
+from vit.training.rank_times import RankTimes
 
 # No evaluation, checkpoint or log line in the steps that are counted: these do wait.
 SELDOM = ("--log.eval_every_epochs", "1000", "--checkpoint.every_minutes", "1000", "--log.every_steps", "1000")
@@ -51,3 +53,32 @@ def test_the_host_does_not_wait_in_any_of_a_hundred_steps(null_gpu: NullGpu, jpe
     options = run_options("vit_b16_noaug", False, jpegs, tmp_path, "--epochs", "60", *SELDOM)
     (counts,) = null_gpu.run(train_and_count, options, FIRST, FIRST + 100, answers=ANSWERS)
     assert not waits(counts)
+
+
+def train_and_collect(options: list[str]) -> tuple[Counter[Synchronization], Counter[str]]:
+    """Waits in the steps from FIRST to LAST of a run, and how often this rank measured something of a step."""
+    laps: Counter[str] = Counter()
+    add = RankTimes._add
+
+    def count(times: RankTimes, what: str, seconds: float) -> None:
+        laps[what] += 1
+        add(times, what, seconds)
+
+    with mock.patch.object(RankTimes, "_add", count):
+        return waits(train_and_count(options, FIRST, LAST)), laps
+
+
+def test_sharing_the_times_of_the_ranks_adds_no_wait(null_gpu: NullGpu, jpegs: Path, tmp_path: Path) -> None:
+    """They are read from events that have passed, and travel with the losses, which are waited for anyway."""
+    found = []
+    for seconds in ("0", "60"):
+        often = ("--epochs", "9", *SELDOM, "--log.every_steps", "1", "--checks.slow_rank_seconds", seconds)
+        (tmp_path / seconds).mkdir()
+        options = run_options("vit_b16", False, jpegs, tmp_path / seconds, *often)
+        ranks = null_gpu.run(train_and_collect, options, ranks=2, answers=ANSWERS, timeout=200)
+        found.append([sum(waits.values()) for waits, _ in ranks])
+        for _, laps in ranks:
+            measured = [laps[what] for what in ("data", "forward_backward", "wait", "update")]
+            assert measured == [0 if seconds == "0" else 18] * 4
+    assert found[0] == found[1]
+    assert min(found[0]) > 0

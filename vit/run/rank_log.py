@@ -37,7 +37,7 @@ class RankLog:
     """Watches the ranks of one attempt.  `places` are the node and the GPU's UUID of each; empty on a CPU."""
 
     def __init__(self, run: RunFolder, checks: ChecksConfig, places: Sequence[tuple[str, str]]) -> None:
-        self.run, self.places, self.watches = run, places, checks.slow_rank_seconds > 0
+        self.run, self.places = run, places
         self.slow_ranks = SlowRanks(checks.slow_rank_ratio, checks.slow_rank_seconds)
         self._unwritten: list[list[float]] = []
         self._interval = FIRST_WRITE_SECONDS
@@ -45,7 +45,7 @@ class RankLog:
 
     def observe(self, totals: Totals) -> dict[str, float]:
         """Adds what the ranks have measured since the last call; returns fields for the learning curve."""
-        if not totals or not self.watches:
+        if not totals:
             return {}
         self._unwritten = add(self._unwritten, totals)
         if time.monotonic() > self._due:

@@ -61,11 +61,11 @@ _ON_DEVICE = {
 class RankTimes:
     """The times of one rank since they were last shared, and those of all ranks that were.
 
-    A run on a single rank has nothing to compare: nothing is measured.
+    A run on a single rank has nothing to compare: nothing is measured.  Nor with `wanted` False, on any rank.
     """
 
-    def __init__(self, world: World) -> None:
-        self.measures, on_gpu = world.size > 1, world.device.type == "cuda"
+    def __init__(self, world: World, wanted: bool = True) -> None:
+        self.measures, on_gpu = wanted and world.size > 1, world.device.type == "cuda"
         self._laps = _DeviceLaps(world.device, self._add) if on_gpu else _HostLaps(self._add)
         self._own = dict.fromkeys(FIELDS, 0.0)
         self._steps_left = FIRST_STEPS  # steps that are not counted any more

@@ -103,7 +103,7 @@ class StepRunner:
         state.model.activation_checkpointing = cfg.activation_checkpointing
         if cfg.compile:
             compile_model(filter(None, (state.model, state.ema)), shapes=len(schedule.stages) + 1)  # one of evaluation
-        self.times = RankTimes(world)
+        self.times = RankTimes(world, wanted=cfg.checks.slow_rank_seconds > 0)
         ready = functools.partial(self.times.reached, Boundary.GRADIENTS)
         self.gradients = MicroBatchGradients(state.model, world, cfg.exact, ready)
         self.autocast = autocast(cfg, world.device)
