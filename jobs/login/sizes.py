@@ -75,13 +75,12 @@ class RequestedSizes:
         return Size(self.nodes.most, widest.most, widest.gpu_type)
 
     def allowed(self, configs: Sequence[Config]) -> list[Size]:
-        """The sizes whose ranks divide the micro-batches of all these configs, largest first.
+        """The sizes whose ranks divide the micro-batches of all these configs, largest first, on fewest nodes first.
 
-        Of several sizes with as many ranks of one type, only the one on the fewest nodes.  Raises UserError if one of
-        the requested ranges, or a single number, allows none.
+        Raises UserError if one of the requested ranges, or a single number, allows none.
         """
         limit = min(stage.micro_batches for config in configs for stage in config.stages)
-        fewest: dict[tuple[int, str], Size] = {}
+        out: list[Size] = []
         for gpus in self.gpus:
             sizes = [
                 Size(nodes, count, gpus.gpu_type)
@@ -91,9 +90,8 @@ class RequestedSizes:
             ]
             if not sizes:
                 raise self._no_size(gpus, configs, limit)
-            for size in sizes:
-                fewest.setdefault((size.ranks, size.gpu_type), size)
-        return sorted(fewest.values(), key=lambda size: -size.ranks)
+            out += sizes
+        return sorted(dict.fromkeys(out), key=lambda size: (-size.ranks, size.nodes))
 
     def _no_size(self, gpus: Range, configs: Sequence[Config], limit: int) -> UserError:
         if self.nodes.is_fixed and gpus.is_fixed:
@@ -174,20 +172,27 @@ def size_on_this_machine(requested: RequestedSizes, sizes: Sequence[Size], devic
 
 
 def runnable(sizes: Sequence[Size], check: Callable[[Size], None], remarks: list[str]) -> list[Size]:
-    """The sizes that a check of the partition does not refuse; adds a remark about each other one.
+    """The sizes that a check of the partition does not refuse; adds a remark about each number of ranks without any.
 
-    Raises the UserError of the smallest if none is left.
+    Of several with as many ranks, only the one on the fewest nodes.  Raises the UserError of the smallest if none is
+    left.
     """
-    out = []
+    found: dict[tuple[int, str], Size] = {}
+    refused: dict[tuple[int, str], UserError] = {}
     for size in sizes:
+        kind = (size.ranks, size.gpu_type)
+        if kind in found:
+            continue
         try:
             check(size)
-            out.append(size)
+            found[kind] = size
         except UserError as error:
-            if size is sizes[-1] and not out:
-                raise
-            remarks.append(f"not submitted for {size}: {error}")
-    return out
+            refused[kind] = error
+    if not found:
+        raise [*refused.values()][-1]
+    for kind in [kind for kind in refused if kind not in found]:
+        remarks.append(f"not submitted for {size_text(1, *kind)}: {refused[kind]}")
+    return [*found.values()]
 
 
 def visible_gpus() -> int:

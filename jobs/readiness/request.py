@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
-from jobs.login.sizes import RequestedSizes, Size, requested_sizes
+from jobs.login.sizes import RequestedSizes, Size, requested_sizes, runnable
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmSettings, SlurmUnreachableError, slurm_settings
 from jobs.login.submit_options import load_cluster
 from vit.checkpoint.initial_settings import InitialSettings
@@ -34,10 +34,20 @@ class Request:
         """Sets `slurm` or `slurm_error`."""
         try:
             self.slurm = slurm_settings()
+            self.size = self._largest_runnable(self.slurm)
         except SlurmUnreachableError as error:
             self.slurm_error = str(error)
         except SlurmNotFoundError:
             pass
+
+    def _largest_runnable(self, slurm: SlurmSettings) -> Size:
+        """Of several sizes the largest that the partition can run; else the one that was chosen before."""
+        requested = requested_sizes(self.options.nodes, self.options.gpus)
+        if self.cfg is not None and requested.is_elastic:
+            with suppress(UserError):
+                sizes = requested.allowed([self.cfg])
+                return runnable(sizes, lambda size: self.resources(size).check(slurm.nodes), [])[0]
+        return self.size
 
     def set_save_seconds(self, seconds: float) -> None:
         """Replaces the estimated length of a save by a measured one."""
@@ -53,13 +63,14 @@ class Request:
         """Whether the arguments only make sense with Slurm."""
         return bool(self.size.nodes > 1 or self.options.cluster_config or self.cluster.partition)
 
-    def resources(self) -> Resources:
-        """What the job would request."""
-        gpus = self.size.gpus
+    def resources(self, size: Size | None = None) -> Resources:
+        """What the job would request; in another size."""
+        size = size or self.size
+        gpus = size.gpus
         return Resources(
-            nodes=self.size.nodes,
+            nodes=size.nodes,
             gpus=gpus,
-            gpu_type=self.size.gpu_type,
+            gpu_type=size.gpu_type,
             cpus=gpus * self.cluster.cpus_per_gpu,
             use_gpus=self.cfg is None or self.cfg.device != "cpu",
             cluster=self.cluster,
