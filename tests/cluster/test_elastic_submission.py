@@ -65,7 +65,7 @@ def test_the_dry_run_lists_all_sizes_and_what_differs_in_their_scripts(waiting: 
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert "# 6 jobs, one for each size" in out
-    assert "not submitted for 64 GPUs: --cpus-per-gpu 1: needs 64 cores, nodes of partition low have at most 16" in out
+    assert "not submitted for 64 GPUs: --cpus-per-gpu 1: needs 32 cores, nodes of partition low have at most 16" in out
     assert "#   1 node: 16 ranks, 4 micro-batches each; the bits of 1 rank" in out
     assert out.count("#!/bin/bash") == 1
     assert "# job script for 16 GPUs" in out
