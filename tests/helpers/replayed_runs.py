@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from PIL import Image
 
+from tests.helpers.data_sets import CLASSES, WRITE
 from tests.helpers.ranks import run_ranks
 from vit import train
+from vit.checkpoint.train_state import TrainState
 from vit.config.paths import escape
 from vit.config.schema import Config, to_yaml
 from vit.replay.__main__ import main
@@ -41,3 +49,28 @@ def replayed(capsys: pytest.CaptureFixture[str], run: Path, step: int, *options:
     assert replay(run, "--step", str(step), "--json", *options) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
+
+
+WHITE = "class-3/white.png"  # the image that overflows, if there is one
+
+
+def write_gray_images(folder: Path, count: int, white: bool) -> Path:
+    """A data set of gray images with a little noise; with `white`, one image of class-3 is all white."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class-{i % CLASSES}" / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.normal(125, 4, (40, 40, 3)).clip(0, 255).astype(np.uint8)).save(path)
+    if white:
+        Image.new("RGB", (40, 40), "white").save(folder / WHITE)
+    arguments = ["imagefolder", str(folder), "--out", str(folder / "train.beton"), "--workers", "1"]
+    subprocess.run([sys.executable, "-c", WRITE], input=json.dumps([arguments]), text=True, check=True)
+    return folder / "train.beton"
+
+
+def write_overflowing_weights(path: Path, cfg: Config) -> None:
+    """Initial weights with which a patch overflows in fp16 if it is white: the first feature is a sum of its pixels."""
+    model = TrainState.fresh(cfg, torch.device("cpu")).model
+    with torch.no_grad():
+        model.patches.proj.weight[0] = 250.0
+    safetensors.torch.save_file(model.state_dict(), path)

@@ -22,6 +22,7 @@ import torch
 from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.distributed.world import World, join_process_group
+from vit.replay.anomaly import anomaly_of_update, find_anomaly
 from vit.replay.options import parse_options
 from vit.replay.progress import WayProgress, describe_start
 from vit.replay.recorded import RecordedRun
@@ -53,6 +54,12 @@ def replay(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
         print(json.dumps(as_json(step, replayer, names)))
     else:
         print_step(step, replayer, names)
+    if options.anomaly:
+        lines = find_anomaly(step, replayer, names)
+        if not lines:
+            replayer.update()
+            lines = anomaly_of_update(step, replayer)
+        print("\n" + "\n".join(lines))
     return 0
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vit.augment.draws import draw
 from vit.augment.mixup import Mix
+from vit.augment.pipeline import augment
 from vit.checkpoint.saved_classes import DataSetClasses, check_head_classes
 from vit.checkpoint.skipped_steps import NotFiniteError, recipe_checksum
 from vit.checkpoint.train_state import TrainState
@@ -225,6 +226,15 @@ class Replayer:
         decoded, S = decoded_size(self.cfg, cfg), cfg.model.image_size
         draw_key = key(Stream.AUGMENT, cfg.seed, step, index)
         return draw(cfg.augment, cfg.micro_batch, decoded, decoded, (S, S), draw_key, cfg.mix_distance)[1]
+
+    def unmixed(self, step: ReplayedStep, j: int) -> tuple[Tensor, Tensor]:
+        """Images and targets of the step's j-th micro-batch, augmented as in the step, but not mixed."""
+        batch = next(self.train_data.batches(step.step - 1, step.step))
+        index = self.world.my_micro_batches(step.cfg.micro_batches)[j]
+        mine = slice(j * step.cfg.micro_batch, (j + 1) * step.cfg.micro_batch)
+        plain = replace(step.cfg.augment, mixup=0.0, cutmix=0.0)  # drawn last: the other draws stay the same
+        draw_key, side = key(Stream.AUGMENT, step.cfg.seed, step.step - 1, index), step.cfg.model.image_size
+        return augment(batch.images[mine], batch.labels[mine], plain, step.cfg.model.num_classes, draw_key, side=side)
 
     def grad_norm(self) -> float:
         """The norm of the gradients in `.grad`, as the optimizer's step computes it."""
