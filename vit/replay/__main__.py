@@ -19,11 +19,13 @@ from dataclasses import replace
 
 import torch
 
+from vit.config.paths import printable
 from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.distributed.world import World, join_process_group
 from vit.replay.anomaly import anomaly_of_update, find_anomaly
 from vit.replay.options import parse_options
+from vit.replay.pictures import contact_sheet, save_picture
 from vit.replay.progress import WayProgress, describe_start
 from vit.replay.recorded import RecordedRun
 from vit.replay.replayer import Replayer
@@ -54,6 +56,10 @@ def replay(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
         print(json.dumps(as_json(step, replayer, names)))
     else:
         print_step(step, replayer, names)
+    if options.pictures:
+        title = f"{run.folder.path.absolute().name}, step {step.step:,}: loss {step.loss:.4g}"
+        save_picture(contact_sheet(step, names, title), options.pictures)
+        tell(f"\nwhat the model saw: {printable(options.pictures)}")
     if options.anomaly:
         lines = find_anomaly(step, replayer, names)
         if not lines:

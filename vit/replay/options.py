@@ -16,6 +16,7 @@ def parse_options(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=user_path, help="run folder; the run may be live")
     parser.add_argument("--step", type=int, metavar="N", help="the step to replay, counted as in the log")
     parser.add_argument("--anomaly", action="store_true", help="find the first operation and the samples not finite")
+    parser.add_argument("--pictures", type=user_path, metavar="FILE.png", help="draw what the model saw, worst first")
     parser.add_argument("--json", action="store_true", help="print a JSON object with all samples instead of tables")
     parser.add_argument(
         "--data.train", dest="data", type=user_path, metavar="FILE", help="the training set, if it was moved"
@@ -28,4 +29,8 @@ def parse_options(args: list[str] | None) -> argparse.Namespace:
         parser.error("give the step to replay: --step N")
     if options.step < 1:
         parser.error(f"--step {options.step}: steps are counted from 1")
+    for name in ("pictures",):
+        path = getattr(options, name)
+        if path is not None and path.suffix.lower() != ".png":
+            parser.error(f"--{name} {path}: the name of the picture must end with .png")
     return options
