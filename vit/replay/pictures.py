@@ -15,6 +15,7 @@ from vit.run.figures import font, shortened
 
 MOST = 60  # images in a sheet
 COLUMNS = 6
+SMALLEST_SHARE = 0.005  # of an image that is mixed in and shown
 _TILE, _GAP, _LINE = 176, 12, 17  # pixels: side of an image, space between images, height of a line of text
 _LINES = 4  # of text below an image
 _TOP = 74  # pixels above the first row
@@ -65,19 +66,17 @@ def contact_sheet(step: ReplayedStep, names: SampleNames, title: str) -> Image.I
 def _captions(step: ReplayedStep, names: SampleNames, j: int, row: int) -> list[tuple[str, str]]:
     """The lines below an image, with their colors."""
     sample = int(step.samples[j, row])
-    own, mixed = names.class_of(sample), partner(step, j, row)
-    predicted, probability = prediction(step, names, j, row)
-    labels, where = own, f"sample {sample:,}"
-    right = {own}
-    if mixed is not None:
-        other, share = names.class_of(mixed[0]), mixed[1]
-        labels = f"{1 - share:.0%} {own} + {share:.0%} {other}"
-        where += f" + {mixed[0]:,}"
-        right.add(other)
+    mixed, (predicted, probability) = partner(step, j, row), prediction(step, names, j, row)
+    share = mixed[1] if mixed is not None else 0.0
+    parts = [(1 - share, sample), (share, mixed[0] if mixed is not None else -1)]
+    shown = [(part, each) for part, each in parts if part >= SMALLEST_SHARE]
+    labels = " + ".join(f"{part:.0%} {names.class_of(each)}" for part, each in shown)
+    labels = labels if len(shown) > 1 else names.class_of(shown[0][1])
+    right = {names.class_of(each) for _, each in shown}
     color = _GREEN if predicted in right else _RED
     return [
         (f"loss {step.sample_losses[j, row]:.4g}", "black"),
         (labels, "black"),
         (f"{'✓' if predicted in right else '✗'} {predicted} {probability:.0%}", color),
-        (f"{where}, micro-batch {j}", _GRAY),
+        (f"{' + '.join(f'{each:,}' for _, each in shown)}, micro-batch {j}", _GRAY),
     ]

@@ -97,7 +97,7 @@ def _print_worst(step: ReplayedStep, names: SampleNames) -> None:
         sample = int(step.samples[j, row])
         name, probability = prediction(step, names, j, row)
         mixed = partner(step, j, row)
-        other = f", {mixed[1]:.0%} of sample {mixed[0]:,} ({names.class_of(mixed[0])})" if mixed else ""
+        other = f", with {mixed[1]:.0%} of sample {mixed[0]:,} ({names.class_of(mixed[0])})" if mixed else ""
         predicted = f"{name[:24]} {probability:.1%}"
         line = f"{sample:<15,}{step.sample_losses[j, row]:<11.5g}{names.class_of(sample)[:24]:<26}{predicted:<34}{j}"
         print(line + other)
