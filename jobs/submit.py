@@ -38,6 +38,7 @@ from functools import partial
 
 from jsonargparse import Namespace
 
+from jobs.estimate.request import Request
 from jobs.login import dry_run, local_run, run_files, run_folder, sbatch, slurm_queries
 from jobs.login.held_jobs import SubmissionError
 from jobs.login.initial_weights import check_initial_weights, check_number_of_classes, initial_settings
@@ -107,11 +108,20 @@ class Submission:
             preparation = prep_submit.Preparation(self.options, self.cluster, self.backend, self.available)
             pending_data = {data_set.out for data_set in preparation.prep.pending}
         runs = self.plan(cfg, pending_data) if self.options.config else []
+        if self.options.estimate:
+            from jobs.estimate import table  # not at the top: a submission does not need it
+
+            return table.show(self.estimates(runs))
         if self.options.prep:
             code, dependency = preparation.submit()
             if code or not runs:
                 return code
         return self.submit_sweep(runs, dependency) if self.options.sweep else self.submit_run(runs[0], dependency)
+
+    def estimates(self, runs: Sequence[PlannedRun]) -> Request:
+        """What the runs would take, on each number of GPUs."""
+        planned, resources = [(r.folder, r.cfg) for r in runs], [self.resources(runs[0], size) for size in self.sizes]
+        return Request(planned, resources, self.backend, self.available)
 
     def plan(self, cfg: Config, pending_data: Collection[Path]) -> list[PlannedRun]:
         """The requested runs, all of them checked.  Raises UserError."""
@@ -166,18 +176,14 @@ class Submission:
             sizes = [(size, self.resources(run, size, dependency)) for size in self.sizes]
             dry_run.print_run(folder, cfg, sizes, self.backend)
             return 0
-        message = self.complete_message(run)
-        if message:
-            print(message)
+        if self.is_complete(run):
             return 0
         with ExitStack() as until_end:
             with submitter_lock.owned(folder):
                 until_end.enter_context(submitter_lock.submitting(folder))
                 # Again: another command may have run at the same time.
                 run_folder.check_unchanged(cfg, folder, self.options)
-                message = self.complete_message(run)
-                if message:
-                    print(message)
+                if self.is_complete(run):
                     return 0
                 if self.backend == "slurm":
                     (job_ids,) = self.submit_jobs(folder.jobs, [run], dependency)
@@ -198,6 +204,7 @@ class Submission:
             for size in self.sizes
         ]
         with run_files.replaced(folders, [schema.to_yaml(run.cfg) for run in runs], on_slurm=True, sizes=len(sizes)):
+            self.estimates(runs).record()
             return sbatch.submit(jobs_folder, folders, sizes)
 
     def start_here(self, run: PlannedRun) -> Callable[[], int]:
@@ -205,21 +212,23 @@ class Submission:
         folder, (size,) = run.folder, self.sizes
         job = run_folder.train_job(folder, self.options, size)
         with run_files.replaced([folder], [schema.to_yaml(run.cfg)], on_slurm=False):
+            self.estimates([run]).record()
             if self.backend == "local":
                 executor = local_executor(folder, self.resources(run, size))
                 return partial(local_run.wait, local_run.start(job, folder, executor))
             run_files.record_submission(folder)
         return partial(local_run.run_in_foreground, job, folder)
 
-    def complete_message(self, run: PlannedRun) -> str:
-        """A message if the run is complete, else "".  Raises InUseError if its job is in Slurm's queue."""
+    def is_complete(self, run: PlannedRun) -> bool:
+        """Whether the run is complete; says so.  Raises InUseError if its job is in Slurm's queue."""
         folder = run.folder
         event = folder.finished()
         if event and run_folder.is_complete(run.cfg, folder):
-            return f"{folder.path} is complete.\n{summary(folder, event)}"
+            print(f"{folder.path} is complete.\n{summary(folder, event)}")
+            return True
         if found := queued_jobs([folder], self.backend):
             raise InUseError(in_queue_message(folder, found[folder.path]))
-        return ""
+        return False
 
     def submit_sweep(self, runs: Sequence[PlannedRun], dependency: str) -> int:
         """Submits those runs of a sweep that are neither complete nor in the queue; returns the exit code."""

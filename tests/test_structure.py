@@ -50,9 +50,15 @@ ALLOWED_IMPORTS = {
     "jobs.node": "vit.config vit.run vit.history",
     "jobs.login": "jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint data_prep",
     "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint",
+    "jobs.estimate": (
+        "jobs.readiness jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint"
+    ),
     "jobs.watch": "jobs.login jobs.node vit.config vit.run vit.history",
     "jobs.page": "jobs.watch jobs.login vit.config vit.run vit.history",
-    "jobs": "jobs.login jobs.node jobs.readiness jobs.watch jobs.page vit.config vit.run vit.history vit.checkpoint",
+    "jobs": (
+        "jobs.login jobs.node jobs.readiness jobs.estimate jobs.watch jobs.page vit.config vit.run vit.history "
+        "vit.checkpoint"
+    ),
 }
 
 # Between the top-level packages only these modules may be imported: they are small, and do not import torch.

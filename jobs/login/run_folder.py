@@ -60,14 +60,14 @@ def print_remarks(
 ) -> None:
     """Prints which data sets are missing in a dry run, which new runs have too few steps, and more; each line once."""
     paths = [path for _, cfg in runs for path in (cfg.data.train, cfg.data.val) if path not in pending_data]
-    lines = missing_files(paths) if options.dry_run else []
+    lines = missing_files(paths) if options.dry_run and not options.estimate else []  # which says what it assumes
     trained_on = {cfg.data.train for _, cfg in runs} - {*pending_data}  # once each: a sweep's runs share their data
     images = {path: read_dataset_manifest(path).samples for path in trained_on if not missing_file(path)}
     for run, cfg in runs:
         if cfg.data.train in images and not find_checkpoints(run.checkpoints):
             lines.append(few_steps_of(cfg, images[cfg.data.train], ranks))
     for line in filter(None, dict.fromkeys([*lines, *more])):
-        print(f"{'# ' if options.dry_run else ''}{line}")
+        print(f"{'# ' if options.dry_run and not options.estimate else ''}{line}")
 
 
 _check_data_sets = cache(check_data_sets)  # the runs of a sweep share their data sets

@@ -100,6 +100,11 @@ def _add_job_options(group: Any) -> None:
         "--dry-run", action="store_true", help="print the config and the sbatch script without submitting"
     )
     group.add_argument(
+        "--estimate",
+        action="store_true",
+        help="print time, GPU-hours, disk and time in the queue for each number of GPUs, and submit nothing",
+    )
+    group.add_argument(
         "--sweep",
         action="append",
         default=[],
@@ -194,6 +199,10 @@ def names_cluster(options: Namespace) -> bool:
 
 def check_options(options: Namespace) -> None:
     """Raises UserError for invalid counts and for options that contradict each other."""
+    if options.estimate:
+        if not options.config:
+            raise UserError("--estimate requires --config FILE: it estimates a training run")
+        options.dry_run = True  # nothing is written, and data sets need not exist
     if options.extend is not None and options.restart:
         raise UserError("--extend continues a run and --restart starts a new one; use only one of them")
     requested = requested_sizes(options.nodes, options.gpus)

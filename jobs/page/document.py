@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.page.elements import Html, data, element, joined
+from jobs.page.estimate import estimate_section
 from jobs.page.evaluation import evaluation_section
 from jobs.page.learning_curves import charts_of_run
 from jobs.page.line_chart import Chart, draw
@@ -28,6 +29,7 @@ def run_page(run: RunData, title: str = "") -> bytes:
         evaluation_section(run),
         attempts_section(run),
         time_section(run),
+        estimate_section(run),
         speed_section(run),
         rank_times_section(run),
         recipe_section(run),

@@ -14,6 +14,7 @@ from jobs.login.run_folder import file_system, shared_folder_warning
 from jobs.node.slurm_job import STOP_SECONDS
 from jobs.readiness.finding import Finding, format_bytes
 from jobs.readiness.request import Request
+from vit.config.schema import Config
 from vit.data.dataset_manifest import read_dataset_manifest
 from vit.model.weight_fit import state_bytes
 from vit.run.disk_errors import DISK_FULL, naming
@@ -175,27 +176,26 @@ def _save(request: Request, speed: Speed) -> Iterator[Finding]:
         yield Finding("save", "FAIL", f"{text}: each preemption would lose the steps since the last checkpoint", advice)
 
 
-def needed(request: Request) -> Needed | None:
-    """What the run will write; None without a config."""
-    if (cfg := request.cfg) is None:
-        return None
+def needed(cfg: Config, gpus: int, ranks: int) -> Needed:
+    """What a run will write, on so many GPUs of each node, and ranks in all."""
     often = cfg.checkpoint.keep_every_epochs
     forever = int(cfg.epochs / often) if often else 0
     checkpoints = cfg.checkpoint.keep + 2 + forever  # the best one, and the one that is being written
-    other = LOG_BYTES + (COMPILED_BYTES_PER_GPU * request.size.gpus if cfg.compile else 0)
+    other = LOG_BYTES + (COMPILED_BYTES_PER_GPU * gpus if cfg.compile else 0)
     if cfg.log.samples:
         try:
             samples = read_dataset_manifest(cfg.data.train).samples
         except (OSError, ValueError):
             samples = 0  # the check of the data sets reports it
         other += cfg.epochs * min(samples, cfg.data.limit or samples) * BYTES_PER_SAMPLE
-    files = checkpoints * (request.ranks + 2) + SOURCE_FILES + LOG_FILES + LOG_FILES_PER_RANK * request.ranks
+    files = checkpoints * (ranks + 2) + SOURCE_FILES + LOG_FILES + LOG_FILES_PER_RANK * ranks
     return Needed(state_bytes(cfg), checkpoints, other, files)
 
 
 def _space(request: Request, space: os.statvfs_result, shown: str) -> Iterator[Finding]:
     free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-    text, need = f"{format_bytes(free)} of {format_bytes(total)} are free", needed(request)
+    text = f"{format_bytes(free)} of {format_bytes(total)} are free"
+    need = needed(request.cfg, request.size.gpus, request.ranks) if request.cfg is not None else None
     advice = "free some, use another --runs-dir, or keep fewer checkpoints (checkpoint.keep)"
     files = f"{space.f_favail:,} more files can be created" if space.f_files else "no fixed number of files"
     if need is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.watch.colors import BOLD, DIM, GREEN, RED, YELLOW, paint, paint_state, plain
 from jobs.watch.drawing import life, sparkline, time_bar
+from jobs.watch.estimate_outcome import outcome
 from jobs.watch.run_status import Status
 from jobs.watch.table import state
 from jobs.watch.words import NONE, clock, duration, gigabytes, pad, printable, shorten
@@ -41,6 +42,7 @@ def _page(row: Status, history: RunHistory, columns: int, attempts: int) -> list
         "candidates": _candidates(row, columns),
         "attempts": _attempts(row, columns, attempts),
         "time": _time(row, columns),
+        "estimate": _estimate(history, columns),
         "learning curve": _curve(history, columns),
         "notes": [line for note in notes(history) for line in _wrapped(note, columns)],
     }
@@ -180,6 +182,21 @@ def _time(row: Status, columns: int) -> list[str]:
     return [f"  {line}" for text in lines for line in _wrapped_words(text, columns - 2)] + [
         f"  {line}" for line in time_bar(row.time_spent, columns - 2)
     ]
+
+
+def _estimate(history: RunHistory, columns: int) -> list[str]:
+    found = outcome(history.events, history.attempts)
+    if found is None:
+        return []
+    came = "came" if found.finished else "so far"
+    lines = [
+        f"{figure.name}: {figure.estimated} estimated, {figure.came} {came}"
+        + (f" ({figure.ratio:.2f} times)" if figure.ratio is not None else "")
+        for figure in found.figures
+        if figure.ratio is not None
+    ]
+    lines += [found.difference] if found.difference else []
+    return [f"  {line}" for text in lines for line in _wrapped_words(printable(text), columns - 2)]
 
 
 def _curve(history: RunHistory, columns: int) -> list[str]:

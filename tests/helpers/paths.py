@@ -9,4 +9,5 @@ ROOT = Path(__file__).resolve().parents[2]
 # A folder with the project's files, but without the user's runs/ and data/: commands of tests run in it.
 CHECKOUT = Path(os.environ.get(CHECKOUT_VARIABLE, ROOT))
 CONFIGS = ROOT / "configs"
-RUN_CONFIGS = sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "imagenet.yaml"})  # imagenet.yaml describes data sets
+OTHER_CONFIGS = {CONFIGS / "imagenet.yaml", CONFIGS / "speeds.yaml"}  # data sets; what --estimate uses
+RUN_CONFIGS = sorted({*CONFIGS.glob("*.yaml")} - OTHER_CONFIGS)

@@ -90,6 +90,8 @@ class _Reader:
 
     def read(self, event: Event) -> None:
         """Takes one event into account."""
+        if event["event"] == "estimated":  # by the command that submits, whatever an earlier attempt does
+            return
         handlers = {
             "submitted": self._submitted,
             "supervising": self._supervising,

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,5 @@ def test_the_size_of_a_checkpoint_is_that_of_the_files() -> None:
     """Weights, two moments and the average; what is kept: the newest, the best, and one that is being written."""
     cfg = load_config(CONFIGS / "vit_b16.yaml")
     assert state_bytes(cfg) == 4 * 86_567_656 * (4 if cfg.optim.ema_decay else 3)
-    of = request("--config", CONFIGS / "vit_b16.yaml", "--checkpoint.keep_every_epochs", 100, "--epochs", 300)
-    need = needed(of)
-    assert need is not None and need.checkpoints == 2 + 2 + 3
+    need = needed(replace(cfg, epochs=300, checkpoint=replace(cfg.checkpoint, keep_every_epochs=100)), 1, 1)
+    assert need.checkpoints == 2 + 2 + 3

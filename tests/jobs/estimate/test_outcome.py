@@ -1,0 +1,106 @@
+"""What was estimated and what came, as the report and `status.py` show it."""
+
+from pathlib import Path
+
+from jobs.page.document import run_page as report_page
+from jobs.page.run_data import read_run
+from jobs.watch.estimate_outcome import outcome
+from tests.helpers.local_runs import run_status
+from tests.helpers.report_runs import FIRST, ledger, write_run
+from vit.history.attempts import read_attempts
+from vit.run.folder import RunFolder
+from vit.run.jsonl import Record
+
+# Of the run in report_runs: 1000 steps of 64 images, 440 s in steps that count, on two GPUs.
+ESTIMATED: Record = {
+    "event": "estimated", "time": FIRST - 101, "step": 0, "steps": 1000, "images": 64_000, "nodes": 1, "gpus": 2,
+    "images_per_second": 200.0, "seconds": {"step": 320.0, "evaluate": 20.0, "start": 10.0}, "device": "A100",
+    "source": "as in run <b>before</b>, the same computation",
+}  # fmt: skip
+
+
+def test_a_run_without_an_estimate_shows_nothing(tmp_path: Path) -> None:
+    """As those of older versions."""
+    run = write_run(tmp_path / "run")
+    assert b'id="estimate"' not in report_page(read_run(run))
+    assert "estimated" not in run_status(tmp_path, str(run)).stdout
+
+
+def test_the_report_and_status_compare_the_estimate_with_what_came(tmp_path: Path) -> None:
+    """Speed, time on the nodes, GPU-hours, queue, and where the difference came from."""
+    run = write_run(tmp_path / "run", events=[ESTIMATED, *ledger()])
+    events = RunFolder(run).events()
+    found = outcome(events, read_attempts(events))
+    assert found is not None and found.finished
+    figures = {figure.name: figure for figure in found.figures}
+    spent = read_run(run).time
+    rate = 64_000 / (spent.seconds["step"] + spent.seconds["data"])
+    assert figures["images/s"].ratio == rate / 200
+    assert figures["time on the nodes"].ratio == spent.on_nodes / 350
+    assert figures["GPU-hours"].ratio == figures["time on the nodes"].ratio
+    assert figures["queue"].came != "0 s"
+    assert "lost" in found.difference and "interruption" in found.difference
+    page = report_page(read_run(run)).decode()
+    section = page[page.index('id="estimate"') :]
+    for text in ("Estimated and measured", "images/s", "GPU-hours", f"{rate / 200:.2f}", found.difference):
+        assert text in section
+    assert "&lt;b&gt;before" in section and "<b>before" not in page
+    status = run_status(tmp_path, str(run)).stdout
+    assert f"time on the nodes: 5:50 estimated, {figures['time on the nodes'].came} came" in status
+    assert found.difference.split(":")[0] in status
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
+    """After 400 of 1000 steps: 40 % of the steps and evaluations, and one start."""
+    events = [ESTIMATED, *ledger()[:5]]
+    found = outcome(events, read_attempts(events))
+    assert found is not None and not found.finished
+    figures = {figure.name: figure for figure in found.figures}
+    assert figures["time on the nodes"].estimated == "2:26", "0.4 (320 + 20) + 10 s"
+    assert figures["images/s"].came == "160" and figures["images/s"].ratio == 0.8, "25,600 images in 160 s"
+
+
+def test_repeating_the_command_keeps_the_first_estimate(tmp_path: Path) -> None:
+    """Of the same length and size; a longer run, or another number of GPUs, has an estimate of its own."""
+    first, *later = ledger()
+    resumed = ESTIMATED | {"step": 400, "images_per_second": 900.0, "time": later[3]["time"] + 1}
+    events = [ESTIMATED, first, *later[:4], resumed, first | {"time": resumed["time"]}, *later[4:]]
+    found = outcome(events, read_attempts(events))
+    assert found is not None and found.figures[0].estimated == "200"
+    events[6] = resumed | {"gpus": 1}
+    found = outcome(events, read_attempts(events))
+    assert found is not None and found.figures[0].estimated == "900"
+    assert "ran on 2 instead of 1 rank" in found.difference
+
+
+def test_of_several_sizes_that_on_which_it_ran_longest_is_compared(tmp_path: Path) -> None:
+    """One job each was submitted; all attempts ran on two ranks."""
+    sizes = [ESTIMATED | {"gpus": gpus, "images_per_second": 100.0 * gpus} for gpus in (4, 2, 1)]
+    events = [sizes[0] | {"sizes": sizes}, *ledger()]
+    found = outcome(events, read_attempts(events))
+    assert found is not None and found.figures[0].estimated == "200"
+    assert "instead of" not in found.difference
+
+
+def test_a_damaged_estimate_shows_nothing(tmp_path: Path) -> None:
+    """A ledger may contain anything."""
+    events = ledger()
+    for damaged in (
+        {"seconds": 3},
+        {"steps": "many"},
+        {"images_per_second": float("nan")},
+        {"images": None},
+        {"steps": 0, "sizes": [3]},
+    ):
+        found = [ESTIMATED | damaged, *events]
+        assert outcome(found, read_attempts(found)) is None
+        write_run(tmp_path / "run", events=found)
+        assert b'id="estimate"' not in report_page(read_run(tmp_path / "run"))
+
+
+def test_an_estimate_is_no_sign_of_life(tmp_path: Path) -> None:
+    """The command that submits a killed run again does not make its last attempt longer."""
+    events = ledger()[:3]
+    events[2] |= {"time": FIRST}
+    again = [*events, ESTIMATED | {"time": FIRST + 9000}]
+    assert read_attempts(again)[0].duration == read_attempts(events)[0].duration
