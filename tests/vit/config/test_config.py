@@ -50,6 +50,7 @@ def other_value(name: str, value: Any) -> Any:
         "epochs_count": "pixels",
         "precision": "bf16",
         "device": "cpu",
+        "checks.slow_rank_ratio": 1.5,
         "log.wandb": "offline",
         "data.crop_scale": (0.1, 1 / 3),
         "data.crop_ratio": (0.1, 1 / 3),
@@ -107,6 +108,7 @@ def test_the_recipe_has_every_setting_that_affects_the_result() -> None:
         *("cuda_graphs", "checkpoint.every_minutes", "checkpoint.expected_failure_hours"),
         *("checkpoint.keep", "checkpoint.keep_every_epochs"),
         *("checks.checksum_every_steps", "checks.recompute_every_steps"),
+        *("checks.slow_rank_ratio", "checks.slow_rank_seconds"),
         *("log.every_steps", "log.eval_every_epochs", "log.samples", "log.wandb", "log.wandb_project"),
     }
     absent = set(ADDED_LATER)  # at their defaults, as in older versions
