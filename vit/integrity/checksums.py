@@ -43,13 +43,14 @@ def checksum(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     small: list[Tensor] = []
     words_of_small = 0
     for tensor in tensors:
-        words = _words(tensor.detach().to(device, non_blocking=True))
-        in_rows = len(words) // (2 * ROW) * (2 * ROW) if len(words) >= LARGE else 0
-        if in_rows:
+        words = _words(tensor if tensor.device == device else tensor.to(device, non_blocking=True))
+        count = words.numel()
+        if count >= LARGE:
+            in_rows = count // (2 * ROW) * (2 * ROW)
             sums.append(_row_sums(words[:in_rows]))
-        if len(words) > in_rows:
-            small.append(words[in_rows:])
-            words_of_small += len(words) - in_rows
+            words, count = words[in_rows:], count - in_rows
+        small.append(words)
+        words_of_small += count
         if words_of_small > GROUP - LARGE:
             sums.append(_row_sums(_side_by_side(small, words_of_small)))
             small, words_of_small = [], 0
@@ -86,10 +87,10 @@ def _odd_factors(count: int, device: torch.device) -> Tensor:
 
 def _words(tensor: Tensor) -> Tensor:
     """The bits of a tensor in the order of its elements: (n,) int32, padded with zeros if they do not fill a word."""
-    flat = tensor.reshape(-1).contiguous()  # the first one alone may still have a stride
-    if flat.element_size() % 4 == 0:
-        return flat.view(torch.int32)
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor.contiguous().view(-1)
     size = flat.element_size()
+    if size % 4 == 0:
+        return flat.view(torch.int32)
     padded = flat.new_zeros(-(-len(flat) * size // 4) * 4 // size)
     padded[: len(flat)] = flat
     return padded.view(torch.int32)
