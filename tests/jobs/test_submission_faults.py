@@ -196,7 +196,7 @@ def test_a_new_run_can_be_submitted_after_a_kill_at_any_point(every: int, new: C
         done = case.submit("--optim.lr", "0.1")
         if done.code:
             assert "optim.lr: 0.003 in the run, 0.1 now" in done.printed
-            assert [event["event"] for event in case.run.events()] == ["submitted"]
+            assert [event["event"] for event in case.run.events()] == ["estimated", "submitted"]
         else:
             assert load_config(case.run.config).optim.lr == 0.1
         shutil.rmtree(case.cwd)
@@ -222,7 +222,7 @@ def test_a_read_only_installation_can_submit_a_run_again(new: Case, checkout: Pa
         set_modes(case.run.source, 0o444, 0o555)
         done = case.submit(*EXTEND)
         assert done.code == 0, done.printed
-        assert [event["event"] for event in case.run.events()] == ["submitted"] * 3
+        assert [event["event"] for event in case.run.events()] == ["estimated", "submitted"] * 3
         assert not (case.run.path / ".submission").exists()
     finally:
         set_modes(checkout, 0o644, 0o755)

@@ -53,7 +53,7 @@ def test_of_several_local_commands_at_the_same_time_one_trains(betons: Path, tmp
             assert re.search(rf"runs/demo is in use by process {winner} on ", line)
     run = RunFolder(tmp_path / "runs" / "demo")
     assert [event["event"] for event in run.events() if event["event"] != "checkpoint"] == [
-        "supervising", "started", "finished"
+        "estimated", "supervising", "started", "finished"
     ]  # fmt: skip
     assert run.events()[0]["time"] > begun
     assert [record["step"] for record in read_lines(run.metrics) if "loss" in record] == list(range(1, 17))

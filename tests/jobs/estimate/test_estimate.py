@@ -62,8 +62,9 @@ def test_a_run_like_a_past_one_is_as_fast(
 def test_the_command_imports_no_torch(betons: Path, tmp_path: Path) -> None:
     """It must answer at once on a login node."""
     words = [*DEMO, "--runs-dir", str(tmp_path), *settings(betons)]
-    code = f"import sys; from jobs.submit import main; assert main({words!r}) == 0; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jobs.submit import main; "
+    code += f"assert main({words!r}) == 0; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["False"], done.stdout + done.stderr
 
 
