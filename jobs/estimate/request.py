@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from jobs.estimate.device import Device, device_here, device_on_slurm
 from jobs.estimate.past_runs import PastRuns, read_past_runs
-from jobs.estimate.sizes import sizes_here, sizes_on_slurm, usable
+from jobs.estimate.sizes import WITHOUT_SLURM, sizes_here, sizes_on_slurm, usable
 from jobs.estimate.speeds import read_table
 from jobs.estimate.wall_time import RESERVE_SECONDS, Basis, Estimate, cores_here
 from jobs.estimate.work import Work, work_of
@@ -33,7 +33,7 @@ class Request:
     @property
     def largest(self) -> Resources:
         """The largest of the requested sizes."""
-        return max(self.requested, key=lambda resources: resources.nodes * resources.gpus)
+        return max(self.requested, key=_ranks)
 
     @property
     def on_slurm(self) -> bool:
@@ -48,15 +48,15 @@ class Request:
     def sizes(self) -> list[Resources]:
         """The sizes to compare: those that are submitted if they are several, else also all others that fit."""
         if len(self.requested) > 1:
-            return list(self.requested)
+            return sorted(self.requested, key=_ranks)
         found = set.intersection(*(set(self._sizes(cfg)) for _, cfg in self.runs))
         one = self.requested[0]
         others = [self._of_size(nodes, gpus) for nodes, gpus in found if nodes * gpus != one.nodes * one.gpus]
-        return sorted([*others, one], key=lambda resources: resources.nodes * resources.gpus)
+        return sorted([*others, one], key=_ranks)
 
     def _sizes(self, cfg: Config) -> list[tuple[int, int]]:
         if not self.on_slurm:
-            return sizes_here(cfg, device_here(cfg, PastRuns()).count)
+            return sizes_here(cfg, device_here(cfg, PastRuns()).count or WITHOUT_SLURM)
 
         def fits(nodes: int, gpus: int) -> None:
             self._of_size(nodes, gpus).check(self.available)
@@ -95,11 +95,15 @@ class Request:
             for (run, _), work in zip(self.runs, works, strict=True):
                 found = [
                     basis.estimate(work, each.nodes, each.gpus, self.device(each, past).name)
-                    for each in sorted(self.requested, key=lambda each: -each.nodes * each.gpus)
+                    for each in sorted(self.requested, key=_ranks, reverse=True)
                 ]
                 events = [estimate.event(work) for estimate in found if estimate is not None]
                 if events and work.steps_left:
                     run.note("estimated", **events[0] | ({"sizes": events} if len(events) > 1 else {}))
+
+
+def _ranks(resources: Resources) -> int:
+    return resources.nodes * resources.gpus
 
 
 @dataclass(frozen=True)

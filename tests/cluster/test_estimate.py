@@ -37,3 +37,15 @@ def test_a_submission_on_slurm_stores_its_estimate_before_the_job(case: Case) ->
     estimated, submitted = case.run.events()
     assert (estimated["event"], submitted["event"]) == ("estimated", "submitted")
     assert (estimated["steps"], estimated["nodes"], estimated["gpus"]) == (48, 1, 2)
+
+
+def test_all_sizes_that_are_submitted_are_estimated_and_stored(case: Case) -> None:
+    """Only these, each with its time in the queue; the ledger has one estimate for each job."""
+    done = case.submit("--gpus", "1-4", "--device", "auto", "--estimate")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^ +(\d x \d+) .* now$", done.stdout, re.MULTILINE) == ["1 x 1", "1 x 2", "1 x 4"]
+    done = case.submit("--gpus", "1-2", "--sbatch", "begin=now+1hour")
+    assert done.returncode == 0, done.stderr
+    estimated, submitted = case.run.events()
+    assert [size["gpus"] for size in estimated["sizes"]] == [2, 1] and estimated["gpus"] == 2
+    assert len(submitted["candidates"]) == 2
