@@ -16,7 +16,7 @@ from vit.config.sections import ModelConfig
 from vit.config.user_error import UserError
 from vit.data.dataset_manifest import missing_file, read_dataset_manifest
 from vit.history.attempts import Attempt, read_attempts
-from vit.history.learning_curve import integer, number, read_curve, training
+from vit.history.learning_curve import integer, number, read_curve, read_evaluations, read_tail, training
 from vit.history.resources import read_usage
 from vit.history.settings import Settings, model_of, read_settings, setting
 from vit.history.time_spent import attempt_seconds
@@ -25,6 +25,7 @@ from vit.run.folder import Event, RunFolder
 from vit.run.jsonl import Record
 
 MOST_RUNS = 200  # the newest ones are read
+NEWEST_BYTES = 1 << 16  # of a learning curve: about two hundred records
 FEW_RECORDS = 3  # of fewer, a speed is not known
 TRIMMED = 0.05  # of the records, at each end
 
@@ -121,8 +122,11 @@ def _read(run: RunFolder, name: str) -> PastRun | None:
     cfg = _config(settings)
     if cfg is None:
         raise UserError(f"{run.config} is damaged or missing")
-    events, curve = [e for e in run.events() if isinstance(e["event"], str)], read_curve(run.metrics)
-    attempts = [a for a in read_attempts(events, curve[-1] if curve else None) if a.started is not None and a.ranks]
+    events = [event for event in run.events() if isinstance(event["event"], str)]
+    curve = read_curve(run.metrics) if cfg.train_sizes else read_tail(run.metrics, NEWEST_BYTES)
+    attempts = [
+        a for a in read_attempts(events, curve[-1] if curve else None) if a.started is not None and (a.ranks or 0) > 0
+    ]
     if not attempts:
         return None
     usage = read_usage(run)
@@ -131,7 +135,7 @@ def _read(run: RunFolder, name: str) -> PastRun | None:
         name=name,
         speeds=tuple(_speeds(name, cfg, settings, attempts, curve, cores)),
         overheads=_overheads(name, attempts),
-        evaluations=_evaluations(name, cfg, settings, attempts, curve, cores),
+        evaluations=_evaluations(name, cfg, settings, attempts, read_evaluations(run.metrics)[0], cores),
         saves=_saves(name, cfg, settings, events, attempts),
     )
 
@@ -166,14 +170,16 @@ def _speeds(
     name: str, cfg: Config, settings: Settings, attempts: Sequence[Attempt], curve: Sequence[Record], cores: int | None
 ) -> list[Speed]:
     """One for each number of ranks, kind of device and image size."""
-    rates: dict[tuple[int, str, Config], list[float]] = {}
+    rates: dict[tuple[int, str, int], list[float]] = {}
     schedule = _schedule(cfg, curve)
+    stages = schedule.stages if schedule is not None else ()
     for attempt in attempts:
         for record in training(_of(attempt, curve))[1:]:  # in the first one everything is still cold
             step, rate = integer(record, "step"), number(record, "images_per_second")
             if step and rate and rate > 0 and attempt.ranks:
-                stage = schedule.stage(step - 1).cfg if schedule is not None else cfg
+                stage = sum(step > each.stop for each in stages[:-1])
                 rates.setdefault((attempt.ranks, _device(attempt), stage), []).append(rate)
+    configs = [each.cfg for each in stages] or [cfg]
     known = relevant(cfg) | {key: settings[key] for key in relevant(cfg) if key in settings}
     return [
         Speed(
@@ -181,8 +187,8 @@ def _speeds(
             source=name,
             device=device,
             ranks=ranks,
-            model=stage.model,
-            settings=known | {"micro_batch": stage.micro_batch},
+            model=configs[stage].model,
+            settings=known | {"micro_batch": configs[stage].micro_batch},
             images_per_second=_harmonic_mean(found) / active(ranks, device, cores),
             age=max(0.0, time.time() - attempts[-1].seen),
         )
@@ -234,7 +240,10 @@ def _evaluations(
     if missing_file(path):
         return None
     limit = setting(settings, "data.limit")
-    samples = read_dataset_manifest(path).samples
+    try:
+        samples = read_dataset_manifest(path).samples
+    except UserError:
+        return None
     images = min(samples, limit or samples) * (2 if cfg.optim.ema_decay else 1)
     total = seconds = 0.0
     for attempt in attempts:

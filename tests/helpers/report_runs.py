@@ -15,6 +15,12 @@ from vit.run.step_times import path_of
 
 STEPS, EPOCHS, STEP_SECONDS, FIRST = 1000, 10, 0.5, 1.7e9
 CAUSE = "ended with SIGKILL"
+# What a submission of this run could have stored: 64 images a step on two GPUs.
+ESTIMATED: Record = {
+    "event": "estimated", "time": FIRST - 101, "step": 0, "steps": STEPS, "images": 64 * STEPS, "nodes": 1, "gpus": 2,
+    "images_per_second": 200.0, "seconds": {"step": 320.0, "evaluate": 20.0, "start": 10.0}, "device": "A100",
+    "source": "as in run <b>before</b>, the same computation",
+}  # fmt: skip
 
 
 def write_run(folder: Path, records: Sequence[Record] | None = None, events: Sequence[Record] | None = None) -> Path:

@@ -21,14 +21,14 @@ def read_curve(path: Path) -> list[Record]:
     return _with_step(read_lines(path))
 
 
-def read_tail(path: Path) -> list[Record]:
-    """The newest records, from the last TAIL_BYTES of the file.  Raises OSError."""
+def read_tail(path: Path, most: int = TAIL_BYTES) -> list[Record]:
+    """The newest records, from the last `most` bytes of the file.  Raises OSError."""
 
     def read() -> list[bytes]:
         with naming(path), path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            return file.read().splitlines()[size > TAIL_BYTES :]
+            file.seek(max(0, size - most))
+            return file.read().splitlines()[size > most :]
 
     return _with_step(parse_lines(read_if_exists(path, read) or []))
 

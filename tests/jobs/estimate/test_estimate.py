@@ -1,19 +1,26 @@
 """`submit.py --estimate` on this machine: from real past runs, or from the table; nothing is written."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from jobs.estimate.past_runs import read_past_runs
+from jobs.estimate.speeds import read_table
+from jobs.estimate.wall_time import Basis
+from jobs.estimate.work import Work
 from jobs.submit import main
 from tests.helpers.local_runs import settings
 from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.watched_runs import GPU, write_run
+from vit.config.parser import load_config
 from vit.config.schema import Config
 from vit.config.sections import ModelConfig
 from vit.run.folder import RunFolder
@@ -89,6 +96,29 @@ def test_damaged_and_unreadable_runs_are_left_out_and_named(
     assert len(left_out) == 3, out
     for name in ("garbage/config.yaml is damaged", "no_config/config.yaml is damaged or missing", "no_ledger"):
         assert any(name in line for line in left_out), left_out
+
+
+def test_a_run_with_any_damage_is_read_or_named(finished: tuple[RunFolder, str], tmp_path: Path) -> None:
+    """Bytes, numbers and words of its files are replaced at random; what is read gives an estimate."""
+    random, run, cfg = Random(0), tmp_path / "run", load_config(finished[0].config)
+    run.mkdir()
+    names, read = ("config.yaml", "ledger.jsonl", "metrics.jsonl"), 0
+    contents = {name: (finished[0].path / name).read_bytes() for name in names}
+    values = [b"null", b"-1", b"0", b"1e999", b'"x"', b"[]", b"{}", b"true", b"\xff", b"NaN", b"12345678901234567890"]
+    for _ in range(150):
+        for name, whole in contents.items():
+            content = whole
+            found = list(re.finditer(rb"(?<=: )[^,}\n]+", content))
+            for match in random.sample(found, k=random.choice((0, 1, len(found) // 3))):
+                content = content.replace(match[0], random.choice(values), 1)
+            (run / name).write_bytes(content)
+        past = read_past_runs(tmp_path, 60)
+        assert len(past.runs) + len(past.skipped) <= 1
+        read += len(past.speeds) > 0
+        basis = Basis(past=past, table=read_table())
+        estimate = basis.estimate(Work(cfg, 512, 100), 1, 2, "cpu")
+        assert estimate is not None and 0 < estimate.wall < math.inf
+    assert read > 20, "the damage is not always fatal"
 
 
 def test_without_past_runs_the_table_is_used_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,17 +6,9 @@ from jobs.page.document import run_page as report_page
 from jobs.page.run_data import read_run
 from jobs.watch.estimate_outcome import outcome
 from tests.helpers.local_runs import run_status
-from tests.helpers.report_runs import FIRST, ledger, write_run
+from tests.helpers.report_runs import ESTIMATED, FIRST, ledger, write_run
 from vit.history.attempts import read_attempts
 from vit.run.folder import RunFolder
-from vit.run.jsonl import Record
-
-# Of the run in report_runs: 1000 steps of 64 images, 440 s in steps that count, on two GPUs.
-ESTIMATED: Record = {
-    "event": "estimated", "time": FIRST - 101, "step": 0, "steps": 1000, "images": 64_000, "nodes": 1, "gpus": 2,
-    "images_per_second": 200.0, "seconds": {"step": 320.0, "evaluate": 20.0, "start": 10.0}, "device": "A100",
-    "source": "as in run <b>before</b>, the same computation",
-}  # fmt: skip
 
 
 def test_a_run_without_an_estimate_shows_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jobs.page.document import run_page
 from jobs.page.run_data import read_run
 from jobs.page.runs_page import runs_page
 from tests.helpers.browser import Browser, Page
-from tests.helpers.report_runs import CAUSE, curve, ledger, write_lines, write_run
+from tests.helpers.report_runs import CAUSE, ESTIMATED, curve, ledger, write_lines, write_run
 
 HTML = """<img src=x onerror="document.title='attacked'"></script><script>document.title='attacked'</script>'&amp;"""
 CHARTS = ("loss", "top1", "lr", "grad-norm", "images")
@@ -19,7 +19,7 @@ CHARTS = ("loss", "top1", "lr", "grad-norm", "images")
 @pytest.fixture(scope="module")
 def page_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of one run."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / "vit_b16")
+    folder = write_run(tmp_path_factory.mktemp("runs") / "vit_b16", events=[ESTIMATED, *ledger()])
     (folder / "report.html").write_bytes(run_page(read_run(folder)))
     return folder / "report.html"
 
@@ -68,6 +68,18 @@ def test_every_chart_has_lines_at_every_width_light_and_dark(
                 assert page.evaluate(f"{box}.height") > 3 or name == "images"
             background = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (max(map(int, re.findall(r"\d+", background)[:3])) < 60) == dark
+
+
+def test_the_table_of_the_estimate_has_a_row_for_each_figure(browser: Browser, page_of_a_run: Path) -> None:
+    """Estimated, as it came, and the ratio; all of it is visible on a phone too."""
+    with browser.page(page_of_a_run, 375, phone=True) as page:
+        cells = "[...document.querySelectorAll('#estimate tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+        head, *rows = page.evaluate(cells)
+        assert head == ["", "estimated", "came", "ratio"]
+        assert [row[0] for row in rows] == ["images/s", "time on the nodes", "GPU-hours", "queue"]
+        assert all(text for row in rows for text in row)
+        box = "document.querySelector('#estimate table').getBoundingClientRect()"
+        assert page.evaluate(f"{box}.width") <= 375 and page.evaluate(f"{box}.height") > 80
 
 
 def test_the_mouse_on_a_mark_shows_why_the_run_was_interrupted(browser: Browser, page_of_a_run: Path) -> None:
