@@ -226,7 +226,8 @@ class Submission:
         if event and run_folder.is_complete(run.cfg, folder):
             print(f"{folder.path} is complete.\n{summary(folder, event)}")
             return True
-        if found := queued_jobs([folder], self.backend):
+        found = queued_jobs([folder], self.backend)
+        if found:
             raise InUseError(in_queue_message(folder, found[folder.path]))
         return False
 
