@@ -1,6 +1,7 @@
 """What was estimated and what came, as the report and `status.py` show it."""
 
 from pathlib import Path
+from typing import Any
 
 from jobs.page.document import run_page as report_page
 from jobs.page.run_data import read_run
@@ -9,6 +10,12 @@ from tests.helpers.local_runs import run_status
 from tests.helpers.report_runs import ESTIMATED, FIRST, ledger, write_run
 from vit.history.attempts import read_attempts
 from vit.run.folder import RunFolder
+
+
+def until_stopped() -> list[dict[str, Any]]:
+    """The events of the first attempt, which was preempted at step 400."""
+    names = [event["event"] for event in ledger()]
+    return ledger()[: names.index("stopped") + 1]
 
 
 def test_a_run_without_an_estimate_shows_nothing(tmp_path: Path) -> None:
@@ -44,7 +51,7 @@ def test_the_report_and_status_compare_the_estimate_with_what_came(tmp_path: Pat
 
 def test_an_unfinished_run_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
     """After 400 of 1000 steps: 40 % of the steps and evaluations, and one start."""
-    events = [ESTIMATED, *ledger()[:5]]
+    events = [ESTIMATED, *until_stopped()]
     found = outcome(events, read_attempts(events))
     assert found is not None and not found.finished
     figures = {figure.name: figure for figure in found.figures}
@@ -54,12 +61,12 @@ def test_an_unfinished_run_is_compared_as_far_as_it_came(tmp_path: Path) -> None
 
 def test_repeating_the_command_keeps_the_first_estimate(tmp_path: Path) -> None:
     """Of the same length and size; a longer run, or another number of GPUs, has an estimate of its own."""
-    first, *later = ledger()
-    resumed = ESTIMATED | {"step": 400, "images_per_second": 900.0, "time": later[3]["time"] + 1}
-    events = [ESTIMATED, first, *later[:4], resumed, first | {"time": resumed["time"]}, *later[4:]]
+    before, later = until_stopped(), ledger()[len(until_stopped()) :]
+    resumed = ESTIMATED | {"step": 400, "images_per_second": 900.0, "time": before[-1]["time"] + 1}
+    events = [ESTIMATED, *before, resumed, before[0] | {"time": resumed["time"]}, *later]
     found = outcome(events, read_attempts(events))
     assert found is not None and found.figures[0].estimated == "200"
-    events[6] = resumed | {"gpus": 1}
+    events[len(before) + 1] = resumed | {"gpus": 1}
     found = outcome(events, read_attempts(events))
     assert found is not None and found.figures[0].estimated == "900"
     assert "ran on 2 instead of 1 rank" in found.difference
