@@ -12,6 +12,7 @@ from jobs.node import other_jobs, signals, slurm_job
 from jobs.node.candidates import Candidate, candidates
 from jobs.node.job_spec import READ_SECONDS, JobSpec
 from jobs.node.ownership import Claim, Owners
+from vit.run.disk_errors import TOLERATED_WRITE_ERRORS, explained
 from vit.run.folder import Event, RunFolder
 from vit.run.progress import show
 
@@ -63,13 +64,23 @@ def obtain(job: JobSpec, prepare: Callable[[], None]) -> None:
     events = folder.events()
     jobs = candidates(events)
     mine = next((each for each in jobs if each.job == slurm_job.job_id()), None)
-    if mine is None or len(jobs) < 2 or slurm_job.node_rank() > 0:
+    if mine is None or len(jobs) < 2:
+        return
+    owners, start = Owners(folder.path, READ_SECONDS), slurm_job.start_id()
+    if slurm_job.node_rank() > 0:  # the first node claims the run, or puts the job back into the queue, which ends this
+        while (owner := owners.newest()) is None or owner.start != start:
+            time.sleep(POLL_SECONDS)
         return
     others = [each for each in jobs if each != mine]
-    wanted = Claim(mine, slurm_job.start_id(), slurm_job.node_name(), round(time.time(), 3))
-    candidacy = _Candidacy(folder, Owners(folder.path, READ_SECONDS), wanted, others, prepare)
-    claim = candidacy.obtain()
-    _current.append(Ownership(candidacy.owners, claim, others))
+    wanted = Claim(mine, start, slurm_job.node_name(), round(time.time(), 3))
+    candidacy = _Candidacy(folder, owners, wanted, others, prepare)
+    try:
+        claim = candidacy.obtain()
+    except OSError as error:
+        if error.errno not in TOLERATED_WRITE_ERRORS:
+            raise
+        candidacy.leave_for_now(f"this run cannot be claimed: {explained(error)}")
+    _current.append(Ownership(owners, claim, others))
     show(f"job {mine.job} ({mine.size}) trains this run", lasting=True)
 
 
@@ -88,7 +99,7 @@ class _Candidacy:
             owner = self.owners.newest()
             free = owner is None or owner.start == self.wanted.start or self._has_ended(owner)
             if free:
-                self._leave_if_canceled()
+                self._leave_if_canceled(owner)
                 if claim := self.owners.claim(self.wanted, 1 + (owner.number if owner else 0)):
                     return claim
             elif free is None:  # Slurm does not respond
@@ -128,13 +139,17 @@ class _Candidacy:
             self.owners.withdraw(request)
 
     def _decline(self, owner: Claim, why: str) -> NoReturn:
-        """Puts this job back into the queue, and exits."""
-        show(f"job {owner.size.job} ({owner.size.size}) keeps this run: {why}", lasting=True)
+        """Records that the owner keeps the run, and leaves."""
         before = [e for e in self.folder.events() if e["event"] == "declined" and e.get("job") == self.wanted.size.job]
         if not before or time.time() - before[-1]["time"] > RECORD_SECONDS:
             self.folder.note(
                 "declined", job=self.wanted.size.job, life=self.wanted.start, owner=owner.size.job, why=why
             )
+        self.leave_for_now(f"job {owner.size.job} ({owner.size.size}) keeps this run: {why}")
+
+    def leave_for_now(self, why: str) -> NoReturn:
+        """Puts this job back into the queue, for later, and exits."""
+        show(why, lasting=True)
         signals.ignore_stop_signals()
         if refused := slurm_job.requeue(deferred=True):
             show(f"this job ends, because it cannot wait in the queue again: {refused}", lasting=True)
@@ -149,15 +164,18 @@ class _Candidacy:
             withdraw(self.folder, self.others, OVER[ended["event"]])
             sys.exit(0)
 
-    def _leave_if_canceled(self) -> None:
-        """Ends all jobs of the run if somebody canceled one of them."""
-        withdrawn = withdrawn_jobs(self.folder.events())
-        for other in self.others:
-            if other.job not in withdrawn and other_jobs.was_canceled(other.job):
-                show(f"job {other.job} of this run was canceled, so this one ends, too", lasting=True)
-                self.folder.record("canceled", job=other.job, life=self.wanted.start)
-                withdraw(self.folder, self.others, f"job {other.job} was canceled")
-                sys.exit(0)
+    def _leave_if_canceled(self, owner: Claim | None) -> None:
+        """Ends all jobs of the run if somebody canceled the one that trained it, and it had no time to do so itself.
+
+        Canceling a job that waits only takes away its size.
+        """
+        if owner is None or owner.size.job in withdrawn_jobs(self.folder.events()):
+            return
+        if owner.size in self.others and other_jobs.was_canceled(owner.size.job):
+            show(f"job {owner.size.job}, which trained this run, was canceled; so this one ends, too", lasting=True)
+            self.folder.record("canceled", job=owner.size.job, life=self.wanted.start)
+            withdraw(self.folder, self.others, f"job {owner.size.job} was canceled")
+            sys.exit(0)
 
 
 OVER = {"finished": "finished", "gave up": "given up", "canceled": "been canceled"}  # after "this run has"
@@ -171,6 +189,7 @@ def withdrawn_jobs(events: Sequence[Event]) -> set[str]:
 def withdraw(folder: RunFolder, jobs: Sequence[Candidate], why: str) -> None:
     """Cancels other jobs of a run, which it does not need any more."""
     ids = [each.job for each in jobs]
-    folder.record("withdrawn", jobs=ids, why=why)  # before they are gone: else a user would seem to have canceled them
+    with suppress(OSError):
+        folder.record("withdrawn", jobs=ids, why=why)  # before they are gone: a user would seem to have canceled them
     if refused := other_jobs.cancel(ids):
         show(f"the other jobs of this run could not all be canceled: {refused}", lasting=True)

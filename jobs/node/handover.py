@@ -1,9 +1,11 @@
 """Whether a run gains by moving to another of its jobs: from speeds and restarts that were measured in this run."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from jobs.node.candidates import Candidate
 from jobs.node.ownership import Answer, Claim
@@ -35,8 +37,8 @@ def measure(events: Sequence[Event], records: Sequence[Record], claims: Sequence
     speeds: dict[Size, float] = {}
     resumes = []
     newest: Size | None = None
-    ends = [start["time"] for start in starts[1:]] + [float("inf")]
-    for start, end in zip(starts, ends, strict=True):
+    for start, after in zip_longest(starts, starts[1:]):
+        end = after["time"] if after else math.inf
         mine = [record for record in trained if start["time"] <= record["time"] < end]
         measured = [speed for record in mine[-NEWEST:] if (speed := number(record, "images_per_second"))]
         size = _size_at(start, claims)

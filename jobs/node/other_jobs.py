@@ -16,7 +16,12 @@ def cancel(jobs: Sequence[str]) -> str:
 
 
 def start_is_over(start: str) -> bool | None:
-    """Whether all processes of this start of a job have ended; None if the controller does not respond."""
+    """Whether all processes of this start of a job have ended; None if the controller does not respond.
+
+    An empty name, of a damaged claim, is over: the lock of the run folder still keeps two jobs apart.
+    """
+    if not start:
+        return True
     job, _, restarts = start.rpartition(".")
     shown = run("scontrol", "--oneliner", "show", "job", job)
     if INVALID_JOB.search(shown.stderr):

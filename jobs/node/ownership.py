@@ -37,6 +37,9 @@ class Claim:
     number: int = 0  # of the claim, from 1 on; 0: not claimed
 
 
+NOBODY = Claim(Candidate("", 0, 0), "", "", 0.0)  # stands for a claim that is damaged
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the owner answers to a job that asks it to hand over."""
@@ -103,7 +106,7 @@ class Owners:
         open_ = [self.folder / name for name in sorted(asked) if name.replace(".json", ".answer") not in names]
         out = {}
         for path in open_:
-            with suppress(FileNotFoundError):  # just withdrawn
+            with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # just withdrawn, or damaged
                 out[path] = _claim_from(path.read_text())
         return out
 
@@ -139,7 +142,11 @@ class Owners:
         return self.folder / f"{number:06}.json"
 
     def _read(self, number: int) -> Claim:
-        return self._retried(lambda: _claim_from(self._file(number).read_text()))
+        text = self._retried(lambda: self._file(number).read_text())
+        try:
+            return _claim_from(text)
+        except (ValueError, KeyError, TypeError):  # damaged: whose it was is not known any more
+            return replace(NOBODY, number=number)
 
     def _retried(self, read: Callable[[], Result]) -> Result:
         def read_folder() -> Result:

@@ -94,10 +94,11 @@ class WaitingJobs:
         best = max(accepted, key=lambda path: (gains[path], requests[path].size.ranks), default=None)
         if best is None:
             return False
+        owners.reply(best, accepted[best])
         self._hand_over(requests[best], accepted[best])
-        for request, answer in accepted.items():
-            taken = Answer(False, f"job {requests[best].size.job} takes this run over")
-            owners.reply(request, answer if request == best else taken)
+        with suppress(OSError):  # they give up by themselves
+            for request in accepted.keys() - {best}:
+                owners.reply(request, Answer(False, f"job {requests[best].size.job} takes this run over"))
         return True
 
     def _decide(self, measured: Measured, other: Candidate) -> Answer:
@@ -106,7 +107,8 @@ class WaitingJobs:
     def _hand_over(self, to: Claim, answer: Answer) -> None:
         self.handed_over = to
         event = {"to": to.size.job, "ranks": to.size.ranks, "size": to.size.size, "why": answer.why}
-        self.folder.record("handover", life=slurm_job.start_id(), **event)
+        with suppress(OSError):
+            self.folder.record("handover", life=slurm_job.start_id(), **event)
         show(f"handing over to job {to.size.job} ({to.size.size}): {answer.why}", lasting=True)
 
     def _stop(self) -> None:
