@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from vit.data.loader import Batch
 from vit.distributed.world import join_process_group
 from vit.integrity.finding import WrongArithmeticError
 from vit.run.clock import Clock
-from vit.run.folder import RunFolder
+from vit.run.folder import NODE_VARIABLE, RunFolder
 from vit.training.step import AugmentedBatch
 
 Where = Literal["pixels", "images", "targets", "gradient", "recomputed", "recomputed once", "killed", "no memory"]
@@ -112,9 +112,14 @@ class FlippingTrainer(FaultyTrainer):
         super().train_step(step, batch)
 
 
-def run_flipped(cfg: Config, run: Path, flip: Flip | None) -> dict[str, Any] | None:
-    """Runs an attempt on this rank; returns the fields of the finding, None if there is none."""
+def run_flipped(cfg: Config, run: Path, flip: Flip | None, nodes: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Runs an attempt on this rank; returns the fields of the finding, None if there is none.
+
+    `nodes` are the names of the ranks' nodes.
+    """
     with join_process_group(cfg) as world:
+        if nodes is not None:
+            os.environ[NODE_VARIABLE] = nodes[world.rank]
         trainer = FlippingTrainer(cfg, RunFolder(run), world, Clock(time.time()), [])
         trainer.flip = flip
         trainer.prepare()

@@ -7,14 +7,14 @@ rank computes the same micro-batch from the file on, and all ranks compare.  The
 so that no wrong gradient that is found gets into a checkpoint.
 
 If two ranks disagree, all ranks compute the micro-batch once more: those that are neither of the two settle it.  If
-there are only two, the one that does not get its own result again is wrong.
+there are only two, the one that does not get its own result again is wrong.  If both do, see `open_disputes.py`.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor
 from vit.config.run_schedule import RunSchedule
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
-from vit.integrity.finding import report
+from vit.integrity.finding import gpu_uuid, node_name, report
 from vit.integrity.micro_batch_sums import GradientSums, first_difference
+from vit.integrity.open_disputes import OpenDisputes, Place
 from vit.integrity.recompute_plan import RecomputePlan, is_due, recompute_plan
 from vit.run.folder import RunFolder
 from vit.run.progress import show
@@ -68,6 +69,7 @@ class Recomputation:
         self.run, self.world, self.schedule = run, world, schedule
         self.gradients, self.parameters, self.recompute, self.kind = gradients, parameters, recompute, kind
         self._kinds: list[str] = []  # of all ranks, once they are known
+        self._disputes: OpenDisputes | None = None
 
     def due(self, step: int) -> bool:
         """Whether micro-batches of this step are recomputed."""
@@ -93,9 +95,12 @@ class Recomputation:
 
     def plan(self, step: int) -> RecomputePlan:
         """What each rank recomputes in a step that is due.  The first call is collective."""
-        if not self._kinds:
-            self._kinds = [self.kind] * self.world.size
-            dist.all_gather_object(self._kinds, self.kind)
+        if self._disputes is None:
+            mine = self.kind, Place(node_name(), gpu_uuid(self.world.device))
+            of_ranks = [mine] * self.world.size
+            dist.all_gather_object(of_ranks, mine)
+            self._kinds = [kind for kind, _ in of_ranks]
+            self._disputes = OpenDisputes(self.run, self.world, [place for _, place in of_ranks])
         return recompute_plan(self.schedule.config(step), self._kinds, step)
 
     def _recomputed(self, step: int, index: int) -> Tensor | None:
@@ -124,13 +129,20 @@ class Recomputation:
             again = self._gather(self._padded(self._recomputed(step, index) if same else None, used))
             votes = {r: row[1:] for r, row in enumerate(again) if row[0]}
             verdicts.append(self._judge(owner, rank, first[owner], checks[rank][1:], votes))
+        assert self._disputes is not None, "made with the plan"
         if verdicts:
-            self._report(step, plan, verdicts)
+            self._report(step, plan, [self._known_before(self._disputes, verdict) for verdict in verdicts])
+        self._disputes.agreed(step + 1)
 
     def _judge(self, owner: int, rank: int, used: Tensor, check: Tensor, again: Mapping[int, Tensor]) -> Verdict:
         what, names = first_difference(used, check, self.parameters) or ("", [])
         found = judge(owner, rank, _key(used), _key(check), {r: _key(sums) for r, sums in again.items()})
         return Verdict(owner, *found, what, tuple(names))
+
+    def _known_before(self, disputes: OpenDisputes, verdict: Verdict) -> Verdict:
+        """A verdict that earlier disputes settle, if they do."""
+        again = () if verdict.settled else disputes.in_question_again(verdict.suspects)
+        return replace(verdict, suspects=again, settled=True) if again else verdict
 
     def _report(self, step: int, plan: RecomputePlan, verdicts: Sequence[Verdict]) -> NoReturn:
         """A settled verdict explains others, which the same rank may have caused."""

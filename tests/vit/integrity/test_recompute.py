@@ -19,6 +19,9 @@ from tests.helpers.interrupted_runs import (
 from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
 from vit.config.sections import ChecksConfig
+from vit.distributed.world import join_process_group
+from vit.history.wrong_arithmetic import SETTLED_EVENT
+from vit.integrity.open_disputes import OpenDisputes
 from vit.integrity.recompute_plan import recompute_plan
 from vit.run.folder import RunFolder
 from vit.train import Outcome
@@ -92,6 +95,46 @@ def test_of_two_ranks_the_one_that_does_not_get_its_own_result_again_is_wrong(
     plan = recompute_plan(cfg, [""] * 2, STEP)
     found = findings(2, cfg, tmp_path / "run", Flip(where, 1, STEP, plan.j))
     assert ([each["rank"] for each in found["suspects"]], found["settled"]) == (suspects, settled)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "new_partner", "suspects"),
+    [
+        (0, "c", ["a"]),  # the one that stayed is wrong again, with a new partner
+        (None, "c", None),  # the one that has gone was wrong
+        (0, "b", ["a", "b"]),  # it is still open with the same partner
+    ],
+)
+def test_a_dispute_of_two_ranks_is_settled_by_a_new_partner(
+    wrong: int | None, new_partner: str, suspects: list[str] | None, betons: Path, tmp_path: Path
+) -> None:
+    """The supervisor leaves one of both nodes, and the run computes the same step again."""
+    cfg, run = save_each_step(checked_config(betons)), new_run_folder(tmp_path / "run")
+    first = run_ranks(2, run_flipped, cfg, run, Flip("recomputed", 0 if wrong == 0 else 1, STEP), ["a", "b"])
+    assert not first[0]["settled"]
+    flip = Flip("recomputed", 0, STEP) if wrong == 0 else None
+    found = run_ranks(2, run_flipped, cfg, run, flip, ["a", new_partner])[0]
+    assert (found and [each["node"] for each in found["suspects"]]) == suspects
+    assert found is None or found["settled"] == (len(found["suspects"]) == 1)
+    later = [event["suspects"] for event in RunFolder(run).events() if event["event"] == SETTLED_EVENT]
+    assert [[suspect["node"] for suspect in each] for each in later] == ([] if found else [["b"]])
+
+
+def open_disputes(run: Path) -> str:
+    """What reading the earlier disputes raises on this rank."""
+    with join_process_group(Config(device="cpu", global_batch=4, micro_batch=1)) as world:
+        try:
+            OpenDisputes(RunFolder(run), world, [])
+        except OSError as error:
+            return str(error)
+    return ""
+
+
+def test_a_ledger_that_cannot_be_read_ends_the_attempt_on_all_ranks(tmp_path: Path) -> None:
+    """None of them is left in a collective operation, and the attempt is made again."""
+    RunFolder(tmp_path).ledger.mkdir()
+    errors = run_ranks(2, open_disputes, tmp_path)
+    assert errors[0] == errors[1] and str(RunFolder(tmp_path).ledger) in errors[0]
 
 
 def test_a_single_rank_finds_what_it_does_not_get_again(betons: Path, tmp_path: Path) -> None:
