@@ -82,3 +82,15 @@ def test_sharing_the_times_of_the_ranks_adds_no_wait(null_gpu: NullGpu, jpegs: P
             assert measured == [0 if seconds == "0" else 18] * 4
     assert found[0] == found[1]
     assert min(found[0]) > 0
+
+
+def test_comparing_the_ranks_states_does_not_wait(null_gpu: NullGpu, jpegs: Path, tmp_path: Path) -> None:
+    """The checksums are computed on the GPU, and read when the losses are read."""
+    launches = []
+    for every in ("0", "2"):
+        more = ("--epochs", "9", *SELDOM, "--checks.checksum_every_steps", every)
+        options = run_options("vit_b16_torchvision", False, jpegs, tmp_path / every, *more)
+        for counts in null_gpu.run(train_and_count, options, FIRST, LAST, ranks=2, answers=ANSWERS, timeout=200):
+            assert not waits(counts)
+            launches.append(counts.launches)
+    assert min(launches[2:]) > max(launches[:2])  # of the same run, with and without comparisons
