@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jobs.login.resources import Resources
 from jobs.login.sbatch import parameters, script
 from jobs.login.sbatch_environment import sbatch_environment
-from jobs.login.slurm_queries import rejection_message
+from jobs.login.slurm_queries import NO_CLUSTER, rejection_message
 from vit.run.folder import RunFolder
 
 TIMEOUT_SECONDS = 8
@@ -37,7 +37,7 @@ def queue_times(requests: Sequence[tuple[Resources, Sequence[RunFolder]]]) -> li
     with sbatch_environment({*options, *options["additional_parameters"]}), ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(pool.map(_ask, scripts))
     return [
-        answer if answer.start is not None or not why else QueueTime(why=rejection_message(why, cluster))
+        answer if answer.start is not None or answer.why or not why else QueueTime(why=rejection_message(why, cluster))
         for (answer, why), cluster in zip(answers, clusters, strict=True)
     ]
 
@@ -59,6 +59,8 @@ def _ask(text: str) -> tuple[QueueTime, str]:
         return QueueTime(why="sbatch was not found"), ""
     except subprocess.TimeoutExpired:
         return QueueTime(why="Slurm does not respond"), ""
+    if NO_CLUSTER in done.stderr:
+        return QueueTime(why="Slurm's commands are installed, but no cluster is configured"), ""
     return parse(done.stdout + done.stderr), done.stderr
 
 

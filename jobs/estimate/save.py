@@ -20,13 +20,14 @@ def disk_line(request: Request) -> str:
     largest, total = max(needs, key=lambda need: need.bytes), sum(need.bytes for need in needs)
     of = f" for {len(needs)} runs" if len(needs) > 1 else ""
     kept = f"{largest.checkpoints} checkpoints of {format_bytes(largest.checkpoint)}"
-    folder = next(path for path in request.runs[0][0].path.parents if path.exists())
+    runs = request.runs[0][0].path.parent
+    folder = next(path for path in (runs, *runs.parents) if path.exists())
     try:
         space = os.statvfs(folder)
     except OSError as error:
-        free = f"the free space of {display_path(folder)} is not known: {error.strerror}"
+        free = f"the free space of {display_path(runs)} is not known: {error.strerror}"
     else:
-        free = f"{format_bytes(space.f_bavail * space.f_frsize)} are free in {display_path(folder)}"
+        free = f"{format_bytes(space.f_bavail * space.f_frsize)} are free in {display_path(runs)}"
         if space.f_bavail * space.f_frsize < total:
             free += ": too little"
     return f"up to {format_bytes(total)}{of}: {kept}, logs and compiled graphs; {free}"

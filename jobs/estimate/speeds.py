@@ -19,7 +19,8 @@ TABLE = CONFIGS / "speeds.yaml"
 CPU = "cpu"
 TABLE_PENALTY = 0.2  # a past run of this cluster comes before a row of the table that is as near
 ASSUMED_PENALTY = 1.5  # what was measured comes before what is assumed, unless it is a factor of 4 away
-SMALL = "a model that is so much smaller is probably slower than that: its host limits it"
+MUCH_SMALLER = {True: 4.0, False: 2.0}  # whether on a CPU: the ratio of operations from which it is said that
+SMALL = "so much smaller a model is probably slower than its operations alone would make it"
 UNKNOWN = 1e12  # FLOP/s of devices whose peak is not known: only their ratio counts
 # How much a setting that differs counts, next to the logarithm of the ratio of operations.
 WEIGHTS = {"compile": 0.3, "cuda_graphs": 0.3, "activation_checkpointing": 0.3, "exact": 0.1}
@@ -98,7 +99,7 @@ def _scale(cfg: Config, device: str, ranks: int, speed: Speed) -> Scaled | None:
         distance += abs(math.log(ratio)) + 0.1
         model = "another model" if _model(cfg.model) != _model(speed.model) else f"{speed.model.image_size} pixels"
         words.append(f"{model}, {times(1 / ratio)} the operations per image")
-        words += [SMALL] if ratio > 2 and speed.device != CPU else []
+        words += [SMALL] if ratio > MUCH_SMALLER[speed.device == CPU] else []
     devices, more = _devices(cfg, device, speed)
     distance, words = distance + more[0], words + list(more[1:])
     own = relevant(cfg)

@@ -28,5 +28,5 @@ def amount(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """`0.3 times`, `12 times`."""
-    return f"{ratio:.{0 if ratio >= 9.95 else 1 if ratio >= 0.095 else 2}f} times"
+    """`0.3 times`, `12 times`, `0.0027 times`."""
+    return f"{ratio:.{0 if ratio >= 9.95 else 1}f} times" if ratio >= 0.095 else f"{ratio:.2g} times"

@@ -7,7 +7,7 @@ from jobs.watch.estimate_outcome import outcome
 
 def estimate_section(run: RunData) -> Html | None:
     """A table, and in words what the difference went to; None for a run without an estimate."""
-    found = outcome(run.events, run.attempts)
+    found = outcome(run.events, run.attempts, run.usage)
     if found is None:
         return None
     rows = [

@@ -19,7 +19,7 @@ from vit.config.user_error import UserError
 from vit.history.attempts import Attempt, mark_killed, read_attempts
 from vit.history.learning_curve import integer
 from vit.history.notes import notes
-from vit.history.resources import read_usage
+from vit.history.resources import Usage, read_usage
 from vit.history.run_history import RunHistory
 from vit.history.settings import flattened
 from vit.history.time_spent import TimeSpent, time_spent
@@ -61,6 +61,7 @@ class RunData:
     steps: int | None = None  # of the whole run
     epoch: float | None = None
     epochs: float | None = None
+    usage: list[Usage] = field(default_factory=list)  # of GPUs and cores
     notes: list[str] = field(default_factory=list)  # what to change, in words
     problems: list[str] = field(default_factory=list)  # what could not be read, in words
 
@@ -106,8 +107,10 @@ def read_run(folder: Path, jobs: Mapping[str, QueuedJob] | None = None, name: st
 def _notes(run: RunFolder, data: RunData, records: Sequence[Record]) -> list[str]:
     """What to change.  Raises OSError."""
     curve = [record for record in records if integer(record, "step") is not None]
-    usage = read_usage(run)
-    history = RunHistory(events=data.events, attempts=data.attempts, curve=curve, settings=data.settings, usage=usage)
+    data.usage = read_usage(run)
+    history = RunHistory(
+        events=data.events, attempts=data.attempts, curve=curve, settings=data.settings, usage=data.usage
+    )
     return notes(history)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from vit.history.attempts import Attempt
 from vit.history.learning_curve import integer, number
+from vit.history.resources import Usage, mean_usage
 from vit.history.time_spent import time_spent
 from vit.run.counts import counted
 from vit.run.folder import Event
@@ -24,6 +25,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 NAMES = {"step": "steps", "evaluate": "evaluation", "checkpoint": "checkpoints", "start": "starts"}
 ONCE = ("start", "compile")  # not in proportion to the steps
 SHARE = 0.1  # of the difference: smaller parts of it are not named
+BUSY = 0.7  # of a core: a rank on a CPU that computes all the time has more
 EVEN = 0.02  # a ratio that is so near to 1 needs no explanation
 
 
@@ -47,10 +49,11 @@ class Outcome:
     finished: bool
 
 
-def outcome(events: Sequence[Event], attempts: Sequence[Attempt]) -> Outcome | None:
+def outcome(events: Sequence[Event], attempts: Sequence[Attempt], usage: Sequence[Usage] = ()) -> Outcome | None:
     """Compares the estimate with the attempts since; None without an estimate, or before the first step.
 
-    If the same command was repeated, it is the first estimate of this length and size.
+    If the same command was repeated, it is the first estimate of this length and size.  `usage` of the nodes tells
+    whether ranks on CPUs had to share their cores.
     """
     estimate = _estimate(events)
     if estimate is None:
@@ -80,7 +83,8 @@ def outcome(events: Sequence[Event], attempts: Sequence[Attempt]) -> Outcome | N
         Figure(device, _amount(wall * ranks / 3600), _amount(hours), hours / (wall * ranks / 3600)),
         *([Figure("queue", "–", format_duration(spent.seconds["queue"]))] if spent.seconds["queue"] >= 1 else []),
     )
-    words = _difference(expected, came, spent.seconds["data"], since, ranks)
+    cores = _cores(usage, since) if estimate.get("device") == "cpu" else None
+    words = _difference(expected, came, spent.seconds["data"], since, ranks, cores)
     return Outcome(figures, words, str(estimate.get("source", "")), share == 1.0)
 
 
@@ -110,7 +114,12 @@ def _ranks(estimate: Event) -> int:
 
 
 def _difference(
-    expected: Mapping[str, float], came: Mapping[str, float], data: float, attempts: Sequence[Attempt], ranks: int
+    expected: Mapping[str, float],
+    came: Mapping[str, float],
+    data: float,
+    attempts: Sequence[Attempt],
+    ranks: int,
+    cores: float | None,
 ) -> str:
     """`3:10 longer: steps 2:40 (waiting for images 50 s), lost in 1 interruption 30 s`."""
     changes = {name: came.get(name, 0.0) - expected.get(name, 0.0) for name in CATEGORIES}
@@ -120,9 +129,18 @@ def _difference(
     ended = [attempt for attempt in attempts[:-1] if attempt.ending != "finished"]
     widths = {attempt.ranks for attempt in attempts if attempt.ranks} - {ranks}
     words = list(_words(changes, total, data, len(ended), len(attempts)))
+    if cores is not None and cores < BUSY and changes["step"] > 0:
+        words.append(f"each rank had {cores:.0%} of a core: others used this machine too")
     if widths:
         words.append(f"part of it ran on {', '.join(map(str, sorted(widths)))} instead of {counted(ranks, 'rank')}")
     return f"{format_duration(abs(total))} {'longer' if total > 0 else 'shorter'}: {', '.join(words)}"
+
+
+def _cores(usage: Sequence[Usage], attempts: Sequence[Attempt]) -> float | None:
+    """The cores that each rank used, on average; None if that was not recorded."""
+    began, ranks = min(a.began for a in attempts), attempts[-1].ranks
+    found = mean_usage([each for each in usage if each.began >= began])
+    return found.cpu * found.cores / ranks if found and found.cpu is not None and found.cores and ranks else None
 
 
 def _words(changes: Mapping[str, float], total: float, data: float, interruptions: int, starts: int) -> Iterator[str]:

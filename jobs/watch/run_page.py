@@ -185,7 +185,7 @@ def _time(row: Status, columns: int) -> list[str]:
 
 
 def _estimate(history: RunHistory, columns: int) -> list[str]:
-    found = outcome(history.events, history.attempts)
+    found = outcome(history.events, history.attempts, history.usage)
     if found is None:
         return []
     came = "came" if found.finished else "so far"
@@ -196,6 +196,7 @@ def _estimate(history: RunHistory, columns: int) -> list[str]:
         if figure.ratio is not None
     ]
     lines += [found.difference] if found.difference else []
+    lines += [f"estimated {found.source}"] if found.source else []
     return [f"  {line}" for text in lines for line in _wrapped_words(printable(text), columns - 2)]
 
 

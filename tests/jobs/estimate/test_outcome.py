@@ -1,5 +1,6 @@
 """What was estimated and what came, as the report and `status.py` show it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jobs.watch.estimate_outcome import outcome
 from tests.helpers.local_runs import run_status
 from tests.helpers.report_runs import ESTIMATED, FIRST, ledger, write_run
 from vit.history.attempts import read_attempts
+from vit.history.resources import Usage
 from vit.run.folder import RunFolder
 
 
@@ -47,6 +49,7 @@ def test_the_report_and_status_compare_the_estimate_with_what_came(tmp_path: Pat
     status = run_status(tmp_path, str(run)).stdout
     assert f"time on the nodes: 5:50 estimated, {figures['time on the nodes'].came} came" in status
     assert found.difference.split(":")[0] in status
+    assert "estimated as in run <b>before</b>" in status
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
@@ -79,6 +82,18 @@ def test_of_several_sizes_that_on_which_it_ran_longest_is_compared(tmp_path: Pat
     found = outcome(events, read_attempts(events))
     assert found is not None and found.figures[0].estimated == "200"
     assert "instead of" not in found.difference
+
+
+def test_ranks_that_shared_their_cores_are_named() -> None:
+    """Each of two ranks had half a core; a rank that had a core to itself, or ran on a GPU, is not slower for that."""
+    usage = Usage(node="n1", began=FIRST, seconds=100.0, cores=16, cpu=1 / 16)
+    events = [ESTIMATED | {"device": "cpu"}, *ledger()]
+    found = outcome(events, read_attempts(events), [usage])
+    assert found is not None and "each rank had 50% of a core: others used this machine too" in found.difference
+    assert any(figure.name == "rank-hours" for figure in found.figures)
+    for own, stored in ((replace(usage, cpu=2 / 16), events), (usage, [ESTIMATED, *ledger()])):
+        found = outcome(stored, read_attempts(stored), [own])
+        assert found is not None and "core" not in found.difference
 
 
 def test_a_damaged_estimate_shows_nothing(tmp_path: Path) -> None:
