@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.cluster_run import make_data
 from benchmarks.measured.allocations import allocations
 from benchmarks.measured.machine import machine, save_figures
-from tests.helpers.background_load import LoadJob, loaded, random_load
+from tests.helpers.background_load import CORES, LoadJob, loaded, random_load
 from tests.helpers.cluster_case import settings
 from tests.helpers.elastic_case import ElasticCase
 from tests.helpers.slow_checkout import overlaps, rank_steps, slow_checkout
@@ -62,7 +62,17 @@ def run_one(cluster: Cluster, folder: Path, checkout: Path, way: str, load: Sequ
     """Submits the run in one way while the load is on the cluster; returns its figures."""
     run = RunFolder(folder / "runs" / f"gpus-{way}")
     case = ElasticCase(cluster, run, settings(folder)).with_source(checkout)
-    options = ["--data.val", str(folder / "train.beton"), "--epochs", str(epochs), "--time", "15", "--gpus", way]
+    options = [
+        "--data.val",
+        str(folder / "train.beton"),
+        "--epochs",
+        str(epochs),
+        "--time",
+        "15",
+        "--gpus",
+        way,
+        *CORES,
+    ]
     with loaded(cluster, load):
         submitted = time.time()
         done = case.submit(*options, "--min-gain", MIN_GAIN_MINUTES)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from tests.helpers.background_load import CORES_PER_GPU
 from tests.helpers.slow_checkout import RankStep
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.waiting import wait_for
@@ -32,14 +33,14 @@ def allocations(cluster: Cluster, jobs: Sequence[str], steps: Sequence[RankStep]
 
     def rows() -> list[list[str]]:
         lines = [line.split("|") for line in cluster.call(*query).splitlines()]
-        return [row for row in lines if row[1] not in ("Unknown", "None") and "gres/gpu=" in row[3]]
+        return [row for row in lines if row[1] not in ("Unknown", "None") and "cpu=" in row[3]]
 
-    wait_for(lambda: rows() and all(row[2] != "Unknown" for row in rows()), "Slurm to account the end of all jobs", 60)
+    wait_for(lambda: rows() and all(row[2] != "Unknown" for row in rows()), "Slurm to account the last end", 60)
     offset = time.time() - time.monotonic()
     out = []
     for job, started, ended, resources in rows():
         start, end = (datetime.fromisoformat(text).timestamp() for text in (started, ended))
-        gpus = int(resources.split("gres/gpu=")[1].split(",")[0])
+        gpus = int(resources.split("cpu=")[1].split(",")[0]) // CORES_PER_GPU
         inside = [
             step.begun + offset for step in steps
             if step.start.partition(".")[0] == job and start <= step.begun + offset <= end + 1

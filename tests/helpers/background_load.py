@@ -1,4 +1,8 @@
-"""Jobs of other users on the test cluster: they take GPUs at given times for given times, by a seeded schedule."""
+"""Jobs of other users on the test cluster: they take GPUs at given times for given times, by a seeded schedule.
+
+Ranks on the CPU request cores and no GPUs.  Therefore a GPU of these nodes stands for a quarter of the node's cores:
+a run that is to compete for them must be submitted with `CORES`.
+"""
 
 import random
 import threading
@@ -8,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.helpers.slurm_cluster import Cluster
-from tests.helpers.slurm_config import GPUS, NODES
+from tests.helpers.slurm_config import CPUS, GPUS, NODES
 
 SIZES, SHARES = (1, 2, 4), (5, 3, 2)  # GPUs of a job on one node, and how often jobs have that size
+CORES_PER_GPU = CPUS // GPUS
+CORES = ("--cpus-per-gpu", str(CORES_PER_GPU))  # options of submit.py
 NAME = "others"  # of these jobs
 
 
@@ -71,7 +77,16 @@ def loaded(cluster: Cluster, jobs: Sequence[LoadJob]) -> Iterator[None]:
 def submit(cluster: Cluster, job: LoadJob) -> None:
     """Submits a job of another user.  Its time limit is the next whole minute, so that others may be backfilled."""
     limit = str(1 + int(job.seconds // 60))
-    resources = ("--nodes", "1", "--gpus-per-node", str(job.gpus), "--cpus-per-task", str(job.gpus), "--time", limit)
+    resources = (
+        "--nodes",
+        "1",
+        "--gpus-per-node",
+        str(job.gpus),
+        "--cpus-per-task",
+        str(job.gpus * CORES_PER_GPU),
+        "--time",
+        limit,
+    )
     where = ("--nodelist", job.node) if job.node else ()
     quiet = ("--output", "/dev/null", "--job-name", NAME, "--no-requeue")
     cluster.call("sbatch", "--partition", "low", *resources, *where, *quiet, "--wrap", f"exec sleep {job.seconds}")
