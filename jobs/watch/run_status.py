@@ -23,7 +23,9 @@ from vit.run.folder import Event, RunFolder
 from vit.run.rank_log import describe
 
 # Ledger events from which the state of a run is derived.
-STATE_EVENTS = {"submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"}
+STATE_EVENTS = {
+    *("submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed", "canceled")
+}
 RECENT_SECONDS = 600.0  # a run that wrote something since then seems to run
 FINAL_EVENTS = {"finished", "gave up"}
 
@@ -226,8 +228,8 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
 def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str | None) -> tuple[str, str, str]:
     """The state of an unfinished run without process or job.  `never_started`: its job, if that ended before it ran."""
     newest = events[-1] if events else {"event": "not submitted"}
-    if newest["event"] == "reopened":
-        return "stopped", "", ""
+    if newest["event"] in {"reopened", "canceled"}:
+        return "stopped", "", f"job {newest.get('job')} was canceled" if newest["event"] == "canceled" else ""
     if newest["event"] in {"stopped", "failed", "not submitted"}:
         return newest["event"], "", without_log_lines(str(newest.get("unsaved", newest.get("error", ""))))
     if never_started:

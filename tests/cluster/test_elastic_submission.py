@@ -116,7 +116,7 @@ def test_a_sweep_is_one_array_for_each_size(waiting: Case) -> None:
     arrays = [job.partition("_")[0] for job, _ in recorded(runs[0])]
     assert f"stop    scancel {' '.join(arrays)}; one of the runs: scancel " in done.stdout
     assert recorded(runs[1]) == [(f"{array}_1", ranks) for array, ranks in zip(arrays, (4, 2, 1), strict=True)]
-    assert queue(waiting) == sorted(job for run in runs for job, _ in recorded(run))
+    assert sorted(queue(waiting)) == sorted(job for run in runs for job, _ in recorded(run))
     assert "2 runs, 0 complete, 2 already in the queue" in waiting.submit(*sweep).stdout
     waiting.slurm.call("scancel", *(job for job, _ in recorded(runs[1])))
     assert "2 runs, 0 complete, 1 already in the queue" in waiting.submit(*sweep).stdout

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
-from vit.history.submissions import jobs_of, why_failed, why_handed_over
+from vit.history.submissions import PREEMPTED_OR_CANCELED, jobs_of, why_failed, why_handed_over, why_slurm_stopped
 from vit.run.folder import Event
 from vit.run.jsonl import Record
 
 Ending = Literal["running", "finished", "stopped", "failed", "killed"]
-NEAR_THE_LIMIT_SECONDS = 900.0  # a warning signal that comes with less time left announces the time limit
 SUPERVISOR_LOST = "the supervisor was lost, and the ranks saved"
-PREEMPTED_OR_CANCELED = "preempted or canceled"  # until it is requeued, or submitted again
 
 
 @dataclass(kw_only=True)
@@ -82,6 +80,7 @@ class _Reader:
         self.waiting: float | None = None  # since when a job waits in the queue
         self.idle_since: float | None = None  # the end of the last attempt
         self.stop_request: Event = {}  # the `told to stop` of the current attempt
+        self.canceled = False  # whether one of the jobs of the current attempt's submission was
         self.stopped: Event = {}  # the newest `stopped`
         self.slurm_jobs: set[str] = set()
         self.candidates: set[str] = set()  # the jobs of the newest submission: any of them may run next
@@ -99,6 +98,7 @@ class _Reader:
             "rolled back": self._rolled_back,
             "told to stop": self._told_to_stop,
             "handover": self._handed_over,
+            "canceled": self._canceled,
             "stopped": self._ended,
             "finished": self._ended,
             "failed": self._failed,
@@ -122,7 +122,7 @@ class _Reader:
         if self.idle_since is not None:
             attempt.idle = max(0.0, (began if self.waiting is None else self.waiting) - self.idle_since)
         self.attempts.append(attempt)
-        self.current, self.stop_request, self.handover = attempt, {}, {}
+        self.current, self.stop_request, self.handover, self.canceled = attempt, {}, {}, False
         self.waiting = self.idle_since = None
         return attempt
 
@@ -211,6 +211,12 @@ class _Reader:
             self.handover = event
             self.current.seen = event["time"] if self.current.ending == "running" else self.current.seen
 
+    def _canceled(self, _: Event) -> None:
+        """Somebody canceled one of the jobs of the run, and with it all of them."""
+        self.canceled = True
+        if self.current is not None:
+            self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, "canceled")
+
     def _ended(self, event: Event) -> None:
         attempt = self.current
         if attempt is None or attempt.ending != "running":  # of a preparation, or a stop before the first step
@@ -234,12 +240,7 @@ class _Reader:
             return SUPERVISOR_LOST
         if _id(self.current.job) not in self.slurm_jobs:
             return "stopped by the user"
-        if self.stop_request.get("signal") != "SIGUSR2":
-            return PREEMPTED_OR_CANCELED
-        left = self.stop_request.get("seconds_left")
-        if not isinstance(left, int | float):
-            return "preempted, or near the time limit"
-        return "near the time limit" if left < NEAR_THE_LIMIT_SECONDS else "preempted"
+        return "canceled" if self.canceled else why_slurm_stopped(self.stop_request)
 
     def _failed(self, event: Event) -> None:
         """The failure of a rank, what the supervisor decided, or why it gave up: in this order."""

@@ -1,9 +1,10 @@
 """What the ledger says about the jobs of a submission, and about a run that one of them hands over to another."""
 
-from typing import Any
-
 from vit.run.counts import counted
 from vit.run.folder import Event
+
+NEAR_THE_LIMIT_SECONDS = 900.0  # a warning signal that comes with less time left announces the time limit
+PREEMPTED_OR_CANCELED = "preempted or canceled"  # until it is requeued, canceled as recorded, or submitted again
 
 
 def jobs_of(submitted: Event) -> set[str]:
@@ -15,10 +16,20 @@ def jobs_of(submitted: Event) -> set[str]:
 
 def why_handed_over(handover: Event, device: str) -> str:
     """`handed over to job 13 (4 GPUs)`."""
-    ranks: Any = handover.get("ranks")
-    what = "rank" if device == "cpu" else "GPU"
-    size = f" ({counted(ranks, what)})" if isinstance(ranks, int) else ""
-    return f"handed over to job {handover.get('to', 'of another size')}{size}"
+    ranks, size = handover.get("ranks"), handover.get("size")
+    if not isinstance(size, str) or device == "cpu":
+        size = counted(ranks, "rank" if device == "cpu" else "GPU") if isinstance(ranks, int) else ""
+    return f"handed over to job {handover.get('to', 'of another size')}{f' ({size})' if size else ''}"
+
+
+def why_slurm_stopped(stop_request: Event) -> str:
+    """Why Slurm told a job to stop, by its signal and the time that was left."""
+    if stop_request.get("signal") != "SIGUSR2":
+        return PREEMPTED_OR_CANCELED
+    left = stop_request.get("seconds_left")
+    if not isinstance(left, int | float):
+        return "preempted, or near the time limit"
+    return "near the time limit" if left < NEAR_THE_LIMIT_SECONDS else "preempted"
 
 
 def why_failed(event: Event) -> str:

@@ -76,6 +76,14 @@ def test_a_run_between_two_jobs_is_requeued_and_a_finished_one_is_finished(run: 
     assert status(run, {}).state == "finished"
 
 
+def test_a_run_whose_jobs_were_canceled_before_any_trained_is_stopped(run: RunFolder) -> None:
+    """The job that found it out has recorded it."""
+    run.record("canceled", job="13", life="12.0")
+    run.record("withdrawn", jobs=["13", "14"], why="job 13 was canceled")
+    row = status(run, {})
+    assert (row.state, row.why) == ("stopped", "job 13 was canceled")
+
+
 def test_the_page_of_the_run_lists_all_jobs(run: RunFolder) -> None:
     """With size, state, reason, and when a deferred one may start."""
     run.record("supervising", life="13.0", node="n1")

@@ -57,6 +57,23 @@ def test_a_handover_of_another_attempt_is_not_this_ones() -> None:
     assert read_attempts(events)[0].why == "preempted"
 
 
+def test_one_cancel_is_told_as_such_whoever_records_it() -> None:
+    """The job that trains, before its ranks have saved; or another one, afterwards."""
+    told, canceled = event("told to stop", 268, life="12.0", signal="SIGTERM"), event("canceled", 269, job="12")
+    first = [*SMALL_FIRST[:3], told, canceled, SMALL_FIRST[4]]
+    assert read_attempts(first)[0].why == "canceled"
+    assert read_attempts([*SMALL_FIRST[:3], told, SMALL_FIRST[4], canceled])[0].why == "canceled"
+    resumed = [*first, SUBMITTED | {"time": 300}, event("supervising", 320, life="12.0"), started(330, 50)]
+    again = [*resumed, told | {"time": 340}, SMALL_FIRST[4] | {"time": 341}]
+    assert [attempt.why for attempt in read_attempts(again)] == ["canceled", "preempted or canceled"]
+
+
+def test_the_size_is_told_with_its_nodes_and_type() -> None:
+    """As the job that hands over has recorded it."""
+    events = [*SMALL_FIRST[:3], SMALL_FIRST[3] | {"size": "2 x 2 a100 GPUs"}, *SMALL_FIRST[4:]]
+    assert read_attempts(events)[0].why == "handed over to job 13 (2 x 2 a100 GPUs)"
+
+
 def test_on_cpus_the_size_is_in_ranks() -> None:
     """There are no GPUs."""
     events = [*SMALL_FIRST[:2], started(170, 0) | {"device_name": "cpu"}, *SMALL_FIRST[3:]]
