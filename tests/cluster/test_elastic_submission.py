@@ -96,7 +96,7 @@ def test_a_command_that_is_killed_between_the_calls_of_sbatch_leaves_only_jobs_t
     killed.communicate()
     time.sleep(3)  # the scheduler would start it within a second
     assert queue(case, "%i:%T:%r") == [f"{first}:PENDING:JobHeldUser"]
-    assert not case.run.events()
+    assert not case.events("submitted")
     case.slurm.call("scontrol", "update", "partition=low", "state=down")
     try:
         done = case.submit(*SIZES)
