@@ -239,7 +239,7 @@ def stopped(time: float) -> Event:
     [
         ([slow(100), stopped(200)], ["n2"]),
         ([slow(100), stopped(130)], []),  # for half a minute
-        ([slow(100), slow(150, event="rank recovered"), stopped(300)], []),
+        ([slow(100), slow(250, event="rank recovered"), stopped(300)], []),
         ([slow(100), slow(110), stopped(165)], ["n2"]),  # slow at something else meanwhile
         ([slow(100), slow(100, rank=0, node="n1"), stopped(200)], ["n1", "n2"]),
         ([slow(100), stopped(200), slow(300, node="n1"), stopped(400)], []),  # this rank, on each node
