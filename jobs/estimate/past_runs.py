@@ -17,7 +17,7 @@ from vit.config.user_error import UserError
 from vit.data.dataset_manifest import missing_file, read_dataset_manifest
 from vit.history.attempts import Attempt, read_attempts
 from vit.history.learning_curve import integer, number, read_curve, read_evaluations, read_tail, training
-from vit.history.resources import read_usage
+from vit.history.resources import Usage, mean_usage, read_usage
 from vit.history.settings import Settings, model_of, read_settings, setting
 from vit.history.time_spent import attempt_seconds
 from vit.model.weight_fit import state_bytes
@@ -129,11 +129,11 @@ def _read(run: RunFolder, name: str) -> PastRun | None:
     ]
     if not attempts:
         return None
-    usage = read_usage(run)
-    cores = usage[-1].cores if usage else None
+    usage = mean_usage(read_usage(run))
+    cores = usage.cores if usage is not None else None
     return PastRun(
         name=name,
-        speeds=tuple(_speeds(name, cfg, settings, attempts, curve, cores)),
+        speeds=tuple(_speeds(name, cfg, settings, attempts, curve, usage)),
         overheads=_overheads(name, attempts),
         evaluations=_evaluations(name, cfg, settings, attempts, read_evaluations(run.metrics)[0], cores),
         saves=_saves(name, cfg, settings, events, attempts),
@@ -167,7 +167,12 @@ def _device(attempt: Attempt) -> str:
 
 
 def _speeds(
-    name: str, cfg: Config, settings: Settings, attempts: Sequence[Attempt], curve: Sequence[Record], cores: int | None
+    name: str,
+    cfg: Config,
+    settings: Settings,
+    attempts: Sequence[Attempt],
+    curve: Sequence[Record],
+    usage: Usage | None,
 ) -> list[Speed]:
     """One for each number of ranks, kind of device and image size."""
     rates: dict[tuple[int, str, int], list[float]] = {}
@@ -179,7 +184,7 @@ def _speeds(
             if step and rate and rate > 0 and attempt.ranks:
                 stage = sum(step > each.stop for each in stages[:-1])
                 rates.setdefault((attempt.ranks, _device(attempt), stage), []).append(rate)
-    configs = [each.cfg for each in stages] or [cfg]
+    configs, cores = [each.cfg for each in stages] or [cfg], usage.cores if usage is not None else None
     known = relevant(cfg) | {key: settings[key] for key in relevant(cfg) if key in settings}
     return [
         Speed(
@@ -190,11 +195,19 @@ def _speeds(
             model=configs[stage].model,
             settings=known | {"micro_batch": configs[stage].micro_batch},
             images_per_second=_harmonic_mean(found) / active(ranks, device, cores),
+            core_share=_core_share(usage, ranks) if device == CPU else 1.0,
             age=max(0.0, time.time() - attempts[-1].seen),
         )
         for (ranks, device, stage), found in rates.items()
         if len(found) >= FEW_RECORDS
     ]
+
+
+def _core_share(usage: Usage | None, ranks: int) -> float:
+    """How much of a core each rank had; 1 if it is not known."""
+    if usage is None or usage.cpu is None or not usage.cores:
+        return 1.0
+    return min(1.0, usage.cpu * usage.cores / active(ranks, CPU, usage.cores))
 
 
 def _of(attempt: Attempt, curve: Sequence[Record]) -> list[Record]:

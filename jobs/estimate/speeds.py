@@ -21,6 +21,7 @@ TABLE_PENALTY = 0.2  # a past run of this cluster comes before a row of the tabl
 ASSUMED_PENALTY = 1.5  # what was measured comes before what is assumed, unless it is a factor of 4 away
 MUCH_SMALLER = {True: 4.0, False: 2.0}  # whether on a CPU: the ratio of operations from which it is said that
 SMALL = "so much smaller a model is probably slower than its operations alone would make it"
+SHARED_CORE = 0.7  # a rank that has less of its core shared it with other programs
 UNKNOWN = 1e12  # FLOP/s of devices whose peak is not known: only their ratio counts
 # How much a setting that differs counts, next to the logarithm of the ratio of operations.
 WEIGHTS = {"compile": 0.3, "cuda_graphs": 0.3, "activation_checkpointing": 0.3, "exact": 0.1}
@@ -39,6 +40,7 @@ class Speed:
     model: ModelConfig  # with the image size at which it was measured
     settings: Mapping[str, Any] = field(hash=False)  # those that matter to the speed, by dotted name
     images_per_second: float  # of each rank
+    core_share: float = 1.0  # of a core that each rank had; on a CPU
     age: float = 0.0  # seconds since it was measured
     is_table: bool = False
     is_assumed: bool = False  # not measured
@@ -113,6 +115,8 @@ def _scale(cfg: Config, device: str, ranks: int, speed: Speed) -> Scaled | None:
     if any(speed.settings.get(name, own[name]) != own[name] for name in ABOUT_DATA):
         distance += 0.05
         words.append("other augmentation or decoder")
+    if speed.core_share < SHARED_CORE:  # on an idle machine it is faster
+        distance += 0.1 * (1 - speed.core_share)
     if speed.ranks != ranks:
         distance += 0.02 * abs(math.log2(ranks / speed.ranks))
     return Scaled(speed, speed.images_per_second * ratio * devices, distance, tuple(words), cfg.model.image_size)
@@ -144,6 +148,8 @@ def describe(scaled: Scaled) -> str:
     on = f" on {speed.device}" if speed.device != CPU else " on CPUs" if speed.is_table else ""
     where = f" ({speed.source})" if speed.is_table else f", {about(speed.age)} ago" if speed.age else ""
     same = "the same computation" if not scaled.differences else f"which differs: {'; '.join(scaled.differences)}"
+    if speed.core_share < SHARED_CORE:
+        same += f"; each rank had {speed.core_share:.0%} of a core there"
     rates = scaled.others
     spread = f"; {counted(len(rates), 'other run')} like it: {_span(rates)} images/s" if rates else ""
     return f"{what} {speed.name}{on}{where}, {same}{spread}"

@@ -9,7 +9,7 @@ import yaml
 
 from jobs.estimate.queue_times import parse
 from jobs.estimate.sizes import dividing_ranks, sizes_on_slurm
-from jobs.estimate.speeds import TABLE, kind, nearest, read_table
+from jobs.estimate.speeds import TABLE, describe, kind, nearest, read_table
 from jobs.estimate.words import about
 from jobs.estimate.work import Work
 from jobs.login.slurm_queries import PartitionNodes
@@ -80,6 +80,16 @@ def test_another_kind_of_gpu_is_scaled_by_its_peak_and_named() -> None:
 def test_kinds_of_gpus_are_known_by_the_names_of_drivers_and_of_slurm(device: str, name: str) -> None:
     """`gres` types are lower-case, with underscores."""
     assert kind(device) == name
+
+
+def test_of_equal_runs_on_cpus_one_that_had_its_cores_to_itself_comes_first() -> None:
+    """Although another one is newer; without such a run, the estimate says what the other one had."""
+    cpu = next(speed for speed in read_table().speeds if speed.device == "cpu")
+    idle = replace(cpu, name="idle", is_table=False, age=900.0)
+    busy = replace(idle, name="busy", age=1.0, core_share=0.4, images_per_second=5.0)
+    found, other = nearest(B16, "cpu", 1, [busy, idle]), nearest(B16, "cpu", 1, [busy])
+    assert found is not None and found.speed.name == "idle" and "of a core" not in describe(found)
+    assert other is not None and "each rank had 40% of a core there" in describe(other)
 
 
 def test_only_ranks_that_divide_the_micro_batches_and_fit_are_listed() -> None:
