@@ -34,6 +34,7 @@ from vit.data.decode import DamagedDataError
 from vit.data.stage import StoppedError
 from vit.distributed.launcher import read_place
 from vit.distributed.world import World, device_name, join_process_group
+from vit.history.device_changes import device_changes
 from vit.history.words import show_end, show_resuming
 from vit.integrity.finding import WrongArithmeticError
 from vit.run.activity import publish_activity
@@ -86,6 +87,9 @@ def attempt(cfg: Config, run: RunFolder, world: World, clock: Clock, allowed_cha
             **(trainer.log.before if trainer.log is not None else {}),
         )
         show_resuming(run, started)
+        changes = device_changes(run.events())
+        if cfg.exact == "bits" and changes and changes[-1].step == trainer.state.step:
+            show(f"another kind of device, whose bits differ: {changes[-1]}", lasting=True)
     try:
         outcome = trainer.train()
     except WrongArithmeticError:

@@ -17,6 +17,7 @@ from jobs.login.run_folder import shared_folder_warning
 from jobs.login.sbatch_environment import sbatch_environment
 from jobs.login.slurm_queries import SlurmUnreachableError, rejection_message
 from jobs.node.candidates import Candidate
+from jobs.node.slurm_commands import RUN_COMMANDS
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
 from vit.run.command import print_error
 from vit.run.counts import counted
@@ -87,6 +88,7 @@ def parameters(resources: Resources, runs: Sequence[RunFolder], hold: bool = Fal
     cluster = resources.cluster
     name = runs[0].path.name if len(runs) == 1 else runs[0].path.parent.name
     gres = cluster.gres if resources.requests_gpus else ""
+    relay = RUN_COMMANDS if hold and cluster.container else ()  # jobs of several sizes tell Slurm about each other
     options: dict[str, Any] = {
         "job_name": name,
         "time": cluster.minutes,
@@ -99,7 +101,7 @@ def parameters(resources: Resources, runs: Sequence[RunFolder], hold: bool = Fal
         "cpus_per_task": resources.cpus,
         "signal_delay_s": cluster.signal_seconds,
         "stderr_to_stdout": True,
-        "setup": [*SETUP, *cluster.setup_commands(), *_source_exports(runs), *_folder_check(resources)],
+        "setup": [*SETUP, *cluster.setup_commands(), *_source_exports(runs), *relay, *_folder_check(resources)],
         "srun_args": ["--cpus-per-task", str(resources.cpus)],  # srun of Slurm 22.05 to 23.02 does not inherit it
         "teardown": list(TEARDOWN),
         "array_parallelism": resources.max_parallel or len(runs),

@@ -1,10 +1,10 @@
 """What a job asks Slurm about the other jobs of its run, and tells it to do with them."""
 
 import re
-import shutil
 from collections.abc import Sequence
 
-from jobs.node.slurm_job import RUNNING_STATES, facts_of, run, show_job
+from jobs.node.slurm_commands import run
+from jobs.node.slurm_job import RUNNING_STATES, facts_of, show_job
 
 CREDENTIAL_SECONDS = 121  # Slurm's default: a requeued job may not start earlier, because of its last credential
 INVALID_JOB = re.compile(r"invalid job id", re.I)  # Slurm forgets jobs some minutes after their end
@@ -37,7 +37,7 @@ def start_is_over(start: str) -> bool | None:
 def was_canceled(job: str) -> bool:
     """Whether somebody canceled this job; False also if Slurm does not know it any more, or does not respond."""
     facts = show_job(job)
-    if not facts and shutil.which("sacct"):
+    if not facts:
         facts = {"JobState": run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip()}
     return facts.get("JobState", "").startswith("CANCELLED")
 

@@ -4,14 +4,14 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
+from jobs.node.slurm_commands import has_commands, run
+
 STOP_SECONDS = 90  # for the ranks to save and exit near the time limit; then they are killed, in time to requeue
 CONTROLLER_SECONDS = 600  # how long a controller that does not respond is asked again
-COMMAND_SECONDS = 60  # timeout of one Slurm command
 
 REQUEUED = 75  # exit code of a task whose job must be requeued
 # Errors that another try would not change: the job was submitted with --no-requeue, or access is denied.
@@ -120,7 +120,7 @@ def requeue(exclude: Sequence[str] = (), deferred: bool = False) -> str:
     After "" the process must exit with REQUEUED: if it has no Slurm commands, or Slurm does not respond, the batch
     script asks again.
     """
-    if has_no_slurm_commands():
+    if not has_commands():
         return ""
     job = job_id()
     assert job is not None
@@ -217,11 +217,3 @@ def show_job(job: str) -> dict[str, str]:
 def facts_of(text: str) -> dict[str, str]:
     """The fields of a job, as `scontrol --oneliner` prints them."""
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
-
-
-def run(*command: str) -> "subprocess.CompletedProcess[str]":
-    """Runs one of Slurm's commands."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no response within {COMMAND_SECONDS} s")

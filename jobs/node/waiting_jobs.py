@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vit.run.folder import RunFolder
 from vit.run.progress import show
 
 POLL_SECONDS = 2.0  # between looks at the folder of claims
+DECLINED_SECONDS = 20.0  # until one that was declined has put itself back into the queue
 DEFER_SECONDS = 300.0  # between deferrals: several may fail before one of the jobs starts
 
 
@@ -61,12 +63,14 @@ class WaitingJobs:
             withdraw(self.folder, self.ownership.others, why)
 
     def _watch(self) -> None:
-        next_deferral = 0.0
+        next_deferral = 0.0  # time.monotonic()
         while not self._closed.wait(POLL_SECONDS) and not signals.stop_requested():
             with suppress(OSError):  # the run folder cannot be read now; the jobs that ask wait for a while
-                if self._answer_requests():
-                    self._stop()
-                    return
+                if requests := self.ownership.owners.requests(self.ownership.claim):
+                    if self._answer(requests):
+                        self._stop()
+                        return
+                    next_deferral = min(next_deferral, time.monotonic() + DECLINED_SECONDS)
                 if time.monotonic() > next_deferral:
                     self._defer_or_let_start()
                     next_deferral = time.monotonic() + DEFER_SECONDS
@@ -74,12 +78,9 @@ class WaitingJobs:
     def _measured(self) -> Measured:
         return measure(self.folder.events(), read_curve(self.folder.metrics), self.ownership.owners.claims())
 
-    def _answer_requests(self) -> bool:
+    def _answer(self, requests: Mapping[Path, Claim]) -> bool:
         """Answers the jobs that have started.  Returns True if the run is handed over to one of them, the fastest."""
         owners = self.ownership.owners
-        requests = owners.requests(self.ownership.claim)
-        if not requests:
-            return False
         measured, accepted = self._measured(), dict[Path, Answer]()
         for request, asking in requests.items():
             answer = self._decide(measured, asking.size)

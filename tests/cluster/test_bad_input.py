@@ -143,3 +143,18 @@ def test_a_job_in_a_container_without_slurms_commands_is_requeued_by_its_batch_s
         case.slurm.call("scancel", job)
         wait_for(lambda: canceled.events("stopped"), "the save")
     wait_for(lambda: case.slurm.state(job) == "CANCELLED", "the end of the job")
+
+
+@campaign
+def test_jobs_in_containers_tell_slurm_about_each_other(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A run in several sizes: the batch scripts run the commands that the containers do not have."""
+    folder = tmp_path_factory.mktemp("container")
+    (folder / "apptainer").write_text(APPTAINER)
+    (folder / "apptainer").chmod(0o755)
+    inside = ("--container", "vit.sif", "--container-exec", f"{folder}/apptainer exec --nv", "--python", sys.executable)
+    done = case.submit("--gpus", "1-2", *inside)
+    assert done.returncode == 0, done.stderr
+    case.wait_until(case.run.finished, "the end of the run")
+    jobs = [each["job"] for each in case.events("submitted")[-1]["candidates"]]
+    wait_for(lambda: all(case.slurm.state(job) in ("COMPLETED", "CANCELLED") for job in jobs), "the jobs' end", 120)
+    assert case.events("withdrawn")

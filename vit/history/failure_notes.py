@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+from vit.history.device_changes import device_changes
 from vit.history.learning_curve import integer
 from vit.history.run_history import RunHistory
 from vit.history.settings import setting
@@ -24,6 +25,14 @@ def failing_node(history: RunHistory) -> str | None:
     if failures < 3 or failures < 2 / 3 * total or len(others) < 2:
         return None
     return f"{failures} of {total} failures were on {name}: exclude {name}, and tell the cluster's administrators"
+
+
+def other_devices(history: RunHistory) -> str | None:
+    """Steps of several kinds of devices."""
+    changes = device_changes(history.events)
+    if not changes or setting(history.settings, "exact") != "bits":
+        return None
+    return f"{'; '.join(map(str, changes))}: the same bits are only computed by one kind of GPU (--gpus TYPE:N)"
 
 
 def wrong_values(history: RunHistory) -> str | None:
@@ -107,7 +116,7 @@ def skipped_steps(history: RunHistory) -> str | None:
 
 FAILURE_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (
     wrong_values, failing_node, killed_ranks, stalls, late_stops, failed_saves, damaged_checkpoints, damaged_samples,
-    skipped_steps,
+    skipped_steps, other_devices,
 )  # fmt: skip
 
 
