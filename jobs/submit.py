@@ -201,7 +201,7 @@ class Submission:
                 self.resources(runs[0], size, dependency),
                 [run_folder.train_job(folder, self.options, size) for folder in folders],
             )
-            for size in self.sizes
+            for size in reversed(self.sizes)  # else Slurm keeps free GPUs for a larger job that is ahead in the queue
         ]
         with run_files.replaced(folders, [schema.to_yaml(run.cfg) for run in runs], on_slurm=True, sizes=len(sizes)):
             self.estimates(runs).record()

@@ -38,7 +38,7 @@ def test_the_run_starts_on_what_is_free_and_moves_to_more(case: Case, reference_
     with busy_nodes(case, free_cores=1) as others, case.slowed(1.0):
         case.start("--gpus", "1-4", "--min-gain", "0")
         jobs = candidates(case)
-        assert list(jobs) == [4, 2, 1]
+        assert list(jobs) == [1, 2, 4]
         assert [claim["size"]["job"] for claim in owners(case)] == [jobs[1]]
         case.slurm.call("scancel", *others)
         case.wait_until(lambda: case.events("handover"), "the handover")

@@ -43,9 +43,9 @@ def test_a_range_is_submitted_as_one_job_for_each_size(waiting: Case) -> None:
     done = waiting.submit(*SIZES, "--min-gain", "7.5", "--exclude-slow")
     assert done.returncode == 0, done.stderr
     jobs = queue(waiting)
-    assert recorded(waiting.run) == list(zip(jobs, [4, 2, 1], strict=True))
+    assert recorded(waiting.run) == list(zip(jobs, [1, 2, 4], strict=True))
     assert f"stop    scancel {' '.join(jobs)}" in done.stdout
-    assert queue(waiting, "%i:%C:%D") == [f"{job}:{gpus}:1" for job, gpus in zip(jobs, (4, 2, 1), strict=True)]
+    assert queue(waiting, "%i:%C:%D") == [f"{job}:{gpus}:1" for job, gpus in zip(jobs, (1, 2, 4), strict=True)]
     assert not {"JobHeldUser", "JobHeldAdmin"} & {*queue(waiting, "%r")}
     again = waiting.submit(*SIZES)
     assert again.returncode == 1
@@ -115,7 +115,7 @@ def test_a_sweep_is_one_array_for_each_size(waiting: Case) -> None:
     runs = [RunFolder(waiting.run.path / f"seed={seed}") for seed in (0, 1)]
     arrays = [job.partition("_")[0] for job, _ in recorded(runs[0])]
     assert f"stop    scancel {' '.join(arrays)}; one of the runs: scancel " in done.stdout
-    assert recorded(runs[1]) == [(f"{array}_1", ranks) for array, ranks in zip(arrays, (4, 2, 1), strict=True)]
+    assert recorded(runs[1]) == [(f"{array}_1", ranks) for array, ranks in zip(arrays, (1, 2, 4), strict=True)]
     assert sorted(queue(waiting)) == sorted(job for run in runs for job, _ in recorded(run))
     assert "2 runs, 0 complete, 2 already in the queue" in waiting.submit(*sweep).stdout
     waiting.slurm.call("scancel", *(job for job, _ in recorded(runs[1])))
