@@ -25,7 +25,7 @@ class Measured:
     """What the attempts of a run have shown so far."""
 
     speeds: dict[Size, float]  # images/s of the newest attempt of each size
-    resume_seconds: float  # from the start of a process to its first step
+    resume_seconds: float  # from the claim of a job, or the start of a process, to its first step
     seconds_left: float | None  # at the speed of the newest record; None if nothing was trained yet
     left_at: Size | None = None  # the size of the newest record
 
@@ -37,6 +37,7 @@ def measure(events: Sequence[Event], records: Sequence[Record], claims: Sequence
     speeds: dict[Size, float] = {}
     resumes = []
     newest: Size | None = None
+    before = 0.0
     for start, after in zip_longest(starts, starts[1:]):
         end = after["time"] if after else math.inf
         mine = [record for record in trained if start["time"] <= record["time"] < end]
@@ -45,11 +46,22 @@ def measure(events: Sequence[Event], records: Sequence[Record], claims: Sequence
         if measured:
             speeds[size] = statistics.median(measured)
             newest = size
-        resumes.append(_seconds(start, "start", "compile", "other") + (_seconds(mine[0], "compile") if mine else 0.0))
+        resumes.append(_resume_seconds(start, before, claims) + (_seconds(mine[0], "compile") if mine else 0.0))
+        before = start["time"]
     left = number(trained[-1], "seconds_left") if trained else None
     if left is not None:
         left = max(0.0, left - max(0.0, time.time() - trained[-1]["time"]))
     return Measured(speeds, statistics.median(resumes[-3:]) if resumes else RESUME_SECONDS, left, newest)
+
+
+def _resume_seconds(start: Event, before: float, claims: Sequence[Claim]) -> float:
+    """From the claim of the job that began this attempt to its first batch: its imports and checks take time, too.
+
+    After a restart in place, or without a claim, from the start of the rank's process.  `before` is the last attempt.
+    """
+    claimed = [claim.time for claim in claims if before < claim.time <= start["time"]]
+    rank = _seconds(start, "start", "compile", "other")
+    return max(rank, start["time"] - claimed[-1]) if claimed else rank
 
 
 def _size_at(start: Event, claims: Sequence[Claim]) -> Size:

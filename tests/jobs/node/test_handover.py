@@ -70,6 +70,16 @@ def test_speeds_and_restarts_are_those_of_the_attempts() -> None:
     assert found.left_at == (1, "") and found.seconds_left == pytest.approx(3600, abs=5)
 
 
+def test_the_time_to_resume_counts_from_the_claim_of_a_job() -> None:
+    """Imports and checks come before the ranks; a restart in place needs neither."""
+    now = time.time()
+    claims = [Claim(ONE, "1.0", "n1", now - 1040, 1), Claim(FOUR, "4.0", "n1", now - 550, 2)]
+    events = [started(now - 1000, 1, 10), started(now - 500, 4, 20), started(now - 100, 4, 5)]
+    assert measure(events[:1], [], claims).resume_seconds == pytest.approx(40)
+    assert measure(events[:2], [], claims).resume_seconds == pytest.approx(45)
+    assert measure(events, [], claims).resume_seconds == pytest.approx(40)  # the median with the restart's 5
+
+
 def test_types_of_gpus_are_told_apart() -> None:
     """By the claims: the speed of four v100 says nothing about that of four a100."""
     now = time.time()
