@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -149,12 +150,12 @@ def test_the_controller_is_down_for_a_while_before_the_handover(elastic: Elastic
 
 
 @campaign
-@pytest.mark.parametrize("fault", ["the supervisor is killed", "all processes are killed", "requeue", "controller"])
-@pytest.mark.parametrize("hit", [1, 4])
+@pytest.mark.parametrize(
+    ("fault", "hit"),
+    [*product(("the supervisor is killed", "all processes are killed", "requeue"), (1, 4)), ("controller", 1)],
+)
 def test_a_fault_during_the_handover(fault: str, hit: int, elastic: ElasticCase, reference_weights: bytes) -> None:
     """It hits the job that leaves, or the one that takes over, as soon as the owner has agreed."""
-    if fault == "controller" and hit > 1:
-        pytest.skip("the same fault")
     start_small(elastic)
     make_room(elastic)
     elastic.wait_until(lambda: elastic.events("handover"), "the handover")
