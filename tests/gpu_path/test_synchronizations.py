@@ -93,4 +93,6 @@ def test_comparing_the_ranks_states_does_not_wait(null_gpu: NullGpu, jpegs: Path
         for counts in null_gpu.run(train_and_count, options, FIRST, LAST, ranks=2, answers=ANSWERS, timeout=200):
             assert not waits(counts)
             launches.append(counts.launches)
-    assert min(launches[2:]) > max(launches[:2])  # of the same run, with and without comparisons
+    more_launches = [launches[2 + rank] - launches[rank] for rank in range(2)]  # with comparisons
+    assert min(more_launches) > 0, "nothing was compared"
+    assert max(more_launches) < 100
