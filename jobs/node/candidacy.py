@@ -153,7 +153,7 @@ class _Candidacy:
         signals.ignore_stop_signals()
         if refused := slurm_job.requeue(deferred=True):
             show(f"this job ends, because it cannot wait in the queue again: {refused}", lasting=True)
-            sys.exit(0)
+            self._end("it could not be requeued")
         sys.exit(slurm_job.REQUEUED)
 
     def _leave_if_over(self) -> None:
@@ -162,7 +162,7 @@ class _Candidacy:
         if ended is not None and ended["event"] != "submitted":
             show(f"nothing to do: this run has {OVER[ended['event']]}", lasting=True)
             withdraw(self.folder, self.others, OVER[ended["event"]])
-            sys.exit(0)
+            self._end("the run was over")
 
     def _leave_if_canceled(self, owner: Claim | None) -> None:
         """Ends all jobs of the run if somebody canceled the one that trained it, and it had no time to do so itself.
@@ -175,7 +175,14 @@ class _Candidacy:
             show(f"job {owner.size.job}, which trained this run, was canceled; so this one ends, too", lasting=True)
             self.folder.record("canceled", job=owner.size.job, life=self.wanted.start)
             withdraw(self.folder, self.others, f"job {owner.size.job} was canceled")
-            sys.exit(0)
+            self._end("the run was canceled")
+
+    def _end(self, why: str) -> NoReturn:
+        """Exits the process.  The other nodes of this job wait for a claim that will not come: Slurm ends them."""
+        signals.ignore_stop_signals()
+        if self.wanted.size.nodes > 1:
+            withdraw(self.folder, [self.wanted.size], why)
+        sys.exit(0)
 
 
 OVER = {"finished": "finished", "gave up": "given up", "canceled": "been canceled"}  # after "this run has"
