@@ -45,6 +45,6 @@ def test_all_ranks_raise_the_same_finding_which_is_in_the_ledger(settled: bool, 
     assert run_ranks(4, found_on_this_rank, tmp_path, settled) == [message] * 4
     (event,) = RunFolder(tmp_path).events()
     assert event["event"] == EVENT and event["settled"] is settled and event["tensors"] == ["a", "b", "c", "d"]
-    assert event["suspects"][-1] == {"rank": 2, "node": "n3", "gpu": "", "value": "0b"}
+    assert event["suspects"][-1] == {"rank": 2, "node": "n3", "gpu": "", "value": "0b", "losses": []}
     assert (event["step"], event["what"], event["ranks"]) == (40, "weights", 4)
     assert event["device"] == device_kind(torch.device("cpu"))
