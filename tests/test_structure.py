@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = {
     ),
     "vit.replay": (
         "vit.config vit.random_keys vit.run vit.history vit.distributed vit.model vit.data vit.augment vit.optim "
-        "vit.checkpoint vit.training"
+        "vit.checkpoint vit.integrity vit.training"
     ),
     "vit.node_check": "vit.config vit.run vit.model vit.data",
     "vit.wandb_sender": "vit.config vit.run vit.history",

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -27,8 +28,9 @@ from vit.replay.anomaly import anomaly_of_update, find_anomaly
 from vit.replay.options import parse_options
 from vit.replay.pictures import contact_sheet, save_picture
 from vit.replay.progress import WayProgress, describe_start
+from vit.replay.ranks import Task, bits_of_update, compare_ranks, save_state, temporary_folder
 from vit.replay.recorded import RecordedRun
-from vit.replay.replayer import Replayer
+from vit.replay.replayer import ReplayedStep, Replayer
 from vit.replay.report import as_json, print_step
 from vit.replay.sample_names import SampleNames
 from vit.run.command import print_error, run_command
@@ -52,21 +54,40 @@ def replay(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
         tell(f"the state before step {options.step:,} was reached in {format_duration(seconds)}")
     step = replayer.forward_backward()
     names = SampleNames(replayer.train_data.beton)
-    if options.json:
-        print(json.dumps(as_json(step, replayer, names)))
-    else:
+    found = as_json(step, replayer, names) if quiet else {}
+    if not quiet:
         print_step(step, replayer, names)
     if options.pictures:
         title = f"{run.folder.path.absolute().name}, step {step.step:,}: loss {step.loss:.4g}"
         save_picture(contact_sheet(step, names, title), options.pictures)
         tell(f"\nwhat the model saw: {printable(options.pictures)}")
-    if options.anomaly:
-        lines = find_anomaly(step, replayer, names)
-        if not lines:
-            replayer.update()
-            lines = anomaly_of_update(step, replayer)
-        print("\n" + "\n".join(lines))
+    for name, lines in _look_further(options, step, replayer, names).items():
+        found[name] = lines
+        tell("\n" + "\n".join(lines))
+    if quiet:
+        print(json.dumps(found))
     return 0
+
+
+def _look_further(
+    options: argparse.Namespace, step: ReplayedStep, replayer: Replayer, names: SampleNames
+) -> dict[str, list[str]]:
+    """What `--anomaly` and `--ranks` print.  Completes the step with its update, if they need that."""
+    out: dict[str, list[str]] = {}
+    if options.anomaly:
+        out["anomaly"] = find_anomaly(step, replayer, names)
+    if options.ranks:
+        with temporary_folder() as folder:
+            state = save_state(replayer, Path(folder))
+            here = bits_of_update(replayer, step.losses)
+            where = (options.run, options.config, options.data)
+            task = Task(*where, not options.no_compile, options.device, options.step, state)
+            out["ranks"] = compare_ranks(task, options.ranks, here)
+    elif options.anomaly and not out["anomaly"]:
+        replayer.update()
+    if options.anomaly and not out["anomaly"]:
+        out["anomaly"] = anomaly_of_update(step, replayer)
+    return out
 
 
 def main(args: list[str] | None = None) -> int:
@@ -75,6 +96,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         run = RecordedRun(options.run, options.config)
         cfg = run.config(options.step, options.data)
+        for ranks in options.ranks:
+            cfg.check_ranks(ranks)
         with join_process_group(replace(cfg, device=options.device)) as world:
             return replay(options, run, world)
     except (UserError, OSError, DamagedDataError) as error:

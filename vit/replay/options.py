@@ -4,6 +4,8 @@ import argparse
 
 from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
+from vit.config.user_error import UserError
+from vit.replay.ranks import parse_ranks
 from vit.run.console import started_as
 
 
@@ -17,6 +19,9 @@ def parse_options(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--step", type=int, metavar="N", help="the step to replay, counted as in the log")
     parser.add_argument("--anomaly", action="store_true", help="find the first operation and the samples not finite")
     parser.add_argument("--pictures", type=user_path, metavar="FILE.png", help="draw what the model saw, worst first")
+    parser.add_argument(
+        "--ranks", default="", metavar="4,2,1", help="run the step on these numbers of ranks, too, and compare all bits"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object with all samples instead of tables")
     parser.add_argument(
         "--data.train", dest="data", type=user_path, metavar="FILE", help="the training set, if it was moved"
@@ -29,6 +34,10 @@ def parse_options(args: list[str] | None) -> argparse.Namespace:
         parser.error("give the step to replay: --step N")
     if options.step < 1:
         parser.error(f"--step {options.step}: steps are counted from 1")
+    try:
+        options.ranks = parse_ranks(options.ranks) if options.ranks else []
+    except UserError as error:
+        parser.error(str(error))
     for name in ("pictures",):
         path = getattr(options, name)
         if path is not None and path.suffix.lower() != ".png":

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from vit.augment.draws import draw
 from vit.augment.mixup import Mix
-from vit.augment.pipeline import augment
 from vit.checkpoint.saved_classes import DataSetClasses, check_head_classes
 from vit.checkpoint.skipped_steps import NotFiniteError, recipe_checksum
 from vit.checkpoint.train_state import TrainState
@@ -33,7 +32,7 @@ from vit.replay.checkpoint_before import load_checkpoint_before
 from vit.replay.recorded import RecordedRun, differing
 from vit.training.compile_cache import CompileCache
 from vit.training.run_recipe import run_recipe
-from vit.training.step import AugmentedBatch, StepRunner, augmented_batches
+from vit.training.step import AugmentedBatch, StepRunner, augment_step, augmented_batches
 
 CHECK_EVERY = 20  # steps on the way to the replayed one after which losses and gradients are checked
 
@@ -108,7 +107,8 @@ class Replayer:
         cfg = self.recorded_cfg = self.run.config(step, self.data)
         # Nothing else than speed depends on these.
         data = replace(cfg.data, cache="os", verify="never", stage="", prefetch=1)
-        cfg = replace(cfg, data=data, cuda_graphs=False)
+        checks = replace(cfg.checks, recompute_every_steps=0)
+        cfg = replace(cfg, data=data, checks=checks, cuda_graphs=False)
         cfg = cfg if self.compiled else replace(cfg, compile=False)
         cfg.check_ranks(self.world.size)
         check_data_sets(cfg.model.num_classes, cfg.data.train)
@@ -232,9 +232,9 @@ class Replayer:
         batch = next(self.train_data.batches(step.step - 1, step.step))
         index = self.world.my_micro_batches(step.cfg.micro_batches)[j]
         mine = slice(j * step.cfg.micro_batch, (j + 1) * step.cfg.micro_batch)
-        plain = replace(step.cfg.augment, mixup=0.0, cutmix=0.0)  # drawn last: the other draws stay the same
-        draw_key, side = key(Stream.AUGMENT, step.cfg.seed, step.step - 1, index), step.cfg.model.image_size
-        return augment(batch.images[mine], batch.labels[mine], plain, step.cfg.model.num_classes, draw_key, side=side)
+        # Mixing is drawn last, so the other draws stay the same.
+        plain = replace(step.cfg, augment=replace(step.cfg.augment, mixup=0.0, cutmix=0.0))
+        return augment_step(plain, step.step - 1, [index], batch.images[mine], batch.labels[mine])
 
     def grad_norm(self) -> float:
         """The norm of the gradients in `.grad`, as the optimizer's step computes it."""
