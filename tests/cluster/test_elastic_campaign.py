@@ -214,16 +214,22 @@ def test_a_waiting_job_that_is_canceled_does_not_stop_the_owner(elastic: Elastic
 
 @campaign
 def test_a_disk_that_is_full_when_a_job_starts_delays_the_run(elastic: ElasticCase, reference_weights: bytes) -> None:
-    """No job can claim the run: they wait or go back to the queue, and train once there is room."""
+    """No job can claim the run: they go back to the queue, for 15 minutes, and train once there is room."""
     owners = elastic.run.path / "owners"
     owners.mkdir(parents=True)
     with tmpfs_mounted(owners, "64k"):
         full = owners / "full"
         fill(full)
         assert elastic.submit(*SIZES).returncode == 0
-        wait_for(lambda: any(elastic.slurm.state(job) == "RUNNING" for job in elastic.jobs()), "a start", 60)
-        time.sleep(20)
+        jobs = elastic.jobs()
+        wait_for(
+            lambda: all(elastic.slurm.job(job)["Reason"] == "BeginTime" for job in jobs), "all to be deferred", 120
+        )
+        assert "this run cannot be claimed" in elastic.job_output()
         assert not elastic.start_steps()
         full.unlink()
+        time.sleep(6)  # until their last credentials have expired
+        for job in jobs:
+            elastic.slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
         elastic.finish()
         assert elastic.weights() == reference_weights
