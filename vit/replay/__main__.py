@@ -25,6 +25,7 @@ from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.distributed.world import World, join_process_group
 from vit.replay.anomaly import anomaly_of_update, find_anomaly
+from vit.replay.dump import check_dump_folder, write_dump
 from vit.replay.options import parse_options
 from vit.replay.pictures import contact_sheet, save_picture
 from vit.replay.progress import WayProgress, describe_start
@@ -61,6 +62,9 @@ def replay(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
         title = f"{run.folder.path.absolute().name}, step {step.step:,}: loss {step.loss:.4g}"
         save_picture(contact_sheet(step, names, title), options.pictures)
         tell(f"\nwhat the model saw: {printable(options.pictures)}")
+    if options.dump:
+        write_dump(options.dump, step, replayer, as_json(step, replayer, names))
+        tell(f"\ninputs, activations and gradients: {printable(options.dump)}")
     for name, lines in _look_further(options, step, replayer, names).items():
         found[name] = lines
         tell("\n" + "\n".join(lines))
@@ -96,6 +100,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         run = RecordedRun(options.run, options.config)
         cfg = run.config(options.step, options.data)
+        if options.dump:
+            check_dump_folder(options.dump)
         for ranks in options.ranks:
             cfg.check_ranks(ranks)
         with join_process_group(replace(cfg, device=options.device)) as world:

@@ -20,6 +20,9 @@ def parse_options(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--anomaly", action="store_true", help="find the first operation and the samples not finite")
     parser.add_argument("--pictures", type=user_path, metavar="FILE.png", help="draw what the model saw, worst first")
     parser.add_argument(
+        "--dump", type=user_path, metavar="FOLDER", help="write inputs, statistics of activations, and gradients"
+    )
+    parser.add_argument(
         "--ranks", default="", metavar="4,2,1", help="run the step on these numbers of ranks, too, and compare all bits"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object with all samples instead of tables")
