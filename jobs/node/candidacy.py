@@ -18,6 +18,7 @@ from vit.run.progress import show
 
 POLL_SECONDS = 0.3
 ANSWER_SECONDS = 60.0  # for the owner to answer
+YIELD_SECONDS = 10.0  # for a larger job that has just started to claim the run
 LEAVE_SECONDS = 300.0  # for an owner that has agreed to save and to leave
 ASK_SLURM_SECONDS = 5.0  # between questions whether the owner's job has ended
 RECORD_SECONDS = 3600.0  # in which a job records only once that it was declined
@@ -91,6 +92,7 @@ class _Candidacy:
         self, folder: RunFolder, owners: Owners, wanted: Claim, others: Sequence[Candidate], prepare: Callable[[], None]
     ) -> None:
         self.folder, self.owners, self.wanted, self.others, self.prepare = folder, owners, wanted, others, prepare
+        self._yield_until = time.monotonic() + YIELD_SECONDS
 
     def obtain(self) -> Claim:
         """Claims the run as soon as nobody owns it.  Exits the process if the owner keeps it, or if it is over."""
@@ -100,6 +102,7 @@ class _Candidacy:
             free = owner is None or owner.start == self.wanted.start or self._has_ended(owner)
             if free:
                 self._leave_if_canceled(owner)
+                self._let_larger_job_claim()
                 if claim := self.owners.claim(self.wanted, 1 + (owner.number if owner else 0)):
                     return claim
             elif free is None:  # Slurm does not respond
@@ -107,6 +110,15 @@ class _Candidacy:
             else:
                 assert owner is not None
                 self._ask(owner)
+
+    def _let_larger_job_claim(self) -> None:
+        """Waits a moment if a larger job has just started: it would ask this one to hand over as soon as it trains."""
+        larger = [each.job for each in self.others if each.ranks > self.wanted.size.ranks]
+        newest = self.owners.newest()
+        while time.monotonic() < self._yield_until and self.owners.newest() == newest:
+            if not any(slurm_job.show_job(job).get("JobState") in ("CONFIGURING", "RUNNING") for job in larger):
+                return
+            time.sleep(POLL_SECONDS)
 
     def _has_ended(self, owner: Claim) -> bool | None:
         return self.owners.is_released(owner) or other_jobs.start_is_over(owner.start)

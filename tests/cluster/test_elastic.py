@@ -50,12 +50,23 @@ def test_the_run_starts_on_what_is_free_and_moves_to_more(case: Case, reference_
     assert case.weights() == reference_weights
 
 
+def test_of_jobs_that_start_together_the_largest_trains(case: Case, reference_weights: bytes) -> None:
+    """On idle nodes: no start of a smaller one is lost, and the others go back to the queue until the end."""
+    case.start("--gpus", "1-4")
+    jobs = candidates(case)
+    case.wait_until(case.run.finished, "the end of the run")
+    assert [e["ranks"] for e in case.events("started")] == [4]
+    assert [claim["size"]["job"] for claim in owners(case)] == [jobs[4]]
+    wait_for(lambda: all(case.slurm.state(job) in ("COMPLETED", "CANCELLED") for job in jobs.values()), "the jobs' end")
+    assert case.weights() == reference_weights
+
+
 def test_one_cancel_ends_all(case: Case) -> None:
     """The run stops with its owner, and the jobs that wait are canceled too; the same command resumes it."""
     with busy_nodes(case, free_cores=2), case.slowed():
         case.start("--gpus", "1-4")
         jobs = candidates(case)
-        case.slurm.call("scancel", jobs[2])
+        case.slurm.call("scancel", owners(case)[-1]["size"]["job"])
         wait_for(lambda: all(case.slurm.state(job) == "CANCELLED" for job in jobs.values()), "the jobs' end", 60)
     assert len(case.events("stopped")) == 1
     done = case.submit("--gpus", "1-4")
