@@ -25,6 +25,7 @@ from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.distributed.world import World, join_process_group
 from vit.replay.anomaly import anomaly_of_update, find_anomaly
+from vit.replay.around import replay_around
 from vit.replay.dump import check_dump_folder, write_dump
 from vit.replay.options import parse_options
 from vit.replay.pictures import contact_sheet, save_picture
@@ -105,7 +106,7 @@ def main(args: list[str] | None = None) -> int:
         for ranks in options.ranks:
             cfg.check_ranks(ranks)
         with join_process_group(replace(cfg, device=options.device)) as world:
-            return replay(options, run, world)
+            return (replay if options.around is None else replay_around)(options, run, world)
     except (UserError, OSError, DamagedDataError) as error:
         print_error("vit.replay", error)
         return 2

@@ -72,14 +72,16 @@ class Replayer:
         self.run, self.world, self.data, self.compiled, self.tell = run, world, data, compiled, tell
         self._batches: Iterator[AugmentedBatch] | None = None
 
-    def start(self, step: int) -> Path | None:
+    def start(self, step: int, asked: int | None = None) -> Path | None:
         """Restores the newest checkpoint before a step, or the initial state; returns the checkpoint's path.
 
-        Raises UserError if the data set or the recipe is not that of the run, or the run has no such step.
+        Raises UserError if the data set or the recipe is not that of the run, or the run has no such step, or not that
+        which was asked for (default: this one).
         """
         self._build(step)
-        if not 1 <= step <= self.total_steps:
-            raise UserError(f"{self.run.folder.path} has the steps 1 to {self.total_steps:,}, but not step {step:,}")
+        asked = asked or step
+        if not 1 <= asked <= self.total_steps:
+            raise UserError(f"{self.run.folder.path} has the steps 1 to {self.total_steps:,}, but not step {asked:,}")
         found = load_checkpoint_before(self.run.folder.checkpoints, step - 1, self.tell)
         self._build((found[2]["step"] if found else 0) + 1)
         if found is None:
