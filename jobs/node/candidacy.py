@@ -183,7 +183,7 @@ class _Candidacy:
         """
         if owner is None or owner.size.job in withdrawn_jobs(self.folder.events()):
             return
-        if owner.size in self.others and other_jobs.was_canceled(owner.size.job):
+        if owner.size in self.others and other_jobs.was_canceled(owner.start, self.owners.is_released(owner)):
             show(f"job {owner.size.job}, which trained this run, was canceled; so this one ends, too", lasting=True)
             self.folder.record("canceled", job=owner.size.job, life=self.wanted.start)
             withdraw(self.folder, self.others, f"job {owner.size.job} was canceled")

@@ -1,13 +1,17 @@
 """What a job asks Slurm about the other jobs of its run, and tells it to do with them."""
 
 import re
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 
 from jobs.node.slurm_commands import run
 from jobs.node.slurm_job import RUNNING_STATES, facts_of, show_job
 
 CREDENTIAL_SECONDS = 121  # Slurm's default: a requeued job may not start earlier, because of its last credential
-INVALID_JOB = re.compile(r"invalid job id", re.I)  # Slurm forgets jobs some minutes after their end
+# Slurm forgets jobs some minutes after their end.  Of a task whose array it still knows, it says so on standard output.
+UNKNOWN_JOB = re.compile(r"invalid job id|^job .*not found", re.I | re.M)
 
 
 def cancel(jobs: Sequence[str]) -> str:
@@ -24,7 +28,7 @@ def start_is_over(start: str) -> bool | None:
         return True
     job, _, restarts = start.rpartition(".")
     shown = run("scontrol", "--oneliner", "show", "job", job)
-    if INVALID_JOB.search(shown.stderr):
+    if UNKNOWN_JOB.search(shown.stderr) or UNKNOWN_JOB.search(shown.stdout):
         return True
     facts = facts_of(shown.stdout)
     if not facts:
@@ -34,18 +38,32 @@ def start_is_over(start: str) -> bool | None:
     return facts["JobState"] not in RUNNING_STATES or facts.get("Restarts") != restarts
 
 
-def was_canceled(job: str) -> bool:
-    """Whether somebody canceled this job; False also if Slurm does not know it any more, or does not respond."""
-    facts = show_job(job)
-    if not facts:
-        facts = {"JobState": run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip()}
-    return facts.get("JobState", "").startswith("CANCELLED")
+def was_canceled(start: str, released: bool) -> bool:
+    """Whether somebody canceled a job in this start of it; not if it waited in the queue again by then.
+
+    False also if Slurm does not know it any more, or does not respond.  The accounting does not tell the starts of a
+    job apart: one that has `released` the run had time to record that it was canceled.
+    """
+    job, _, restarts = start.rpartition(".")
+    if facts := show_job(job):
+        return facts.get("JobState", "").startswith("CANCELLED") and facts.get("Restarts") == restarts
+    if released:
+        return False
+    return run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip().startswith("CANCELLED")
 
 
 def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
     """What `scontrol show job` says of those of the jobs that are pending."""
     shown = {job: show_job(job) for job in jobs}
     return {job: facts for job, facts in shown.items() if facts.get("JobState") == "PENDING"}
+
+
+def is_deferred(facts: dict[str, str]) -> bool:
+    """Whether a pending job may not start yet.  Slurm gives that as the reason only after it has next looked at it."""
+    with suppress(ValueError):  # "Unknown", or another format by SLURM_TIME_FORMAT
+        if datetime.fromisoformat(facts.get("EligibleTime", "")).timestamp() > time.time() + 1:
+            return True
+    return facts.get("Reason") == "BeginTime"
 
 
 def credential_seconds() -> float:

@@ -165,9 +165,11 @@ class Supervisor:
         """Not done in the signal handler, which may have interrupted another write to the ledger."""
         name, left = signals.wait_for_stop_request(), slurm_job.seconds_left()
         limit = {} if left is None else {"seconds_left": round(left)}
-        self.folder.record("told to stop", life=self.start_id, signal=name, **limit)
-        if self.waiting_jobs is not None:
-            self.waiting_jobs.leave()
+        try:
+            self.folder.record("told to stop", life=self.start_id, signal=name, **limit)
+        finally:  # the disk may be full
+            if self.waiting_jobs is not None:
+                self.waiting_jobs.leave()
 
     def _run_attempt(self, attempt: int) -> Failure | None:
         """Runs the ranks once.  Returns why they failed; None if they exited by themselves."""

@@ -34,6 +34,7 @@ class WaitingJobs:
         self.job, self.folder, self.ownership = job, folder, ownership
         self.handed_over: Claim | None = None  # to this job, which is running
         self._closed = threading.Event()
+        self._failed = False  # an unexpected error was shown
         self._left = threading.Lock()  # taken once this job has told the others that it leaves
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -50,7 +51,8 @@ class WaitingJobs:
             return
         self._closed.set()
         if slurm_job.is_being_canceled():
-            self.folder.record("canceled", job=slurm_job.job_id(), life=slurm_job.start_id())
+            with suppress(OSError):
+                self.folder.record("canceled", job=slurm_job.job_id(), life=slurm_job.start_id())
             withdraw(self.folder, self.ownership.others, f"job {slurm_job.job_id()} was canceled")
             return
         with suppress(OSError):
@@ -65,7 +67,7 @@ class WaitingJobs:
     def _watch(self) -> None:
         next_deferral = 0.0  # time.monotonic()
         while not self._closed.wait(POLL_SECONDS) and not signals.stop_requested():
-            with suppress(OSError):  # the run folder cannot be read now; the jobs that ask wait for a while
+            try:
                 if requests := self.ownership.owners.requests(self.ownership.claim):
                     if self._answer(requests):
                         self._stop()
@@ -74,6 +76,12 @@ class WaitingJobs:
                 if time.monotonic() > next_deferral:
                     self._defer_or_let_start()
                     next_deferral = time.monotonic() + DEFER_SECONDS
+            except OSError:  # the run folder cannot be read now; the jobs that ask wait for a while
+                pass
+            except Exception as error:  # the jobs that wait depend on this thread, whatever a damaged record has
+                if not self._failed:
+                    show(f"the other jobs of this run could not be told what to do: {error!r}", lasting=True)
+                self._failed = True
 
     def _measured(self) -> Measured:
         return measure(self.folder.events(), read_curve(self.folder.metrics), self.ownership.owners.claims())
@@ -130,7 +138,7 @@ class WaitingJobs:
         """Makes deferred jobs eligible, as soon as Slurm allows it after their last start."""
         credential: float | None = None
         for job, facts in other_jobs.pending_jobs(sorted(jobs)).items():
-            if facts.get("Reason") != "BeginTime":
+            if not other_jobs.is_deferred(facts):
                 continue
             wait = 0.0
             if facts.get("Restarts", "0") != "0":
