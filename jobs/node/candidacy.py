@@ -1,10 +1,11 @@
 """What a job of a run with several jobs does before it trains: it becomes the owner of the run, or leaves at once."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +33,19 @@ class Ownership:
     claim: Claim
     others: list[Candidate]
     released: bool = False
+    canceled: bool | None = None  # whether this job was canceled; None: Slurm has not been asked
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def end_if_canceled(self, folder: RunFolder) -> bool:
+        """If this job was told to stop because somebody canceled it, cancels the others.  Asks Slurm once."""
+        with self.lock:  # a thread of the supervisor may do it, while the process is about to exit
+            if self.canceled is None:
+                self.canceled = slurm_job.is_being_canceled()
+                if self.canceled:
+                    with suppress(OSError):
+                        folder.record("canceled", job=slurm_job.job_id(), life=slurm_job.start_id())
+                    withdraw(folder, self.others, f"job {slurm_job.job_id()} was canceled")
+            return self.canceled
 
     def release(self) -> None:
         """Says that the ranks of this job have ended.  If the disk cannot be written, Slurm tells that they have."""

@@ -48,6 +48,9 @@ class TrainJob(JobSpec):
             outcome = supervise(self, check)
         except signals.StoppedError:
             outcome = "stopped"
+            if (ownership := candidacy.current()) is not None:  # there may be no supervisor yet to do this
+                signals.ignore_stop_signals()
+                ownership.end_if_canceled(RunFolder(Path(self.run)))
         except OSError as error:  # the run folder, for longer than READ_SECONDS
             if slurm_job.job_id() is None or error.errno not in UNREACHABLE:
                 raise

@@ -50,10 +50,7 @@ class WaitingJobs:
         if not self._left.acquire(blocking=False) or self.handed_over is not None:
             return
         self._closed.set()
-        if slurm_job.is_being_canceled():
-            with suppress(OSError):
-                self.folder.record("canceled", job=slurm_job.job_id(), life=slurm_job.start_id())
-            withdraw(self.folder, self.ownership.others, f"job {slurm_job.job_id()} was canceled")
+        if self.ownership.end_if_canceled(self.folder):
             return
         with suppress(OSError):
             self._let_start({each.job for each in self.ownership.others})
@@ -65,7 +62,7 @@ class WaitingJobs:
             withdraw(self.folder, self.ownership.others, why)
 
     def _watch(self) -> None:
-        next_deferral = 0.0  # time.monotonic()
+        begun, next_deferral = time.monotonic(), 0.0
         while not self._closed.wait(POLL_SECONDS) and not signals.stop_requested():
             try:
                 if requests := self.ownership.owners.requests(self.ownership.claim):
@@ -75,7 +72,9 @@ class WaitingJobs:
                     next_deferral = min(next_deferral, time.monotonic() + DECLINED_SECONDS)
                 if time.monotonic() > next_deferral:
                     self._defer_or_let_start()
-                    next_deferral = time.monotonic() + DEFER_SECONDS
+                    # Soon again at first: a job that handed over is not back in the queue yet.
+                    pause = max(DECLINED_SECONDS, time.monotonic() - begun)
+                    next_deferral = time.monotonic() + min(pause, DEFER_SECONDS)
             except OSError:  # the run folder cannot be read now; the jobs that ask wait for a while
                 pass
             except Exception as error:  # the jobs that wait depend on this thread, whatever a damaged record has

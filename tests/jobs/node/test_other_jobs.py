@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from jobs.node import other_jobs, signals, waiting_jobs
+from jobs.node.candidacy import Ownership
 from jobs.node.candidates import Candidate
 from jobs.node.job_spec import JobSpec
+from jobs.node.ownership import Claim, Owners
 from jobs.node.waiting_jobs import WaitingJobs
 from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
@@ -86,3 +88,20 @@ def test_the_owner_goes_on_to_watch_after_an_unexpected_error(tmp_path: Path, mo
     watch.start()
     wait_for(second.is_set, "the next look", 10)
     watch._closed.set()
+
+
+@pytest.mark.parametrize("canceled", [True, False])
+def test_a_job_that_is_canceled_before_it_has_a_supervisor_cancels_the_others_once(
+    canceled: bool, answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm says whether it was canceled; a thread of the supervisor may ask the same."""
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    (answers / "scontrol.out").write_text(f"JobId=12 JobState=COMPLETING Restarts={0 if canceled else 1}")
+    (answers / "scancel").write_text(f'#!/bin/sh\necho "$@" >> "{answers}/canceled"\n')
+    (answers / "scancel").chmod(0o755)
+    mine, other = Candidate("12", 1, 1), Candidate("13", 1, 2)
+    owned = Ownership(Owners(answers), Claim(mine, "12.0", "n1", 0.0, 1), [other])
+    assert owned.end_if_canceled(RunFolder(answers)) is owned.end_if_canceled(RunFolder(answers)) is canceled
+    assert [e["event"] for e in RunFolder(answers).events()] == (["canceled", "withdrawn"] if canceled else [])
+    assert not canceled or (answers / "canceled").read_text() == "13\n"
