@@ -190,7 +190,7 @@ def _spike_lines(spike: Spike, names: SampleNames) -> list[str]:
         lines = [head + f"--step {of.step} --anomaly finds the reason"]
     else:
         rise = f"step {of.step:,}: the loss is {of.loss - spike.level:.4g} above {spike.level:.4g}"
-        made = f"{spike.covered:.0%} of that in {len(spike.high):,} of {n:,} samples"
+        made = f"{min(spike.covered, 1):.0%} of that in {len(spike.high):,} of {n:,} samples"
         spread = "; most samples rose, so weights or learning rate are the reason" if spike.covered < 0.5 else ""
         lines = [f"{rise}, {made}{spread}"]
     for row in spike.high[:NAMED]:
@@ -198,7 +198,7 @@ def _spike_lines(spike: Spike, names: SampleNames) -> list[str]:
         text = names.describe(sample)
         text += f", mixed with {of.shares[row]:.0%} of {names.describe(other)}" if other >= 0 else ""
         share = spike.share(row)
-        part = "" if math.isnan(share) else f"{share:.0%}"
+        part = "" if math.isnan(share) else f"{min(share, 1):.0%}"
         lines.append(f"  {of.losses[row]:<10.5g}{part:<7}{text}")
     more = len(spike.high) - NAMED
     return [*lines, f"  and {more:,} more"] if more > 0 else lines
