@@ -16,7 +16,7 @@ LABELED = 3  # samples of a spike
 _TEXT, _SOFT, _GRID = "#1c2024", "#60646c", "#eeeff1"
 _DOT, _HIGH, _MEAN = "#4477aa", "#b3261e", "#1c2024"
 _WIDTH = 0.6  # of the strip of a step, in steps
-_LOGARITHMIC = 200.0  # highest loss over median from which on the axis is logarithmic
+_LOGARITHMIC = 200.0  # highest loss over the median of the steps, from which on the axis is logarithmic
 _GOLDEN = 0.618034  # multiples of it, without their whole parts, lie apart: points do not hide each other
 
 
@@ -30,7 +30,7 @@ def draw_window(
     style = {"font.size": 9, "text.color": _TEXT, "text.parse_math": False, "savefig.facecolor": "white"}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # characters that the font does not have
-        width = min(16.0, max(7.0, 0.55 * len(steps) + 2.5))
+        width = min(16.0, max(7.0, 0.4 * len(steps) + 2.5))
         figure, axes = pyplot.subplots(figsize=(width, 4.2), layout="constrained")
         try:
             _prepare(axes, steps, title)
@@ -38,7 +38,7 @@ def draw_window(
             _draw_samples(axes, steps, {spike.of.step: spike for spike in spikes}, top)
             _draw_means(axes, steps, limit, top)
             _mark(axes, spikes, around)
-            figure.legend(loc="outside lower left", ncols=5, frameon=False, labelcolor=_SOFT, fontsize=8)
+            figure.legend(loc="outside lower left", ncols=7, frameon=False, labelcolor=_SOFT, fontsize=8)
             file = io.BytesIO()
             figure.savefig(file, format="png", dpi=110)
         finally:
@@ -64,9 +64,12 @@ def _limits(axes: Any, steps: Sequence[StepLosses]) -> float:
     """Fits the loss axis to what is finite; returns the loss at its top, where the rest is drawn."""
     losses = np.concatenate([each.losses[np.isfinite(each.losses)] for each in steps])
     highest = float(losses.max()) if len(losses) else 1.0
-    lowest, median = (float(losses.min()), float(np.median(losses))) if len(losses) else (0.0, 1.0)
-    if lowest > 0 and highest > _LOGARITHMIC * median:
+    lowest = float(losses.min()) if len(losses) else 0.0
+    means = [each.loss for each in steps if math.isfinite(each.loss)]
+    if lowest > 0 and means and highest > _LOGARITHMIC * float(np.median(means)):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
+        axes.minorticks_off()
         top = highest * 2
         axes.set_ylim(lowest / 1.5, top)
     else:

@@ -126,6 +126,7 @@ def test_losses_that_are_not_finite_are_spikes_at_the_top_edge() -> None:
     plain = draw_window(steps[:1], [], 2.0, 1, "a run")
     marked = draw_window(steps, spikes, 2.0, 2, "a run with $ _ and \x1b in its name")
     assert plain.size == marked.size and plain.tobytes() != marked.tobytes()
+    assert draw_window([step_losses(1, [1e-3, 1e-3, 1.0] + [1e-3] * 997)], [], None, 1, "logarithmic").width > 700
     draw_window([step_losses(2, [float("nan")])], [], None, 2, "nothing is finite")
 
 
