@@ -1,5 +1,6 @@
 """A step that was not finite can be replayed: its checkpoint is kept, and the run prints the command."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -60,3 +61,14 @@ def test_a_rollback_prints_the_command_that_finds_out_why(
     run_ranks(2, run_attempt, save_each_step(short_config(betons)), run, None, (), (3,))
     found = re.search(r"find out why: (.*-m vit\.replay \S+ --step 4 --anomaly)", capfd.readouterr().out)
     assert found and str(run) in found[1]
+
+
+def test_the_steps_around_skipped_ones_have_the_bits_of_the_run(
+    failed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The skipped steps are drawn, but not updated; they count as spikes of the whole run."""
+    assert replay(failed, "--around", "4", "--steps", "3", "--json", "--out", str(tmp_path / "a.png")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["step"] for each in found["steps"] if each["skipped"]] == [3, 5]
+    assert all(each["loss"] == each["recorded"] for each in found["steps"] if not each["skipped"])
+    assert {3, 5} <= set(found["run"]["spikes"])
