@@ -153,3 +153,15 @@ def test_samples_are_named_only_if_chance_does_not_explain_them() -> None:
         members[0] = 4242
     (found,) = repeated_samples(spikes, 10_000)
     assert (found.sample, len(found.steps)) == (4242, 12) and found.expected < 1e-9
+
+
+def test_image_sizes_and_repeats_are_those_of_the_steps(
+    betons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `train_sizes` and repeated augmentation, the window across a change of the size has the bits of the run."""
+    run, cfg = tmp_path / "sizes", replace(small_config(betons), epochs=1, train_sizes=((0.5, 14, 16), (0.5, 28)))
+    cfg = replace(cfg, data=replace(cfg.data, repeats=2), log=replace(cfg.log, every_steps=1))
+    train_on(1, run, cfg)
+    assert replay(run, "--around", "4", "--steps", "3", "--json", "--out", str(tmp_path / "a.png")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["steps"]) == 7 and all(each["loss"] == each["recorded"] for each in found["steps"])
