@@ -97,8 +97,8 @@ class Request:
                     basis.estimate(work, each.nodes, each.gpus, self.device(each, past).name)
                     for each in sorted(self.requested, key=_ranks, reverse=True)
                 ]
-                events = [estimate.event(work) for estimate in found if estimate is not None]
-                if events and work.steps_left:
+                events = [estimate.event(work) for estimate in found if estimate is not None and estimate.scaled]
+                if events:  # none if no step is left
                     run.note("estimated", **events[0] | ({"sizes": events} if len(events) > 1 else {}))
 
 

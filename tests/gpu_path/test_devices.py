@@ -34,7 +34,7 @@ STEPS = 2
 class FakeGradients:
     """In place of MicroBatchGradients: autograd and DDP use a real GPU."""
 
-    def __init__(self, model: nn.Module, world: World, exact: str) -> None:
+    def __init__(self, model: nn.Module, world: World, exact: str, ready: object) -> None:
         self.model = model
 
     @contextmanager

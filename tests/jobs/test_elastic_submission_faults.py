@@ -58,7 +58,7 @@ class Case:
                 continue
             assert names == ["estimated", "submitted"]
             jobs = candidates(events)
-            assert [(job.nodes, job.gpus) for job in jobs] == [(1, 4), (1, 2), (1, 1)]
+            assert [(job.nodes, job.gpus) for job in jobs] == [(1, 1), (1, 2), (1, 4)]
             out.append([job.job for job in jobs])
         return out
 

@@ -121,7 +121,7 @@ def test_a_slow_slurm_does_not_hold_up_the_screen(tmp_path: Path, monkeypatch: p
     """It shows what the run folders say, with the newest answer that came."""
     run = write_run(tmp_path / "runs" / "one")
     answer = tmp_path / "answered"
-    does = f"[ -e {answer} ] && exec sleep 60; touch {answer}; echo '7|RUNNING|None|n1'"
+    does = f"[ -e {answer} ] && exec sleep 60; touch {answer}; echo '7|RUNNING|None|n1|2026-11-28T04:00:00'"
     monkeypatch.setenv("PATH", slurm_that(tmp_path / "bin", does))
     terminal = Terminal(WATCH, tmp_path, columns=120)
     terminal.wait_until(lambda lines: any("running (n1)" in line for line in lines))
