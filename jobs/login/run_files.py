@@ -96,7 +96,7 @@ def recover(run: RunFolder) -> None:
         return
     if not {"submitted", "finished"} & recorded:
         found = [_candidate(run.jobs / name) for name in new] if journal["on_slurm"] else []
-        record_submission(run, sorted(found, key=lambda each: (-each.ranks, each.job)))
+        record_submission(run, sorted(found, key=lambda each: (each.ranks, each.job)))
     if sizes > 1:
         held_jobs.release(job_ids(run.events()))
     _finish(run)

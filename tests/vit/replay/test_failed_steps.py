@@ -59,8 +59,10 @@ def test_a_rollback_prints_the_command_that_finds_out_why(
     """With the run and the step; it works when pasted."""
     run = new_run_folder(tmp_path / "run")
     run_ranks(2, run_attempt, save_each_step(short_config(betons)), run, None, (), (3,))
-    found = re.search(r"find out why: (.*-m vit\.replay \S+ --step 4 --anomaly)", capfd.readouterr().out)
-    assert found and str(run) in found[1]
+    out = capfd.readouterr().out
+    found = re.search(r"find out why: (.*-m vit\.replay \S+ --step 4 --anomaly)", out)
+    assert found, out
+    assert str(run) in found[1]
 
 
 def test_the_steps_around_skipped_ones_have_the_bits_of_the_run(
