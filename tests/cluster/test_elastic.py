@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
-from tests.helpers.cluster_case import Case
+from tests.helpers.cluster_case import Case, campaign
 from tests.helpers.waiting import wait_for
-from vit.run.folder import Event
+from vit.run.folder import Event, RunFolder
 
 
 @contextmanager
@@ -59,6 +60,43 @@ def test_of_jobs_that_start_together_the_largest_trains(case: Case, reference_we
     assert [claim["size"]["job"] for claim in owners(case)] == [jobs[4]]
     wait_for(lambda: all(case.slurm.state(job) in ("COMPLETED", "CANCELLED") for job in jobs.values()), "the jobs' end")
     assert case.weights() == reference_weights
+
+
+@campaign
+def test_the_run_moves_to_more_nodes(case: Case, reference_weights: bytes) -> None:
+    """From one core of one node to a core on each of two: only the first node of the larger job claims the run."""
+    with busy_nodes(case, free_cores=1) as others, case.slowed(1.0):
+        case.start("--nodes", "1-2", "--gpus", "1", "--min-gain", "0")
+        jobs = [each["job"] for each in case.events("submitted")[-1]["candidates"]]
+        case.slurm.call("scancel", *others)
+        case.wait_until(lambda: case.events("started")[-1]["ranks"] == 2, "the start on two nodes")
+    case.wait_until(case.run.finished, "the end of the run")
+    assert [claim["size"]["nodes"] for claim in owners(case)] == [1, 2]
+    assert case.start_steps()[-1] == case.stop_step() > 0
+    wait_for(lambda: all(case.slurm.state(job) in ("COMPLETED", "CANCELLED") for job in jobs), "the jobs' end")
+    assert case.weights() == reference_weights
+
+
+@campaign
+def test_each_run_of_a_sweep_has_jobs_of_its_own(case: Case, reference_weights: bytes) -> None:
+    """Two arrays, of one and of four ranks: each run is trained by one of its jobs at a time, and none is left over."""
+    with busy_nodes(case, free_cores=2) as others:
+        done = case.submit("--sweep", "data.prefetch=2,3", "--gpus", "1,4", "--min-gain", "0")
+        assert done.returncode == 0, done.stderr
+        runs = [replace(case, run=RunFolder(case.run.path / f"prefetch={i}")) for i in (2, 3)]
+        jobs = [each["job"] for run in runs for each in run.events("submitted")[-1]["candidates"]]
+        assert len({job.partition("_")[0] for job in jobs}) == 2 and len(set(jobs)) == 4
+        with runs[0].slowed(2.0), runs[1].slowed(2.0):  # else a move takes longer than it gains
+            for run in runs:
+                run.wait_until(lambda: run.steps_done() >= 3, "step 3")  # noqa: B023
+                assert [claim["size"]["gpus"] for claim in owners(run)] == [1]
+            case.slurm.call("scancel", *others)
+            for run in runs:
+                run.wait_until(lambda: run.events("started")[-1]["ranks"] == 4, "the start of four ranks")  # noqa: B023
+    for run in runs:
+        run.wait_until(run.run.finished, "the end of the run")
+        assert run.weights() == reference_weights
+    wait_for(lambda: all(case.slurm.state(job) in ("COMPLETED", "CANCELLED") for job in jobs), "the jobs' end")
 
 
 def test_one_cancel_ends_all(case: Case) -> None:
