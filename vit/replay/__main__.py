@@ -21,13 +21,15 @@ from pathlib import Path
 import torch
 
 from vit.config.paths import printable
+from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.data.decode import DamagedDataError
 from vit.distributed.world import World, join_process_group
 from vit.replay.anomaly import anomaly_of_update, find_anomaly
-from vit.replay.around import replay_around
+from vit.replay.around import picture_of_window, replay_around
 from vit.replay.dump import check_dump_folder, write_dump
 from vit.replay.options import parse_options
+from vit.replay.output_places import check_picture_place
 from vit.replay.pictures import contact_sheet, save_picture
 from vit.replay.progress import WayProgress, describe_start
 from vit.replay.ranks import Task, bits_of_update, compare_ranks, save_state, temporary_folder
@@ -95,14 +97,28 @@ def _look_further(
     return out
 
 
+def _check_files(options: argparse.Namespace, cfg: Config) -> None:
+    """Raises UserError if the training set is missing, or if what was asked for cannot be written."""
+    if options.data is None and not cfg.data.train.exists():
+        raise UserError(
+            f"{printable(cfg.data.train)} does not exist, the training set of the run; if it was moved, give its new "
+            "place: --data.train FILE"
+        )
+    if options.dump:
+        check_dump_folder(options.dump)
+    if options.pictures:
+        check_picture_place("--pictures", options.pictures)
+    if options.around is not None:
+        check_picture_place("--out", picture_of_window(options))
+
+
 def main(args: list[str] | None = None) -> int:
     """The command line.  Exit code 2 for errors that the user can fix."""
     options = parse_options(args)
     try:
         run = RecordedRun(options.run, options.config)
         cfg = run.config(options.step, options.data)
-        if options.dump:
-            check_dump_folder(options.dump)
+        _check_files(options, cfg)
         for ranks in options.ranks:
             cfg.check_ranks(ranks)
         with join_process_group(replace(cfg, device=options.device)) as world:

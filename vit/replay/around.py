@@ -52,6 +52,12 @@ class Window:
     spikes: list[Spike]
 
 
+def picture_of_window(options: argparse.Namespace) -> Path:
+    """The file of the picture."""
+    given: Path | None = options.out
+    return given or Path("runs") / f"{options.run.absolute().name}-around-{options.around}.png"
+
+
 def replay_around(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
     """Replays the steps, draws the picture, and prints the samples that stand out; returns the exit code."""
     quiet: bool = options.json
@@ -71,7 +77,7 @@ def replay_around(options: argparse.Namespace, run: RecordedRun, world: World) -
     window = look(options.around, steps, _recorded_losses(run))
     name = run.folder.path.absolute().name
     names = SampleNames(replayer.train_data.beton)
-    out = options.out or Path("runs") / f"{name}-around-{options.around}.png"
+    out = picture_of_window(options)
     title = f"{name}: the loss of each sample of the steps {steps[0].step:,} to {steps[-1].step:,}"
     save_picture(draw_window(window.steps, window.spikes, window.limit, window.around, title), out)
     spikes, repeated, unknown = _whole_run(replayer)

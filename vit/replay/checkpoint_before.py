@@ -36,4 +36,4 @@ def load_checkpoint_before(folder: Path, step: int, tell: Callable[[str], None])
             return path, *load_checkpoint(path)
         except (DamagedCheckpointError, OSError) as error:
             if path in find_checkpoints(folder):  # else the run has removed it
-                tell(f"{path} cannot be used, an older one is taken: {explained(error)}")
+                tell(f"{path} cannot be used: {explained(error)}; an older one or the initial weights are taken")

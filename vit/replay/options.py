@@ -40,7 +40,7 @@ def parse_options(args: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     _check_around(parser, options)
     if options.step is None:
-        parser.error("give the step to replay: --step N")
+        parser.error("give the step to replay: --step N, or --around N for the steps around it")
     if options.step < 1:
         parser.error(f"--step {options.step}: steps are counted from 1")
     try:

@@ -62,7 +62,12 @@ class RecordedRun:
         `data` replaces data.train: the data set may have been moved.
         """
         known = self._known
-        content = yaml.safe_load(known.config)
+        try:
+            content = yaml.safe_load(known.config) or {}
+        except yaml.YAMLError:
+            content = None
+        if not isinstance(content, dict):
+            return config_from_text(known.config, str(known.source))  # raises UserError, which names the line
         for name, value in self._changed(step).items():
             _set(content, name, value)
         cfg = config_from_text(yaml.safe_dump(content), str(known.source))
@@ -163,6 +168,8 @@ def _known_settings(run: RunFolder, config: Path | None) -> KnownSettings:
         about = manifest["about"]
         stored = str(about.get("config") or text)
         return KnownSettings(checkpoint, manifest["step"], _with_paths(stored, text), about.get("recipe"))
+    if not text and problem is None and not run.events():
+        raise UserError(f"{run.path} is not a run folder: it has neither a ledger, a checkpoint nor {run.config.name}")
     if not text:
         why = f" ({problem})" if problem else ""
         raise UserError(

@@ -99,3 +99,20 @@ def test_a_place_that_cannot_be_used_is_one_line(
         code = int(str(error.code))
     assert code == 2
     assert capsys.readouterr() == ("", f"vit.replay: {reason}\n")
+
+
+@pytest.mark.parametrize(
+    "options", [("--step", "2", "--pictures"), ("--step", "2", "--dump"), ("--around", "2", "--out")]
+)
+def test_a_file_that_cannot_be_written_is_an_error_before_the_steps(
+    options: tuple[str, ...], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way to a step may take hours."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png" / "file").write_text("")
+    for name in ("file/a/b.png", "folder.png"):
+        assert replay(trained, *options, str(tmp_path / name)) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert f"vit.replay: {options[-1]} {tmp_path / name}" in printed.err

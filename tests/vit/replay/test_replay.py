@@ -61,7 +61,7 @@ def test_a_damaged_or_unreadable_checkpoint_is_left_as_it_is(run: Path, capsys: 
     step = step_of(first) if step_of(first) < STEPS else STEPS
     assert replay(run, "--step", str(step)) == 0
     out = capsys.readouterr().out
-    assert f"{second} cannot be used, an older one is taken" in out
+    assert f"{second} cannot be used: " in out and "; an older one or the initial weights are taken" in out
     assert out.count("the same bits") == 3
     assert {path: path.lstat().st_mtime_ns for path in run.rglob("*")} == before
 
@@ -109,8 +109,29 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert replay(tmp_path / "nowhere", "--step", "1") == 2
     assert "is not a run folder: it does not exist" in capsys.readouterr().err
     assert replay(tmp_path, "--step", "1") == 2
+    assert "is not a run folder: it has neither a ledger, a checkpoint nor config.yaml" in capsys.readouterr().err
+    (tmp_path / "ledger.jsonl").write_text('{"time": 1, "event": "submitted", "job": "1"}\n')
+    assert replay(tmp_path, "--step", "1") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "neither an intact checkpoint nor config.yaml" in line and "--config FILE" in line
+
+
+@pytest.mark.parametrize("text", ["a: [", "only words", "- a list"])
+def test_a_damaged_config_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If there is no checkpoint that has the settings."""
+    (tmp_path / "config.yaml").write_text(text)
+    assert replay(tmp_path, "--step", "1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the config in {tmp_path}/config.yaml cannot be read: " in line
+
+
+def test_the_place_of_a_lost_data_set_is_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not how to write it again: it is the one that the run was trained on."""
+    (run / "config.yaml").write_text("data: {train: /nowhere/train.beton}\n")
+    assert replay(run, "--step", "2") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/nowhere/train.beton does not exist, the training set of the run" in line
+    assert line.endswith("--data.train FILE")
 
 
 def test_settings_that_were_changed_on_resuming_hold_from_that_step_on(

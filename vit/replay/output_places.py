@@ -1,0 +1,27 @@
+"""Whether the files that were asked for can be written, before time is spent on what they show."""
+
+import os
+from pathlib import Path
+
+from vit.config.paths import printable
+from vit.config.user_error import UserError
+
+
+def check_picture_place(option: str, path: Path) -> None:
+    """Raises UserError if a picture of this name cannot be written.  Creates nothing."""
+    if path.is_dir():
+        raise UserError(f"{option} {printable(path)} is a folder; name a file in it, such as {path.name}/step.png")
+    check_place(option, path)
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raises UserError if a file or folder of this name cannot be created, with the folders above it.
+
+    Creates nothing.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{option} {printable(path)}: {printable(above)} is a file, not a folder; use another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        why = "it, or its disk, may only be read"
+        raise UserError(f"{option} {printable(path)}: {printable(above)} cannot be written: {why}; use another folder")
