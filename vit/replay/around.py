@@ -78,7 +78,7 @@ def replay_around(options: argparse.Namespace, run: RecordedRun, world: World) -
     name = run.folder.path.absolute().name
     names = SampleNames(replayer.train_data.beton)
     out = picture_of_window(options)
-    title = f"{name}: the loss of each sample of the steps {steps[0].step:,} to {steps[-1].step:,}"
+    title = f"{name}: the loss of each sample of {_steps_text(steps)}"
     save_picture(draw_window(window.steps, window.spikes, window.limit, window.around, title), out)
     spikes, repeated, unknown = _whole_run(replayer)
     if quiet:
@@ -88,6 +88,11 @@ def replay_around(options: argparse.Namespace, run: RecordedRun, world: World) -
     print("\n".join([*lines, "", *_run_lines(replayer, spikes, repeated, unknown, names)]))
     print(f"\nthe loss of each sample: {printable(out)}")
     return 0
+
+
+def _steps_text(steps: Sequence[StepLosses]) -> str:
+    first, last = steps[0].step, steps[-1].step
+    return f"step {first:,}" if first == last else f"the steps {first:,} to {last:,}"
 
 
 def look(around: int, steps: list[StepLosses], curve: dict[int, float]) -> Window:

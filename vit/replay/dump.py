@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from vit.config.user_error import UserError
-from vit.replay.output_places import check_place
+from vit.replay.output_places import check_folder_place
 from vit.replay.passes import Passes, uncompiled
 from vit.replay.replayer import ReplayedStep, Replayer
 
@@ -34,7 +34,7 @@ def check_dump_folder(folder: Path) -> None:
     """Raises UserError unless the folder is empty or does not exist, and can be written."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--dump {folder} exists and is not an empty folder; name a new one")
-    check_place("--dump", folder / "step.json")
+    check_folder_place("--dump", folder)
 
 
 def write_dump(folder: Path, step: ReplayedStep, replayer: Replayer, about: Mapping[str, Any]) -> None:
