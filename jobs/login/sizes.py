@@ -147,6 +147,8 @@ def choose_sizes(nodes: str, gpus: str, configs: Sequence[Config], backend: str)
     """
     requested = requested_sizes(nodes, gpus)
     sizes = requested.allowed(configs)
+    if sizes[0].gpu_type and any(config.device == "cpu" for config in configs):
+        raise UserError(f"--gpus {gpus}: the config has device: cpu, which uses no GPU; give numbers alone")
     if backend == "slurm":
         return sizes, []
     size, remark = size_on_this_machine(requested, sizes, configs[0].device)

@@ -169,6 +169,13 @@ def test_without_gpus_the_cores_decide(monkeypatch: pytest.MonkeyPatch, tmp_path
             choose_sizes(nodes, "1-2", [FOUR], "local")
 
 
+def test_types_of_gpus_are_refused_if_no_gpu_is_used() -> None:
+    """The job would not request them."""
+    with pytest.raises(UserError, match="--gpus a100:4,v100:2: the config has device: cpu, which uses no GPU"):
+        choose_sizes("1", "a100:4,v100:2", [replace(FOUR, device="cpu")], "slurm")
+    assert len(choose_sizes("1", "a100:4,v100:2", [FOUR], "slurm")[0]) == 2
+
+
 def test_each_size_says_whether_its_bits_are_those_of_one_rank() -> None:
     """Not if the micro-batches of a rank are no power of two."""
     found = [Size(1, 6, "a100"), Size(1, 3), Size(1, 2)]
