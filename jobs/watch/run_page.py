@@ -196,7 +196,7 @@ def _estimate(history: RunHistory, columns: int) -> list[str]:
         if figure.ratio is not None
     ]
     lines += [found.difference] if found.difference else []
-    lines += [f"estimated {found.source}"] if found.source else []
+    lines += [f"estimate: speed {found.source}"] if found.source else []
     return [f"  {line}" for text in lines for line in _wrapped_words(printable(text), columns - 2)]
 
 

@@ -49,7 +49,7 @@ def test_the_report_and_status_compare_the_estimate_with_what_came(tmp_path: Pat
     status = run_status(tmp_path, str(run)).stdout
     assert f"time on the nodes: 5:50 estimated, {figures['time on the nodes'].came} came" in status
     assert found.difference.split(":")[0] in status
-    assert "estimated as in run <b>before</b>" in status
+    assert "estimate: speed as in run <b>before</b>" in status
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
