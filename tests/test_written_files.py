@@ -18,7 +18,7 @@ from vit.checkpoint.train_state import TrainState
 from vit.config.schema import to_yaml
 
 # Options with a file or folder to write.
-OPTIONS = ("--out", "--attention", "--picture", "--save", "--run-dir", "--runs-dir")
+OPTIONS = ("--out", "--attention", "--picture", "--save", "--run-dir", "--runs-dir", "--pictures", "--dump")
 IGNORED = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
 
 
