@@ -1,40 +1,15 @@
 """A node whose rank is slower than the others is left at the next requeue, if the job was submitted so."""
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
-import psutil
 import pytest
 
+from tests.helpers.background import stopped_most_of_the_time
 from tests.helpers.cluster_case import Case, campaign
 
 # A run that does not end during the test, whose ranks are compared over four seconds.
 LONG = ("--epochs", "100000", "--log.eval_every_epochs", "100000", "--log.every_steps", "5")
 COMPARED = ("--checks.slow_rank_seconds", "4", "--checks.slow_rank_ratio", "1.3")
-
-
-@contextmanager
-def stopped_most_of_the_time(process: psutil.Process) -> Iterator[None]:
-    """SIGSTOP for four fifths of the time, until it ends."""
-    over = threading.Event()
-
-    def stop_and_continue() -> None:
-        with suppress(psutil.NoSuchProcess):
-            while not over.is_set():
-                process.suspend()
-                time.sleep(0.4)
-                process.resume()
-                time.sleep(0.1)
-
-    thread = threading.Thread(target=stop_and_continue)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def start_with_slow_rank(case: Case, *options: str) -> tuple[str, str]:

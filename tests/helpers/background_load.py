@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.helpers.background import in_background
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.slurm_config import CPUS, GPUS, NODES
 
@@ -52,25 +53,21 @@ def random_load(seed: int, length: float, mean_seconds: float, share: float) -> 
 @contextmanager
 def loaded(cluster: Cluster, jobs: Sequence[LoadJob]) -> Iterator[None]:
     """Submits the jobs, each at its time; cancels those that are left at the end."""
-    over = threading.Event()
     begun = time.monotonic()
     waiting = sorted(jobs, key=lambda job: job.at)
     while waiting and not waiting[0].at:  # those of the beginning are in the queue before anything else
         submit(cluster, waiting.pop(0))
 
-    def submit_all() -> None:
+    def submit_all(over: threading.Event) -> None:
         for job in waiting:
             if over.wait(max(0, begun + job.at - time.monotonic())):
                 return
             submit(cluster, job)
 
-    thread = threading.Thread(target=submit_all)
-    thread.start()
     try:
-        yield
+        with in_background(submit_all):
+            yield
     finally:
-        over.set()
-        thread.join()
         cluster.call("scancel", "--name", NAME, check=False)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.background import in_background
 from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster
 from vit.checkpoint.format import find_checkpoints
@@ -110,9 +111,9 @@ class Case:
 
         Once the event is set, rank 0 is stopped for good, even if it is resumed by another process.
         """
-        over, hold = threading.Event(), threading.Event()
+        hold = threading.Event()
 
-        def slow_down() -> None:
+        def slow_down(over: threading.Event) -> None:
             while not over.is_set():
                 ranks, before = self.ranks()[:1], self.steps_done()
                 with suppress(psutil.NoSuchProcess):
@@ -129,13 +130,8 @@ class Case:
                                 ranks[0].resume()
                 over.wait(0.1)
 
-        thread = threading.Thread(target=slow_down)
-        thread.start()
-        try:
+        with in_background(slow_down):
             yield hold
-        finally:
-            over.set()
-            thread.join()
 
     def preempt(self) -> None:
         """Submits a job of a higher partition that takes all nodes for a second."""

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from jobs.node.candidates import Candidate, candidates, job_ids
+from tests.helpers.background import in_background
 from tests.helpers.cluster_case import Case
 from tests.helpers.paths import ROOT
 from tests.helpers.slow_checkout import overlaps, rank_steps
@@ -30,19 +31,13 @@ class Observer:
     @contextmanager
     def watching(self) -> Iterator["Observer"]:
         """Samples in a thread."""
-        over = threading.Event()
 
-        def sample() -> None:
+        def sample(over: threading.Event) -> None:
             while not over.wait(SAMPLE_SECONDS):
                 self.sample()
 
-        thread = threading.Thread(target=sample)
-        thread.start()
-        try:
+        with in_background(sample):
             yield self
-        finally:
-            over.set()
-            thread.join()
 
     def sample(self) -> None:
         """Looks once.  Ranks of the first and of the second start must both be alive after both were seen."""

@@ -43,6 +43,17 @@ def replay(run: Path, *options: str) -> int:
     return main([escape(run), "--device", "cpu", *options])
 
 
+def assert_refused(capsys: pytest.CaptureFixture[str], run: Path, reason: str, *options: str) -> None:
+    """With exit code 2, in one line that has the reason."""
+    try:
+        code = replay(run, *options)
+    except SystemExit as error:
+        code = int(str(error.code))
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vit.replay: ") and reason in line
+
+
 def replayed(capsys: pytest.CaptureFixture[str], run: Path, step: int, *options: str) -> dict[str, Any]:
     """What `--json` prints of a step."""
     capsys.readouterr()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.helpers.data_sets import WRITE, small_config
 from tests.helpers.interrupted_runs import STEPS
-from tests.helpers.replayed_runs import contents, replay, train_on
+from tests.helpers.replayed_runs import assert_refused, contents, replay, train_on
 from vit.replay.around_figure import draw_window
 from vit.replay.spikes import StepLosses, curve_spikes, repeated_samples, window_spikes
 
@@ -102,13 +102,7 @@ def test_bad_input_is_one_line(
     options: tuple[str, ...], reason: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With exit code 2, and what to do."""
-    try:
-        code = replay(trained, *options)
-    except SystemExit as error:
-        code = int(str(error.code))
-    assert code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("vit.replay: ") and reason in line
+    assert_refused(capsys, trained, reason, *options)
 
 
 def step_losses(step: int, losses: list[float]) -> StepLosses:

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.data_sets import small_config
 from tests.helpers.interrupted_runs import STEPS, checkpoints, logged_samples, save_each_step, short_config
 from tests.helpers.loading import overwrite
-from tests.helpers.replayed_runs import contents, replay, replayed, train_on
+from tests.helpers.replayed_runs import assert_refused, contents, replay, replayed, train_on
 from vit.checkpoint.format import step_of
 from vit.data.dataset_manifest import manifest_path
 from vit.run.folder import RunFolder
@@ -95,13 +95,7 @@ def test_bad_input_is_one_line(
     options: tuple[str, ...], reason: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With exit code 2, and what to do."""
-    try:
-        code = replay(trained, *options)
-    except SystemExit as error:
-        code = int(str(error.code))
-    assert code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("vit.replay: ") and reason in line
+    assert_refused(capsys, trained, reason, *options)
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tests.helpers.background import stopped_most_of_the_time
 from tests.helpers.data_sets import small_config
 from tests.helpers.interrupted_runs import new_run_folder
 from tests.helpers.ranks import run_ranks
@@ -78,27 +80,6 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-@contextmanager
-def stopped_most_of_the_time(process: int) -> Iterator[None]:
-    """SIGSTOP for four fifths of the time."""
-    over = threading.Event()
-
-    def stop_and_continue() -> None:
-        while not over.is_set():
-            os.kill(process, signal.SIGSTOP)
-            time.sleep(0.4)
-            os.kill(process, signal.SIGCONT)
-            time.sleep(0.1)
-
-    thread = threading.Thread(target=stop_and_continue)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def disturb(run: Path, seen: dict[str, list[tuple[object, ...]]]) -> None:
     """Slows one rank after the other, each until that is in the ledger, and then ends the run."""
     try:
@@ -110,7 +91,8 @@ def disturb(run: Path, seen: dict[str, list[tuple[object, ...]]]) -> None:
         (run / "late").unlink()
         until(lambda: len(slow_events(run)) >= 2)
         seen["late"] = slow_events(run)
-        with stopped_most_of_the_time(int((run / f"process-{STOPPED_RANK}").read_text())):
+        process = psutil.Process(int((run / f"process-{STOPPED_RANK}").read_text()))
+        with stopped_most_of_the_time(process):
             until(lambda: len(slow_events(run)) >= 3)
         seen["stopped"] = slow_events(run)
     finally:
