@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 from vit.checkpoint import trained_model
+from vit.checkpoint.safetensors_file import write_safetensors
 from vit.checkpoint.trained_model import TrainedModel, add_checkpoint_options, load_trained_model
 from vit.config.option_errors import CommandParser
 from vit.config.paths import user_path
@@ -89,34 +89,13 @@ def to_timm(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
         "pretrained_cfg": pretrained_cfg,
     }
     out.mkdir()
-    _save(to_theirs(_weights(model), TIMM, cfg.patch_size), out / "model.safetensors")
+    write_safetensors(out / "model.safetensors", to_theirs(_weights(model), TIMM, cfg.patch_size))
     (out / "config.json").write_text(json.dumps(description, indent=1))
 
 
 def to_safetensors(model: VisionTransformer, run: TrainedModel, out: Path) -> None:
     """Writes one file with our own parameter names."""
-    _save(_weights(model), out, _metadata(run))
-    _sort_metadata(out)
-
-
-def _save(weights: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file into one that exists: the library creates files that only their owner can read."""
-    path.open("wb").close()
-    mode = path.stat().st_mode
-    safetensors.torch.save_file(weights, path, metadata)
-    path.chmod(mode)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Sorts the metadata of a safetensors file, whose order is random, so that the same weights give the same file."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= size, "the header has a fixed place in front of the tensors"
-        file.seek(8)
-        file.write(text.ljust(size))  # the format allows spaces
+    write_safetensors(out, _weights(model), _metadata(run))
 
 
 def to_onnx(model: VisionTransformer, run: TrainedModel, out: Path) -> None:

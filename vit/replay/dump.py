@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from vit.checkpoint.safetensors_file import write_safetensors
 from vit.config.user_error import UserError
 from vit.replay.output_places import check_folder_place
 from vit.replay.passes import Passes, uncompiled
@@ -129,4 +129,4 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(content, path, metadata)
+    write_safetensors(path, content, metadata)
