@@ -34,6 +34,7 @@ sys.path[0] = str(ROOT)
 from benchmarks.peers.rounds import MODELS, WARM_UP, Setup
 from vit.history.utilization import training_flops_per_image, utilization
 from vit.run.command import run_command
+from vit.run.processor import processor
 
 PACKAGES = ("timm", "torchvision", "accelerate", "lightning")
 TITLES = {
@@ -162,8 +163,7 @@ def device_name(setup: Setup) -> str:
     """The GPU's name, or the CPU's."""
     if setup.device.type == "cuda":
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return processor() or "CPU"
 
 
 def setups(quick: bool) -> list[Setup]:

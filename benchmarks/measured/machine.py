@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from vit.run.processor import processor
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -25,9 +27,8 @@ def gpu_name() -> str | None:
 
 def machine() -> dict[str, Any]:
     """The hardware, the versions, and the load of the last 1, 5 and 15 minutes."""
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":")
     return {
-        "cpu": model.partition(":")[2].strip(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": gpu_name(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
