@@ -32,6 +32,8 @@ def explain_missing_packages() -> None:
     previous = sys.excepthook
 
     def hook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:  # noqa: UP006, UP045
+        if issubclass(kind, KeyboardInterrupt):  # while the command imports; later it is handled by `run_command`
+            return
         name = error.name if isinstance(error, ModuleNotFoundError) else None
         if name not in PACKAGES or importlib.util.find_spec(name) is not None:
             previous(kind, error, trace)

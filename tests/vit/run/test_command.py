@@ -1,6 +1,7 @@
 """A command's output is never the reason why it fails: its terminal, its encoding, and a reader that goes away."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,15 @@ def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
     program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     done = run("-c", program + "run_command(lambda: os.kill(os.getpid(), signal.SIGINT) or input())")
     assert (done.returncode, done.stderr) == (INTERRUPTED, b"")
+
+
+def test_ctrl_c_during_the_imports_of_a_command_prints_no_traceback() -> None:
+    """They take seconds; the process ends by the signal, as shells expect."""
+    code = (
+        "from vit.run.dependencies import explain_missing_packages\n"
+        "explain_missing_packages()\n"
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
