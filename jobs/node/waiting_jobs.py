@@ -53,7 +53,7 @@ class WaitingJobs:
         if self.ownership.end_if_canceled(self.folder):
             return
         with suppress(OSError):
-            self._let_start({each.job for each in self.ownership.others})
+            self._let_start(other_jobs.pending_jobs([each.job for each in self.ownership.others]))
 
     def end(self, why: str) -> None:
         """Cancels the other jobs: the run has ended."""
@@ -131,12 +131,12 @@ class WaitingJobs:
         measured = self._measured()
         useful = {o.job for o in self.ownership.others if o.job in pending and self._decide(measured, o).accepted}
         slurm_job.defer(sorted(pending.keys() - useful))
-        self._let_start(useful)
+        self._let_start({job: pending[job] for job in sorted(useful)})
 
-    def _let_start(self, jobs: set[str]) -> None:
-        """Makes deferred jobs eligible, as soon as Slurm allows it after their last start."""
+    def _let_start(self, pending: Mapping[str, dict[str, str]]) -> None:
+        """Makes those pending jobs that are deferred eligible, as soon as Slurm allows it after their last start."""
         credential: float | None = None
-        for job, facts in other_jobs.pending_jobs(sorted(jobs)).items():
+        for job, facts in pending.items():
             if not other_jobs.is_deferred(facts):
                 continue
             wait = 0.0

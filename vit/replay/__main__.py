@@ -31,24 +31,20 @@ from vit.replay.dump import check_dump_folder, write_dump
 from vit.replay.options import parse_options
 from vit.replay.output_places import check_picture_place
 from vit.replay.pictures import contact_sheet, save_picture
-from vit.replay.progress import WayProgress, describe_start
+from vit.replay.progress import WayProgress, describe_start, teller
 from vit.replay.ranks import Task, bits_of_update, compare_ranks, save_state, temporary_folder
 from vit.replay.recorded import RecordedRun
 from vit.replay.replayer import ReplayedStep, Replayer
 from vit.replay.report import as_json, print_step
 from vit.replay.sample_names import SampleNames
 from vit.run.command import print_error, run_command
-from vit.run.progress import format_duration, show
+from vit.run.progress import format_duration
 
 
 def replay(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
     """Replays the step, and prints what was asked for; returns the exit code."""
     quiet: bool = options.json
-
-    def tell(line: str) -> None:
-        if not quiet:
-            show(line, lasting=True)
-
+    tell = teller(quiet)
     replayer = Replayer(run, world, options.data, not options.no_compile, tell)
     checkpoint = replayer.start(options.step)
     tell(describe_start(run, checkpoint, options.step))

@@ -16,7 +16,7 @@ from vit.config.schema import Config
 from vit.distributed.world import World
 from vit.replay.around_figure import draw_window
 from vit.replay.pictures import SMALLEST_SHARE, save_picture
-from vit.replay.progress import WayProgress, describe_start
+from vit.replay.progress import WayProgress, describe_start, teller
 from vit.replay.recorded import RecordedRun
 from vit.replay.replayer import ReplayedStep, Replayer
 from vit.replay.sample_names import SampleNames, partner
@@ -35,7 +35,6 @@ from vit.replay.spikes import (
     window_spikes,
 )
 from vit.run.counts import counted
-from vit.run.progress import show
 
 NAMED = 8  # samples of a spike, and of a table
 SHOWN = 6  # steps in a line
@@ -61,11 +60,7 @@ def picture_of_window(options: argparse.Namespace) -> Path:
 def replay_around(options: argparse.Namespace, run: RecordedRun, world: World) -> int:
     """Replays the steps, draws the picture, and prints the samples that stand out; returns the exit code."""
     quiet: bool = options.json
-
-    def tell(line: str) -> None:
-        if not quiet:
-            show(line, lasting=True)
-
+    tell = teller(quiet)
     replayer = Replayer(run, world, options.data, not options.no_compile, tell)
     first = max(1, options.around - options.steps)
     checkpoint = replayer.start(first, asked=options.around)

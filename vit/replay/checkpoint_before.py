@@ -2,20 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from vit.checkpoint.format import DamagedCheckpointError, find_checkpoints, step_of
 from vit.checkpoint.load import load_checkpoint
+from vit.checkpoint.resume import LoadedCheckpoint
 from vit.run.disk_errors import explained
-
-LoadedCheckpoint = tuple[Path, dict[str, Tensor], dict[str, Any]]  # its path, tensors and manifest
-
-
-def nearest_checkpoint(folder: Path, step: int) -> Path | None:
-    """The newest checkpoint of at most this step, by its name."""
-    return next((path for path in find_checkpoints(folder) if step_of(path) <= step), None)
 
 
 def load_checkpoint_before(folder: Path, step: int, tell: Callable[[str], None]) -> LoadedCheckpoint | None:

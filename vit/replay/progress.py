@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vit.checkpoint.format import step_of
@@ -13,6 +14,11 @@ LONG_SECONDS = 60.0  # a way that takes longer is announced
 MEASURED_STEPS = 3  # before it can be said how long the way is; the first step may compile
 INTERVAL = 0.5  # seconds between updates on a terminal
 INTERVAL_OF_FILES = 60.0  # elsewhere
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Prints a line for the user; nothing if `quiet`, because the output is JSON."""
+    return (lambda _: None) if quiet else (lambda line: show(line, lasting=True))
 
 
 class WayProgress:
