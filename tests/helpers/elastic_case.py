@@ -67,7 +67,8 @@ class ElasticCase(Case):
 
     def with_source(self, checkout: Path) -> "ElasticCase":
         """The same, submitted by the submit.py of another copy of the source."""
-        return replace(self, command=tuple(word.replace(str(ROOT), str(checkout)) for word in self.command))
+        python, *words = self.command  # Python stays: it may be in an environment below the project's folder
+        return replace(self, command=(python, *(word.replace(str(ROOT), str(checkout)) for word in words)))
 
     def candidates(self) -> list[Candidate]:
         """The jobs that were submitted, smallest first."""
