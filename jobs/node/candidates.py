@@ -36,8 +36,7 @@ def candidates(events: Sequence[Event]) -> list[Candidate]:
 
     Empty if the run was not submitted to Slurm, or as a single job.  What is damaged is left out.
     """
-    newest = next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), None)
-    listed = (newest or {}).get("candidates", ())
+    listed = _newest_submission(events).get("candidates", ())
     known = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return [
         Candidate(str(each["job"]), each["nodes"], each["gpus"], each.get("gpu_type", ""))
@@ -48,10 +47,13 @@ def candidates(events: Sequence[Event]) -> list[Candidate]:
 
 def job_ids(events: Sequence[Event]) -> list[str]:
     """The ids of the jobs of the newest submission; a single one if there are no candidates."""
-    newest = next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), None)
-    if newest is None:
-        return []
-    return [each.job for each in candidates(events)] or [str(newest["job"])]
+    newest = _newest_submission(events)
+    return [each.job for each in candidates(events)] or ([str(newest["job"])] if newest else [])
+
+
+def _newest_submission(events: Sequence[Event]) -> Event:
+    """The newest event of a submission to Slurm; empty if there is none."""
+    return next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), {})
 
 
 def size_text(nodes: int, gpus: int, gpu_type: str = "") -> str:

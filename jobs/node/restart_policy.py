@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from vit.history.slow_ranks import slow_nodes
+from vit.history.submissions import since_submitted
 from vit.history.wrong_arithmetic import times_found, wrong_nodes
 from vit.run.counts import counted
 from vit.run.folder import Event
@@ -123,7 +124,7 @@ def decide_after_wrong_arithmetic(
             return Decision("give up", f"wrong values were computed on {starts} without a new checkpoint in between")
         exclude = dict.fromkeys([*failure.suspects, *nodes_to_exclude(events, limits)])
         return Decision("requeue", "the step is computed again on other nodes", tuple(exclude))
-    found = max(1, times_found(since_submitted(events), failure.suspects))
+    found = max(1, times_found(since_submitted(events, "gave up"), failure.suspects))
     if found > limits.restarts:
         times = f"wrong values were computed {found} times on {where} since the run was submitted"
         return Decision("give up", f"{times}: have its GPUs and memory tested, and continue elsewhere")
@@ -159,7 +160,7 @@ def nodes_to_exclude(events: Sequence[Event], limits: RetryLimits, *just_failed:
     Those that `just_failed` count too.  Then, with `exclude_slow`, those with a slow rank: if too few other nodes are
     left, the last ones are not excluded.
     """
-    since = since_submitted(events)
+    since = since_submitted(events, "gave up")
     failures = Counter([str(e.get("node")) for e in failed_attempts(since)] + list(just_failed))
     failing = sorted(node for node, count in failures.items() if count >= limits.node_failures and _is_known(node))
     slow = slow_nodes(since, limits.slow_seconds, time.time()) if limits.exclude_slow else []
@@ -185,12 +186,6 @@ def count_silent_starts(events: Sequence[Event]) -> int:
     while last and last.pop() == "supervising":
         count += 1
     return count
-
-
-def since_submitted(events: Sequence[Event]) -> list[Event]:
-    """The events since the run was last submitted or given up."""
-    ends = [i for i, event in enumerate(events) if event["event"] in {"submitted", "gave up"}]
-    return list(events[ends[-1] + 1 if ends else 0 :])
 
 
 def since_progress(events: Sequence[Event]) -> list[Event]:

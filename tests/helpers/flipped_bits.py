@@ -78,7 +78,7 @@ PATCHED_FILE = "vit/training/step.py"
 PATCHED_LINE = "        state.step = step + 1\n"
 PATCH = """
         import os
-        from vit.integrity.finding import node_name
+        from vit.integrity.places import node_name
         run = self.comparison.run
         for i, line in enumerate((run.path / "faults").read_text().splitlines()):
             *always, at, who, what = line.split()

@@ -1,5 +1,7 @@
 """What the ledger says about the jobs of a submission, and about a run that one of them hands over to another."""
 
+from collections.abc import Sequence
+
 from vit.run.counts import counted
 from vit.run.folder import Event
 
@@ -12,6 +14,12 @@ def jobs_of(submitted: Event) -> set[str]:
     others = submitted.get("candidates")
     each = [submitted, *(others if isinstance(others, list) else [])]
     return {str(one["job"]) for one in each if isinstance(one, dict) and "job" in one}
+
+
+def since_submitted(events: Sequence[Event], *ends: str) -> list[Event]:
+    """The events since the run was last submitted, or since an event of these names."""
+    last = max((i for i, event in enumerate(events) if event["event"] in {"submitted", *ends}), default=-1)
+    return list(events[last + 1 :])
 
 
 def why_handed_over(handover: Event, device: str) -> str:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vit.config.schema import Config
 from vit.distributed.gather import gather_on_host
 from vit.distributed.world import World
 from vit.integrity.checksums import KINDS, kind_checksums, tensor_checksums
-from vit.integrity.device_kind import device_kind
+from vit.integrity.device_kind import gather_kinds
 from vit.integrity.finding import outvoted, report
 from vit.integrity.settling import EarlierFindings, losses_of
 from vit.run.folder import RunFolder
@@ -126,10 +125,9 @@ def _text(values: Sequence[int]) -> str:
 
 def _not_comparable(cfg: Config, world: World) -> str:
     """Why ranks without any fault may have different bits; "" if they have the same.  Collective."""
-    kinds = [""] * world.size
-    dist.all_gather_object(kinds, device_kind(world.device))
-    if len(set(kinds)) > 1:
-        return f"they run on different devices ({', '.join(sorted(set(kinds)))}), which round differently"
+    kinds = sorted(set(gather_kinds(world)))
+    if len(kinds) > 1:
+        return f"they run on different devices ({', '.join(kinds)}), which round differently"
     if cfg.exact == "samples" and cfg.optim.optimizer == "muon" and world.device.type == "cuda":
         return "with exact: samples, the matrix products of Muon may differ in their last bits"
     return ""

@@ -1,20 +1,17 @@
 """What a comparison between ranks found: which ranks computed wrong values, on which nodes and GPUs."""
 
-import os
-import socket
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-import torch
 import torch.distributed as dist
 
 from vit.distributed.world import World
 from vit.history.wrong_arithmetic import EVENT
 from vit.integrity.device_kind import device_kind
-from vit.run.folder import NODE_VARIABLE, RunFolder
+from vit.integrity.places import gather_places
+from vit.run.folder import RunFolder
 
 SHOWN_TENSORS = 3  # in a message; the ledger has all
 
@@ -95,8 +92,7 @@ def report(
     Collective: all ranks call it at the same step, with the same arguments.  `suspects` are numbers of ranks, `values`
     what they computed, `losses` those of their micro-batches in each step since they `agreed`.
     """
-    places: list[tuple[str, str]] = [("", "")] * world.size
-    dist.all_gather_object(places, (node_name(), gpu_uuid(world.device)))
+    places = gather_places(world)
     found = tuple(
         Suspect(rank, *places[rank], (values or {}).get(rank, ""), (losses or {}).get(rank, ())) for rank in suspects
     )
@@ -112,16 +108,3 @@ def report(
             error.add_note(f"This finding could not be recorded: {problem}")
     dist.barrier()  # no rank leaves, and ends the others, before it is recorded
     raise error
-
-
-def node_name() -> str:
-    """This node's name in its job; without a job, the machine's."""
-    return os.environ.get(NODE_VARIABLE) or socket.gethostname()
-
-
-def gpu_uuid(device: torch.device) -> str:
-    """The UUID of a GPU, as nvidia-smi shows it; empty on a CPU, or if the driver does not tell."""
-    if device.type == "cuda":
-        with suppress(AttributeError, RuntimeError):
-            return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    return ""

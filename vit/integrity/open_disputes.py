@@ -5,20 +5,14 @@ wrong values.  If it agrees with its new partner about the same step, the one th
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from vit.distributed.world import World, on_rank_0
+from vit.history.submissions import since_submitted
 from vit.history.wrong_arithmetic import SETTLED_EVENT, known_findings
 from vit.integrity.micro_batch_sums import WHAT
+from vit.integrity.places import Place
 from vit.run.folder import Event, RunFolder
 from vit.run.progress import show
-
-
-class Place(NamedTuple):
-    """Where a rank runs."""
-
-    node: str
-    gpu: str  # UUID; empty on a CPU
 
 
 class OpenDisputes:
@@ -53,8 +47,7 @@ class OpenDisputes:
 
 
 def _open_disputes(events: list[Event]) -> list[Event]:
-    starts = [i for i, event in enumerate(events) if event["event"] == "submitted"]
-    found = known_findings(events[starts[-1] if starts else 0 :])
+    found = known_findings(since_submitted(events))
     ours = tuple(WHAT.values())
     return [event for event in found if not event.get("settled") and str(event.get("what")).startswith(ours)]
 

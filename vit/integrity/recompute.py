@@ -24,9 +24,11 @@ from torch import Tensor
 from vit.config.run_schedule import RunSchedule
 from vit.distributed.gradients import MicroBatchGradients
 from vit.distributed.world import World
-from vit.integrity.finding import gpu_uuid, node_name, report
+from vit.integrity.device_kind import gather_kinds
+from vit.integrity.finding import report
 from vit.integrity.micro_batch_sums import GradientSums, first_difference
-from vit.integrity.open_disputes import OpenDisputes, Place
+from vit.integrity.open_disputes import OpenDisputes
+from vit.integrity.places import gather_places
 from vit.integrity.recompute_plan import RecomputePlan, is_due, recompute_plan
 from vit.run.folder import RunFolder
 from vit.run.progress import show
@@ -53,7 +55,7 @@ class Verdict:
 class Recomputation:
     """Compares micro-batches with recomputed ones in the steps in which it is due; does nothing in other steps.
 
-    `kind` names this rank's processor or GPU, `parameters` the trained parameters.
+    `parameters` are the names of the trained parameters.
     """
 
     def __init__(
@@ -64,10 +66,9 @@ class Recomputation:
         gradients: MicroBatchGradients,
         parameters: Sequence[str],
         recompute: Recompute,
-        kind: str,
     ) -> None:
         self.run, self.world, self.schedule = run, world, schedule
-        self.gradients, self.parameters, self.recompute, self.kind = gradients, parameters, recompute, kind
+        self.gradients, self.parameters, self.recompute = gradients, parameters, recompute
         self._kinds: list[str] = []  # of all ranks, once they are known
         self._disputes: OpenDisputes | None = None
 
@@ -96,11 +97,8 @@ class Recomputation:
     def plan(self, step: int) -> RecomputePlan:
         """What each rank recomputes in a step that is due.  The first call is collective."""
         if self._disputes is None:
-            mine = self.kind, Place(node_name(), gpu_uuid(self.world.device))
-            of_ranks = [mine] * self.world.size
-            dist.all_gather_object(of_ranks, mine)
-            self._kinds = [kind for kind, _ in of_ranks]
-            self._disputes = OpenDisputes(self.run, self.world, [place for _, place in of_ranks])
+            self._kinds = gather_kinds(self.world)
+            self._disputes = OpenDisputes(self.run, self.world, gather_places(self.world))
         return recompute_plan(self.schedule.config(step), self._kinds, step)
 
     def _recomputed(self, step: int, index: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vit.distributed.world import World, on_rank_0
+from vit.history.submissions import since_submitted
 from vit.history.wrong_arithmetic import EVENT, SETTLED_EVENT
 from vit.integrity.checksums import KINDS
 from vit.integrity.device_kind import device_kind
@@ -103,5 +104,4 @@ def _is_close(a: Sequence[float], b: Sequence[float]) -> bool:
 
 def _findings(events: list[Event]) -> list[dict[str, Any]]:
     """The events about wrong arithmetic since the run was submitted."""
-    starts = [i for i, event in enumerate(events) if event["event"] == "submitted"]
-    return [e for e in events[starts[-1] if starts else 0 :] if e["event"] in (EVENT, SETTLED_EVENT)]
+    return [event for event in since_submitted(events) if event["event"] in (EVENT, SETTLED_EVENT)]

@@ -10,12 +10,11 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vit.config.sections import ChecksConfig
 from vit.distributed.world import World
-from vit.integrity.finding import gpu_uuid, node_name
+from vit.integrity.places import gather_places
 from vit.run.folder import RunFolder
 from vit.run.rank_log import RankLog
 from vit.run.slow_ranks import FIELDS
@@ -175,6 +174,4 @@ class _DeviceLaps:
 
 def watch_ranks(run: RunFolder, checks: ChecksConfig, world: World) -> RankLog:
     """What rank 0 records of all ranks.  Collective: it needs their nodes and the UUIDs of their GPUs."""
-    places = [("", "")] * world.size
-    dist.all_gather_object(places, (node_name(), gpu_uuid(world.device)))
-    return RankLog(run, checks, places)
+    return RankLog(run, checks, gather_places(world))

@@ -6,7 +6,6 @@ from torch import Tensor
 from vit.data.loader import TrainData
 from vit.data.repeated import decode_micro_batch
 from vit.integrity.checksums import row_checksums
-from vit.integrity.device_kind import device_kind
 from vit.integrity.micro_batch_sums import GradientSums, MicroBatchSums
 from vit.integrity.recompute import Recomputation
 from vit.run.folder import RunFolder
@@ -20,8 +19,7 @@ def recomputation_of(run: RunFolder, runner: StepRunner, data: TrainData) -> Rec
     def recompute(step: int, index: int) -> Tensor:
         return _recompute(runner, data, step, index)
 
-    world = runner.world
-    return Recomputation(run, world, runner.schedule, runner.gradients, trained, recompute, device_kind(world.device))
+    return Recomputation(run, runner.world, runner.schedule, runner.gradients, trained, recompute)
 
 
 def _recompute(runner: StepRunner, data: TrainData, step: int, index: int) -> Tensor:

@@ -21,7 +21,7 @@ from tests.helpers.ranks import run_ranks
 from vit.config.schema import Config
 from vit.distributed.world import join_process_group
 from vit.history.wrong_arithmetic import EVENT, SETTLED_EVENT
-from vit.integrity import comparison
+from vit.integrity import device_kind
 from vit.integrity.comparison import RankComparison
 from vit.run.folder import Event, RunFolder
 
@@ -185,7 +185,7 @@ def test_a_ledger_that_cannot_be_read_ends_all_ranks_with_the_same_error(cfg: Co
 
 def start_on_different_devices(cfg: Config, run: RunFolder) -> int:
     with join_process_group(cfg) as world:
-        comparison.device_kind = lambda _: f"GPU model {world.rank % 2}"  # type: ignore[attr-defined]
+        device_kind.device_kind = lambda _: f"GPU model {world.rank % 2}"
         return RankComparison(run, world, cfg, dict).every_steps
 
 
