@@ -78,12 +78,13 @@ class Replayer:
         Raises UserError if the data set or the recipe is not that of the run, or the run has no such step, or not that
         which was asked for (default: this one).
         """
-        self._build(step)
+        self._prepare(step)
         asked = asked or step
         if not 1 <= asked <= self.total_steps:
             raise UserError(f"{self.run.folder.path} has the steps 1 to {self.total_steps:,}, but not step {asked:,}")
         found = load_checkpoint_before(self.run.folder.checkpoints, step - 1, self.tell)
-        self._build((found[2]["step"] if found else 0) + 1)
+        self._prepare((found[2]["step"] if found else 0) + 1)
+        self._build()
         if found is None:
             self._load_initial_weights()
         else:
@@ -92,7 +93,8 @@ class Replayer:
 
     def restore(self, step: int, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Restores a state that `saved_state` returned, perhaps on another rank."""
-        self._build(step + 1)
+        self._prepare(step + 1)
+        self._build()
         self.state.restore(step, tensors, metadata)
 
     def saved_state(self) -> State:
@@ -104,8 +106,8 @@ class Replayer:
         """The steps of the whole run."""
         return self.schedule.total_steps
 
-    def _build(self, step: int) -> None:
-        """Puts together data, state and step as they are in the run at a step; the state is that of step 0."""
+    def _prepare(self, step: int) -> None:
+        """Finds settings, data and schedule as they are in the run at a step."""
         cfg = self.recorded_cfg = self.run.config(step, self.data)
         # Nothing else than speed depends on these.
         data = replace(cfg.data, cache="os", verify="never", stage="", prefetch=1)
@@ -117,6 +119,10 @@ class Replayer:
         self.cfg, self.train_data = cfg, TrainData(cfg, self.world)
         self.schedule = self.train_data.schedule
         self._check_recipe(step)
+
+    def _build(self) -> None:
+        """Puts together the state of step 0, and what computes a step."""
+        cfg = self.cfg
         self.state = TrainState.fresh(cfg, self.world.device)
         self.state.skipped |= self.run.skipped(recipe_checksum(self.recipe))
         if cfg.compile:
