@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from jobs.estimate.device import Device, device_here, device_on_slurm
 from jobs.estimate.past_runs import PastRuns, read_past_runs
-from jobs.estimate.sizes import WITHOUT_SLURM, sizes_here, sizes_on_slurm, usable
+from jobs.estimate.sizes import WITHOUT_SLURM, sizes_here, sizes_on_slurm
 from jobs.estimate.speeds import read_table
 from jobs.estimate.wall_time import RESERVE_SECONDS, Basis, Estimate, cores_here
 from jobs.estimate.work import Work, work_of
-from jobs.login.resources import Resources
+from jobs.login.resources import Resources, usable_nodes
 from jobs.login.slurm_queries import PartitionNodes
 from vit.config.schema import Config
 from vit.config.user_error import UserError
@@ -43,7 +43,7 @@ class Request:
     @property
     def groups(self) -> list[PartitionNodes]:
         """The nodes that the runs could use."""
-        return usable(self.available, self.largest.cluster)
+        return usable_nodes(self.available, self.largest.cluster)
 
     def sizes(self) -> list[Resources]:
         """The sizes to compare: those that are submitted if they are several, else also all others that fit."""

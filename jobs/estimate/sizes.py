@@ -2,25 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from jobs.login.cluster_config import ClusterConfig
+from jobs.login.sizes import dividing_ranks
 from jobs.login.slurm_queries import PartitionNodes
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 
 Size = tuple[int, int]  # nodes, GPUs per node
 WITHOUT_SLURM = 8  # GPUs of a node, where the nodes are not known
-
-
-def dividing_ranks(cfg: Config) -> list[int]:
-    """The numbers of ranks that divide the micro-batches, at every image size."""
-    most = min(stage.micro_batches for stage in cfg.stages)
-    return [ranks for ranks in range(1, most + 1) if cfg.allows_ranks(ranks)]
-
-
-def usable(available: Sequence[PartitionNodes], cluster: ClusterConfig) -> list[PartitionNodes]:
-    """The nodes of the requested partitions, or of the default one."""
-    requested = [name for name in cluster.partition.split(",") if name]
-    return [group for group in available if (group.partition in requested if requested else group.default)]
 
 
 def sizes_on_slurm(
@@ -31,10 +19,10 @@ def sizes_on_slurm(
     `cores` are those of each rank; they limit the ranks of a node, as its GPUs do.
     """
     if not groups:
-        return [(1, ranks) for ranks in dividing_ranks(cfg) if ranks <= WITHOUT_SLURM]
+        return [(1, ranks) for ranks in dividing_ranks([cfg]) if ranks <= WITHOUT_SLURM]
     most = max(min(group.gpus if cfg.device != "cpu" else group.cpus, group.cpus // cores) for group in groups)
     out = list[Size]()
-    for ranks in dividing_ranks(cfg):
+    for ranks in dividing_ranks([cfg]):
         gpus = next((gpus for gpus in range(min(most, ranks), 0, -1) if ranks % gpus == 0), 0)
         if gpus:
             try:
@@ -47,4 +35,4 @@ def sizes_on_slurm(
 
 def sizes_here(cfg: Config, devices: int) -> list[Size]:
     """The numbers of ranks for the GPUs or the cores of this machine."""
-    return [(1, ranks) for ranks in dividing_ranks(cfg) if ranks <= devices]
+    return [(1, ranks) for ranks in dividing_ranks([cfg]) if ranks <= devices]

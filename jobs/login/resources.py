@@ -54,13 +54,11 @@ class Resources:
         """Raises UserError if the requested partitions, or the default one, cannot run the job."""
         if not available:  # Slurm was not queried
             return
-        requested = [name for name in self.cluster.partition.split(",") if name]
         existing = sorted({group.partition for group in available})
-        for name in requested:
+        for name in partitions(self.cluster):
             if name not in existing:
                 raise UserError(f"--partition {name}: no such partition; available: {', '.join(existing)}")
-        usable = [group for group in available if (group.partition in requested if requested else group.default)]
-        if usable:
+        if usable := usable_nodes(available, self.cluster):
             self._check_time(usable)
             self._check_size(usable)
 
@@ -133,6 +131,17 @@ class Resources:
             return shlex.quote(cluster.python or sys.executable)
         binds = [word for folder in self.bind_folders for word in ("--bind", folder)]
         return shlex.join([*shlex.split(cluster.container_exec), *binds, cluster.container, cluster.python or "python"])
+
+
+def partitions(cluster: ClusterConfig) -> list[str]:
+    """The requested partitions; none for the default one."""
+    return [name for name in cluster.partition.split(",") if name]
+
+
+def usable_nodes(available: Sequence[PartitionNodes], cluster: ClusterConfig) -> list[PartitionNodes]:
+    """The nodes of the requested partitions, or of the default one."""
+    names = partitions(cluster)
+    return [group for group in available if (group.partition in names if names else group.default)]
 
 
 def _names(available: Sequence[PartitionNodes]) -> str:

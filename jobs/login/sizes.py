@@ -89,20 +89,26 @@ class RequestedSizes:
                 if all(config.allows_ranks(nodes * count) for config in configs)
             ]
             if not sizes:
-                raise self._no_size(gpus, configs, limit)
+                raise self._no_size(gpus, configs)
             out += sizes
         return sorted(dict.fromkeys(out), key=lambda size: (-size.ranks, size.nodes))
 
-    def _no_size(self, gpus: Range, configs: Sequence[Config], limit: int) -> UserError:
+    def _no_size(self, gpus: Range, configs: Sequence[Config]) -> UserError:
         if self.nodes.is_fixed and gpus.is_fixed:
             for config in configs:
                 config.check_ranks(self.nodes.least * gpus.least)
-        valid = [str(n) for n in range(1, limit + 1) if all(config.allows_ranks(n) for config in configs)]
+        valid = [str(ranks) for ranks in dividing_ranks(configs)]
         part = f" ({_range_text(gpus)})" if len(self.gpus) > 1 else ""
         return UserError(
             f"{self.text}{part}: no size has a number of ranks that divides the micro-batches of a batch; use "
             f"{listed(valid)} rank{'s' if len(valid) > 1 else ''} in all"
         )
+
+
+def dividing_ranks(configs: Sequence[Config]) -> list[int]:
+    """The numbers of ranks that divide the micro-batches of all these configs, at every image size."""
+    most = min(stage.micro_batches for config in configs for stage in config.stages)
+    return [ranks for ranks in range(1, most + 1) if all(config.allows_ranks(ranks) for config in configs)]
 
 
 def requested_sizes(nodes: str, gpus: str) -> RequestedSizes:

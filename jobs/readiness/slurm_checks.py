@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from jobs.login.resources import partitions
 from jobs.login.run_folder import shared_folder_warning
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmSettings, SlurmUnreachableError, node_states
 from jobs.readiness.account_limits import NoAccessError, check_limits, find_account
@@ -64,7 +65,7 @@ def _python_on_nodes() -> Finding:
 
 def _partitions(request: Request, settings: SlurmSettings) -> list[str]:
     """The requested partitions that exist, or the default one."""
-    requested = [name for name in request.cluster.partition.split(",") if name]
+    requested = partitions(request.cluster)
     default = [name for name, row in settings.partitions.items() if row.get("Default") == "YES"]
     return [name for name in requested if name in settings.partitions] if requested else default
 

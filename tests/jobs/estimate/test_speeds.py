@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from jobs.estimate.queue_times import parse
-from jobs.estimate.sizes import dividing_ranks, sizes_on_slurm
+from jobs.estimate.sizes import sizes_on_slurm
 from jobs.estimate.speeds import TABLE, describe, kind, nearest, read_table
 from jobs.estimate.words import about
 from jobs.estimate.work import Work
+from jobs.login.sizes import dividing_ranks
 from jobs.login.slurm_queries import PartitionNodes
 from tests.helpers.paths import CONFIGS, ROOT
 from vit.config.parser import load_config
@@ -95,7 +96,7 @@ def test_of_equal_runs_on_cpus_one_that_had_its_cores_to_itself_comes_first() ->
 def test_only_ranks_that_divide_the_micro_batches_and_fit_are_listed() -> None:
     """As few nodes as possible."""
     many = replace(B16, global_batch=12 * 128, micro_batch=128)
-    assert dividing_ranks(many) == [1, 2, 3, 4, 6, 12]
+    assert dividing_ranks([many]) == [1, 2, 3, 4, 6, 12]
     group = PartitionNodes("gpu", True, None, 2, 4, 64, 1)
 
     def fits(nodes: int, gpus: int) -> None:
