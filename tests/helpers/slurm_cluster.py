@@ -18,7 +18,7 @@ from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_config import NODES, SEARCH_PATH, client_environment
 from tests.helpers.waiting import wait_for
 
-PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd")
+PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "mariadb", "slurmdbd", "slurmctld", "slurmd")
 PACKAGES = "slurmctld slurmd slurmdbd slurm-client munge mariadb-server-core mariadb-client-core"
 
 
