@@ -15,13 +15,13 @@ ifneq ($(TORCH),$(filter $(TORCH),$(or $(shell cat $(VENV)/ready 2>/dev/null),cu
   CHANGED := changed
 endif
 
-.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos clean
+.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos cluster-versions clean
 
 setup: $(VENV)/ready  ## create .venv: minutes, and seconds the next time; TORCH=cpu: without CUDA
 	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell, for the commands in README.md)")
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # FFCV is built from source with the system's OpenCV and libjpeg-turbo.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages \
@@ -120,6 +120,10 @@ cluster-chaos: setup  ## inject every fault that the tests know into runs on a r
 	@.ci/system-packages slurm
 	$(BIN)/python -m pytest -vv --numprocesses 3 --dist worksteal -m "campaign or not campaign" \
 	  tests/cluster
+
+cluster-versions: setup  ## run the tests on a real Slurm with Slurm 22.05 to 26.05, each in a chroot; requires root, Debian or Ubuntu
+	@.ci/system-packages debootstrap
+	$(BIN)/python -m tests.slurm_versions
 
 clean:  ## remove .venv, build files and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

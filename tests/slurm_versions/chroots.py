@@ -21,6 +21,7 @@ PACKAGES = (
     *("slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "mariadb-server-core", "mariadb-client-core"),
     *("git", "procps", "ca-certificates"),
 )
+OF_HOST = (Path("/etc/hosts"), Path("/etc/resolv.conf"), Path("/usr/share/datasets"))  # datasets: Fashion-MNIST
 NEEDED = ("debootstrap", "chroot", "unshare")
 KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 READY = ".ready"  # in a chroot that is complete: the packages that it was built with
@@ -88,7 +89,7 @@ def build(release: Release, folder: Path) -> Path:
 def inside(root: Path, *more: Path) -> list[str]:
     """The first words of a command that runs in a chroot, in the folder of the project; it also sees `more`."""
     python = Path(os.path.realpath(sys.executable))
-    shared = {ROOT, Path(sys.prefix), Path(sys.base_prefix), Path("/etc/hosts"), Path("/etc/resolv.conf"), *more}
+    shared = {ROOT, Path(sys.prefix), Path(sys.base_prefix), *more, *(path for path in OF_HOST if path.exists())}
     if Path(sys.base_prefix) == Path("/usr"):  # a Python of the system; its other files are those of the chroot
         shared -= {Path("/usr")}
         shared |= {python, Path(os.__file__).parent}
