@@ -47,14 +47,18 @@ ALLOWED_IMPORTS = {
     "vit.export": "vit.config vit.run vit.model vit.checkpoint",
     "data_prep.sources": "",
     "data_prep": "data_prep.sources vit.config vit.data vit.run",
-    "jobs.node": "vit.config vit.run vit.history",
-    "jobs.login": "jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint data_prep",
-    "jobs.readiness": "jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint",
-    "jobs.estimate": (
-        "jobs.readiness jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint"
+    "jobs.slurm": "",
+    "jobs.node": "jobs.slurm vit.config vit.run vit.history",
+    "jobs.login": "jobs.slurm jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint data_prep",
+    "jobs.readiness": (
+        "jobs.slurm jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data vit.checkpoint"
     ),
-    "jobs.watch": "jobs.login jobs.node vit.config vit.run vit.history",
-    "jobs.page": "jobs.watch jobs.login vit.config vit.run vit.history",
+    "jobs.estimate": (
+        "jobs.slurm jobs.readiness jobs.login jobs.node vit.config vit.run vit.history vit.model vit.data "
+        "vit.checkpoint"
+    ),
+    "jobs.watch": "jobs.slurm jobs.login jobs.node vit.config vit.run vit.history",
+    "jobs.page": "jobs.slurm jobs.watch jobs.login vit.config vit.run vit.history",
     "jobs": (
         "jobs.login jobs.node jobs.readiness jobs.estimate jobs.watch jobs.page vit.config vit.run vit.history "
         "vit.checkpoint"

@@ -8,8 +8,8 @@ from jobs.estimate.past_runs import PastRuns
 from jobs.estimate.speeds import CPU, kind
 from jobs.estimate.wall_time import cores_here
 from jobs.login.resources import Resources
-from jobs.login.slurm_queries import PartitionNodes
 from jobs.node import nvml
+from jobs.slurm.tables import PartitionNodes
 from vit.config.schema import Config
 from vit.history.utilization import PEAK_TERAFLOPS
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from jobs.login.resources import Resources
 from jobs.login.sbatch import parameters, script
 from jobs.login.sbatch_environment import sbatch_environment
-from jobs.login.slurm_queries import NO_CLUSTER, rejection_message
+from jobs.login.slurm_queries import rejection_message
+from jobs.slurm.errors import NO_CLUSTER
 from vit.run.folder import RunFolder
 
 TIMEOUT_SECONDS = 8

@@ -12,7 +12,7 @@ from jobs.estimate.speeds import read_table
 from jobs.estimate.wall_time import RESERVE_SECONDS, Basis, Estimate, cores_here
 from jobs.estimate.work import Work, work_of
 from jobs.login.resources import Resources, usable_nodes
-from jobs.login.slurm_queries import PartitionNodes
+from jobs.slurm.tables import PartitionNodes
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 from vit.run.folder import RunFolder

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from jobs.login.sizes import dividing_ranks
-from jobs.login.slurm_queries import PartitionNodes
+from jobs.slurm.tables import PartitionNodes
 from vit.config.schema import Config
 from vit.config.user_error import UserError
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from jobs.login import slurm_queries
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
+from jobs.slurm import tables
+from jobs.slurm.states import HELD
 
-HELD = "JobHeldUser"  # Slurm's reason for a job that its user holds
 RELEASE_SECONDS = 15.0  # for which a controller that does not respond is asked again
 NAMED, UNNAMED = "*_submission.sh", ".submission_file_*.sh"  # submitit's job scripts: after and before sbatch
 
@@ -70,10 +71,9 @@ def unrecorded_jobs(folder: Path, known: Collection[str], source: Path, task: st
 def _own_jobs() -> dict[str, str]:
     """The script of each job of this user, by its id."""
     try:
-        lines = slurm_queries.lines_of("squeue", "--noheader", "--array", "--format=%i|%o", "--user", str(os.getuid()))
+        return tables.job_scripts(slurm_queries.lines_of(*tables.scripts(os.getuid())))
     except SlurmNotFoundError:
         return {}
-    return dict(line.split("|", 1) for line in lines if "|" in line)
 
 
 def cancel(job_ids: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from jobs.login import run_files, sbatch, slurm_queries
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.prep_config import DataSet, load_prep, write_locally
 from jobs.login.resources import Resources, check_path, display_path
-from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.prep_job import PrepJob
+from jobs.slurm.tables import PartitionNodes
 from vit.config.own_files import find_config
 from vit.run.folder import RunFolder
 from vit.run.hints import command

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jobs.login import slurm_queries
 from jobs.login.sbatch import job_hints
-from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.node.candidates import job_ids
+from jobs.slurm.tables import QueuedJob
 from vit.run.folder import RunFolder
 
 

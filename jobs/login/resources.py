@@ -12,9 +12,9 @@ from pathlib import Path
 import submitit
 
 from jobs.login.cluster_config import ClusterConfig
-from jobs.login.slurm_queries import PartitionNodes
 from jobs.node.job_spec import GPUS_VARIABLE, SUBMITTER_VARIABLE
 from jobs.node.search_path import search_path
+from jobs.slurm.tables import PartitionNodes
 from vit.config.paths import shell_word
 from vit.config.user_error import UserError
 from vit.run.counts import counted

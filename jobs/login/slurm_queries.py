@@ -1,6 +1,5 @@
 """Queries Slurm: the state of jobs, the nodes of partitions, why sbatch rejected a job.  Each is one short command."""
 
-import re
 import subprocess
 import time
 from collections import Counter
@@ -8,15 +7,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.slurm import scontrol, tables
+from jobs.slurm.errors import NO_CLUSTER, UNREACHABLE, reason_of
+from jobs.slurm.tables import PartitionNodes, QueuedJob
+
 if TYPE_CHECKING:
     from jobs.login.cluster_config import ClusterConfig
 
 TIMEOUT_SECONDS = 8  # of one command, if the controller does not respond
 COMPLETING_SECONDS = 120  # for a canceled job to save and exit
-UNREACHABLE = re.compile(
-    r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I
-)
-NO_CLUSTER = "configuration source"  # in the error of Slurm's commands when no cluster is configured
 
 
 class SlurmUnreachableError(RuntimeError):
@@ -30,30 +29,6 @@ class SlurmNotFoundError(RuntimeError):
     """Slurm is not installed on this machine, or has no cluster configured."""
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """A pending or running job."""
-
-    state: str  # PENDING, RUNNING, COMPLETING, …
-    reason: str  # why it is pending
-    nodes: str
-    starts: str = ""  # when it started, or may start: 2026-11-28T05:43:05; N/A: not known
-
-
-@dataclass(frozen=True)
-class PartitionNodes:
-    """Identical nodes of a partition, as sinfo reports them."""
-
-    partition: str
-    default: bool  # whether the partition is the cluster's default
-    minutes: int | None  # time limit of a job; None: no limit
-    count: int
-    gpus: int  # per node
-    cpus: int  # per node
-    memory: int  # MB per node
-    gpu_types: tuple[tuple[str, int], ...] = ()  # GPUs per node of each type that has a name in Slurm
-
-
 def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """Those of the jobs that are still in the queue; a task of an array has an id like `12_3`.
 
@@ -61,9 +36,7 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """
     if not job_ids:
         return {}
-    lines = lines_of("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%S", "--jobs", ",".join(sorted(job_ids)))
-    rows = [line.split("|") for line in lines]
-    return {row[0]: QueuedJob(*row[1:]) for row in rows if len(row) == 5}
+    return tables.queued_jobs(lines_of(*tables.queue(job_ids)))
 
 
 def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:
@@ -85,22 +58,7 @@ def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:
 
 def partition_nodes() -> list[PartitionNodes]:
     """The nodes of every partition.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    rows = [
-        line.split("|") for line in lines_of("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")
-    ]
-    return [
-        PartitionNodes(
-            partition=name.rstrip("*"),
-            default=name.endswith("*"),
-            minutes=parse_minutes(limit),
-            count=int(count),
-            gpus=sum(int(n) for n in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres)),
-            cpus=int(cpus.rstrip("+")),
-            memory=int(memory.rstrip("+")),
-            gpu_types=tuple((kind, int(n)) for kind, n in re.findall(r"gpu:([^:,(]*[^:,(\d][^:,(]*):(\d+)", gres)),
-        )
-        for name, limit, count, gres, cpus, memory in (row for row in rows if len(row) == 6)
-    ]
+    return tables.partition_nodes(lines_of(*tables.PARTITION_NODES))
 
 
 @dataclass(frozen=True)
@@ -114,14 +72,9 @@ class SlurmSettings:
 
 def slurm_settings() -> SlurmSettings:
     """The settings of the cluster and of its partitions.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    pairs = (re.fullmatch(r"(\w+) *= ?(.*)", line) for line in lines_of("scontrol", "show", "config"))
-    rows = [
-        dict(word.split("=", 1) for word in line.split() if "=" in word)
-        for line in lines_of("scontrol", "--oneliner", "show", "partition")
-    ]
     return SlurmSettings(
-        config={pair[1]: pair[2].strip() for pair in pairs if pair},
-        partitions={row["PartitionName"]: row for row in rows if "PartitionName" in row},
+        config=scontrol.config_of("\n".join(lines_of(*scontrol.CONFIG))),
+        partitions=scontrol.partitions_of("\n".join(lines_of(*scontrol.PARTITIONS))),
         nodes=partition_nodes(),
     )
 
@@ -131,18 +84,12 @@ def accounting(entity: str, columns: Sequence[str], *where: str) -> list[dict[st
 
     Raises SlurmUnreachableError, SlurmNotFoundError; no rows if it may not be read.
     """
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", entity, *where, f"format={','.join(columns)}"]
-    rows = [line.split("|") for line in lines_of(*command)]
-    return [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+    return tables.accounting_rows(lines_of(*tables.accounting(entity, columns, where)), columns)
 
 
 def node_states(partition: str) -> Counter[str]:
     """Number of nodes of a partition in each state.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    rows = [line.split() for line in lines_of("sinfo", "--noheader", "--partition", partition, "--format=%D %T")]
-    out = Counter[str]()
-    for count, state in (row for row in rows if len(row) == 2):
-        out[state.rstrip("*~#!%$@^-")] += int(count)
-    return out
+    return tables.node_states(lines_of(*tables.states(partition)))
 
 
 def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes]]:
@@ -166,9 +113,7 @@ def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNode
 
 def rejection_message(output: str, cluster: "ClusterConfig") -> str:
     """One line that says why sbatch rejected a job: sbatch's error, the option that caused it, and valid values."""
-    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("Try ")]
-    reason = (lines or ["sbatch printed no reason"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
-    reason = reason.removeprefix("Batch job submission failed: ")
+    reason = reason_of(output) or "sbatch printed no reason"
     if UNREACHABLE.search(reason):
         return str(SlurmUnreachableError())
     for word, option in (
@@ -215,13 +160,3 @@ def lines_of(*command: str) -> list[str]:
     if done.returncode and UNREACHABLE.search(done.stderr):
         raise SlurmUnreachableError
     return done.stdout.splitlines()
-
-
-def parse_minutes(limit: str) -> int | None:
-    """Minutes of a limit as sinfo prints it: `2-00:00:00`, `12:00:00` or `30:00`."""
-    if not re.fullmatch(r"[\d:-]+", limit):
-        return None  # infinite, n/a
-    days, _, clock = limit.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    hours, minutes = (parts[0], parts[1]) if len(parts) == 3 else (0, parts[0])
-    return (int(days or 0) * 24 + hours) * 60 + minutes

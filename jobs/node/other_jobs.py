@@ -1,17 +1,13 @@
 """What a job asks Slurm about the other jobs of its run, and tells it to do with them."""
 
-import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
 
 from jobs.node.slurm_commands import run
-from jobs.node.slurm_job import RUNNING_STATES, facts_of, show_job
-
-CREDENTIAL_SECONDS = 121  # Slurm's default: a requeued job may not start earlier, because of its last credential
-# Slurm forgets jobs some minutes after their end.  Of a task whose array it still knows, it says so on standard output.
-UNKNOWN_JOB = re.compile(r"invalid job id|^job .*not found", re.I | re.M)
+from jobs.node.slurm_job import show_job
+from jobs.slurm import scontrol, tables
+from jobs.slurm.errors import UNKNOWN_JOB
+from jobs.slurm.states import DEFERRED, RUNNING_STATES, UNDECIDED_STATES
 
 
 def cancel(jobs: Sequence[str]) -> str:
@@ -27,13 +23,13 @@ def start_is_over(start: str) -> bool | None:
     if not start:
         return True
     job, _, restarts = start.rpartition(".")
-    shown = run("scontrol", "--oneliner", "show", "job", job)
+    shown = run(*scontrol.JOB, job)
     if UNKNOWN_JOB.search(shown.stderr) or UNKNOWN_JOB.search(shown.stdout):
         return True
-    facts = facts_of(shown.stdout)
+    facts = scontrol.facts_of(shown.stdout)
     if not facts:
         return None
-    if facts["JobState"] in ("COMPLETING", "SUSPENDED", "CONFIGURING", "STAGE_OUT"):
+    if facts["JobState"] in UNDECIDED_STATES:
         return False
     return facts["JobState"] not in RUNNING_STATES or facts.get("Restarts") != restarts
 
@@ -49,7 +45,7 @@ def was_canceled(start: str, released: bool) -> bool:
         return facts.get("JobState", "").startswith("CANCELLED") and facts.get("Restarts") == restarts
     if released:
         return False
-    return run("sacct", "-nXP", "--jobs", job, "--format=State").stdout.strip().startswith("CANCELLED")
+    return run(*tables.final_state(job)).stdout.strip().startswith("CANCELLED")
 
 
 def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -60,13 +56,11 @@ def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def is_deferred(facts: dict[str, str]) -> bool:
     """Whether a pending job may not start yet.  Slurm gives that as the reason only after it has next looked at it."""
-    with suppress(ValueError):  # "Unknown", or another format by SLURM_TIME_FORMAT
-        if datetime.fromisoformat(facts.get("EligibleTime", "")).timestamp() > time.time() + 1:
-            return True
-    return facts.get("Reason") == "BeginTime"
+    eligible = scontrol.eligible_time(facts)
+    later = eligible is not None and eligible.timestamp() > time.time() + 1
+    return later or facts.get("Reason") == DEFERRED
 
 
 def credential_seconds() -> float:
     """How long a requeued job must wait, because its last credential is still valid; a setting of the cluster."""
-    found = re.search(r"cred_expire=(\d+)", run("scontrol", "show", "config").stdout)
-    return int(found[1]) + 1 if found else CREDENTIAL_SECONDS
+    return scontrol.credential_seconds(scontrol.config_of(run(*scontrol.CONFIG).stdout)) + 1

@@ -1,7 +1,6 @@
 """What a running job knows about itself, and how it requeues itself.  Outside of Slurm there is no job."""
 
 import os
-import re
 import shutil
 import socket
 import sys
@@ -9,15 +8,15 @@ import time
 from collections.abc import Sequence
 
 from jobs.node.slurm_commands import has_commands, run
+from jobs.slurm import scontrol, tables
+from jobs.slurm.errors import PERMANENT_ERRORS
+from jobs.slurm.states import RUNNING_STATES
 
 STOP_SECONDS = 90  # for the ranks to save and exit near the time limit; then they are killed, in time to requeue
 CONTROLLER_SECONDS = 600  # how long a controller that does not respond is asked again
 
 REQUEUED = 75  # exit code of a task whose job must be requeued
-# Errors that another try would not change: the job was submitted with --no-requeue, or access is denied.
-PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.I)
 DEFERRAL_MINUTES = 15  # for which a job waits that another job of its run has declined
-RUNNING_STATES = ("RUNNING", "SIGNALING", "STOPPED", "RESIZING")  # states of a job that Slurm has not ended
 
 # Lines of the batch script before srun.  The first one: srun would ask for the original number of GPUs, even where the
 # job now has fewer.  The second one: with `--export=NONE` or SBATCH_EXPORT, srun would not pass on the variables that
@@ -190,30 +189,18 @@ def _exclude(job: str, before: dict[str, str], wanted: Sequence[str]) -> None:
 
 def _update_excluded(job: str, before: dict[str, str], nodes: Sequence[str]) -> str:
     """Returns why Slurm refused, or ""."""
-    every = ",".join([*_excluded(before), *nodes])
+    every = ",".join([*scontrol.excluded_nodes(before), *nodes])
     return run("scontrol", "update", f"JobId={job}", f"ExcNodeList={every}").stderr.strip()
-
-
-def _excluded(job: dict[str, str]) -> list[str]:
-    """The nodes that are excluded already, as Slurm writes them: `n[1-3]`."""
-    return [] if job.get("ExcNodeList") in {None, "(null)"} else [job["ExcNodeList"]]
 
 
 def _enough_nodes(job: dict[str, str], exclude: Sequence[str]) -> bool:
     """Whether the partition has enough other nodes for the job, which would otherwise wait forever."""
-    command = ["sinfo", "--noheader", "--Node", "--partition", job["Partition"], "--format", "%N %t"]
-    lines = run(*command).stdout.splitlines()
-    usable = {line.split()[0] for line in lines if not line.split()[1].startswith(("down", "drain", "fail"))}
-    for hosts in _excluded(job):
+    usable = tables.usable_nodes(run(*tables.nodes(job["Partition"])).stdout.splitlines())
+    for hosts in scontrol.excluded_nodes(job):
         usable -= set(run("scontrol", "show", "hostnames", hosts).stdout.split())
     return len(usable - set(exclude)) >= int(job["NumNodes"].partition("-")[0])
 
 
 def show_job(job: str) -> dict[str, str]:
     """What `scontrol show job` prints; empty if the controller does not respond."""
-    return facts_of(run("scontrol", "--oneliner", "show", "job", job).stdout)
-
-
-def facts_of(text: str) -> dict[str, str]:
-    """The fields of a job, as `scontrol --oneliner` prints them."""
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+    return scontrol.facts_of(run(*scontrol.JOB, job).stdout)

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from jobs.login.slurm_queries import QueuedJob
 from jobs.page.curves import TIMES, Curve, finite, read_curves
 from jobs.page.rank_totals import RankTotals, read_rank_times
 from jobs.page.step_times import RankTimes, read_step_times
+from jobs.slurm.tables import QueuedJob
 from jobs.watch.details import with_details
 from jobs.watch.run_status import Status, is_run, read_events, status
 from vit.config.paths import printable

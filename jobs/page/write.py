@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.login import slurm_queries
-from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.page.document import run_page
 from jobs.page.evaluation import ordered
 from jobs.page.run_data import RunData, is_shown, read_run
 from jobs.page.runs_page import runs_page
 from jobs.page.seed_table import seed_lines
 from jobs.page.series import Series, series_of
+from jobs.slurm.tables import QueuedJob
 from jobs.watch.run_status import newest_jobs
 from vit.config.paths import printable
 from vit.config.user_error import UserError

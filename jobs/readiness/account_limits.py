@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.login.resources import megabytes
-from jobs.login.slurm_queries import accounting, parse_minutes
+from jobs.login.slurm_queries import accounting
 from jobs.readiness.finding import Finding
 from jobs.readiness.request import Request
+from jobs.slurm.tables import parse_minutes
 
 Row = Mapping[str, str]
 

@@ -1,6 +1,5 @@
 """Checks Slurm's settings that matter to a run: partition, time limit, preemption, requeue, limits of the account."""
 
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,11 @@ from jobs.readiness.finding import Finding
 from jobs.readiness.preemption_settings import judge, preemption_of
 from jobs.readiness.request import Request
 from jobs.readiness.run_config import failed
+from jobs.slurm.scontrol import credential_seconds
+from jobs.slurm.states import UNUSABLE
 from vit.config.user_error import UserError
 
-CREDENTIAL_SECONDS = 120  # Slurm's default of cred_expire
 SIGNAL_EARLY_SECONDS = 60  # Slurm may send USR2 so much earlier than --signal says
-UNUSABLE = {"down", "drained", "draining", "drain", "fail", "failing", "maint", "unknown", "no_respond", "power_down"}
 
 
 def check_slurm(request: Request) -> Iterator[Finding]:
@@ -135,8 +134,7 @@ def _requeue(request: Request, config: Mapping[str, str]) -> Finding:
     if not request.cluster.requeue:
         text = "requeue: false: at its time limit, after preemption and after failures the run ends"
         return Finding("requeue", "WARN", text, "set `requeue: true`, or submit the same command again each time")
-    found = re.search(r"cred_expire=(\d+)", config.get("AuthInfo", ""))
-    seconds = int(found[1]) if found else CREDENTIAL_SECONDS
+    seconds = credential_seconds(config)
     own = "jobs ask for it themselves" if config.get("JobRequeue") == "0" else "allowed"
     return Finding(
         "requeue",

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.login.slurm_queries import QueuedJob
 from jobs.node.candidates import Candidate, candidates, job_ids
+from jobs.slurm.states import DEFERRED
+from jobs.slurm.tables import QueuedJob
 from vit.run.folder import Event
 
 NOT_KNOWN = ("", "N/A")  # of squeue's columns
-LATER = "BeginTime"  # Slurm's reason for a job that may not start before some time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def _state(candidate: Candidate, job: QueuedJob | None, known: bool, owns: bool)
     if job is not None:
         state = job.state.lower()
         reason = job.reason if state == "pending" else job.nodes
-        eligible = job.starts if job.reason == LATER and job.starts not in NOT_KNOWN else ""
+        eligible = job.starts if job.reason == DEFERRED and job.starts not in NOT_KNOWN else ""
     return CandidateState(
         job=candidate.job, size=candidate.size, ranks=candidate.ranks, state=state, reason=reason, owns=owns,
         eligible=eligible,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.login import slurm_queries
-from jobs.login.slurm_queries import QueuedJob, SlurmNotFoundError, SlurmUnreachableError
+from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
+from jobs.slurm.tables import QueuedJob
 from jobs.watch.details import with_details, with_history
 from jobs.watch.run_status import Status, is_run, newest_jobs, prefetch, status
 from vit.config.paths import printable

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.login.slurm_queries import QueuedJob
 from jobs.node import submitter_lock
 from jobs.node.candidates import job_ids
+from jobs.slurm.tables import QueuedJob
 from jobs.watch.candidate_states import CandidateState, candidate_states, queue_state
 from jobs.watch.file_cache import cached
 from jobs.watch.file_cache import evaluations as evaluations_of

@@ -13,7 +13,7 @@ from jobs.estimate.speeds import TABLE, describe, kind, nearest, read_table
 from jobs.estimate.words import about
 from jobs.estimate.work import Work
 from jobs.login.sizes import dividing_ranks
-from jobs.login.slurm_queries import PartitionNodes
+from jobs.slurm.tables import PartitionNodes
 from tests.helpers.paths import CONFIGS, ROOT
 from vit.config.parser import load_config
 from vit.config.user_error import UserError

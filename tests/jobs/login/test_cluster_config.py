@@ -9,7 +9,7 @@ from jobs.login import cluster_config
 from jobs.login.cluster_config import ClusterConfig, load
 from jobs.login.resources import Resources, megabytes
 from jobs.login.sbatch import parameters, script
-from jobs.login.slurm_queries import PartitionNodes
+from jobs.slurm.tables import PartitionNodes
 from vit.run.folder import RunFolder
 
 FILES = sorted(cluster_config.CLUSTERS_FOLDER.glob("*.yaml"))

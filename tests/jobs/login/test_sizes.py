@@ -10,7 +10,7 @@ from jobs.login import sizes
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
 from jobs.login.sizes import Size, choose_sizes, describe, requested_sizes, runnable
-from jobs.login.slurm_queries import PartitionNodes
+from jobs.slurm.tables import PartitionNodes
 from tests.helpers.local_runs import submit
 from vit.config.schema import Config
 from vit.config.user_error import UserError

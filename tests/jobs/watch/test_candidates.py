@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.login.slurm_queries import QueuedJob
+from jobs.slurm.tables import QueuedJob
 from jobs.watch.colors import plain
 from jobs.watch.details import with_history
 from jobs.watch.run_page import run_page

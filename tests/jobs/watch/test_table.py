@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.login.slurm_queries import QueuedJob
+from jobs.slurm.tables import QueuedJob
 from jobs.watch.colors import plain
 from jobs.watch.details import with_details
 from jobs.watch.run_status import Status, status

@@ -1,0 +1,47 @@
+"""What `scontrol show` prints of jobs, partitions and the configuration."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+
+CREDENTIAL_SECONDS = 120  # Slurm's default of cred_expire
+
+JOB = ("scontrol", "--oneliner", "show", "job")  # and the job's id
+PARTITIONS = ("scontrol", "--oneliner", "show", "partition")
+CONFIG = ("scontrol", "show", "config")
+
+
+def facts_of(text: str) -> dict[str, str]:
+    """The fields of a job, as `scontrol --oneliner` prints them."""
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def partitions_of(text: str) -> dict[str, dict[str, str]]:
+    """The fields of each partition, by its name."""
+    rows = [facts_of(line) for line in text.splitlines()]
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def config_of(text: str) -> dict[str, str]:
+    """Slurm's settings."""
+    pairs = (re.fullmatch(r"(\w+) *= ?(.*)", line) for line in text.splitlines())
+    return {pair[1]: pair[2].strip() for pair in pairs if pair}
+
+
+def credential_seconds(config: Mapping[str, str]) -> int:
+    """How long a requeued job must wait, because its last credential is still valid; a setting of the cluster."""
+    found = re.search(r"cred_expire=(\d+)", config.get("AuthInfo", ""))
+    return int(found[1]) if found else CREDENTIAL_SECONDS
+
+
+def eligible_time(facts: Mapping[str, str]) -> datetime | None:
+    """When a pending job may start at the earliest; None if Slurm does not say, or in words of SLURM_TIME_FORMAT."""
+    try:
+        return datetime.fromisoformat(facts.get("EligibleTime", ""))
+    except ValueError:  # "Unknown"
+        return None
+
+
+def excluded_nodes(facts: Mapping[str, str]) -> list[str]:
+    """The nodes that a job excludes, as Slurm writes them: `n[1-3]`."""
+    return [] if facts.get("ExcNodeList") in {None, "(null)"} else [facts["ExcNodeList"]]
