@@ -3,19 +3,21 @@
 python -m tests.helpers.slurm_cluster    starts one and prints the environment of its clients; Ctrl-C ends it
 """
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from tests.helpers.paths import CHECKOUT
-from tests.helpers.slurm_config import NODES, SEARCH_PATH, client_environment
+from tests.helpers.slurm_config import NODES, SEARCH_PATH, changed, client_environment
 from tests.helpers.waiting import wait_for
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "mariadb", "slurmdbd", "slurmctld", "slurmd")
@@ -31,14 +33,19 @@ def missing() -> str:
 
 
 class Cluster:
-    """The cluster as tests use it: through Slurm's own commands and real signals."""
+    """The cluster as tests use it: through Slurm's own commands and real signals.
 
-    def __init__(self) -> None:
+    `settings` and `partitions` change its slurm.conf (see slurm_config.changed).  With NO_ACCOUNTING there is
+    neither a database nor slurmdbd.
+    """
+
+    def __init__(self, settings: Mapping[str, str | None] | None = None, partitions: Sequence[str] = ()) -> None:
         # A short path: that of a socket may have 107 characters.
         self.dir = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.environment = client_environment(self.dir)
+        changes = json.dumps([settings or {}, partitions])
         self._daemons = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.slurm_daemons", str(self.dir)],
+            [sys.executable, "-m", "tests.helpers.slurm_daemons", str(self.dir), changes],
             cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._daemons.stdout is not None
@@ -126,20 +133,20 @@ class Cluster:
 
     def set_user_signal(self, on: bool) -> None:
         """Whether preempted jobs get their own signal at once (`preempt_send_user_signal`)."""
-        self._configure("SlurmctldParameters=preempt_send_user_signal", on)
+        self.configure({"SlurmctldParameters": "preempt_send_user_signal" if on else None})
 
     def enforce_accounts(self, on: bool, limits: bool = False) -> None:
         """Whether jobs must name an account that their user may use, and keep its limits; this one is in `vision`."""
         if on:
             self.call("sacctmgr", "-i", "add", "account", "vision", check=False)
             self.call("sacctmgr", "-i", "add", "user", "root", "account=vision", check=False)
-        self._configure(f"AccountingStorageEnforce=associations,qos{',limits' if limits else ''}", on)
+        enforced = f"associations,qos{',limits' if limits else ''}"
+        self.configure({"AccountingStorageEnforce": enforced if on else None})
 
-    def _configure(self, line: str, on: bool) -> None:
-        """Adds a line to Slurm's configuration, or removes it."""
+    def configure(self, settings: Mapping[str, str | None], partitions: Sequence[str] = ()) -> None:
+        """Changes Slurm's configuration and restarts the controller; jobs go on."""
         file = self.dir / "etc" / "slurm.conf"
-        lines = [other for other in file.read_text().splitlines() if other != line]
-        file.write_text("\n".join([line, *lines] if on else lines) + "\n")
+        file.write_text(changed(file.read_text(), settings, partitions))
         self.restart("slurmctld")
         wait_for(self.responds, "slurmctld to respond")
 

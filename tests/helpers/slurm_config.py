@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.helpers.ports import free_ports
@@ -10,6 +11,8 @@ from tests.helpers.ports import free_ports
 NODES, GPUS, CPUS = ("n1", "n2"), 4, 16
 CREDENTIAL_SECONDS = 5  # a requeued job cannot start before its old credential has expired; Slurm's default is 120
 KILL_WAIT_SECONDS = 10  # between SIGTERM and SIGKILL
+# Settings of a cluster without a database.  Newer versions know no accounting_storage/none: they want no line.
+NO_ACCOUNTING = {"AccountingStorageType": None, "AccountingStorageTRES": None}
 SEARCH_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 SLURM_CONF = """\
@@ -36,7 +39,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,default_queue_depth=100,\
 max_rpc_cnt=0,requeue_delay=1
 CommunicationParameters=NoInAddrAny
-{extra}
+SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -88,7 +91,25 @@ def client_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def write_config(folder: Path) -> None:
+def changed(text: str, settings: Mapping[str, str | None], partitions: Sequence[str] = ()) -> str:
+    """A slurm.conf with other settings: `{"KillWait": "5"}`; None removes a line.
+
+    `partitions` are lines without the word `PartitionName=`: each is added, or replaces the partition of its name.
+    """
+    names = {f"PartitionName={line.split()[0]}": f"PartitionName={line}" for line in partitions}
+    replaced = {*settings, *names}
+    lines = [line for line in text.splitlines() if line.split(" ")[0] not in names]
+    lines = [line for line in lines if line.partition("=")[0] not in replaced]
+    lines += [f"{name}={value}" for name, value in settings.items() if value is not None]
+    return "\n".join([*lines, *names.values()]) + "\n"
+
+
+def has_accounting(folder: Path) -> bool:
+    """Whether the cluster of a folder stores its jobs in a database."""
+    return "AccountingStorageType=accounting_storage/slurmdbd\n" in (folder / "etc" / "slurm.conf").read_text()
+
+
+def write_config(folder: Path, settings: Mapping[str, str | None], partitions: Sequence[str]) -> None:
     """Creates the cluster's folders and writes all configuration files, with free ports."""
     for name in ("etc", "log", "run", "state", "db", "tmp", *(f"spool/{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
@@ -101,10 +122,10 @@ def write_config(folder: Path) -> None:
     ]
     values = {
         "dir": folder, "host": host, "ports": ports, "nodes": "\n".join(nodes), "expire": CREDENTIAL_SECONDS,
-        "kill_wait": KILL_WAIT_SECONDS, "extra": "SlurmctldParameters=preempt_send_user_signal",
+        "kill_wait": KILL_WAIT_SECONDS,
     }  # fmt: skip
     etc = folder / "etc"
-    (etc / "slurm.conf").write_text(SLURM_CONF.format(**values))
+    (etc / "slurm.conf").write_text(changed(SLURM_CONF.format(**values), settings, partitions))
     (etc / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**values))
     (etc / "slurmdbd.conf").chmod(0o600)
     (etc / "gres.conf").write_text("".join(_gres_line(folder, node) for node in NODES))

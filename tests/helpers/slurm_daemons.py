@@ -1,24 +1,27 @@
 """The process above all daemons of the test cluster: starts, restarts and ends them.
 
-python -m tests.helpers.slurm_daemons FOLDER    runs until its standard input is closed
+python -m tests.helpers.slurm_daemons FOLDER CHANGES    runs until its standard input is closed
+
+CHANGES is a JSON list: settings of slurm.conf, and partitions (see slurm_config.changed).
 
 All processes that Slurm ever starts stay below this one, which is a subreaper.  When it ends, or the process that
 started it does, in whatever way, it kills exactly its own descendants.
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from tests.helpers.slurm_config import NODES, client_environment, write_config
+from tests.helpers.slurm_config import NODES, client_environment, has_accounting, write_config
 from tests.helpers.waiting import wait_for
 
 
@@ -45,10 +48,21 @@ class Daemons:
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self) -> None:
+    def start(self, settings: Mapping[str, str | None], partitions: Sequence[str]) -> None:
         """Starts all daemons, each as soon as those that it needs respond."""
-        write_config(self.dir)
+        write_config(self.dir, settings, partitions)
         self.launch("munged")
+        if has_accounting(self.dir):
+            self.start_accounting()
+        wait_for((self.dir / "run/munge.sock").exists, "munge to respond")
+        self.launch("slurmctld", more=["-i"])  # newer versions do not start without a saved state otherwise
+        for node in NODES:
+            self.launch(f"slurmd-{node}")
+        sinfo = "test $(sinfo -h -N -p low -o %T | grep -c idle) = 2"
+        wait_for(lambda: self.succeeds("sh", "-c", sinfo), "the nodes to respond")
+
+    def start_accounting(self) -> None:
+        """Starts MariaDB with a new database, and slurmdbd."""
         install = ["--no-defaults", "--user=root", f"--datadir={self.dir}/db", "--skip-test-db"]
         with (self.dir / "log" / "install.log").open("w") as log:
             subprocess.run(
@@ -64,11 +78,6 @@ class Daemons:
         self.launch("slurmdbd")
         wait_for(lambda: self.succeeds("sacctmgr", "-n", "show", "cluster"), "slurmdbd to respond")
         self.succeeds("sacctmgr", "-i", "add", "cluster", "test")
-        self.launch("slurmctld", more=["-i"])  # newer versions do not start without a saved state otherwise
-        for node in NODES:
-            self.launch(f"slurmd-{node}")
-        sinfo = "test $(sinfo -h -N -p low -o %T | grep -c idle) = 2"
-        wait_for(lambda: self.succeeds("sh", "-c", sinfo), "the nodes to respond")
 
     def succeeds(self, *command: str) -> bool:
         """Whether a client's command succeeds."""
@@ -138,14 +147,14 @@ def reap_orphan() -> bool:
         return False
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, settings: Mapping[str, str | None], partitions: Sequence[str]) -> None:
     """Runs the daemons of a cluster in an empty folder; prints `ready` once all of them respond."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # ends when its standard input is closed
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     daemons = Daemons(folder)
     try:
-        daemons.start()
+        daemons.start(settings, partitions)
         print("ready", flush=True)
         daemons.serve_restarts()
     finally:
@@ -153,4 +162,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *json.loads(sys.argv[2]))
