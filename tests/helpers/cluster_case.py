@@ -135,7 +135,7 @@ class Case:
 
     def preempt(self) -> None:
         """Submits a job of a higher partition that takes all nodes for a second."""
-        options = ("--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1")
+        options = ("--nodes", str(len(self.slurm.nodes)), "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1")
         self.slurm.call("sbatch", "--partition", "high", *options)
 
     def preempt_and_finish(self) -> None:

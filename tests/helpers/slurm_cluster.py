@@ -1,4 +1,4 @@
-"""A real Slurm cluster on this machine: munge, MariaDB, slurmdbd, slurmctld and two nodes with four fake GPUs each.
+"""A real Slurm cluster on this machine: munge, MariaDB, slurmdbd, slurmctld and nodes with four fake GPUs each.
 
 python -m tests.helpers.slurm_cluster    starts one and prints the environment of its clients; Ctrl-C ends it
 """
@@ -35,13 +35,20 @@ def missing() -> str:
 class Cluster:
     """The cluster as tests use it: through Slurm's own commands and real signals.
 
-    `settings` and `partitions` change its slurm.conf (see slurm_config.changed).  With NO_ACCOUNTING there is
-    neither a database nor slurmdbd.
+    It has `nodes` nodes, n1, n2, ….  `settings` and `partitions` change its slurm.conf (see slurm_config.changed).
+    With NO_ACCOUNTING there is neither a database nor slurmdbd.
     """
 
-    def __init__(self, settings: Mapping[str, str | None] | None = None, partitions: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, str | None] | None = None,
+        partitions: Sequence[str] = (),
+        nodes: int = len(NODES),
+    ) -> None:
         # A short path: that of a socket may have 107 characters.
         self.dir = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.nodes = [f"n{number + 1}" for number in range(nodes)]
+        (self.dir / "nodes").write_text(" ".join(self.nodes))
         self.environment = client_environment(self.dir)
         changes = json.dumps([settings or {}, partitions])
         self._daemons = subprocess.Popen(
@@ -78,14 +85,14 @@ class Cluster:
 
     def nodes_idle(self) -> bool:
         """Whether all nodes are idle."""
-        return self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * len(NODES)
+        return self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * len(self.nodes)
 
     def responds(self) -> bool:
         """Whether the controller responds."""
         return "UP" in self.call("scontrol", "ping", check=False)
 
     def daemon(self, name: str) -> psutil.Process:
-        """A running daemon: munged, mariadbd, slurmdbd, slurmctld, slurmd-n1 or slurmd-n2."""
+        """A running daemon: munged, mariadbd, slurmdbd, slurmctld, slurmd-n1, slurmd-n2, …"""
         return psutil.Process(int((self.dir / "run" / f"{name}.started").read_text()))
 
     def restart(self, name: str, hide: Path | None = None) -> None:
@@ -129,7 +136,7 @@ class Cluster:
     def _node_of(self, stepd: psutil.Process) -> str:
         """The node of a slurmstepd, from its open log file."""
         files = " ".join(os.path.realpath(f"/proc/{stepd.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{stepd.pid}/fd"))
-        return next((node for node in NODES if f"slurmd-{node}.log" in files or f"spool/{node}/" in files), "")
+        return next((node for node in self.nodes if f"slurmd-{node}.log" in files or f"spool/{node}/" in files), "")
 
     def set_user_signal(self, on: bool) -> None:
         """Whether preempted jobs get their own signal at once (`preempt_send_user_signal`)."""

@@ -1,4 +1,4 @@
-"""Configuration files of the test cluster: two nodes with four fake GPUs each, and accounting."""
+"""Configuration files of the test cluster: two nodes or more with four fake GPUs each, and accounting."""
 
 import os
 import socket
@@ -60,10 +60,10 @@ AccountingStorageUser=root
 MpiDefault=none
 SwitchType=switch/none
 {nodes}
-PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE State=UP
-PartitionName=hasty Nodes=n[1-2] PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=INFINITE State=UP
-PartitionName=short Nodes=n[1-2] PriorityTier=1 MaxTime=30 State=UP
-PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
+PartitionName=low Nodes={all} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE State=UP
+PartitionName=hasty Nodes={all} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=INFINITE State=UP
+PartitionName=short Nodes={all} PriorityTier=1 MaxTime=30 State=UP
+PartitionName=high Nodes={all} PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 NODE_LINE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Sockets=1 \
 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=20000 Gres=gpu:{gpus} State=UNKNOWN"
@@ -91,6 +91,11 @@ def client_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def node_names(folder: Path) -> list[str]:
+    """The nodes of the cluster in a folder."""
+    return (folder / "nodes").read_text().split()
+
+
 def changed(text: str, settings: Mapping[str, str | None], partitions: Sequence[str] = ()) -> str:
     """A slurm.conf with other settings: `{"KillWait": "5"}`; None removes a line.
 
@@ -111,24 +116,25 @@ def has_accounting(folder: Path) -> bool:
 
 def write_config(folder: Path, settings: Mapping[str, str | None], partitions: Sequence[str]) -> None:
     """Creates the cluster's folders and writes all configuration files, with free ports."""
-    for name in ("etc", "log", "run", "state", "db", "tmp", *(f"spool/{node}" for node in NODES)):
+    names = node_names(folder)
+    for name in ("etc", "log", "run", "state", "db", "tmp", *(f"spool/{node}" for node in names)):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)
-    ports = free_ports(2 + len(NODES))
+    ports = free_ports(2 + len(names))
     host = socket.gethostname().partition(".")[0]
     nodes = [
         NODE_LINE.format(name=name, host=host, port=port, cpus=CPUS, gpus=GPUS)
-        for name, port in zip(NODES, ports[2:], strict=True)
+        for name, port in zip(names, ports[2:], strict=True)
     ]
     values = {
         "dir": folder, "host": host, "ports": ports, "nodes": "\n".join(nodes), "expire": CREDENTIAL_SECONDS,
-        "kill_wait": KILL_WAIT_SECONDS,
+        "kill_wait": KILL_WAIT_SECONDS, "all": f"n[1-{len(names)}]",
     }  # fmt: skip
     etc = folder / "etc"
     (etc / "slurm.conf").write_text(changed(SLURM_CONF.format(**values), settings, partitions))
     (etc / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**values))
     (etc / "slurmdbd.conf").chmod(0o600)
-    (etc / "gres.conf").write_text("".join(_gres_line(folder, node) for node in NODES))
+    (etc / "gres.conf").write_text("".join(_gres_line(folder, node) for node in names))
     (etc / "munge.key").write_bytes(os.urandom(1024))
     (etc / "munge.key").chmod(0o400)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.helpers.slurm_config import NODES, client_environment, has_accounting, write_config
+from tests.helpers.slurm_config import client_environment, has_accounting, node_names, write_config
 from tests.helpers.waiting import wait_for
 
 
@@ -29,7 +29,7 @@ class Daemons:
     """munge, MariaDB, slurmdbd, slurmctld and a slurmd for each node."""
 
     def __init__(self, folder: Path) -> None:
-        self.dir = folder
+        self.dir, self.nodes = folder, node_names(folder)
         # Two databases that are created at the same time would collide in /tmp.
         self.environment = os.environ | client_environment(folder) | {"TMPDIR": str(folder / "tmp")}
         run, log = folder / "run", folder / "log"
@@ -44,7 +44,7 @@ class Daemons:
             "mariadbd": ["mariadbd", "--no-defaults", *database, *small, f"--pid-file={run}/mariadb.pid"],
             "slurmdbd": ["slurmdbd", "-D"],
             "slurmctld": ["slurmctld", "-D"],
-            **{f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in NODES},
+            **{f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in self.nodes},
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -52,13 +52,13 @@ class Daemons:
         """Starts all daemons, each as soon as those that it needs respond."""
         write_config(self.dir, settings, partitions)
         self.launch("munged")
+        wait_for((self.dir / "run/munge.sock").exists, "munge to respond")
         if has_accounting(self.dir):
             self.start_accounting()
-        wait_for((self.dir / "run/munge.sock").exists, "munge to respond")
         self.launch("slurmctld", more=["-i"])  # newer versions do not start without a saved state otherwise
-        for node in NODES:
+        for node in self.nodes:
             self.launch(f"slurmd-{node}")
-        sinfo = "test $(sinfo -h -N -p low -o %T | grep -c idle) = 2"
+        sinfo = f"test $(sinfo -h -N -p low -o %T | grep -c idle) = {len(self.nodes)}"
         wait_for(lambda: self.succeeds("sh", "-c", sinfo), "the nodes to respond")
 
     def start_accounting(self) -> None:
