@@ -39,7 +39,7 @@ from functools import partial
 from jsonargparse import Namespace
 
 from jobs.estimate.request import Request
-from jobs.login import dry_run, local_run, run_files, run_folder, sbatch, slurm_queries
+from jobs.login import dry_run, local_run, run_files, run_folder, sbatch, slurm_queries, sweep_arrays
 from jobs.login.held_jobs import SubmissionError
 from jobs.login.initial_weights import check_initial_weights, check_number_of_classes, initial_settings
 from jobs.login.local_run import INTERRUPTED, summary
@@ -234,9 +234,10 @@ class Submission:
     def submit_sweep(self, runs: Sequence[PlannedRun], dependency: str) -> int:
         """Submits those runs of a sweep that are neither complete nor in the queue; returns the exit code."""
         parent = runs[0].folder.path.parent
+        array_size = sweep_arrays.array_size(len(runs), self.options.max_parallel, self.backend)
         if self.options.dry_run:
             sizes = [(size, self.resources(runs[0], size, dependency)) for size in self.sizes]
-            dry_run.print_sweep([run.folder for run in runs], runs[0].cfg, sizes, self.backend)
+            dry_run.print_sweep([run.folder for run in runs], array_size, runs[0].cfg, sizes, self.backend)
             return 0
         with ExitStack() as until_end, ExitStack() as submission:
             _, queued, pending = self.sort_by_state(runs)
@@ -256,9 +257,8 @@ class Submission:
                 return 0
             for run in pending:
                 run_files.link_jobs_folder(run.folder)
-            job_ids = self.submit_jobs(pending[0].folder.jobs.resolve(), pending, dependency)
-        print(f"submitted {counted(len(pending), 'run')}; each is requeued as needed until it is finished")
-        print(sbatch.sweep_hints(parent, job_ids))
+            submit_jobs = partial(self.submit_jobs, pending[0].folder.jobs.resolve(), dependency=dependency)
+            sweep_arrays.submit(parent, pending, array_size, submit_jobs)
         return 0
 
     def sort_by_state(self, runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun], list[PlannedRun]]:

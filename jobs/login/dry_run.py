@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.login import sbatch
 from jobs.login.resources import Resources
 from jobs.login.sizes import Size, describe
+from jobs.login.sweep_arrays import parts
 from vit.config import schema
 from vit.config.schema import Config
 from vit.run.counts import counted
@@ -19,12 +20,17 @@ def print_run(run: RunFolder, cfg: Config, sizes: Sequence[tuple[Size, Resources
     _print_jobs(run.jobs, [run], cfg, sizes, backend)
 
 
-def print_sweep(runs: Sequence[RunFolder], cfg: Config, sizes: Sequence[tuple[Size, Resources]], backend: str) -> None:
-    """All runs of a sweep, and the config of the first."""
+def print_sweep(
+    runs: Sequence[RunFolder], array_size: int, cfg: Config, sizes: Sequence[tuple[Size, Resources]], backend: str
+) -> None:
+    """All runs of a sweep, the config of the first, and the first of its job arrays, which have up to so many runs."""
     parent = runs[0].path.parent
     print(f"# {parent}\n" + "\n".join(f"#   {run.path.name}" for run in runs))
     print(f"# config of the first of {counted(len(runs), 'run')}\n{schema.to_yaml(cfg)}")
-    _print_jobs(parent / runs[0].jobs.name, runs, cfg, sizes, backend)
+    arrays = parts(runs, array_size)
+    if len(arrays) > 1:
+        print(f"# {len(arrays)} job arrays of up to {counted(array_size, 'run')} (MaxArraySize); this is the first one")
+    _print_jobs(parent / runs[0].jobs.name, arrays[0], cfg, sizes, backend)
 
 
 def _print_jobs(

@@ -180,7 +180,7 @@ def job_hints(run: RunFolder, job_ids: Sequence[str]) -> str:
 
 def sweep_hints(folder: Path, job_ids: Sequence[Sequence[str]]) -> str:
     """Commands for the job arrays of a sweep, given the jobs of each run."""
-    arrays = [job.partition("_")[0] for job in job_ids[0]]
+    arrays = list(dict.fromkeys(job.partition("_")[0] for run_ids in job_ids for job in run_ids))
     return (
         f"  job{'s   ' if len(arrays) > 1 else '    '} {' '.join(arrays)}\n"
         f"  watch   {command('jobs/status.py', command_path(folder), '--watch')}\n"
