@@ -1,12 +1,12 @@
 """Submits a sweep as one job array, or as several if Slurm allows only smaller ones."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from jobs.login import sbatch
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError, lines_of
+from jobs.slurm.scontrol import CONFIG, config_of, largest_array
 from vit.config.user_error import UserError
 from vit.run.counts import counted
 
@@ -18,7 +18,7 @@ def array_size(runs: int, max_parallel: int | None, backend: str) -> int:
 
     Raises UserError if several arrays are needed: `max_parallel` would limit each of them alone.
     """
-    limit = slurm_limit() if backend == "slurm" and runs > 1 else None
+    limit = _slurm_limit() if backend == "slurm" and runs > 1 else None
     if limit is None or runs <= limit:
         return runs
     if max_parallel:
@@ -30,14 +30,12 @@ def array_size(runs: int, max_parallel: int | None, backend: str) -> int:
     return max(1, limit)
 
 
-def slurm_limit() -> int | None:
-    """The most tasks that Slurm allows in one job array; None if it does not tell."""
+def _slurm_limit() -> int | None:
+    """The most runs in one job array; None if Slurm does not tell."""
     try:
-        config = "\n".join(lines_of("scontrol", "show", "config"))
+        return largest_array(config_of("\n".join(lines_of(*CONFIG))))
     except (SlurmUnreachableError, SlurmNotFoundError):
         return None
-    found = re.findall(r"^MaxArraySize *= *(\d+)|\bmax_array_tasks=(\d+)", config, re.M)
-    return min((int(size or tasks) for size, tasks in found), default=None)
 
 
 def parts(runs: Sequence[Run], size: int) -> list[Sequence[Run]]:

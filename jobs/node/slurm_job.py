@@ -175,6 +175,18 @@ def is_being_canceled() -> bool:
     )
 
 
+def was_preempted_for_good() -> bool:
+    """Whether Slurm has ended this start of the job for a preemption, and does not requeue it (PreemptMode=CANCEL)."""
+    facts = show_job(job_id() or "")
+    preempted = facts.get("PreemptTime", "None")
+    return (
+        facts.get("JobState") in ("COMPLETING", "PREEMPTED")
+        and facts.get("Restarts") == _restart_count()
+        and preempted != "None"
+        and preempted >= facts.get("StartTime", "")  # not the preemption of an earlier start
+    )
+
+
 def _exclude(job: str, before: dict[str, str], wanted: Sequence[str]) -> None:
     """Adds to the excluded nodes of a pending job (Slurm allows it for no other), the first ones if not all can be."""
     nodes = list(wanted)

@@ -58,6 +58,8 @@ class TrainJob(JobSpec):
             os._exit(slurm_job.REQUEUED)
         candidacy.release()
         if outcome == "stopped" and slurm_job.node_rank() == 0:
+            signals.ignore_stop_signals()
+            self._record_preemption()
             signals.requeue_and_exit(self._nodes_to_exclude())
         return outcome
 
@@ -76,6 +78,17 @@ class TrainJob(JobSpec):
             if (exclude or not _is_writable(RunFolder(Path(self.run)).jobs)) and not slurm_job.requeue(exclude):
                 os._exit(slurm_job.REQUEUED)
         return DelayedSubmission(self)
+
+    def _record_preemption(self) -> None:
+        """If Slurm cancels preempted jobs and gives them no time to requeue themselves, says so."""
+        from jobs.node import slurm_job
+        from vit.run.folder import RunFolder
+
+        job = slurm_job.job_id()
+        if job is not None and slurm_job.was_preempted_for_good():
+            print(f"Slurm preempted job {job} and canceled it; submit the same command to resume", flush=True)
+            with suppress(OSError):
+                RunFolder(Path(self.run)).record("preempted", job=job, life=slurm_job.start_id())
 
     def _nodes_to_exclude(self) -> list[str]:
         """None if the ledger cannot be read: the job must be requeued all the same."""

@@ -45,3 +45,12 @@ def eligible_time(facts: Mapping[str, str]) -> datetime | None:
 def excluded_nodes(facts: Mapping[str, str]) -> list[str]:
     """The nodes that a job excludes, as Slurm writes them: `n[1-3]`."""
     return [] if facts.get("ExcNodeList") in {None, "(null)"} else [facts["ExcNodeList"]]
+
+
+def largest_array(config: Mapping[str, str]) -> int | None:
+    """The most tasks of one job array; None if the settings do not say."""
+    limits = [
+        config.get("MaxArraySize", ""),
+        *re.findall(r"max_array_tasks=(\d+)", config.get("SchedulerParameters", "")),
+    ]
+    return min((int(limit) for limit in limits if limit.isdigit()), default=None)

@@ -15,6 +15,7 @@ from jobs.watch.candidate_states import CandidateState, candidate_states, queue_
 from jobs.watch.file_cache import cached
 from jobs.watch.file_cache import evaluations as evaluations_of
 from jobs.watch.time_left import expected_end
+from jobs.watch.waiting import advice
 from vit.history.attempts import Attempt, mark_killed, read_attempts
 from vit.history.learning_curve import best, integer, number, read_tail, top1, training
 from vit.history.slow_ranks import slow_now
@@ -24,10 +25,17 @@ from vit.run.rank_log import describe
 
 # Ledger events from which the state of a run is derived.
 STATE_EVENTS = {
-    *("submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed", "canceled")
+    *("submitted", "supervising", "started", "stopped", "finished", "reopened", "gave up", "failed"),
+    *("canceled", "preempted"),
 }
 RECENT_SECONDS = 600.0  # a run that wrote something since then seems to run
 FINAL_EVENTS = {"finished", "gave up"}
+# Events after which a run has stopped, and why, given its job.
+WHY_ENDED = {
+    "reopened": "",
+    "canceled": "job {} was canceled",
+    "preempted": "Slurm preempted job {} and canceled it (PreemptMode=CANCEL): the same command resumes the run",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +223,7 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
         if found[0] == "running":
             return *found, ""
         if newest not in FINAL_EVENTS or len(ids) == 1:  # the others of a finished run are being canceled
-            return ("requeued" if has_started else "queued"), found[1], ""
+            return ("requeued" if has_started else "queued"), found[1], advice(found[1], ids)
     if newest in FINAL_EVENTS:
         return newest, "", without_log_lines(str(events[-1].get("why", "")))
     if on_slurm and jobs is None:
@@ -228,13 +236,14 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
 def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str | None) -> tuple[str, str, str]:
     """The state of an unfinished run without process or job.  `never_started`: its job, if that ended before it ran."""
     newest = events[-1] if events else {"event": "not submitted"}
-    if newest["event"] in {"reopened", "canceled"}:
-        return "stopped", "", f"job {newest.get('job')} was canceled" if newest["event"] == "canceled" else ""
+    if newest["event"] in WHY_ENDED:
+        return "stopped", "", WHY_ENDED[newest["event"]].format(newest.get("job"))
     if newest["event"] in {"stopped", "failed", "not submitted"}:
         return newest["event"], "", without_log_lines(str(newest.get("unsaved", newest.get("error", ""))))
     if never_started:
-        why = f"job {never_started} ended before the run started; see `sacct -j {never_started}`, and check that its "
-        return "lost", "", why + "nodes see this folder"
+        why = f"job {never_started} ended before the run started; see `sacct -j {never_started}` (without accounting: "
+        why += f"soon, `scontrol show job {never_started}`), and check that its nodes see this folder"
+        return "lost", "", why
     return "lost", "", f"ended without recording a reason; see the logs in {run.jobs} and {run.logs}"
 
 

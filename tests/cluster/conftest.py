@@ -5,19 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cluster_case import Case, settings
+from tests.helpers.cluster_case import Case, new_case, settings
 from tests.helpers.slurm_cluster import Cluster
-from tests.helpers.waiting import wait_for
 from vit.run.folder import RunFolder
 
 
 @pytest.fixture
 def case(slurm: Cluster, betons: Path, tmp_path: Path) -> Iterator[Case]:
     """A new run on a cluster whose nodes are idle; jobs that a failed test left are canceled."""
-    case = Case(slurm, RunFolder(tmp_path / "runs" / "run"), settings(betons))
-    yield case
-    slurm.call("scancel", "--user", "root", check=False)
-    wait_for(slurm.nodes_idle, "all nodes to be idle", 120)
+    with new_case(slurm, betons, tmp_path) as case:
+        yield case
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ import pytest
 
 from tests.helpers.background import in_background
 from tests.helpers.paths import ROOT
-from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.slurm_cluster import Cluster, missing
+from tests.helpers.waiting import wait_for
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
 from vit.run.folder import Event, RunFolder
@@ -34,6 +35,26 @@ def settings(betons: Path) -> tuple[str, ...]:
     small = ("--epochs", str(STEPS // 8), "--global_batch", "64", "--micro_batch", "16", "--log.every_steps", "1")
     resources = ("--cpus-per-gpu", "1", "--time", "1:00:00", "--partition", "low")
     return (*data, *small, "--model.depth", "1", "--optim.warmup_epochs", "1", "--device", "cpu", *resources)
+
+
+@contextmanager
+def own_cluster(settings: Mapping[str, str | None] | None = None, partitions: Sequence[str] = ()) -> Iterator[Cluster]:
+    """A cluster with other settings, for the tests of one module."""
+    if why := missing():
+        pytest.skip(why)
+    cluster = Cluster(settings, partitions)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@contextmanager
+def new_case(slurm: Cluster, betons: Path, folder: Path) -> "Iterator[Case]":
+    """A new run on a cluster whose nodes are idle; jobs that a failed test left are canceled."""
+    yield Case(slurm, RunFolder(folder / "runs" / "run"), settings(betons))
+    slurm.call("scancel", "--user", "root", check=False)
+    wait_for(slurm.nodes_idle, "all nodes to be idle", 120)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class _Reader:
         self.waiting: float | None = None  # since when a job waits in the queue
         self.idle_since: float | None = None  # the end of the last attempt
         self.stop_request: Event = {}  # the `told to stop` of the current attempt
-        self.canceled = False  # whether one of the jobs of the current attempt's submission was
+        self.canceled = ""  # "canceled" or "preempted", if one of the jobs of the current attempt's submission was
         self.stopped: Event = {}  # the newest `stopped`
         self.slurm_jobs: set[str] = set()
         self.candidates: set[str] = set()  # the jobs of the newest submission: any of them may run next
@@ -99,6 +99,7 @@ class _Reader:
             "told to stop": self._told_to_stop,
             "handover": self._handed_over,
             "canceled": self._canceled,
+            "preempted": self._canceled,
             "stopped": self._ended,
             "finished": self._ended,
             "failed": self._failed,
@@ -122,7 +123,7 @@ class _Reader:
         if self.idle_since is not None:
             attempt.idle = max(0.0, (began if self.waiting is None else self.waiting) - self.idle_since)
         self.attempts.append(attempt)
-        self.current, self.stop_request, self.handover, self.canceled = attempt, {}, {}, False
+        self.current, self.stop_request, self.handover, self.canceled = attempt, {}, {}, ""
         self.waiting = self.idle_since = None
         return attempt
 
@@ -211,11 +212,11 @@ class _Reader:
             self.handover = event
             self.current.seen = event["time"] if self.current.ending == "running" else self.current.seen
 
-    def _canceled(self, _: Event) -> None:
-        """Somebody canceled one of the jobs of the run, and with it all of them."""
-        self.canceled = True
+    def _canceled(self, event: Event) -> None:
+        """Somebody canceled one of the jobs of the run, and with it all of them; or Slurm did, at a preemption."""
+        self.canceled = event["event"]
         if self.current is not None:
-            self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, "canceled")
+            self.current.why = self.current.why.replace(PREEMPTED_OR_CANCELED, self.canceled)
 
     def _ended(self, event: Event) -> None:
         attempt = self.current
@@ -240,7 +241,7 @@ class _Reader:
             return SUPERVISOR_LOST
         if _id(self.current.job) not in self.slurm_jobs:
             return "stopped by the user"
-        return "canceled" if self.canceled else why_slurm_stopped(self.stop_request)
+        return self.canceled or why_slurm_stopped(self.stop_request)
 
     def _failed(self, event: Event) -> None:
         """The failure of a rank, what the supervisor decided, or why it gave up: in this order."""
