@@ -15,7 +15,7 @@ ifneq ($(TORCH),$(filter $(TORCH),$(or $(shell cat $(VENV)/ready 2>/dev/null),cu
   CHANGED := changed
 endif
 
-.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos cluster-versions clean
+.PHONY: setup help announce-demo demo ablation about-ablation pets pets-plan tour lint test gpu chaos cluster-chaos cluster-versions matrix clean
 
 setup: $(VENV)/ready  ## create .venv: minutes, and seconds the next time; TORCH=cpu: without CUDA
 	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "next: source $(VENV)/bin/activate   (in each new shell, for the commands in README.md)")
@@ -124,6 +124,9 @@ cluster-chaos: setup  ## inject every fault that the tests know into runs on a r
 cluster-versions: setup  ## run the tests on a real Slurm with Slurm 22.05 to 26.05, each in a chroot; requires root, Debian or Ubuntu
 	@.ci/system-packages debootstrap
 	$(BIN)/python -m tests.slurm_versions
+
+matrix:  ## test each Python and torch that setup.cfg claims, with the oldest and newest packages; CELLS=3.13: some
+	@$(PYTHON) .ci/matrix.py $(CELLS)
 
 clean:  ## remove .venv, build files and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,221 @@
+"""Installs and tests the project with the Pythons and the torches that setup.cfg claims (make matrix).
+
+python .ci/matrix.py 3.13-2.15-oldest 3.12    only these cells: names, or how names begin or end
+python .ci/matrix.py --full                   all tests that `make test` runs, not a part of them
+python .ci/matrix.py --list                   the cells
+
+A cell is a Python, a torch, and the oldest or the newest version of every other package.  Each is tested in a copy of
+the working tree; .venv is not touched.  Packages are installed by uv, which keeps one copy of each file for all cells.
+"""
+
+import argparse
+import glob
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import bounds
+from set_up_checks import ROOT, end_with_parent
+
+FOLDER = os.path.join(ROOT, "build", "matrix")  # git ignores it; make clean removes it
+UV = "0.13.9"
+PAIRS = (("3.11", "2.11"), ("3.11", "2.15"), ("3.12", "2.11"), ("3.13", "2.15"))
+OTHERS = ("oldest", "newest")
+CELLS = ["{}-{}-{}".format(*pair, others) for pair in PAIRS for others in OTHERS]
+# Does not depend on versions, or takes long, or both.
+SKIPPED = (
+    "tests/cluster",
+    "tests/gpu_path",
+    "tests/benchmarks",
+    "tests/test_pets.py",
+    "tests/test_own_images.py",
+    "tests/test_set_up.py",
+)
+NEEDED = 12e9  # bytes, measured: what the packages of a cell take that shares none with another
+SHOWN = ("torch", "torchvision", "numpy", "numba")
+VERSIONS = "import importlib.metadata as m, platform as p; print(p.python_version(), *map(m.version, {!r}))"
+
+
+def main():
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cells", nargs="*", help="how the names of cells begin or end, for example 3.11 or newest")
+    parser.add_argument("--full", action="store_true", help="run all tests that `make test` runs")
+    parser.add_argument("--tests", default="", help="run only these files and folders")
+    parser.add_argument("--processes", type=int, default=2, help="processes that run tests (default: 2)")
+    parser.add_argument("--keep", action="store_true", help="keep the environments")
+    parser.add_argument("--list", action="store_true", help="list the cells")
+    options = parser.parse_args()
+    cells = [cell for cell in CELLS if any(map(cell_matches(cell), options.cells or [""]))]
+    unknown = [word for word in options.cells if not any(cell_matches(cell)(word) for cell in CELLS)]
+    if unknown:
+        sys.exit("make matrix: there is no cell {}; the cells are {}".format(unknown[0], ", ".join(CELLS)))
+    if options.list:
+        print("\n".join(cells))
+        return 0
+    end_with_parent(signal.SIGTERM)
+    os.nice(10)
+    prepare()
+    rows, failed = [], []
+    for cell in cells:
+        start = time.monotonic()
+        passed, versions, result = run(cell, options)
+        minutes = f"{(time.monotonic() - start) / 60:.0f}"
+        rows.append([cell, *(versions or ["–"] * (1 + len(SHOWN))), result, minutes])
+        failed += [] if passed else [cell]
+        print_table(rows[-1:] if len(cells) > 1 else [])
+    print_table(rows, head=True)
+    if failed:
+        print("make matrix: failed: {}; logs: {}".format(", ".join(failed), os.path.relpath(FOLDER)), flush=True)
+    return 1 if failed else 0
+
+
+def cell_matches(cell):
+    """Whether a word names a cell, or how its name begins or ends."""
+    return lambda word: cell == word or cell.startswith(word) or cell.endswith(word)
+
+
+def print_table(rows, head=False):
+    """A table in Markdown, for tests/README.md."""
+    columns = ["cell", "Python", *SHOWN, "tests", "minutes"]
+    lines = [columns, ["---"] * len(columns), *rows] if head else rows
+    for line in lines:
+        print("| " + " | ".join(line) + " |", flush=True)
+
+
+def prepare():
+    """Installs uv."""
+    uv = os.path.join(FOLDER, "uv")
+    if not os.path.exists(os.path.join(uv, "ready-" + UV)):
+        shutil.rmtree(uv, ignore_errors=True)
+        subprocess.check_call([sys.executable, "-m", "venv", uv])
+        pip = [os.path.join(uv, "bin", "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.check_call([*pip, "uv==" + UV])
+        open(os.path.join(uv, "ready-" + UV), "w").close()
+
+
+def run(cell, options):
+    """Whether a cell passes, its versions, and what is to be said about it."""
+    python, torch, others = cell.split("-")
+    interpreter = find_python(python)
+    if interpreter is None:
+        return False, None, f"not run: python{python} with its headers is neither in PATH nor in pyenv"
+    free = shutil.disk_usage(FOLDER).free
+    if free < NEEDED:
+        return False, None, f"not run: {free / 1e9:.0f} GB of disk are free, {NEEDED / 1e9:.0f} needed"
+    folder = os.path.join(FOLDER, cell)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        tree = copy_tree(os.path.join(folder, "tree"))
+        with open(folder + ".log", "w") as log:
+            print(f"{cell}: installing", flush=True)
+            environment = install(interpreter, folder, tree, pins(torch, others), log)
+            if environment is None:
+                return False, None, "not installed: " + last_line(folder + ".log")
+            done = subprocess.run(
+                [environment, "-c", VERSIONS.format(SHOWN)], stdout=subprocess.PIPE, text=True, check=True, cwd=folder
+            )
+            print("{}: testing with Python, {}: {}".format(cell, ", ".join(SHOWN), done.stdout.strip()), flush=True)
+            passed, result = test(environment, tree, options, log)
+        return passed, done.stdout.split(), result
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_python(version):
+    """The path of an interpreter that has its headers, in PATH or of pyenv; None if there is none."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    pyenv = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    folders += sorted(glob.glob(os.path.join(pyenv, "versions", version + ".*", "bin")), reverse=True)
+    check = "import os, sysconfig; print(os.path.exists(sysconfig.get_path('include') + '/Python.h'))"
+    for folder in folders:
+        path = os.path.join(folder, "python" + version)
+        if os.access(path, os.X_OK):
+            done = subprocess.run([path, "-c", check], capture_output=True, text=True, check=False)
+            if done.stdout.strip() == "True":  # not so in pyenv's scripts for versions that are not chosen
+                return path
+    return None
+
+
+def copy_tree(folder):
+    """Copies what git knows or would add, as it is in the working tree."""
+    listed = subprocess.check_output(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, text=True)
+    for name in listed.rstrip("\0").split("\0"):
+        source = os.path.join(ROOT, name)
+        if os.path.isfile(source):
+            target = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy2(source, target)
+    return folder
+
+
+def pins(torch, others):
+    """The constraints of a cell."""
+    lines = [f"torch=={torch}.*"]
+    if others == "oldest":
+        with open(bounds.OLDEST) as file:
+            lines += [line.strip() for line in file if not re.match(r"#|torch==|torchvision==", line)]
+    return lines
+
+
+def install(interpreter, folder, tree, constraints, log):
+    """The Python of a new environment that has the project and its packages; None if that failed."""
+    environment = os.path.join(folder, "environment")
+    path = os.path.join(folder, "constraints.txt")
+    with open(path, "w") as file:
+        file.write("\n".join(constraints) + "\n")
+    python = os.path.join(environment, "bin", "python")
+    uv = [os.path.join(FOLDER, "uv", "bin", "uv"), "pip", "install", "--python", python, "--constraint", path]
+    variables = dict(os.environ, UV_CACHE_DIR=os.environ.get("UV_CACHE_DIR", os.path.join(FOLDER, "cache")))
+    for command in (
+        [interpreter, "-m", "venv", environment],
+        [*uv, "--build-constraint", path, "--editable", ".[dev]"],
+    ):
+        log.write("$ {}\n".format(" ".join(command)))
+        log.flush()
+        if subprocess.call(command, cwd=tree, env=variables, stdout=log, stderr=log):
+            return None
+    return python
+
+
+def test(python, tree, options, log):
+    """Whether the tests pass, and pytest's last line."""
+    chosen = options.tests.split() or ["tests"]
+    if not options.full:
+        chosen += ["--ignore=" + path for path in SKIPPED if path not in chosen]
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "--numprocesses",
+        str(options.processes),
+        "--dist",
+        "worksteal",
+        "-p",
+        "no:cacheprovider",
+    ]
+    log.write("$ {}\n".format(" ".join([*command, *chosen])))
+    log.flush()
+    hidden = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    path = os.path.dirname(python) + os.pathsep + hidden.get("PATH", "")
+    code = subprocess.call([*command, *chosen], cwd=tree, env=dict(hidden, PATH=path), stdout=log, stderr=log)
+    with open(log.name) as file:
+        failures = re.findall(r"^(?:FAILED|ERROR) .*$", file.read(), re.MULTILINE)
+    print("\n".join(failures), end="\n" if failures else "", flush=True)
+    return code == 0, re.sub(r"=|, \d+ warnings?| in .*", "", last_line(log.name)).strip()
+
+
+def last_line(path):
+    """The last line of a log that is not empty."""
+    with open(path, errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
