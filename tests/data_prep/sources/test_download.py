@@ -79,7 +79,7 @@ def test_a_command_that_was_killed_in_the_middle_of_a_download_continues(server:
     assert path.read_bytes() == CONTENT and server.requests[-1] == ("a.tar.gz", 500_000)
 
 
-@pytest.mark.parametrize("left", [b"another file", CONTENT + b"more"])
+@pytest.mark.parametrize("left", [b"another file", CONTENT + b"more"], ids=["another file", "more"])
 def test_a_file_with_another_checksum_is_removed(left: bytes, server: BrokenServer, tmp_path: Path) -> None:
     """So that the next command starts over."""
     path = tmp_path / "a.tar.gz"
