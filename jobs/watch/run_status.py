@@ -17,10 +17,11 @@ from jobs.watch.file_cache import evaluations as evaluations_of
 from jobs.watch.time_left import expected_end
 from jobs.watch.waiting import advice
 from vit.history.attempts import Attempt, mark_killed, read_attempts
-from vit.history.learning_curve import best, integer, number, read_tail, top1, training
+from vit.history.learning_curve import best, integer, number, read_newest, top1
 from vit.history.slow_ranks import slow_now
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.folder import Event, RunFolder
+from vit.run.jsonl import Record
 from vit.run.rank_log import describe
 
 # Ledger events from which the state of a run is derived.
@@ -105,8 +106,7 @@ def newest_jobs(run: RunFolder) -> list[str]:
 def prefetch(run: RunFolder) -> None:
     """Reads the learning curve, so that `status` need not; an error is reported there."""
     with suppress(OSError):
-        cached(read_tail, run.metrics)
-        evaluations_of(run.metrics)
+        _best_evaluation(run, cached(read_newest, run.metrics).evaluation)
 
 
 def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
@@ -123,12 +123,12 @@ def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
 def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     events = read_events(run)
     state, detail, why = _state(run, events, jobs)
-    records, evaluations = cached(read_tail, run.metrics), evaluations_of(run.metrics)
-    newest, trained = records[-1] if records else {}, (training(records) or [{}])[-1]
+    curve = cached(read_newest, run.metrics)
+    newest, trained, evaluation = curve.record, curve.training, curve.evaluation
     attempts = read_attempts(events, newest)
     if attempts and attempts[-1].ending == "running" and state not in ("running", "unknown"):
         mark_killed(attempts[-1])
-    spent, highest = time_spent(attempts), best(evaluations) or {}
+    spent, highest = time_spent(attempts), _best_evaluation(run, evaluation)
     age = _seconds_since_write(run)
     alive = state == "running" or (state == "unknown" and age is not None and age < RECENT_SECONDS)
     ends = expected_end(trained, newest, attempts[-1] if attempts else None) if alive else None
@@ -147,9 +147,9 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         epoch=number(newest, "epoch"),
         epochs=number(newest, "epochs"),
         loss=number(trained, "loss"),
-        top1=top1(evaluations[-1]) if evaluations else None,
-        best_top1=top1(highest),
-        best_epoch=number(highest, "epoch"),
+        top1=top1(evaluation),
+        best_top1=number(highest, "best_top1"),
+        best_epoch=number(highest, "best_epoch"),
         images_per_second=number(trained, "images_per_second"),
         mfu=number(trained, "mfu"),
         seconds_left=None if ends is None else max(0.0, round(ends - now, 1)),
@@ -170,6 +170,14 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         attempts=tuple(attempts),
         time_spent=spent,
     )
+
+
+def _best_evaluation(run: RunFolder, newest: Record) -> Record:
+    """`best_top1` and `best_epoch`, which the newest evaluation has, except for those of older versions."""
+    if not newest or number(newest, "best_top1") is not None:
+        return newest
+    found = best(evaluations_of(run.metrics)) or {}
+    return {"best_top1": top1(found), "best_epoch": number(found, "epoch")}
 
 
 def read_events(run: RunFolder) -> list[Event]:

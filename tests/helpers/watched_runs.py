@@ -68,6 +68,10 @@ def write_run(
     evaluations = [record for record in records if "val_top1" in record]
     if evaluations:
         evaluations[-1].update(last)
+    best: Line | None = None
+    for record in evaluations:
+        best = record if best is None or record["val_top1"] > best["val_top1"] else best
+        record.update(best_top1=best["val_top1"], best_epoch=best["epoch"])
     later = 0.0 if old else time.time() - 3 - (records or events)[-1]["time"]
     write_lines(run.ledger, [line | {"time": line["time"] + later} for line in events])
     write_lines(run.metrics, [line | {"time": line["time"] + later} for line in records])
@@ -99,4 +103,11 @@ def position(step: int, of: int) -> Line:
 def training(step: int, of: int) -> Line:
     """The values of a training step."""
     left = SECONDS_PER_STEP * (of - step)
-    return {"loss": 2 + 5 / step, "lr": 1e-3, "grad_norm": 1.0, "images_per_second": 2560.0, "seconds_left": left}
+    return {
+        "loss": 2 + 5 / step,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "images_per_second": 2560.0,
+        "seconds_left": left,
+        "mfu": 0.4,
+    }

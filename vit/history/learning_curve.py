@@ -5,15 +5,26 @@ A file of a long run has some thousand records, of which a table needs a few.  G
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit.run.disk_errors import naming, read_if_exists
 from vit.run.jsonl import Record, parse_lines, read_lines
 
 TAIL_BYTES = 1 << 14  # some epochs
+GROWTH = 16  # how many times more is read if the tail has no evaluation
 PIECE_BYTES = 1 << 20
 LIMIT = 1e15  # numbers beyond it come from damage
 EVALUATION = b'"val_top1"'
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest records of a learning curve; empty ones if there are none."""
+
+    record: Record
+    training: Record  # of training steps
+    evaluation: Record
 
 
 def read_curve(path: Path) -> list[Record]:
@@ -31,6 +42,42 @@ def read_tail(path: Path, most: int = TAIL_BYTES) -> list[Record]:
             return file.read().splitlines()[size > most :]
 
     return _with_step(parse_lines(read_if_exists(path, read) or []))
+
+
+def read_newest(path: Path) -> Newest:
+    """The newest record of each kind, from the end of the file: as much as it takes to find an evaluation.
+
+    Parses only the lines that it needs.  Raises OSError.
+    """
+
+    def read() -> Newest:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            size, most = os.fstat(file).st_size, TAIL_BYTES
+            while True:
+                found = _newest(os.pread(file, most, max(0, size - most)).split(b"\n")[size > most :])
+                if found.evaluation or most >= size:
+                    return found
+                most *= GROWTH
+        finally:
+            os.close(file)
+
+    with naming(path):
+        return read_if_exists(path, read) or Newest({}, {}, {})
+
+
+def _newest(lines: Sequence[bytes]) -> Newest:
+    record, trained, evaluation = Record(), Record(), Record()
+    for line in reversed(lines):
+        if record and trained and EVALUATION not in line:
+            continue
+        for found in _with_step(parse_lines([line])):
+            record = record or found
+            trained = trained or found if "loss" in found else trained
+            evaluation = evaluation or found if top1(found) is not None else evaluation
+        if record and trained and evaluation:
+            break
+    return Newest(record, trained, evaluation)
 
 
 def read_evaluations(path: Path, start: int = 0) -> tuple[list[Record], int]:

@@ -7,7 +7,7 @@ from vit.history.attempts import Attempt, read_attempts
 from vit.history.time_spent import time_spent
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record, read_lines
-from vit.run.metrics import best_evaluation
+from vit.run.metrics import best_evaluation, top1_of
 
 
 def attempt_of(record: Record, attempts: Sequence[Attempt]) -> int | None:
@@ -35,10 +35,5 @@ def summary(run: RunFolder) -> dict[str, Any]:
     if spent.goodput is not None:
         out["goodput"] = round(spent.goodput, 4)
     if (best := best_evaluation(evaluations)) is not None:
-        out |= {"best_top1": top1(best), "best_step": best["step"], "last_top1": top1(evaluations[-1])}
+        out |= {"best_top1": top1_of(best), "best_step": best["step"], "last_top1": top1_of(evaluations[-1])}
     return out
-
-
-def top1(evaluation: Record) -> float:
-    """The accuracy of the EMA, if there is one, else that of the weights."""
-    return float(evaluation["val_top1_average" if "val_top1_average" in evaluation else "val_top1"])

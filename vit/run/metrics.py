@@ -36,10 +36,14 @@ class MetricsLog:
         self.best = best_evaluation(kept)
 
     def write(self, record: Record) -> None:
-        """Appends one record and prints it."""
+        """Appends one record and prints it.  An evaluation says which one is the best so far: nobody has to look for it
+        in a long file.
+        """
         evaluation = "val_top1" in record
-        append(self.run.metrics, record, durable=evaluation)  # it decides which checkpoint is kept as the best
         self.best = best_evaluation([*filter(None, [self.best]), record])
+        if evaluation and self.best is not None:
+            record = record | {"best_top1": top1_of(self.best), "best_epoch": self.best.get("epoch")}
+        append(self.run.metrics, record, durable=evaluation)  # it decides which checkpoint is kept as the best
         if self._wandb is not None:
             self._wandb.poll()
         show(progress_line(record))
@@ -97,7 +101,9 @@ def _set_aside(path: Path, superseded: Callable[[Record], bool]) -> tuple[list[R
 
 def best_evaluation(records: list[Record]) -> Record | None:
     """The evaluation with the best top-1 accuracy, of the EMA if there is one; the first among equals."""
-    scored = [r for r in records if "val_top1" in r]
-    return max(
-        scored, key=lambda r: float(r["val_top1_average" if "val_top1_average" in r else "val_top1"]), default=None
-    )
+    return max((r for r in records if "val_top1" in r), key=top1_of, default=None)
+
+
+def top1_of(evaluation: Record) -> float:
+    """The accuracy of the EMA, if there is one, else that of the weights."""
+    return float(evaluation["val_top1_average" if "val_top1_average" in evaluation else "val_top1"])
