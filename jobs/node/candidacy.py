@@ -13,6 +13,7 @@ from jobs.node import other_jobs, signals, slurm_job
 from jobs.node.candidates import Candidate, candidates
 from jobs.node.job_spec import READ_SECONDS, JobSpec
 from jobs.node.ownership import Claim, Owners
+from jobs.node.run_over import OVER, event_that_ended
 from vit.run.disk_errors import TOLERATED_WRITE_ERRORS, explained
 from vit.run.folder import Event, RunFolder
 from vit.run.progress import show
@@ -184,8 +185,7 @@ class _Candidacy:
 
     def _leave_if_over(self) -> None:
         """Exits the process if the run has finished or was given up."""
-        ended = self.folder.last("submitted", "finished", "gave up", "canceled")
-        if ended is not None and ended["event"] != "submitted":
+        if (ended := event_that_ended(self.folder)) is not None:
             show(f"nothing to do: this run has {OVER[ended['event']]}", lasting=True)
             withdraw(self.folder, self.others, OVER[ended["event"]])
             self._end("the run was over")
@@ -209,9 +209,6 @@ class _Candidacy:
         if self.wanted.size.nodes > 1:
             withdraw(self.folder, [self.wanted.size], why)
         sys.exit(0)
-
-
-OVER = {"finished": "finished", "gave up": "given up", "canceled": "been canceled"}  # after "this run has"
 
 
 def withdrawn_jobs(events: Sequence[Event]) -> set[str]:

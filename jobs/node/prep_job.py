@@ -17,6 +17,7 @@ from submitit.helpers import DelayedSubmission
 from jobs.node import slurm_job
 from jobs.node.job_spec import READ_SECONDS
 from jobs.node.restart_policy import count_silent_starts
+from jobs.node.run_over import exit_if_over
 from jobs.node.signals import requeue_and_exit
 from vit.run.folder import RunFolder
 
@@ -44,6 +45,7 @@ class PrepJob:
     def __call__(self) -> str:
         """Writes the data sets that are not complete; returns "finished" or "stopped".  Raises PrepFailedError."""
         folder = RunFolder(Path(self.run), patience=READ_SECONDS)
+        exit_if_over(folder)
         if (killed := count_silent_starts(folder.events())) > MAX_SILENT_STARTS:
             self._give_up(f"{killed} starts in a row were killed from outside; they may need more memory (job: mem)")
         folder.record("supervising", life=slurm_job.start_id(), node=slurm_job.node_name())

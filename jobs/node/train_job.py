@@ -12,7 +12,7 @@ from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
-from jobs.node.job_spec import SUBMITTER_VARIABLE, JobSpec
+from jobs.node.job_spec import READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
 from vit.run.disk_errors import UNREACHABLE
 
 
@@ -28,7 +28,7 @@ class TrainJob(JobSpec):
 
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
-        from jobs.node import candidacy, forkserver, signals, slurm_job, submitter_lock
+        from jobs.node import candidacy, forkserver, run_over, signals, slurm_job, submitter_lock
         from vit.run.folder import RunFolder
 
         submitter = os.environ.get(SUBMITTER_VARIABLE) if slurm_job.job_id() is None else None
@@ -37,6 +37,7 @@ class TrainJob(JobSpec):
         signals.raise_on_sigterm()
         try:
             if slurm_job.job_id() is not None:
+                run_over.exit_if_over(RunFolder(Path(self.run), patience=READ_SECONDS))
                 candidacy.obtain(self, prepare=forkserver.ensure_running)
             forkserver.ensure_running()
             from jobs.node.node_check_runner import NodeHealthCheck

@@ -230,7 +230,7 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
     if on_slurm and jobs is not None and (found := queue_state(events, jobs, _owner(events, ids))):
         if found[0] == "running":
             return *found, ""
-        if newest not in FINAL_EVENTS or len(ids) == 1:  # the others of a finished run are being canceled
+        if newest not in FINAL_EVENTS:  # else its jobs are being canceled, or end at once if Slurm starts them again
             return ("requeued" if has_started else "queued"), found[1], advice(found[1], ids)
     if newest in FINAL_EVENTS:
         return newest, "", without_log_lines(str(events[-1].get("why", "")))
