@@ -1,6 +1,5 @@
 """A job that Slurm starts again although its run is over ends at once."""
 
-
 import pytest
 
 from tests.helpers.cluster_case import Case, campaign
