@@ -15,11 +15,13 @@ import psutil
 from submitit.helpers import DelayedSubmission
 
 from jobs.node import slurm_job
+from jobs.node.dependents import release_dependents
 from jobs.node.job_spec import READ_SECONDS
 from jobs.node.restart_policy import count_silent_starts
 from jobs.node.run_over import exit_if_over
 from jobs.node.signals import requeue_and_exit
 from vit.run.folder import RunFolder
+from vit.run.progress import show
 
 MAX_SILENT_STARTS = 3  # in a row, killed from outside; after one more the job is given up
 
@@ -68,6 +70,8 @@ class PrepJob:
                     f"write_beton {shlex.join(arguments)} ended with exit code {code}; its output is in {folder.jobs}"
                 )
         folder.record("finished")
+        if released := release_dependents():
+            show(f"job {', '.join(released)} need not wait for this one any more", lasting=True)
         return "finished"
 
     def checkpoint(self) -> DelayedSubmission:

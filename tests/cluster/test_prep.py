@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ import pytest
 from data_prep.options import parse_arguments
 from data_prep.sources.fashion_mnist import PACKAGED_FASHION_MNIST
 from jobs.login.prep_config import load_prep
+from tests.cluster.test_preemption_modes import canceling_partition
 from tests.helpers.cluster_case import Case, campaign
 from tests.helpers.local_runs import SUBMIT
 from tests.helpers.paths import ROOT
@@ -137,6 +139,13 @@ def test_a_data_set_that_exists_with_other_options_is_refused(images: Path, jpeg
         load_prep(file)
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What the test enters is left at its end."""
+    with ExitStack() as stack:
+        yield stack
+
+
 def writers(out: Path) -> list[psutil.Process]:
     """The processes that write this file."""
     found = []
@@ -148,17 +157,24 @@ def writers(out: Path) -> list[psutil.Process]:
 
 
 @campaign
-@pytest.mark.parametrize("fault", ["requeue", "usr2", "kill"])
+@pytest.mark.parametrize("fault", ["requeue", "usr2", "kill", "preempt"])
 @pytest.mark.skipif(not PACKAGED_FASHION_MNIST.is_dir(), reason="Fashion-MNIST is not installed")
 def test_one_command_prepares_and_trains_even_if_the_preparation_is_interrupted(
     fault: str,
     betons: Path,
     case: Case,
+    stack: ExitStack,
 ) -> None:
-    """The preparation is stopped or killed, and resumes; the training waits for it, then runs to its end."""
+    """The preparation is stopped or killed, and resumes; the training waits for it, then runs to its end.
+
+    If it was preempted with PreemptMode=CANCEL, Slurm 24.05 and later call it PREEMPTED although it completes.
+    """
     data, file = case.run.path.parents[1] / "data", case.run.path.parents[1] / "prep.yaml"
     one = "{split}: {{source: fashion-mnist, split: {split}, limit: {limit}, mode: raw, out: {data}/{split}.beton}}\n"
-    job = "job: {cpus_per_task: 2, time: 30, partition: low}\n"
+    partition = (
+        stack.enter_context(canceling_partition(case.slurm, 20, user_signal=True)) if fault == "preempt" else "low"
+    )
+    job = f"job: {{cpus_per_task: 2, time: 30, partition: {partition}}}\n"
     sets = [one.format(split=split, limit=limit, data=data) for split, limit in (("train", 60_000), ("val", 100))]
     file.write_text("".join(sets) + job)
     paths = ("--data.train", str(data / "train.beton"), "--data.val", str(data / "val.beton"), "--data.limit", "512")
@@ -179,6 +195,8 @@ def test_one_command_prepares_and_trains_even_if_the_preparation_is_interrupted(
         case.slurm.call("scontrol", "requeue", number)
     elif fault == "usr2":
         case.slurm.call("scancel", "--signal", "USR2", number)
+    elif fault == "preempt":
+        case.preempt()
     else:
         writers(data / "train.beton")[0].parent().kill()  # type: ignore[union-attr]
     wait_for(lambda: len([e for e in prep.events() if e["event"] == "supervising"]) == 2, "the second start", 120)
@@ -186,6 +204,9 @@ def test_one_command_prepares_and_trains_even_if_the_preparation_is_interrupted(
     wait_for(prep.finished, "the end of the preparation", 300)
     case.wait_until(case.run.finished, "the end of the run", 300)
     assert case.slurm.job(number)["Restarts"] == "1"
+    assert f"job {case.job} need not wait for this one any more" in "".join(
+        file.read_text() for file in prep.jobs.glob("*.out")
+    )
 
 
 @campaign
