@@ -36,6 +36,7 @@ class Ownership:
     released: bool = False
     canceled: bool | None = None  # whether this job was canceled; None: Slurm has not been asked
     lock: threading.Lock = field(default_factory=threading.Lock)
+    leave: Callable[[], None] = lambda: None  # tells the other jobs that this one leaves, once it has begun to train
 
     def end_if_canceled(self, folder: RunFolder) -> bool:
         """If this job was told to stop because somebody canceled it, cancels the others.  Asks Slurm once."""
@@ -65,9 +66,13 @@ def current() -> Ownership | None:
 
 
 def release() -> None:
-    """Releases the run, if this process owns it.  To be called when its ranks have ended."""
+    """Releases the run, if this process owns it, and lets its other jobs start: this process exits next.
+
+    To be called when its ranks have ended.
+    """
     if _current:
         _current[-1].release()
+        _current[-1].leave()
 
 
 def obtain(job: JobSpec, prepare: Callable[[], None]) -> None:

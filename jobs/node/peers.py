@@ -1,4 +1,8 @@
-"""Communication between the supervisors of a job's nodes: heartbeats, reports and decisions."""
+"""Communication between the supervisors of a job's nodes: heartbeats, reports and decisions.
+
+Only the first node looks at the heartbeats of all others, and tells them if one is lost.  So the number of messages
+grows with the number of nodes, and not with its square.
+"""
 
 import datetime
 import threading
@@ -12,6 +16,8 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 START_SECONDS = 600  # timeout for all nodes of a job to start
 HEARTBEAT_SECONDS = 30  # a node without a heartbeat for this long is considered dead
 REPORT_SECONDS = 60  # timeout for the reports of all nodes
+POLL_SECONDS = 0.1  # between two looks at what other nodes have reported
+STAGGER_SECONDS = 0.5  # between nodes that ask Slurm for the same: one of them is enough
 SUSPENDED_SECONDS = 10  # a loop that runs each second and took longer was suspended with its job: restart all timeouts
 
 
@@ -32,6 +38,7 @@ class Peers:
         self._address, self._port = address, 10_000 + zlib.crc32(start_id.encode()) % 20_000
         self.endpoint = f"{address}:{self._port}"  # of the store, if there are several nodes
         self.lost: str | None = None  # the name of a node that is considered dead
+        self.first_is_lost = False  # the first node does not respond: each node decides for itself
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._exchange_heartbeats, daemon=True)
 
@@ -41,10 +48,17 @@ class Peers:
             try:
                 with _store_errors_as_peer_lost():
                     self._store, self._heartbeat_store = self._open_store(), self._open_store()
+                    self._set_first_beats()
             except PeerLostError:
-                self.lost = "the first node"
+                self.lost, self.first_is_lost = "the first node", True
                 raise
             self._thread.start()
+
+    def _set_first_beats(self) -> None:
+        """So that no look at a heartbeat has to wait for a node that has not started yet."""
+        if self.node == 0:
+            for key in ("lost", *(f"alive/{node}" for node in range(self.nodes))):
+                self._store.compare_set(key, "", "")
 
     def _open_store(self) -> TCPStore:
         wait = datetime.timedelta(seconds=START_SECONDS)
@@ -63,6 +77,7 @@ class Peers:
         if self.nodes > 1:
             with _store_errors_as_peer_lost():
                 self._store.set(f"report/{attempt}/{self.node}", text)
+                self._store.add(f"reports/{attempt}", 1)
                 self._store.set(f"over/{attempt}", "")
 
     def has_ended(self, attempt: int) -> bool:
@@ -80,25 +95,28 @@ class Peers:
         if self.nodes == 1:
             return True
         with _store_errors_as_peer_lost():
-            self._store.set(f"done/{attempt}/{self.node}", "")
-            while not all(self._store.check([f"done/{attempt}/{node}"]) for node in range(self.nodes)):
+            if self._store.add(f"done/{attempt}", 1) == self.nodes:
+                self._store.set(f"all done/{attempt}", "")
+            while not self._store.check([f"all done/{attempt}"]):
                 if self.lost is not None:
                     raise PeerLostError("no heartbeat")
                 if self.has_ended(attempt):
                     return False
-                time.sleep(0.05)
+                time.sleep(POLL_SECONDS)
         return True
 
     def collect_reports(self, attempt: int, own: str) -> list[str]:
         """The reports of all nodes on an attempt that has ended, without those of nodes that do not respond."""
-        texts, deadline = {self.node: own}, time.monotonic() + REPORT_SECONDS
-        while len(texts) < self.nodes and self.lost is None and time.monotonic() < deadline:
-            with _store_errors_as_peer_lost():
-                for node in set(range(self.nodes)) - texts.keys():
-                    if self._store.check([key := f"report/{attempt}/{node}"]):
-                        texts[node] = self._store.get(key).decode()
-            time.sleep(0.05)
-        return list(texts.values())
+        if self.nodes == 1:
+            return [own]
+        deadline = time.monotonic() + REPORT_SECONDS
+        with _store_errors_as_peer_lost():
+            while self._store.add(f"reports/{attempt}", 0) < self.nodes:
+                if self.lost is not None or time.monotonic() > deadline:
+                    break
+                time.sleep(POLL_SECONDS)
+            keys = [f"report/{attempt}/{node}" for node in range(self.nodes)]
+            return [text.decode() for text in self._store.multi_get([k for k in keys if self._store.check([k])])]
 
     def exchange_decision(self, attempt: int, text: str | None = None) -> str:
         """Sends the first node's decision to all: it passes `text`, the others wait for it.  Raises PeerLostError."""
@@ -114,14 +132,25 @@ class Peers:
             while not self._store.check([key]):
                 if self.lost is not None or time.monotonic() > deadline:
                     raise PeerLostError("the first node has not decided")
-                time.sleep(0.05)
+                time.sleep(POLL_SECONDS)
             return self._store.get(key).decode()
 
+    def turn(self) -> float | None:
+        """Seconds after which this node may ask Slurm to requeue the job; None if it leaves that to the first node.
+
+        If that is lost, the others ask one after the other: Slurm ends all of them when the first one has asked.
+        """
+        if self.node and not self.first_is_lost:
+            return None
+        return STAGGER_SECONDS * max(0, self.node - 1)
+
     def _exchange_heartbeats(self) -> None:
-        """Sends a heartbeat each second, and checks those of the other nodes."""
+        """Sends a heartbeat each second, and reads those of all nodes, or else that of the first one."""
         store = self._heartbeat_store  # a connection of its own: the other one may be blocked by a call that waits
-        changed = dict.fromkeys(range(self.nodes), time.monotonic())
-        seen: dict[int, str] = {}
+        watched = [node for node in range(self.nodes) if node != self.node] if self.node == 0 else [0]
+        keys = ["lost", *(f"alive/{node}" for node in watched)]
+        changed = dict.fromkeys(watched, time.monotonic())
+        seen = dict.fromkeys(watched, "")
         count, before = 0, time.monotonic()
         while self.lost is None and not self._closed.wait(1):
             if (now := time.monotonic()) - before > SUSPENDED_SECONDS:
@@ -130,15 +159,18 @@ class Peers:
             count += 1
             try:
                 store.set(f"alive/{self.node}", f"{self.name} {count}")
-                for node in set(range(self.nodes)) - {self.node}:
-                    beat = store.get(f"alive/{node}").decode() if store.check([f"alive/{node}"]) else ""
-                    if beat != seen.get(node):
+                told, *beats = (value.decode() for value in store.multi_get(keys))
+                for node, beat in zip(watched, beats, strict=True):
+                    if beat != seen[node]:
                         seen[node], changed[node] = beat, time.monotonic()
                     timeout = HEARTBEAT_SECONDS if beat else START_SECONDS
                     if time.monotonic() - changed[node] > timeout:
-                        self.lost = beat.partition(" ")[0] or f"node {node}"
+                        self.lost, self.first_is_lost = beat.partition(" ")[0] or f"node {node}", node == 0
+                self.lost = self.lost or told or None
+                if self.lost and self.node == 0:
+                    store.set("lost", self.lost)
             except (DistError, RuntimeError):
-                self.lost = seen.get(0, "").partition(" ")[0] or "the first node"
+                self.lost, self.first_is_lost = seen.get(0, "").partition(" ")[0] or "the first node", True
 
 
 @contextmanager

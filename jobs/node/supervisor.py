@@ -249,12 +249,12 @@ class Supervisor:
             self._requeue(decision, failure)
 
     def _requeue(self, decision: Decision, failure: Failure) -> None:
-        """Done by the first node, or by any node that has lost a peer."""
+        """Done by the first node, or by the others if that is lost."""
         candidacy.release()
-        if self.waiting_jobs is not None:
-            self.waiting_jobs.leave()
-        if (self.node == 0 or self.peers.lost) and (refused := requeue(self.folder, decision, failure)):
-            self._give_up(refused)
+        if (seconds := self.peers.turn()) is not None:
+            time.sleep(seconds)
+            if refused := requeue(self.folder, decision, failure):
+                self._give_up(refused)
         os._exit(slurm_job.REQUEUED)  # without a result for submitit, and without waiting for threads or processes
 
     def _give_up(self, why: str) -> None:

@@ -25,6 +25,7 @@ from vit.run.progress import show
 POLL_SECONDS = 2.0  # between looks at the folder of claims
 DECLINED_SECONDS = 20.0  # until one that was declined has put itself back into the queue
 DEFER_SECONDS = 300.0  # between deferrals: several may fail before one of the jobs starts
+TELL_SECONDS = 15.0  # for another thread to let them start, before this process exits
 
 
 class WaitingJobs:
@@ -35,31 +36,43 @@ class WaitingJobs:
         self.handed_over: Claim | None = None  # to this job, which is running
         self._closed = threading.Event()
         self._failed = False  # an unexpected error was shown
-        self._left = threading.Lock()  # taken once this job has told the others that it leaves
+        self._left = threading.Lock()  # taken by the thread that tells the others that this job leaves
+        self._teller: int | None = None  # that thread
+        self._told = threading.Event()  # set once it has done so
+        self._deferring = threading.Lock()  # held while they are deferred: afterwards they would wait
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self) -> None:
         """Begins to watch."""
+        self.ownership.leave = self.leave
         self._thread.start()
 
     def leave(self) -> None:
         """Lets the other jobs start, because this one ends before the run does; cancels them if it was canceled.
 
-        To be called as soon as the job is told to stop: little time may be left.
+        To be called as soon as the job is told to stop: little time may be left.  Returns once they are told, also if
+        another thread does it.
         """
-        if not self._left.acquire(blocking=False) or self.handed_over is not None:
+        if not self._left.acquire(blocking=False):
+            if self._teller != threading.get_ident():  # else a signal handler has interrupted it here
+                self._told.wait(TELL_SECONDS)  # this process may exit next, and end the other thread
             return
+        self._teller = threading.get_ident()
         self._closed.set()
-        if self.ownership.end_if_canceled(self.folder):
-            return
-        with suppress(OSError):
-            self._let_start(other_jobs.pending_jobs([each.job for each in self.ownership.others]))
+        try:
+            if self.handed_over is None and not self.ownership.end_if_canceled(self.folder):
+                with suppress(OSError), self._deferring:
+                    self._let_start(other_jobs.pending_jobs([each.job for each in self.ownership.others]))
+        finally:
+            self._told.set()
 
     def end(self, why: str) -> None:
         """Cancels the other jobs: the run has ended."""
         if self._left.acquire(blocking=False):
+            self._teller = threading.get_ident()
             self._closed.set()
             withdraw(self.folder, self.ownership.others, why)
+            self._told.set()
 
     def _watch(self) -> None:
         begun, next_deferral = time.monotonic(), 0.0
@@ -71,7 +84,8 @@ class WaitingJobs:
                         return
                     next_deferral = min(next_deferral, time.monotonic() + DECLINED_SECONDS)
                 if time.monotonic() > next_deferral:
-                    self._defer_or_let_start()
+                    with self._deferring:
+                        self._defer_or_let_start()
                     # Soon again at first: a job that handed over is not back in the queue yet.
                     pause = max(DECLINED_SECONDS, time.monotonic() - begun)
                     next_deferral = time.monotonic() + min(pause, DEFER_SECONDS)
@@ -126,7 +140,7 @@ class WaitingJobs:
 
     def _defer_or_let_start(self) -> None:
         pending = other_jobs.pending_jobs([each.job for each in self.ownership.others])
-        if not pending:
+        if not pending or self._closed.is_set():
             return
         measured = self._measured()
         useful = {o.job for o in self.ownership.others if o.job in pending and self._decide(measured, o).accepted}

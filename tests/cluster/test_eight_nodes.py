@@ -20,7 +20,7 @@ def nodes() -> Iterator[Cluster]:
     """A cluster of eight nodes."""
     if why := missing():
         pytest.skip(why)
-    cluster = Cluster(NODES)
+    cluster = Cluster(nodes=NODES)
     yield cluster
     cluster.stop()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.node import other_jobs, signals, waiting_jobs
+from jobs.node import candidacy, other_jobs, signals, waiting_jobs
 from jobs.node.candidacy import Ownership
 from jobs.node.candidates import Candidate
 from jobs.node.job_spec import JobSpec
@@ -105,3 +105,33 @@ def test_a_job_that_is_canceled_before_it_has_a_supervisor_cancels_the_others_on
     assert owned.end_if_canceled(RunFolder(answers)) is owned.end_if_canceled(RunFolder(answers)) is canceled
     assert [e["event"] for e in RunFolder(answers).events()] == (["canceled", "withdrawn"] if canceled else [])
     assert not canceled or (answers / "canceled").read_text() == "13\n"
+
+
+def test_a_process_exits_only_after_another_thread_has_let_the_other_jobs_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a lost node, whose ranks need no time to save, leaves the other jobs of the run deferred for minutes."""
+    began, told = threading.Event(), list[str]()
+
+    def slow(_: Any) -> dict[str, dict[str, str]]:
+        began.set()
+        time.sleep(0.5)
+        told.append("told")
+        return {}
+
+    monkeypatch.setattr(other_jobs, "pending_jobs", slow)
+    monkeypatch.setattr(candidacy, "_current", [])
+    mine, other = Candidate("12", 1, 1), Candidate("13", 1, 2)
+    owners = Owners(tmp_path)
+    claim = owners.claim(Claim(mine, "12.0", "n1", 0.0, 1), 1)
+    assert claim is not None
+    ownership = Ownership(owners, claim, [other], canceled=False)
+    candidacy._current.append(ownership)
+    watch = WaitingJobs(JobSpec(str(tmp_path), 1, 1), RunFolder(tmp_path), ownership)
+    watch.start()
+    thread = threading.Thread(target=watch.leave)
+    thread.start()
+    assert began.wait(10)
+    candidacy.release()
+    assert told == ["told"]
+    thread.join()
