@@ -3,9 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.watch import file_cache
 from jobs.watch.file_cache import cached
 from jobs.watch.run_status import Status
-from vit.history.resources import mean_usage, read_usage
+from vit.history.resources import mean_usage
 from vit.history.run_history import RunHistory, read_history
 from vit.history.settings import Settings, model_of, read_settings, setting
 from vit.history.utilization import peak_flops, utilization
@@ -27,7 +28,7 @@ def with_details(status: Status, run: RunFolder) -> Status:
     except OSError as error:
         problems.append(str(error))
     try:
-        usages = [usage for usage in read_usage(run) if usage.gpu is not None or usage.gpu_memory is not None]
+        usages = [usage for usage in file_cache.usage(run) if usage.gpu is not None or usage.gpu_memory is not None]
         began = max((usage.began for usage in usages), default=0.0)
         # The nodes of an attempt begin at almost the same time.
         usage = mean_usage([each for each in usages if each.began > began - 30])

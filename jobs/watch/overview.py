@@ -1,7 +1,9 @@
 """Finds the runs in folders and reads their state, together with that of their Slurm jobs."""
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +11,14 @@ from jobs.login import slurm_queries
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.slurm.tables import QueuedJob
 from jobs.watch.details import with_details, with_history
+from jobs.watch.file_cache import one_look
 from jobs.watch.run_status import Status, is_run, newest_jobs, prefetch, status
 from vit.config.paths import printable
 from vit.history.run_history import RunHistory
 from vit.run.folder import RunFolder
 
+READERS = 8  # threads that read runs: a file server answers each of them after a moment
+FEW_RUNS = 20  # which one thread reads
 Jobs = Mapping[str, QueuedJob]
 
 
@@ -62,11 +67,21 @@ def group_runs(paths: Sequence[Path]) -> tuple[dict[str, list[RunFolder]], list[
 def runs_in(folder: Path) -> dict[str, list[RunFolder]]:
     """The runs in a folder, and those of each sweep in it, by the path of their parent folder.  Raises OSError."""
     out = {}
-    children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
-    for parent, paths in [(folder, children), *((c, sorted(c.iterdir())) for c in children if not is_run(c))]:
+    children = folders_in(folder)
+    others = [child for child in children if not is_run(child)]
+    for parent, paths in [(folder, children), *((child, folders_in(child)) for child in others)]:
         if runs := [RunFolder(path) for path in paths if is_run(path)]:
             out[str(parent)] = runs
     return out
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, which need not exist, by name; they are not asked one by one.  Raises OSError."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+    except FileNotFoundError:
+        return []
 
 
 class SlurmJobs:
@@ -104,14 +119,19 @@ def look(paths: Sequence[Path], slurm: SlurmJobs, patience: float | None = None)
 
     After `patience` seconds, an earlier answer of Slurm will do.
     """
+    with one_look():
+        return _look(paths, slurm, patience)
+
+
+def _look(paths: Sequence[Path], slurm: SlurmJobs, patience: float | None) -> Overview:
     try:
         tables, errors = group_runs(paths) if paths else (runs_in(Path("runs")), [])
     except OSError as error:  # a folder of runs cannot be listed
         tables, errors = {}, [str(error)]
     runs = [run for runs in tables.values() for run in runs]
-    slurm.ask({job for run in runs for job in newest_jobs(run)})
-    for run in runs:
-        prefetch(run)
+    with ThreadPoolExecutor(READERS if len(runs) > FEW_RUNS else 1) as pool:
+        slurm.ask({job for jobs in pool.map(newest_jobs, runs) for job in jobs})
+        list(pool.map(prefetch, runs))
     jobs = slurm.answer(patience)
     found = {name: [with_details(status(run, jobs), run) for run in runs] for name, runs in tables.items()}
     empty = "" if errors else "no runs in runs/ yet; to show other runs, name their folders"

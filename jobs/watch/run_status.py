@@ -11,9 +11,9 @@ from pathlib import Path
 from jobs.node import submitter_lock
 from jobs.node.candidates import job_ids
 from jobs.slurm.tables import QueuedJob
+from jobs.watch import file_cache
 from jobs.watch.candidate_states import CandidateState, candidate_states, queue_state
 from jobs.watch.file_cache import cached
-from jobs.watch.file_cache import evaluations as evaluations_of
 from jobs.watch.time_left import expected_end
 from jobs.watch.waiting import advice
 from vit.history.attempts import Attempt, mark_killed, read_attempts
@@ -89,6 +89,8 @@ class Status:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder, possibly an incomplete one: it has a config or a ledger."""
     run = RunFolder(path)
+    if file_cache.is_file(run.ledger):  # most have one
+        return True
     try:
         return run.config.is_file() or run.ledger.is_file()
     except OSError:
@@ -104,9 +106,12 @@ def newest_jobs(run: RunFolder) -> list[str]:
 
 
 def prefetch(run: RunFolder) -> None:
-    """Reads the learning curve, so that `status` need not; an error is reported there."""
+    """Reads what `status` needs beside the ledger; an error is reported there."""
+    _seconds_since_write(run)
     with suppress(OSError):
         _best_evaluation(run, cached(read_newest, run.metrics).evaluation)
+    with suppress(OSError):
+        file_cache.usage(run)
 
 
 def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
@@ -176,7 +181,7 @@ def _best_evaluation(run: RunFolder, newest: Record) -> Record:
     """`best_top1` and `best_epoch`, which the newest evaluation has, except for those of older versions."""
     if not newest or number(newest, "best_top1") is not None:
         return newest
-    found = best(evaluations_of(run.metrics)) or {}
+    found = best(file_cache.evaluations(run.metrics)) or {}
     return {"best_top1": top1(found), "best_epoch": number(found, "epoch")}
 
 
@@ -292,10 +297,6 @@ def without_log_lines(reason: str) -> str:
 
 
 def _seconds_since_write(run: RunFolder) -> float | None:
-    times = []
-    for path in (run.metrics, run.ledger, run.logs / "rank-0.log", run.checkpoints):
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
+    found = map(file_cache.look_at, (run.metrics, run.ledger, run.logs / "rank-0.log", run.checkpoints))
+    times = [each.st_mtime for each in found if each is not None]
     return round(max(0.0, time.time() - max(times)), 1) if times else None

@@ -5,6 +5,7 @@ one: its `started` event contains the last record of the learning curve before i
 steps that are repeated (`lost`).  Ledgers of older versions lack these, so less is known of their killed attempts.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
@@ -86,12 +87,7 @@ class _Reader:
         self.candidates: set[str] = set()  # the jobs of the newest submission: any of them may run next
         self.handover: Event = {}  # the `handover` of the current attempt to another one of them
         self.newest = 0.0  # time of the last event
-
-    def read(self, event: Event) -> None:
-        """Takes one event into account."""
-        if event["event"] == "estimated":  # by the command that submits, whatever an earlier attempt does
-            return
-        handlers = {
+        self._handlers = {
             "submitted": self._submitted,
             "supervising": self._supervising,
             "started": self._started,
@@ -107,7 +103,12 @@ class _Reader:
             "requeueing": self._failed,
             "gave up": self._failed,
         }
-        handler = handlers.get(event["event"])
+
+    def read(self, event: Event) -> None:
+        """Takes one event into account."""
+        if event["event"] == "estimated":  # by the command that submits, whatever an earlier attempt does
+            return
+        handler = self._handlers.get(event["event"])
         if handler is not None:
             handler(event)
         elif self.current is not None and self.current.ending == "running":
@@ -173,10 +174,10 @@ class _Reader:
 
     def _complete_previous(self, event: Event, attempt: Attempt) -> None:
         """Adds to the attempt before what the new one found in the learning curve."""
-        trained = [a for a in self.attempts[:-1] if a.started is not None]
-        if not trained:
+        before = next((a for a in itertools.islice(reversed(self.attempts), 1, None) if a.started is not None), None)
+        if before is None:
             return
-        before, ended = trained[-1], trained[-1].ended or 0.0
+        ended = before.ended or 0.0
         after, record = self.attempts[before.number], event.get("previous")
         record = record if isinstance(record, dict) else {}
         time = record.get("time")

@@ -10,6 +10,7 @@ from vit.run.rank_log import RECOVERED, SLOW
 # Events after which the ranks of an attempt are gone.
 _ENDS = {"submitted", "supervising", "started", "stopped", "finished", "failed", "gave up"}
 _ENDS |= {"requeueing", "restarting in place"}
+_SLOW_EVENTS = (SLOW, RECOVERED)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ def slow_times(events: Sequence[Event]) -> list[SlowTime]:
     out: list[SlowTime] = []
     now: dict[int, SlowTime] = {}
     for event in events:
-        name, at, rank = event["event"], number(event, "time") or 0.0, integer(event, "rank")
+        name = event["event"]
+        if name not in _SLOW_EVENTS and not (now and name in _ENDS):
+            continue
+        at, rank = number(event, "time") or 0.0, integer(event, "rank")
         if name in _ENDS:
             out += [SlowTime(each.event, each.began, at, recovered=False) for each in now.values()]
             now.clear()
