@@ -3,6 +3,7 @@
 import configparser
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.faults.readers import VERSIONS
 from jobs.readiness.software import is_within
@@ -106,6 +108,16 @@ def test_make_and_its_set_up_accept_the_pythons_that_are_claimed() -> None:
     assert condition in (CI / "set_up.py").read_text()
     assert f"for p in {' '.join(f'python{python}' for python in CLAIMED)} python3;" in (ROOT / "Makefile").read_text()
     assert f"sys.version_info < (3, {FIRST[2:]})" in (ROOT / "vit/run/dependencies.py").read_text()
+
+
+def test_the_environment_of_conda_has_the_same_pythons_and_what_the_set_up_asks_for() -> None:
+    """Its packages are those that the set-up names where some are missing."""
+    content = yaml.safe_load((CI / "environment.yml").read_text())
+    assert content["channels"] == ["conda-forge"]
+    python, *packages = content["dependencies"]
+    assert python == f"python{SETUP['options']['python_requires']}"
+    named = re.search(r"conda install -c conda-forge (.*)", (CI / "system-packages").read_text())
+    assert named and packages == shlex.split(named[1])
 
 
 def test_a_cell_is_chosen_by_how_its_name_begins_or_ends() -> None:
