@@ -63,15 +63,15 @@ def unrecorded_jobs(folder: Path, known: Collection[str], source: Path, task: st
             unnamed.append(file.name)
     if unnamed:
         out += [
-            job for job, script in _own_jobs().items() if script.rpartition("/")[2] in unnamed and job.endswith(task)
+            job for job, script in own_jobs().items() if script.rpartition("/")[2] in unnamed and job.endswith(task)
         ]
     return out
 
 
-def _own_jobs() -> dict[str, str]:
+def own_jobs() -> dict[str, str]:
     """The script of each job of this user, by its id."""
     try:
-        return tables.job_scripts(slurm_queries.lines_of(*tables.scripts(os.getuid())))
+        return tables.job_scripts(slurm_queries.lines_of(*tables.scripts(os.getuid()), strict=True))
     except SlurmNotFoundError:
         return {}
 

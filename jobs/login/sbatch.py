@@ -1,9 +1,8 @@
 """Submits jobs to Slurm through submitit: one run, or the job array of a sweep."""
 
-import io
 import shlex
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from jobs.login import held_jobs, run_files
+from jobs.login.call_sbatch import sbatch_heard
+from jobs.login.granted import record_granted
 from jobs.login.held_jobs import SubmissionError
 from jobs.login.resources import Resources, command_path, display_path
 from jobs.login.run_folder import shared_folder_warning
@@ -19,6 +20,7 @@ from jobs.login.slurm_queries import SlurmUnreachableError, rejection_message
 from jobs.node.candidates import Candidate
 from jobs.node.slurm_commands import RUN_COMMANDS
 from jobs.node.slurm_job import REQUEUED, SETUP, TEARDOWN
+from jobs.slurm.client import UNSET
 from vit.run.command import print_error
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
@@ -39,7 +41,8 @@ def submit(
     """
     known, hold = held_jobs.job_scripts(folder), len(sizes) > 1
     try:
-        by_size = [_submit_size(folder, resources, runs, jobs, hold) for resources, jobs in sizes]
+        with sbatch_heard() as told:
+            by_size = [_submit_size(folder, resources, runs, jobs, hold) for resources, jobs in sizes]
         by_run = [list(ids) for ids in zip(*by_size, strict=True)]
         for run, ids in zip(runs, by_run, strict=True):
             run_files.record_submission(run, _candidates(ids, [resources for resources, _ in sizes]))
@@ -50,11 +53,15 @@ def submit(
             raise held_jobs.not_canceled(unreachable) from error
         except OSError:
             pass
-        if isinstance(error, FailedJobError | RuntimeError):
+        if isinstance(error, FailedJobError | RuntimeError) and not isinstance(error, SubmissionError):
             raise SubmissionError(rejection_message(str(error), sizes[0][0].cluster)) from error
         raise
     if hold:
         held_jobs.release([ids[0].partition("_")[0] for ids in by_size])
+    for remark in told.remarks:
+        print(f"sbatch: {remark}", file=sys.stderr)
+    if changed := record_granted(runs, by_run, [resources for resources, _ in sizes]):
+        print_error("submit.py", f"note: this cluster has changed the request: {', '.join(changed)}")
     if warning := shared_folder_warning(folder.parent):
         print_error("submit.py", f"warning: {warning}")
     return by_run
@@ -65,8 +72,7 @@ def _submit_size(
 ) -> list[str]:
     """Submits the jobs of one size; returns their ids."""
     options = parameters(resources, runs, hold)
-    # submitit prints errors in addition to raising them.
-    with redirect_stderr(io.StringIO()), sbatch_environment({*options, *options["additional_parameters"]}):
+    with sbatch_environment({*options, *options["additional_parameters"]}):
         return [job.job_id for job in executor(folder, resources, runs, hold).submit_array(jobs)]
 
 
@@ -101,7 +107,7 @@ def parameters(resources: Resources, runs: Sequence[RunFolder], hold: bool = Fal
         "cpus_per_task": resources.cpus,
         "signal_delay_s": cluster.signal_seconds,
         "stderr_to_stdout": True,
-        "setup": [*SETUP, *cluster.setup_commands(), *_source_exports(runs), *relay, *_folder_check(resources)],
+        "setup": [*SETUP, *cluster.setup_commands(), UNSET, *_source_exports(runs), *relay, *_folder_check(resources)],
         "srun_args": ["--cpus-per-task", str(resources.cpus)],  # srun of Slurm 22.05 to 23.02 does not inherit it
         "teardown": list(TEARDOWN),
         "array_parallelism": resources.max_parallel or len(runs),

@@ -1,5 +1,6 @@
 """Queries Slurm: the state of jobs, the nodes of partitions, why sbatch rejected a job.  Each is one short command."""
 
+import os
 import subprocess
 import time
 from collections import Counter
@@ -7,9 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.slurm import scontrol, tables
-from jobs.slurm.errors import NO_CLUSTER, UNREACHABLE, reason_of
+from jobs.slurm import client, scontrol, submission, tables
+from jobs.slurm.errors import CERTAIN, MISCONFIGURED, NO_CLUSTER, UNKNOWN_JOB, UNREACHABLE, first_error
 from jobs.slurm.tables import PartitionNodes, QueuedJob
+from vit.run.command import print_error
 
 if TYPE_CHECKING:
     from jobs.login.cluster_config import ClusterConfig
@@ -21,12 +23,32 @@ COMPLETING_SECONDS = 120  # for a canceled job to save and exit
 class SlurmUnreachableError(RuntimeError):
     """Slurm's controller does not respond."""
 
-    def __init__(self) -> None:
-        super().__init__("Slurm does not respond; try again when `scontrol ping` reports the controller as UP")
+    def __init__(self, reason: str = "") -> None:
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"Slurm does not respond{because}; try again when `scontrol ping` reports the controller as UP"
+        )
+
+
+class SlurmMisconfiguredError(SlurmUnreachableError):
+    """Slurm is installed on this machine, but its commands cannot be used here."""
+
+    def __init__(self, reason: str) -> None:
+        file = os.environ.get("SLURM_CONF")
+        where = f"SLURM_CONF is {file}" if file else "SLURM_CONF is not set"
+        RuntimeError.__init__(self, f"Slurm's commands fail on this machine ({reason}); {where}: correct or unset it")
 
 
 class SlurmNotFoundError(RuntimeError):
     """Slurm is not installed on this machine, or has no cluster configured."""
+
+
+class NoClusterError(SlurmNotFoundError):
+    """Slurm is installed on this machine, but no cluster is configured."""
+
+    def __init__(self) -> None:
+        unset = "" if os.environ.get("SLURM_CONF") else " (SLURM_CONF is not set)"
+        super().__init__(f"Slurm's commands are installed, but no cluster is configured{unset}")
 
 
 def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
@@ -36,7 +58,7 @@ def queued_jobs(job_ids: Collection[str]) -> dict[str, QueuedJob]:
     """
     if not job_ids:
         return {}
-    return tables.queued_jobs(lines_of(*tables.queue(job_ids)))
+    return tables.queued_jobs(lines_of(*tables.queue(job_ids), strict=True))
 
 
 def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:
@@ -58,7 +80,7 @@ def wait_for_completing(job_ids: Collection[str]) -> dict[str, QueuedJob]:
 
 def partition_nodes() -> list[PartitionNodes]:
     """The nodes of every partition.  Raises SlurmUnreachableError, SlurmNotFoundError."""
-    return tables.partition_nodes(lines_of(*tables.PARTITION_NODES))
+    return tables.partition_nodes(lines_of(*tables.PARTITION_NODES, strict=True))
 
 
 @dataclass(frozen=True)
@@ -73,8 +95,8 @@ class SlurmSettings:
 def slurm_settings() -> SlurmSettings:
     """The settings of the cluster and of its partitions.  Raises SlurmUnreachableError, SlurmNotFoundError."""
     return SlurmSettings(
-        config=scontrol.config_of("\n".join(lines_of(*scontrol.CONFIG))),
-        partitions=scontrol.partitions_of("\n".join(lines_of(*scontrol.PARTITIONS))),
+        config=scontrol.config_of("\n".join(lines_of(*scontrol.CONFIG, strict=True))),
+        partitions=scontrol.partitions_of("\n".join(lines_of(*scontrol.PARTITIONS, strict=True))),
         nodes=partition_nodes(),
     )
 
@@ -101,9 +123,12 @@ def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNode
         return requested, []
     try:
         return "slurm", partition_nodes()
-    except SlurmNotFoundError:
+    except SlurmNotFoundError as error:
         if requested == "slurm" and not dry_run:
             raise
+        if requested == "auto" and isinstance(error, NoClusterError):
+            advice = "if it is a cluster's login node, press Ctrl-C and set SLURM_CONF"
+            print_error("submit.py", f"warning: {error}: running on this machine; {advice}")
         return "local" if requested == "auto" else "slurm", []
     except SlurmUnreachableError:
         if not dry_run:
@@ -113,7 +138,8 @@ def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNode
 
 def rejection_message(output: str, cluster: "ClusterConfig") -> str:
     """One line that says why sbatch rejected a job: sbatch's error, the option that caused it, and valid values."""
-    reason = reason_of(output) or "sbatch printed no reason"
+    rejection = submission.rejection(output)
+    reason, text = rejection.reason, rejection.text or "sbatch printed no reason"
     if UNREACHABLE.search(reason):
         return str(SlurmUnreachableError())
     for word, option in (
@@ -126,11 +152,9 @@ def rejection_message(output: str, cluster: "ClusterConfig") -> str:
             value = getattr(cluster, option)
             valid = _values_of_user(option) if option in {"account", "qos"} else ""
             return (
-                f"--{option} {value}: Slurm says {reason}{valid}"
-                if value
-                else f"Slurm says {reason}{valid} (--{option})"
+                f"--{option} {value}: Slurm says {text}{valid}" if value else f"Slurm says {text}{valid} (--{option})"
             )
-    return f"Slurm rejected the job: {reason}"
+    return f"Slurm rejected the job: {text}"
 
 
 def _values_of_user(option: str) -> str:
@@ -144,19 +168,39 @@ def _values_of_user(option: str) -> str:
     return f"; yours: {found}" if found else "; you have none on this cluster: ask its administrators"
 
 
-def lines_of(*command: str) -> list[str]:
+def lines_of(*command: str, strict: bool = False) -> list[str]:
     """Lines printed by one of Slurm's commands; none if it does not know the job.
 
+    If it is `strict`, any other error counts as no answer, so that a job is not taken for one that has ended.
     Raises SlurmUnreachableError, SlurmNotFoundError.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=client.environment(), capture_output=True, text=True, errors="replace",
+            timeout=TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
     except FileNotFoundError:
         raise SlurmNotFoundError(f"Slurm is not installed on this machine: {command[0]} was not found") from None
-    except subprocess.TimeoutExpired:
-        raise SlurmUnreachableError from None
+    except OSError as error:
+        raise SlurmMisconfiguredError(f"{command[0]}: {error.strerror}") from None
+    except subprocess.TimeoutExpired as late:
+        printed = (late.stderr or b"").decode(errors="replace")
+        if MISCONFIGURED.search(printed):
+            raise SlurmMisconfiguredError(first_error(printed)) from None
+        raise SlurmUnreachableError(first_error(printed)) from None
     if NO_CLUSTER in done.stderr:
-        raise SlurmNotFoundError("Slurm's commands are installed, but no cluster is configured")
-    if done.returncode and UNREACHABLE.search(done.stderr):
-        raise SlurmUnreachableError
+        raise NoClusterError
+    _raise_if_failed(done, strict)
     return done.stdout.splitlines()
+
+
+def _raise_if_failed(done: "subprocess.CompletedProcess[str]", strict: bool) -> None:
+    if not done.returncode and not CERTAIN.search(done.stderr):
+        return
+    if UNREACHABLE.search(done.stderr):
+        raise SlurmUnreachableError
+    reason = first_error(done.stderr)
+    if MISCONFIGURED.search(done.stderr):
+        raise SlurmMisconfiguredError(reason)
+    if strict and reason and not UNKNOWN_JOB.search(done.stderr):
+        raise SlurmUnreachableError(reason)

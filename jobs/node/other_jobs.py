@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from jobs.node.slurm_commands import run
+from jobs.node.slurm_commands import refusal, run
 from jobs.node.slurm_job import show_job
 from jobs.slurm import scontrol, tables
 from jobs.slurm.errors import UNKNOWN_JOB
@@ -12,7 +12,7 @@ from jobs.slurm.states import DEFERRED, RUNNING_STATES, UNDECIDED_STATES
 
 def cancel(jobs: Sequence[str]) -> str:
     """Cancels jobs, of which some may have ended; returns why Slurm refused, or ""."""
-    return run("scancel", *jobs).stderr.strip() if jobs else ""
+    return refusal("scancel", *jobs) if jobs else ""
 
 
 def start_is_over(start: str) -> bool | None:
@@ -45,7 +45,7 @@ def was_canceled(start: str, released: bool) -> bool:
         return facts.get("JobState", "").startswith("CANCELLED") and facts.get("Restarts") == restarts
     if released:
         return False
-    return run(*tables.final_state(job)).stdout.strip().startswith("CANCELLED")
+    return any(line.startswith("CANCELLED") for line in run(*tables.final_state(job)).stdout.splitlines())
 
 
 def pending_jobs(jobs: Sequence[str]) -> dict[str, dict[str, str]]:

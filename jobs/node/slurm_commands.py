@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from jobs.slurm import client, errors
+
 COMMAND_SECONDS = 60  # timeout of one command
 POLL_SECONDS = 0.1
 FOLDER_VARIABLE = "VIT_SLURM_COMMANDS"  # the folder of this job's commands
@@ -49,11 +51,20 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
             return _run_outside(Path(folder), command)
         return subprocess.CompletedProcess(command, 1, "", f"{folder} cannot be used")
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        return subprocess.run(
+            command, env=client.environment(), capture_output=True, text=True, errors="replace",
+            timeout=COMMAND_SECONDS, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"no response within {COMMAND_SECONDS} s")
     except FileNotFoundError as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
+def refusal(*command: str) -> str:
+    """Runs one of Slurm's commands; returns why Slurm refused, or ""."""
+    done = run(*command)
+    return errors.refusal(done.returncode, done.stderr)
 
 
 def _run_outside(folder: Path, command: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.node.slurm_commands import has_commands, run
+from jobs.node.slurm_commands import has_commands, refusal, run
 from jobs.slurm import scontrol, tables
 from jobs.slurm.errors import PERMANENT_ERRORS
 from jobs.slurm.states import RUNNING_STATES
@@ -157,7 +157,7 @@ def defer(jobs: Sequence[str], seconds: float = 60 * DEFERRAL_MINUTES) -> None:
 
 def send_signal(name: str) -> str:
     """Sends a signal to all tasks of this job, as Slurm does at a preemption; returns why it could not, or ""."""
-    return run("scancel", f"--signal={name}", job_id() or "").stderr.strip()
+    return refusal("scancel", f"--signal={name}", job_id() or "")
 
 
 def is_being_canceled() -> bool:
@@ -202,7 +202,7 @@ def _exclude(job: str, before: dict[str, str], wanted: Sequence[str]) -> None:
 def _update_excluded(job: str, before: dict[str, str], nodes: Sequence[str]) -> str:
     """Returns why Slurm refused, or ""."""
     every = ",".join([*scontrol.excluded_nodes(before), *nodes])
-    return run("scontrol", "update", f"JobId={job}", f"ExcNodeList={every}").stderr.strip()
+    return refusal("scontrol", "update", f"JobId={job}", f"ExcNodeList={every}")
 
 
 def _enough_nodes(job: dict[str, str], exclude: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from jobs.login.slurm_queries import (
     queued_jobs,
     rejection_message,
 )
+from jobs.slurm import client, submission
 from vit.run.folder import RunFolder
 
 END_SECONDS, REMOVAL_SECONDS = 40.0, 5.0  # for a canceled job to end; for its last files to be removed
@@ -56,10 +57,13 @@ def submit(resources: Resources, folder: Path, command: str, name: str) -> str:
     script = folder / "job.sh"
     script.write_text(_make_sbatch_string(command, folder, **options))
     with sbatch_environment({*options, *options["additional_parameters"]}):
-        done = _run("sbatch", "--parsable", str(script))
+        done = _run("sbatch", str(script))
     if done.returncode:
         raise OwnJobError(rejection_message(done.stderr, resources.cluster))
-    return done.stdout.strip().partition(";")[0]
+    accepted = submission.submitted_job(done.stdout)
+    if accepted is None:
+        raise OwnJobError(f"sbatch did not say the number of the job: {done.stdout.strip() or 'it printed nothing'}")
+    return accepted.job
 
 
 @contextmanager
@@ -117,7 +121,10 @@ def call_slurm(*command: str) -> str:
 def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     """Raises SlurmNotFoundError, OwnJobError if Slurm does not respond."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=4 * TIMEOUT_SECONDS, check=False)
+        return subprocess.run(
+            command, env=client.environment(), capture_output=True, text=True, errors="replace",
+            timeout=4 * TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
     except FileNotFoundError:
         raise SlurmNotFoundError(f"Slurm is not installed on this machine: {command[0]} was not found") from None
     except subprocess.TimeoutExpired:

@@ -12,9 +12,21 @@ PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.
 # Slurm forgets jobs some minutes after their end.  Of a task whose array it still knows, it says so on standard output.
 UNKNOWN_JOB = re.compile(r"invalid job id|^job .*not found", re.I | re.M)
 
+# Slurm's commands cannot read their configuration, or cannot be run at all.
+MISCONFIGURED = re.compile(r"fatal: |cannot stat file|unrecognized key|error while loading shared libraries", re.I)
+# The same and worse, in commands that end with exit code 0, because a wrapper of the site discards it.
+CERTAIN = re.compile(r"unable to contact slurm controller|slurm_load_\w+ error|fatal: ", re.I)
 
-def reason_of(output: str) -> str:
-    """The reason in what sbatch printed when it rejected a job; "" if it printed none."""
-    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("Try ")]
-    reason = (lines or [""])[-1].removeprefix("sbatch: ").removeprefix("error: ")
-    return reason.removeprefix("Batch job submission failed: ")
+
+def first_error(printed: str) -> str:
+    """The first line on standard error that says what is wrong, without the command's name; "" if there is none."""
+    lines = [line for line in printed.splitlines() if re.search(r"error|fatal|not found|denied", line, re.I)]
+    lines = [line for line in lines if "attempt number" not in line] or lines
+    first = re.sub(r"^(?:\w+: )?(?:error: |fatal: )?(?:\w+: )?", "", lines[0]) if lines else ""
+    return re.sub(r",? (retrying in|attempt number).*", "", first).rstrip(" .")
+
+
+def refusal(code: int, printed: str) -> str:
+    """Why a command refused, by its exit code and standard error, where a wrapper may print a banner; "" if not."""
+    lines = [line for line in printed.strip().splitlines() if code or re.search(r"\berror\b", line)]
+    return "\n".join(lines)

@@ -70,7 +70,7 @@ def partition_nodes(lines: Sequence[str]) -> list[PartitionNodes]:
             memory=int(memory.rstrip("+")),
             gpu_types=tuple((kind, int(n)) for kind, n in re.findall(r"gpu:([^:,(]*[^:,(\d][^:,(]*):(\d+)", gres)),
         )
-        for name, limit, count, gres, cpus, memory in (row for row in rows if len(row) == 6)
+        for name, limit, count, gres, cpus, memory in (row for row in rows if len(row) == 6 and row[2].isdigit())
     ]
 
 
@@ -82,20 +82,20 @@ def states(partition: str) -> list[str]:
 def node_states(lines: Sequence[str]) -> Counter[str]:
     """Number of nodes in each state."""
     out = Counter[str]()
-    for count, state in (row for row in map(str.split, lines) if len(row) == 2):
+    for count, state in (row for row in map(str.split, lines) if len(row) == 2 and row[0].isdigit()):
         out[state.rstrip(NODE_FLAGS)] += int(count)
     return out
 
 
 def nodes(partition: str) -> list[str]:
     """The command for `usable_nodes`."""
-    return ["sinfo", "--noheader", "--Node", "--partition", partition, "--format", "%N %t"]
+    return ["sinfo", "--noheader", "--Node", "--partition", partition, "--format", "%N|%t|"]
 
 
 def usable_nodes(lines: Sequence[str]) -> set[str]:
     """The names of the nodes on which jobs start."""
-    rows = [line.split() for line in lines]
-    return {row[0] for row in rows if not row[1].startswith(("down", "drain", "fail"))}
+    rows = [line.split("|") for line in lines]
+    return {row[0].strip() for row in rows if len(row) == 3 and not row[1].startswith(("down", "drain", "fail"))}
 
 
 def accounting(entity: str, columns: Sequence[str], where: Sequence[str]) -> list[str]:

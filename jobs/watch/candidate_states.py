@@ -51,6 +51,16 @@ def _state(candidate: Candidate, job: QueuedJob | None, known: bool, owns: bool)
     )  # fmt: skip
 
 
+def changed_requests(events: Sequence[Event]) -> tuple[str, ...]:
+    """What the cluster has changed of the request of the newest submission, for each of its jobs that it changed."""
+    ids = job_ids(events)
+    changed = {str(e.get("job")): e["changed"] for e in events if e["event"] == "accepted" and "changed" in e}
+    texts = {job: ", ".join(map(str, changed[job])) for job in ids if isinstance(changed.get(job), list)}
+    if len(ids) == len(texts) and len({*texts.values()}) == 1:
+        return (f"the cluster changed the request: {texts[ids[0]]}",)
+    return tuple(f"the cluster changed the request of job {job}: {text}" for job, text in texts.items())
+
+
 def queue_state(events: Sequence[Event], jobs: Mapping[str, QueuedJob], owner: str) -> tuple[str, str] | None:
     """`running` or `pending`, and where or why; None if no job of the newest submission is in the queue.
 

@@ -54,7 +54,7 @@ def _page(row: Status, history: RunHistory, columns: int, attempts: int) -> list
 
 
 def _head(row: Status, columns: int) -> list[str]:
-    problems = [*filter(None, [row.why]), *row.slow_ranks, *row.problems, *row.damaged]
+    problems = [*filter(None, [row.why]), *row.slow_ranks, *row.problems, *row.damaged, *row.changed]
     job = f", job {row.job}" if row.job else ""
     title = f"{printable(row.folder)}: "
     lines = [paint(title, BOLD) + paint_state(state(row) + job, row.state)]

@@ -12,7 +12,7 @@ from jobs.node import submitter_lock
 from jobs.node.candidates import job_ids
 from jobs.slurm.tables import QueuedJob
 from jobs.watch import file_cache
-from jobs.watch.candidate_states import CandidateState, candidate_states, queue_state
+from jobs.watch.candidate_states import CandidateState, candidate_states, changed_requests, queue_state
 from jobs.watch.file_cache import cached
 from jobs.watch.time_left import expected_end
 from jobs.watch.waiting import advice
@@ -52,6 +52,7 @@ class Status:
     why: str = ""  # why it ended, if it failed
     job: str | None = None  # Slurm's job id; of several jobs, the one that trained last
     candidates: tuple[CandidateState, ...] = ()  # if it was submitted in several sizes: the job of each
+    changed: tuple[str, ...] = ()  # what the cluster has changed of the request
     step: int | None = None
     steps: int | None = None  # of the whole run
     epoch: float | None = None
@@ -147,6 +148,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         why=why,
         job=_newest_job(events),
         candidates=candidate_states(events, jobs, _owner(events, job_ids(events))),
+        changed=changed_requests(events),
         step=integer(newest, "step"),
         steps=integer(newest, "steps"),
         epoch=number(newest, "epoch"),
