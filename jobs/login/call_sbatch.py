@@ -6,6 +6,7 @@ where a job_submit plugin tells the user what it has changed.
 """
 
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +15,13 @@ from submitit.core import utils
 
 from jobs.login import held_jobs
 from jobs.login.held_jobs import SubmissionError
+from jobs.login.slurm_queries import SlurmUnreachableError
 from jobs.slurm import submission
+from jobs.slurm.errors import UNANSWERED
 from jobs.slurm.submission import SubmittedJob
+
+# How often the queue is asked for a job whose number sbatch did not say, and how long while Slurm does not respond.
+ANSWERS, PAUSE_SECONDS, ANSWER_SECONDS = 3, 1.5, 40.0
 
 
 @dataclass
@@ -44,25 +50,45 @@ def sbatch_heard() -> Iterator[Told]:
         utils.CommandFunction = original  # type: ignore[misc]
 
 
+class UnansweredError(utils.FailedJobError):
+    """Slurm did not answer, and the job is not in the queue, yet: nobody knows whether it will be."""
+
+
 def _call(command: Sequence[str], told: Told) -> str:
     """What submitit is to see of the output.  Raises FailedJobError with what was printed, SubmissionError."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
-    if done.returncode:
-        raise utils.FailedJobError(done.stderr.strip() or done.stdout.strip())
-    accepted = submission.submitted_job(done.stdout)
+    printed = done.stderr.strip() or done.stdout.strip()
+    if done.returncode and not UNANSWERED.search(submission.rejection(printed).reason):
+        raise utils.FailedJobError(printed)
+    accepted = submission.submitted_job(done.stdout) if not done.returncode else None
+    if accepted is None and (job := _job_with_script(command[-1])):
+        accepted = SubmittedJob(job, "")
+    if accepted is None and done.returncode:
+        raise UnansweredError(printed)
     if accepted is None:
-        accepted = _job_in_queue(command[-1], done.stdout + done.stderr)
+        lines = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]
+        raise SubmissionError(
+            f"sbatch did not say the number of the job, and none is in the queue; it said: {lines[0]}"
+        )
+    if done.returncode:
+        told.remarks.append("it got no answer in time, but Slurm has accepted the job")
+        done.stderr = ""
     told.remarks += [line for line in submission.remarks(done.stderr) if line not in told.remarks]
     told.clusters.append(accepted.cluster)
     return f"Submitted batch job {accepted.job}"
 
 
-def _job_in_queue(script: str, printed: str) -> SubmittedJob:
-    """The job with this script, by Slurm's queue."""
-    jobs = [job for job, queued in held_jobs.own_jobs().items() if queued == script]
-    if not jobs:
-        first = next((line.strip() for line in printed.splitlines() if line.strip()), "nothing")
-        raise SubmissionError(f"sbatch did not say the number of the job, and no job is in the queue; it said: {first}")
-    return SubmittedJob(jobs[0].partition("_")[0], "")
+def _job_with_script(script: str) -> str:
+    """The job with this script, once the queue has it; "" if it has none, and has been asked again for some time."""
+    deadline, answers = time.monotonic() + ANSWER_SECONDS, 0
+    while answers < ANSWERS and time.monotonic() < deadline:
+        try:
+            if found := [job for job, queued in held_jobs.own_jobs().items() if queued == script]:
+                return found[0].partition("_")[0]
+            answers += 1
+        except SlurmUnreachableError:
+            pass
+        time.sleep(PAUSE_SECONDS)
+    return ""

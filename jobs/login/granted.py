@@ -6,9 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 from jobs.login import slurm_queries
+from jobs.login.held_jobs import AGAIN, SubmissionError
 from jobs.login.resources import Resources, partitions
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
-from jobs.slurm import scontrol, tables
+from jobs.slurm import tables
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
 
@@ -29,7 +30,8 @@ def record_granted(runs: Sequence[RunFolder], by_run: Sequence[Sequence[str]], s
     """Records what each job has really got, and returns what differs from the request, in words.
 
     `by_run` are the ids of the jobs of each run, one for each size.  If Slurm does not respond, nothing is recorded:
-    the jobs are in the queue all the same.
+    the jobs are in the queue all the same.  Raises SubmissionError if a job is not: a controller that is killed forgets
+    what it has not written to its disk yet.
     """
     out = []
     for number, resources in enumerate(sizes):
@@ -46,11 +48,13 @@ def record_granted(runs: Sequence[RunFolder], by_run: Sequence[Sequence[str]], s
 
 
 def _granted(job: str) -> dict[str, str]:
+    """The recorded facts of a job; empty if Slurm does not respond."""
     try:
-        lines = slurm_queries.lines_of(*scontrol.JOB, job)
+        facts = slurm_queries.show_job(job)
     except (SlurmUnreachableError, SlurmNotFoundError):
         return {}
-    facts: Mapping[str, str] = next((row for row in map(scontrol.facts_of, lines) if "JobState" in row), {})
+    if facts is None:
+        raise SubmissionError(f"Slurm has accepted job {job}, but does not know it any more: {AGAIN}")
     found = {name: facts.get(field, "(null)") for name, field in FIELDS.items()}
     return {name: value for name, value in found.items() if value not in ("(null)", "N/A", "")}
 

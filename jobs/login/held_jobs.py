@@ -17,6 +17,7 @@ from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.slurm import tables
 from jobs.slurm.states import HELD
 
+AGAIN = "run the same command again"
 RELEASE_SECONDS = 15.0  # for which a controller that does not respond is asked again
 NAMED, UNNAMED = "*_submission.sh", ".submission_file_*.sh"  # submitit's job scripts: after and before sbatch
 
@@ -32,14 +33,14 @@ class LeftInQueueError(SubmissionError):
 def not_released(job_ids: Sequence[str]) -> LeftInQueueError:
     """All jobs are recorded, but still held."""
     return LeftInQueueError(
-        f"the jobs {' '.join(job_ids)} are in the queue, but Slurm has not released them yet: run the same command "
-        f"again, or scontrol release {','.join(job_ids)}"
+        f"the jobs {' '.join(job_ids)} are in the queue, but Slurm has not released them yet: {AGAIN}, or "
+        f"scontrol release {','.join(job_ids)}"
     )
 
 
 def not_canceled(reason: object) -> LeftInQueueError:
     """The submission failed, and the jobs that Slurm had accepted before are still in the queue."""
-    return LeftInQueueError(f"{reason}; jobs that it had accepted may be in the queue: run the same command again")
+    return LeftInQueueError(f"{reason}; jobs that it had accepted may be in the queue: {AGAIN}")
 
 
 def job_scripts(folder: Path) -> set[str]:

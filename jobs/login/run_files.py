@@ -33,7 +33,7 @@ from vit.run.fsync import replace_file
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("vit", "jobs", "data_prep")
 NOT_COPIED = {"__pycache__", "README.md"}
-RECORDED = {"reopened", "estimated", "submitted"}  # events of a submission
+RECORDED = {"reopened", "estimated", "submitted", "accepted"}  # events of a submission
 # Files that submitit writes before and after it calls sbatch.
 SUBMITIT_FILES = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh|\d+_(submission\.sh|submitted\.pkl)")
 

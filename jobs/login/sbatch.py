@@ -10,7 +10,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from jobs.login import held_jobs, run_files
-from jobs.login.call_sbatch import sbatch_heard
+from jobs.login.call_sbatch import UnansweredError, sbatch_heard
 from jobs.login.granted import record_granted
 from jobs.login.held_jobs import SubmissionError
 from jobs.login.resources import Resources, command_path, display_path
@@ -43,9 +43,14 @@ def submit(
     try:
         with sbatch_heard() as told:
             by_size = [_submit_size(folder, resources, runs, jobs, hold) for resources, jobs in sizes]
+        if len({ids[0] for ids in by_size}) < len(sizes):
+            raise SubmissionError(
+                f"Slurm gave two jobs the same number: its controller was restarted; {held_jobs.AGAIN}"
+            )
         by_run = [list(ids) for ids in zip(*by_size, strict=True)]
         for run, ids in zip(runs, by_run, strict=True):
             run_files.record_submission(run, _candidates(ids, [resources for resources, _ in sizes]))
+        changed = record_granted(runs, by_run, [resources for resources, _ in sizes])
     except BaseException as error:
         try:  # they would be submitted a second time
             held_jobs.cancel(held_jobs.unrecorded_jobs(folder, known, runs[0].source))
@@ -53,6 +58,8 @@ def submit(
             raise held_jobs.not_canceled(unreachable) from error
         except OSError:
             pass
+        if isinstance(error, UnansweredError):
+            raise held_jobs.not_canceled(SlurmUnreachableError()) from error
         if isinstance(error, FailedJobError | RuntimeError) and not isinstance(error, SubmissionError):
             raise SubmissionError(rejection_message(str(error), sizes[0][0].cluster)) from error
         raise
@@ -60,7 +67,7 @@ def submit(
         held_jobs.release([ids[0].partition("_")[0] for ids in by_size])
     for remark in told.remarks:
         print(f"sbatch: {remark}", file=sys.stderr)
-    if changed := record_granted(runs, by_run, [resources for resources, _ in sizes]):
+    if changed:
         print_error("submit.py", f"note: this cluster has changed the request: {', '.join(changed)}")
     if warning := shared_folder_warning(folder.parent):
         print_error("submit.py", f"warning: {warning}")

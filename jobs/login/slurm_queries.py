@@ -168,12 +168,30 @@ def _values_of_user(option: str) -> str:
     return f"; yours: {found}" if found else "; you have none on this cluster: ask its administrators"
 
 
+def show_job(job: str) -> dict[str, str] | None:
+    """The fields of a job, or of the first task of an array, by `scontrol show job`; None if Slurm does not know it.
+
+    Raises SlurmUnreachableError, SlurmNotFoundError.
+    """
+    done = _run(*scontrol.JOB, job)
+    if UNKNOWN_JOB.search(done.stderr) or UNKNOWN_JOB.search(done.stdout):
+        return None
+    _raise_if_failed(done, strict=True)
+    return next((row for row in map(scontrol.facts_of, done.stdout.splitlines()) if "JobState" in row), {})
+
+
 def lines_of(*command: str, strict: bool = False) -> list[str]:
     """Lines printed by one of Slurm's commands; none if it does not know the job.
 
     If it is `strict`, any other error counts as no answer, so that a job is not taken for one that has ended.
     Raises SlurmUnreachableError, SlurmNotFoundError.
     """
+    done = _run(*command)
+    _raise_if_failed(done, strict)
+    return done.stdout.splitlines()
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     try:
         done = subprocess.run(
             command, env=client.environment(), capture_output=True, text=True, errors="replace",
@@ -190,8 +208,7 @@ def lines_of(*command: str, strict: bool = False) -> list[str]:
         raise SlurmUnreachableError(first_error(printed)) from None
     if NO_CLUSTER in done.stderr:
         raise NoClusterError
-    _raise_if_failed(done, strict)
-    return done.stdout.splitlines()
+    return done
 
 
 def _raise_if_failed(done: "subprocess.CompletedProcess[str]", strict: bool) -> None:

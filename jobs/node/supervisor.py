@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from jobs.node import candidacy, elastic_agent, flight_recorder, node_check_runner, signals, slurm_job
+from jobs.node import candidacy, elastic_agent, flight_recorder, node_check_runner, signals, slurm_job, time_limit
 from jobs.node.diagnosis import diagnose
 from jobs.node.forkserver import StartError
 from jobs.node.job_spec import GPUS_VARIABLE, READ_SECONDS, SUBMITTER_VARIABLE, JobSpec
@@ -128,6 +128,7 @@ class Supervisor:
         began = {"began": round(process_start(), 3)} if own_process else {}
         self.folder.record("supervising", life=self.start_id, node=slurm_job.node_name(), **began)
         threading.Thread(target=self._record_stop_request, daemon=True).start()
+        time_limit.watch(self.job.nodes)
         if self.waiting_jobs is not None:
             self.waiting_jobs.start()
 

@@ -4,8 +4,6 @@ A job that the owner would decline must not start: it would burn an allocation. 
 DEFERRAL_MINUTES ahead, again and again.  If the owner is lost in any way, nobody does, and the job may start by itself.
 """
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from jobs.node.candidates import Candidate
 from jobs.node.handover import Measured, decide, gain_seconds, measure
 from jobs.node.job_spec import JobSpec
 from jobs.node.ownership import Answer, Claim
+from jobs.node.time_limit import stop_job
 from vit.history.learning_curve import read_curve
 from vit.run.folder import RunFolder
 from vit.run.progress import show
@@ -80,7 +79,7 @@ class WaitingJobs:
             try:
                 if requests := self.ownership.owners.requests(self.ownership.claim):
                     if self._answer(requests):
-                        self._stop()
+                        stop_job(self.job.nodes)
                         return
                     next_deferral = min(next_deferral, time.monotonic() + DECLINED_SECONDS)
                 if time.monotonic() > next_deferral:
@@ -132,11 +131,6 @@ class WaitingJobs:
         with suppress(OSError):
             self.folder.record("handover", life=slurm_job.start_id(), **event)
         show(f"handing over to job {to.size.job} ({to.size.size}): {answer.why}", lasting=True)
-
-    def _stop(self) -> None:
-        """As at a preemption: the ranks save at their next step, and this job is requeued."""
-        if self.job.nodes == 1 or slurm_job.send_signal("USR2"):
-            os.kill(os.getpid(), signal.SIGUSR2)
 
     def _defer_or_let_start(self) -> None:
         pending = other_jobs.pending_jobs([each.job for each in self.ownership.others])

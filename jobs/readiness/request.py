@@ -9,7 +9,13 @@ from jsonargparse import Namespace
 from jobs.login.cluster_config import ClusterConfig
 from jobs.login.resources import Resources
 from jobs.login.sizes import RequestedSizes, Size, requested_sizes, runnable
-from jobs.login.slurm_queries import SlurmNotFoundError, SlurmSettings, SlurmUnreachableError, slurm_settings
+from jobs.login.slurm_queries import (
+    NoClusterError,
+    SlurmNotFoundError,
+    SlurmSettings,
+    SlurmUnreachableError,
+    slurm_settings,
+)
 from jobs.login.submit_options import load_cluster
 from vit.checkpoint.initial_settings import InitialSettings
 from vit.config.schema import Config
@@ -29,6 +35,7 @@ class Request:
     save_seconds: float | None = None  # estimated length of a save; None: not known
     slurm: SlurmSettings | None = None  # None: not installed here, or it does not respond
     slurm_error: str = ""  # why it does not respond; empty: it is not installed here, or not configured
+    no_slurm: str = "not installed here"  # if there is neither of them
 
     def query_slurm(self) -> None:
         """Sets `slurm` or `slurm_error`."""
@@ -37,6 +44,8 @@ class Request:
             self.size = self._largest_runnable(self.slurm)
         except SlurmUnreachableError as error:
             self.slurm_error = str(error)
+        except NoClusterError as error:
+            self.no_slurm = str(error)
         except SlurmNotFoundError:
             pass
 

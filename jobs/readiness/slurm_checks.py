@@ -47,10 +47,11 @@ def _without_slurm(request: Request) -> Finding:
     if request.slurm_error:
         what, _, advice = request.slurm_error.partition("; ")
         return Finding("Slurm", "FAIL", f"{what}: nothing can be submitted, and its settings are not known", advice)
-    text = "not installed here, or no cluster is configured"
+    text = request.no_slurm
     if request.requests_slurm:
         return Finding("Slurm", "FAIL", f"{text}, but the options request it", "run this on a login node")
-    return Finding("Slurm", "WARN", f"{text}: runs are executed on this machine", "on a cluster: use a login node")
+    advice = "on a cluster: use a login node" if "SLURM_CONF" not in text else "on a login node: set SLURM_CONF"
+    return Finding("Slurm", "WARN", f"{text}: runs are executed on this machine", advice)
 
 
 def _python_on_nodes() -> Finding:

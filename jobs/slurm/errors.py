@@ -6,6 +6,12 @@ import re
 UNREACHABLE = re.compile(
     r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I
 )
+# sbatch has sent the job, but got no answer: Slurm may accept it later.
+UNANSWERED = re.compile(
+    r"timed out|zero bytes|communication shutdown|unexpected message|header length|"
+    r"transport endpoint|connection reset|broken pipe",
+    re.I,
+)
 NO_CLUSTER = "configuration source"  # no cluster is configured
 # Errors of a requeue that another try would not change: the job was submitted with --no-requeue, or access is denied.
 PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.I)

@@ -81,6 +81,13 @@ class Case:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
+    def status(self) -> str:
+        """What status.py prints of the run."""
+        return subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / "status.py"), str(self.run.path)],
+            env=os.environ | self.slurm.environment, capture_output=True, text=True, timeout=60, check=True,
+        ).stdout  # fmt: skip
+
     def start(self, *options: str, until_step: int = 3) -> str:
         """Submits the run, waits until it has done some steps, and returns the job's id."""
         done = self.submit(*options)

@@ -97,7 +97,7 @@ def install_slurm(folder: Path, keeps_jobs: bool = False) -> dict[str, str]:
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
         return {"PATH": f"{folder}:{os.environ['PATH']}"}
-    for name in ("sbatch", "sinfo", "squeue", "scancel"):
+    for name in ("sbatch", "sinfo", "squeue", "scancel", "scontrol"):
         (folder / name).write_text(
             SBATCH if name == "sbatch" else f'#!/bin/sh\necho {name} >> "$(dirname "$0")/calls"\n'
         )
