@@ -1,15 +1,31 @@
-"""What setup.cfg cannot declare: the C++ extensions, and that installed copies have the recipes.
+"""What setup.cfg cannot declare: the C++ extensions, an installation without FFCV, and the recipes of installed copies.
 
 Without the extensions, FFCV's decoder and torch are used instead.
 """
 
+import os
+import re
+import runpy
 import shutil
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_py import build_py
 
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off"]
+
+
+class Project(Distribution):
+    """The project as in setup.cfg; with VIT_WITHOUT_FFCV=1, it requires neither FFCV nor what only FFCV needs."""
+
+    def parse_config_files(self, filenames=None, ignore_option_errors=False):
+        """Reads setup.cfg."""
+        super().parse_config_files(filenames, ignore_option_errors)
+        if os.environ.get("VIT_WITHOUT_FFCV", "0") not in ("", "0"):
+            left_out = runpy.run_path("vit/run/dependencies.py")["FOR_FFCV"]
+            kept = [line for line in self.install_requires if re.match(r"[\w-]+", line)[0] not in left_out]
+            self.install_requires = kept
+            self._finalize_requires()
 
 
 class BuildWithConfigs(build_py):
@@ -23,13 +39,15 @@ class BuildWithConfigs(build_py):
 
 
 setup(
+    distclass=Project,
     cmdclass={"build_py": BuildWithConfigs},
     ext_modules=[
         Extension(
             "vit.data._native",
-            ["vit/data/native.cpp", "vit/data/whole_jpeg.cpp"],
+            [f"vit/data/{name}.cpp" for name in ("native", "whole_jpeg", "jpeg_library")],
             depends=[
-                f"vit/data/{name}.h" for name in ("cpu_dispatch", "huffman", "huffman_tables", "jpeg_damage", "resize")
+                f"vit/data/{name}.h"
+                for name in ("cpu_dispatch", "huffman", "huffman_tables", "jpeg_damage", "jpeg_library", "resize")
             ],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,

@@ -29,7 +29,7 @@ SCRIPTS = sorted(
 )
 OLDEST = (3, 6)  # the system's Python on some clusters
 EVERYWHERE = {"contextlib", "gc", "os", "pathlib", "signal", "sys", "typing"}  # modules that it has, and that are quick
-IMPORTS = {"pyyaml": "yaml", "pillow": "PIL"}  # packages that are imported by another name
+IMPORTS = {"pyyaml": "yaml", "pillow": "PIL", "opencv-python": "cv2"}  # packages that are imported by another name
 
 
 def script_of(command: str) -> str:

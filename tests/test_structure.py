@@ -86,7 +86,7 @@ ALLOWED_MODULES = {
             "vit.run.hints",
         ),
     },
-    ("jobs", "vit.data"): {"vit.data.dataset_manifest", "vit.data.native"},
+    ("jobs", "vit.data"): {"vit.data.dataset_manifest", "vit.data.native", "vit.data.ffcv_format"},
     ("jobs", "vit.model"): {"vit.model.weight_fit", "vit.model.fixed_positions"},
     ("jobs", "vit.checkpoint"): {
         "vit.checkpoint.format",

@@ -8,7 +8,6 @@ import io
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from jobs.login.run_files import ROOT
 from jobs.readiness.finding import Finding, Level
 from jobs.readiness.request import Request
 from vit.config.own_files import is_checkout
+from vit.config.user_error import UserError
 from vit.data import native
+from vit.data.ffcv_format import ffcv_problem
+from vit.run.dependencies import FFCV_ADVICE, FOR_FFCV
 
-AGAIN = "run make setup again" if is_checkout() else "install vit-slurm again"
 INSTALL = (
     "make setup, or pip install --constraint constraints.txt --editable ."
     if is_checkout()
@@ -41,16 +42,22 @@ def check_versions(request: Request, project: Path = ROOT) -> Iterator[Finding]:
     inside = is_within(platform.python_version(), bounds)
     advice = "" if inside else f"make a new environment with another Python: {INSTALL}"
     yield Finding("Python", "OK" if inside else "FAIL", f"{platform.python_version()} ({bounds} is tested)", advice)
-    found = {}
+    found, without = {}, []
     for name, bounds in required:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "FAIL", "is not installed", INSTALL)
+            if name in FOR_FFCV:
+                without.append(name)
+            else:
+                yield Finding(name, "FAIL", "is not installed", INSTALL)
             continue
         if not is_within(found[name], bounds):
             yield Finding(name, "WARN", f"{found[name]} was not tested, only {bounds}", INSTALL)
             del found[name]
+    if without:
+        text = f"{' and '.join(without)}: not installed; only data.decoder ffcv and comparisons with FFCV need this"
+        yield Finding("FFCV", "WARN", text, FFCV_ADVICE)
     if "torch" in found:
         yield _torch(found.pop("torch"), request)
     named = [f"{name} {found.pop(name)}" for name in SHOWN if name in found]
@@ -93,51 +100,49 @@ def _numbers(version: str) -> list[int]:
 
 
 def check_decoder(request: Request) -> Iterator[Finding]:
-    """The C++ decoder: built, loaded, and able to decode; and its libjpeg."""
+    """The decoder: built, loaded, and able to decode; and its libjpeg."""
     choice, bicubic = "auto", False
     if request.cfg:
         choice, bicubic = request.cfg.data.decoder, request.cfg.data.interpolation == "bicubic"
-    advice = f"install libjpeg-turbo's headers (libjpeg-dev), and {AGAIN}"
+    if choice == "ffcv":
+        problem = ffcv_problem()
+        text = problem or "FFCV's, as set; ours, vit.data._native, has the pixels of torchvision"
+        yield Finding("decoder", "FAIL" if problem else "OK", text, FFCV_ADVICE if problem else "")
+        return
     try:
-        library = native.native_library()
-    except OSError as error:  # a library that it needs is missing
-        yield Finding("decoder", "FAIL", f"vit.data._native cannot be loaded: {error}", advice)
+        jpeg = native.native_jpeg_library()
+    except UserError as error:  # a library that it needs is missing, or is another one
+        text, _, advice = str(error).partition("; ")
+        yield Finding("decoder", "FAIL", text, advice)
         return
-    if library is None:
-        required = f"data.decoder {choice}" if choice in {"native", "scaled"} else "data.interpolation bicubic"
-        if choice in {"native", "scaled"} or bicubic:
-            yield Finding("decoder", "FAIL", f"vit.data._native was not built, but {required} requires it", advice)
-        elif choice == "ffcv":
-            yield Finding("decoder", "OK", "FFCV's, as set; ours (vit.data._native) was not built")
-        else:
-            text = "vit.data._native was not built: FFCV's decoder is used, which is slower and less exact"
-            yield Finding("decoder", "WARN", text, advice)
+    if jpeg is None:
+        yield _not_built(choice, bicubic)
         return
-    jpeg = libjpeg()
-    from PIL import Image  # not at the top: it takes time; and its own libjpeg would be found first
+    from PIL import Image  # not at the top: it takes time
 
     content = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (200, 100, 50)).save(content, "JPEG")
     decoded = native.decode_jpeg(content.getvalue(), SIDE, SIDE)
-    if decoded.state is not native.JpegState.CLEAN:
-        text = f"vit.data._native cannot decode a JPEG with {jpeg}: {decoded.message or decoded.state.name}"
-        yield Finding("decoder", "FAIL", text, advice)
-    elif choice == "ffcv":
-        yield Finding("decoder", "OK", f"FFCV's, as set; ours is built too, with {jpeg}")
+    built = (
+        "" if jpeg.version == jpeg.built_with else f"; it was built with {jpeg.built_with}, whose pixels are the same"
+    )
+    if decoded.state is native.JpegState.CLEAN:
+        yield Finding("decoder", "OK", f"vit.data._native is built, and used, with {jpeg}{built}")
     else:
-        yield Finding("decoder", "OK", f"vit.data._native is built, and used, with {jpeg}")
+        text = f"vit.data._native cannot decode a JPEG with {jpeg}: {decoded.message or decoded.state.name}"
+        yield Finding("decoder", "FAIL", text, native.BUILD)
 
 
-def libjpeg() -> str:
-    """Version and path of the libjpeg that this process has loaded."""
-    maps = Path("/proc/self/maps")
-    loaded = re.findall(r"\s(/\S*/libjpeg\S*)$", maps.read_text() if maps.exists() else "", re.MULTILINE)
-    if not loaded:
-        return "libjpeg"
-    version = None
-    with suppress(OSError):
-        version = re.search(rb"libjpeg-turbo version (\d[\w.]*)", Path(loaded[0]).read_bytes())
-    return f"{f'libjpeg-turbo {version[1].decode()}' if version else 'libjpeg'} ({loaded[0]})"
+def _not_built(choice: str, bicubic: bool) -> Finding:
+    """What follows if the C++ decoder was not built."""
+    if choice in {"native", "scaled"} or bicubic:
+        required = f"data.decoder {choice}" if choice in {"native", "scaled"} else "data.interpolation bicubic"
+        text = f"vit.data._native was not built, but {required} requires it"
+        return Finding("decoder", "FAIL", text, native.BUILD)
+    if problem := ffcv_problem():
+        return Finding("decoder", "FAIL", f"vit.data._native was not built, and {problem}", native.BUILD)
+    text = "vit.data._native was not built: FFCV's decoder is used, which is slower and less exact"
+    return Finding("decoder", "WARN", text, native.BUILD)
 
 
 def check_augmentation(request: Request) -> Iterator[Finding]:
@@ -145,7 +150,7 @@ def check_augmentation(request: Request) -> Iterator[Finding]:
     if request.cfg and request.cfg.device == "cuda":
         return
     spec = importlib.machinery.PathFinder.find_spec("_pixel_ops", [str(ROOT / "vit" / "augment")])
-    advice = f"install a C++ compiler, and {AGAIN}"
+    advice = f"install a C++ compiler, and {native.AGAIN}"
     if spec is None or spec.origin is None:
         text = "vit.augment._pixel_ops was not built: on CPUs torch augments, with the same pixels, but slower"
         yield Finding("augmentation", "WARN", f"{text}; GPUs do not need it", advice)

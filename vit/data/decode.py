@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vit.config.user_error import UserError
 from vit.data.beton import Beton
-from vit.data.ffcv_format import JPEG, ffcv_library
-from vit.data.native import native_library
+from vit.data.ffcv_format import JPEG, ffcv_library, ffcv_problem
+from vit.data.native import BUILD, NOT_BUILT, check_jpeg_decoder, native_library
 from vit.random_keys import U64, Stream, keys, uniform
 
 Ints = NDArray[np.int64]
@@ -235,13 +235,23 @@ def _raise(error: DecodeError) -> int:
 def resolve_decoder(choice: str, interpolation: str = "bilinear") -> str:
     """The backend for a value of `data.decoder`: `native`, `scaled` or `ffcv`.
 
-    Raises UserError if it needs the C++ decoder and that was not built.
+    Raises UserError if it is the C++ decoder or FFCV's, and that one cannot be used.
     """
-    if choice == "auto":
-        choice = "native" if native_library() or interpolation == "bicubic" else "ffcv"
-    if choice in _NATIVE and native_library() is None:
-        raise UserError(
-            f"data.decoder {choice} was not built, because libjpeg-turbo's headers were missing; install them and run "
-            "make setup again, or use data.decoder auto or ffcv with data.interpolation bilinear"
-        )
-    return choice
+    if choice == "ffcv":
+        ffcv_library()
+        return choice
+    if native_library() is None:
+        if choice == "auto" and interpolation == "bilinear":
+            check_jpeg_decoder()
+            return "ffcv"
+        needed = f"data.decoder {choice}" if choice in _NATIVE else f"data.interpolation {interpolation}"
+        other = "" if ffcv_problem() else ", or use data.decoder ffcv with data.interpolation bilinear"
+        raise UserError(f"{needed} needs the C++ decoder; {NOT_BUILT}; {BUILD}{other}")
+    return "native" if choice == "auto" else choice
+
+
+def decoder_note(choice: str) -> str:
+    """A further line for the user if `auto` had to select FFCV's decoder; else empty."""
+    if choice != "auto" or native_library() is not None:
+        return ""
+    return f"\ndata: images are decoded by FFCV's decoder, which is slower and less exact: {NOT_BUILT}; {BUILD}"

@@ -19,6 +19,9 @@ from functools import cache
 
 import numpy as np
 
+from vit.config.user_error import UserError
+from vit.run.dependencies import FFCV_ADVICE
+
 VERSION = 2
 HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True
@@ -48,16 +51,28 @@ def are_image_and_label(fields: list[tuple[str, str]]) -> bool:
 
 @cache
 def ffcv_library() -> ctypes.CDLL:
-    """FFCV's C library, loaded without importing FFCV.  Raises ImportError if it is not installed."""
+    """FFCV's C library, loaded without importing FFCV.  Raises UserError if it is not installed or cannot be loaded."""
     package = importlib.util.find_spec("ffcv")  # locates the package without running it
     folders = package.submodule_search_locations if package else None
     spec = importlib.machinery.PathFinder.find_spec("_libffcv", list(folders or []))
     if spec is None or spec.origin is None:
-        raise ImportError("FFCV's C library is not installed; `make setup` builds it")
-    library = ctypes.CDLL(spec.origin)
+        raise UserError(f"FFCV's C library is not installed; {FFCV_ADVICE}")
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:  # OpenCV or libjpeg-turbo, with which it was built, is not here
+        raise UserError(f"FFCV's C library cannot be loaded: {error}; {FFCV_ADVICE}") from None
     library.resize.argtypes = 11 * [ctypes.c_int64]
     library.resize.restype = None
     pointer, u32, flag = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool
     library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *6 * [u32], flag, flag]
     library.imdecode.restype = ctypes.c_int
     return library
+
+
+def ffcv_problem() -> str:
+    """Why FFCV's C library cannot be used; empty if it can."""
+    try:
+        ffcv_library()
+    except UserError as error:
+        return str(error).split("; ")[0]
+    return ""

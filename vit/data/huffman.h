@@ -16,10 +16,9 @@
 #include <cstring>
 #include <vector>
 
-#include <jpeglib.h>
-
 #include "huffman_tables.h"
 #include "jpeg_damage.h"
+#include "jpeg_library.h"
 
 namespace huffman {
 

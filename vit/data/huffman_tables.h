@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include <jpeglib.h>
+#include "jpeg_library.h"
 
 #define INLINE inline __attribute__((always_inline))
 

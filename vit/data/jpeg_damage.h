@@ -10,9 +10,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include <jpeglib.h>
-
-#include <jerror.h>
+#include "jpeg_library.h"
 
 namespace damage {
 

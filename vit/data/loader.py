@@ -28,7 +28,7 @@ from vit.data.beton import open_beton
 from vit.data.class_names import ClassMatch
 from vit.data.damage import DamagedSamples, check_pages
 from vit.data.dataset_manifest import check_classes
-from vit.data.decode import CenterCrop, Decoder, RandomCrop, resolve_decoder
+from vit.data.decode import CenterCrop, Decoder, RandomCrop, decoder_note, resolve_decoder
 from vit.data.order import BLOCK, Order, Views
 from vit.data.storage import free_memory
 from vit.distributed.world import World
@@ -280,19 +280,19 @@ class ValData:
 
 
 def storage_summary(cfg: DataConfig, *data: TrainData | ValData) -> str:
-    """One line for the user: how the files are read, and whether they fit into memory."""
+    """For the user: how the files are read, whether they fit into memory, and by what they are decoded if not by us."""
     size, free = sum(each.beton.bytes for each in data), free_memory()
     files = " and ".join(each.beton.path.name for each in data)
     check = "; digests are checked in the first epoch" if cfg.verify == "first-epoch" else ""
     if cfg.cache == "memory":
-        return f"data: {files} ({size / 1e9:.1f} GB{check}), held in memory"
+        return f"data: {files} ({size / 1e9:.1f} GB{check}), held in memory{decoder_note(cfg.decoder)}"
     access = "read through the page cache" if cfg.cache == "os" else "read by each rank"
     if size <= free:
         fits = f"fits into {free / 1e9:.0f} GB of free memory"
     else:
         fits = f"does not fit into {free / 1e9:.0f} GB of free memory"
         fits += "" if cfg.shuffle_window else "; use --data.shuffle_window 32768 for mostly sequential reads"
-    return f"data: {files} ({size / 1e9:.1f} GB{check}), {access}, {fits}"
+    return f"data: {files} ({size / 1e9:.1f} GB{check}), {access}, {fits}{decoder_note(cfg.decoder)}"
 
 
 def decoding_threads(cfg: DataConfig, world: World) -> int:

@@ -15,10 +15,9 @@
 #include <new>
 #include <vector>
 
-#include <jpeglib.h>
-
 #include "huffman.h"
 #include "jpeg_damage.h"
+#include "jpeg_library.h"
 #include "resize.h"
 
 namespace {

@@ -7,10 +7,9 @@
 #include <cstring>
 #include <vector>
 
-#include <jpeglib.h>
-
 #include "huffman.h"
 #include "jpeg_damage.h"
+#include "jpeg_library.h"
 
 namespace {
 

@@ -17,8 +17,11 @@ USER_ERROR = 2  # exit code for what the user can fix
 PACKAGES = {
     **{name: name for name in ("torch", "torchvision", "numpy", "jsonargparse", "submitit", "wandb", "psutil")},
     **{name: name for name in ("rich", "setproctitle", "safetensors", "numba", "pandas", "tqdm", "matplotlib")},
-    **{"yaml": "PyYAML", "ffcv": "FFCV", "PIL": "Pillow"},
+    **{"yaml": "PyYAML", "ffcv": "FFCV", "PIL": "Pillow", "cv2": "opencv-python"},
 }
+# Those that only FFCV needs: an installation with VIT_WITHOUT_FFCV=1 has none of them (setup.py).
+FOR_FFCV = ("ffcv", "numba", "pandas")
+FFCV_ADVICE = "pip install ffcv==1.0.2 numba pandas (README.md, Without FFCV)"
 
 
 def explain_missing_packages() -> None:
@@ -55,6 +58,8 @@ def _exit(problem: str, package: str = "") -> None:
 
 def _advice(package: str) -> str:
     """How to install the packages, or to use the environment in which they are."""
+    if package in map(PACKAGES.get, FOR_FFCV):
+        return f"run `{shlex.quote(sys.executable)} -m {FFCV_ADVICE.replace(' (', '` (')}"
     if any(name.startswith("vit_slurm-") for name in os.listdir(ROOT)):  # an installed copy, in site-packages
         return f"run `{shlex.quote(sys.executable)} -m pip install {package}`"
     environment = os.path.join(ROOT, ".venv")
