@@ -1,19 +1,17 @@
 """The status of a run, from the files in its folder and the state of its Slurm job."""
 
-import re
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.node import submitter_lock
 from jobs.node.candidates import job_ids
 from jobs.slurm.tables import QueuedJob
 from jobs.watch import file_cache
 from jobs.watch.candidate_states import CandidateState, candidate_states, changed_requests, queue_state
 from jobs.watch.file_cache import cached
+from jobs.watch.local_process import local_process
 from jobs.watch.time_left import expected_end
 from jobs.watch.waiting import advice
 from vit.history.attempts import Attempt, mark_killed, read_attempts
@@ -243,7 +241,7 @@ def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob
         return newest, "", without_log_lines(str(events[-1].get("why", "")))
     if on_slurm and jobs is None:
         return "unknown", f"job {' '.join(ids)}", ""
-    if not on_slurm and (local := _local_process(run, events)):
+    if not on_slurm and (local := local_process(run, events)):
         return *local, ""
     return _state_after_end(run, events, ids[0] if on_slurm and not has_started else None)
 
@@ -260,37 +258,6 @@ def _state_after_end(run: RunFolder, events: Sequence[Event], never_started: str
         why += f"soon, `scontrol show job {never_started}`), and check that its nodes see this folder"
         return "lost", "", why
     return "lost", "", f"ended without recording a reason; see the logs in {run.jobs} and {run.logs}"
-
-
-def _local_process(run: RunFolder, events: Sequence[Event]) -> tuple[str, str] | None:
-    """`running` or `queued`, and the process on this machine that owns the run; None if there is none."""
-    for name in ("owner", submitter_lock.NAME):  # between two attempts only the second one runs
-        try:
-            owner = (run.path / name).read_text()
-            match = re.match(r"process (\d+) on (\S+?),?\s", owner)
-            if match is None or match[2] != socket.gethostname():
-                continue
-            command = Path("/proc", match[1], "cmdline").read_bytes()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if b"vit.train" in command:
-            return "running", f"process {match[1]}"
-        if b"submit" in command:
-            # The submit.py of a sweep has locked all runs of the sweep, and trains them one after the other.
-            return "running" if _began_after(int(match[1]), events) else "queued", f"process {match[1]}"
-    return None
-
-
-def _began_after(process: int, events: Sequence[Event]) -> bool:
-    """Whether an attempt of the run, which has not ended, is newer than the start of this process."""
-    import psutil  # not at the top: it takes time, and is rarely needed
-
-    newest = next((e for e in reversed(events) if e["event"] in {"supervising", "started", "stopped"}), None)
-    try:
-        started = psutil.Process(process).create_time()
-    except psutil.Error:  # it has just ended
-        return False
-    return newest is not None and newest["event"] != "stopped" and float(newest.get("time", 0)) > started
 
 
 def without_log_lines(reason: str) -> str:

@@ -94,14 +94,9 @@ class _Reader:
             "rolled back": self._rolled_back,
             "told to stop": self._told_to_stop,
             "handover": self._handed_over,
-            "canceled": self._canceled,
-            "preempted": self._canceled,
-            "stopped": self._ended,
-            "finished": self._ended,
-            "failed": self._failed,
-            "restarting in place": self._failed,
-            "requeueing": self._failed,
-            "gave up": self._failed,
+            **dict.fromkeys(("canceled", "preempted"), self._canceled),
+            **dict.fromkeys(("stopped", "finished"), self._ended),
+            **dict.fromkeys(("failed", "restarting in place", "requeueing", "gave up"), self._failed),
         }
 
     def read(self, event: Event) -> None:
