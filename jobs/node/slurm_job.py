@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jobs.node.slurm_commands import has_commands, refusal, run
 from jobs.slurm import scontrol, tables
 from jobs.slurm.errors import PERMANENT_ERRORS
-from jobs.slurm.states import RUNNING_STATES
+from jobs.slurm.states import RUNNING_STATES, TIME_LIMIT
 
 STOP_SECONDS = 90  # for the ranks to save and exit near the time limit; then they are killed, in time to requeue
 CONTROLLER_SECONDS = 600  # how long a controller that does not respond is asked again
@@ -30,7 +30,7 @@ SETUP = (
     "back_to_queue() {",
     "  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
     "  for _ in $(seq 300); do is=$(scontrol --oneliner show job $job 2>/dev/null) && break; sleep 2; done",
-    f'  echo "$is" | grep -E " JobState=({"|".join(RUNNING_STATES)}) " |'
+    f'  echo "$is" | {scontrol.WITHOUT_WORDS} | grep -E " JobState=({"|".join(RUNNING_STATES)}) " |'
     ' grep -q " Restarts=${SLURM_RESTART_COUNT:-0} " &&',
     "    scontrol requeue $job",
     "}",
@@ -67,7 +67,7 @@ def _restart_count() -> str:
 
 
 def seconds_left() -> float | None:
-    """Seconds until the time limit of this start of the job; None if Slurm does not tell, as versions before 22.05."""
+    """Seconds until the time limit of this start of the job; None if Slurm does not tell, as in version 22.05."""
     end = _variable("SLURM_JOB_END_TIME")
     return float(end) - time.time() if end and end.isdigit() else None
 
@@ -164,13 +164,14 @@ def is_being_canceled() -> bool:
     """Whether the signal that this job has received is that of scancel, and not of a preemption or a requeue.
 
     Slurm shows all of them as COMPLETING.  A requeue has counted the restart already, a preemption has its time, and at
-    the time limit none is left.
+    the time limit that is the reason, and none is left.
     """
     facts, left = show_job(job_id() or ""), seconds_left()
     return (
         facts.get("JobState") in ("COMPLETING", "CANCELLED")
         and facts.get("Restarts") == _restart_count()
         and facts.get("PreemptTime", "None") == "None"
+        and facts.get("Reason") != TIME_LIMIT
         and (left is None or left > 5)
     )
 

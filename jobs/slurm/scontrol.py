@@ -11,9 +11,25 @@ PARTITIONS = ("scontrol", "--oneliner", "show", "partition")
 CONFIG = ("scontrol", "show", "config")
 
 
+# The name of a job may have anything in it; the next field is its user.
+WITHOUT_WORDS = "sed 's/ Command=.*//; s/.* UserId=//'"  # the same in shell: only fields between those
+_NAME = re.compile(r" JobName=(.*?)(?= UserId=\S+ GroupId=)", re.S)
+
+
 def facts_of(text: str) -> dict[str, str]:
-    """The fields of a job, as `scontrol --oneliner` prints them."""
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+    """The fields of the first job or partition, as `scontrol --oneliner` prints them, each up to its first space.
+
+    The user's own words cannot be mistaken for fields: those of the name are skipped, and those of the comment and of
+    the command line (`SubmitLine`, since Slurm 25.05) come after all other fields, of which the first one counts.
+    """
+    text = text.strip().partition("\nJobId=")[0]
+    name = _NAME.search(text)
+    out = {"JobName": name[1]} if name else {}
+    for word in _NAME.sub("", text, count=1).split():
+        key, equals, value = word.partition("=")
+        if equals:
+            out.setdefault(key, value)
+    return out
 
 
 def partitions_of(text: str) -> dict[str, dict[str, str]]:

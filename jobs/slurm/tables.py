@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from jobs.slurm.states import NODE_FLAGS
+from jobs.slurm.states import NODE_FLAGS, UNUSABLE
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ def node_states(lines: Sequence[str]) -> Counter[str]:
 
 def nodes(partition: str) -> list[str]:
     """The command for `usable_nodes`."""
-    return ["sinfo", "--noheader", "--Node", "--partition", partition, "--format", "%N|%t|"]
+    return ["sinfo", "--noheader", "--Node", "--partition", partition, "--format", "%N|%T|"]
 
 
 def usable_nodes(lines: Sequence[str]) -> set[str]:
     """The names of the nodes on which jobs start."""
     rows = [line.split("|") for line in lines]
-    return {row[0].strip() for row in rows if len(row) == 3 and not row[1].startswith(("down", "drain", "fail"))}
+    return {row[0].strip() for row in rows if len(row) == 3 and row[1].rstrip(NODE_FLAGS) not in UNUSABLE}
 
 
 def accounting(entity: str, columns: Sequence[str], where: Sequence[str]) -> list[str]:

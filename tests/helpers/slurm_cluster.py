@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.slurm.scontrol import JOB, facts_of
 from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_config import NODES, SEARCH_PATH, changed, client_environment
 from tests.helpers.waiting import wait_for
@@ -76,8 +77,7 @@ class Cluster:
 
     def job(self, job: str) -> dict[str, str]:
         """The fields of `scontrol show job`."""
-        words = self.call("scontrol", "--oneliner", "show", "job", job, check=False).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        return facts_of(self.call(*JOB, job, check=False))
 
     def state(self, job: str) -> str:
         """A job's state: PENDING, RUNNING, COMPLETING, COMPLETED, …"""
