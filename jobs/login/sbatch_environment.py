@@ -1,11 +1,22 @@
 """The environment in which sbatch is called: without variables that would change what is submitted."""
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 # Client settings, which Slurm's commands need inside of an allocation as outside of one.
 CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+# What an allocation or srun sets for its processes.  The new job would inherit what Slurm does not set for it, and its
+# srun would request it: with SLURM_GPUS, SLURM_GRES or SLURM_NTASKS_PER_GPU of another job it fails.  Its supervisors
+# would take the number of an array, or of restarts, for theirs.
+ALLOCATION = re.compile(
+    "SLURMD_.*|SLURM_(JOB.*|STEP.*|HET_.*|ARRAY_.*|RESTART_COUNT|PROCID|LOCALID|TASK.*|N?NODE.*|NTASKS.*|NPROCS|CPUS_.*"
+    "|MEM_PER_.*|GPUS.*|GRES.*|TRES_.*|THREADS_PER_CORE)"
+)
+# Set for the processes of an allocation with GPUs.  Slurm sets them anew for a job with GPUs that Slurm knows of.
+GPU_VARIABLES = {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
+GPU_ALLOCATION = {"SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"}
 # sbatch's options, by submitit's names, whose variables have other names or conflict with others.
 SBATCH_VARIABLES = {
     "time": {"SBATCH_TIMELIMIT"},
@@ -26,18 +37,24 @@ def sbatch_environment(options: Collection[str]) -> Iterator[None]:
     """Hides variables while sbatch is called with these options, which have submitit's or sbatch's names.
 
     A variable such as SBATCH_TIMELIMIT has precedence over the option in a batch script.  One whose option is not set
-    stays, as its default: SBATCH_PARTITION chooses the partition if nothing else does.  Inside of an allocation the
-    new job would inherit SLURM_* variables of that allocation, such as its number of GPUs.
+    stays, as its default: SBATCH_PARTITION chooses the partition if nothing else does.  Of the variables of an
+    allocation none stays; those that only describe one are hidden also outside, where some are left over, as after
+    `unset SLURM_JOB_ID`.
     """
     hidden = set(ALWAYS)
     for option in (name.replace("-", "_") for name in options):
         hidden |= SBATCH_VARIABLES.get(option, {f"SBATCH_{option.upper()}"})
-    if "SLURM_JOB_ID" in os.environ:
-        hidden |= {
-            name for name in os.environ if name.startswith(("SLURM_", "SLURMD_")) and name not in CLIENT_VARIABLES
-        }
+    hidden |= {name for name in os.environ if _is_of_an_allocation(name)}
+    if not GPU_ALLOCATION.isdisjoint(os.environ):
+        hidden |= GPU_VARIABLES
     before = {name: os.environ.pop(name) for name in hidden if name in os.environ}
     try:
         yield
     finally:
         os.environ.update(before)
+
+
+def _is_of_an_allocation(name: str) -> bool:
+    if "SLURM_JOB_ID" in os.environ and name.startswith("SLURM_") and name not in CLIENT_VARIABLES:
+        return True
+    return ALLOCATION.fullmatch(name) is not None

@@ -1,6 +1,7 @@
 """What a job runs and where: the submitted source, one job per run, the GPUs it gets, data copied to its nodes."""
 
 import re
+import shlex
 import shutil
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from tests.helpers.cluster_case import SUBMIT, Case, campaign
 from tests.helpers.paths import ROOT
+from tests.helpers.waiting import wait_for
 from tests.jobs.test_special_paths import EVERYTHING
 from vit.run.folder import RunFolder
 
@@ -78,6 +80,29 @@ def test_variables_of_the_submitting_shell_do_not_change_the_job(
     assert "TimeLimit=01:00:00" in shown
     assert "Requeue=1" in shown
     case.finish()
+    assert [e["ranks"] for e in case.events("started")] == [2]
+    assert case.weights() == reference_weights
+
+
+@campaign
+@pytest.mark.parametrize("unset", [[], ["SLURM_JOB_ID", "SLURM_JOBID"]])
+def test_a_run_that_is_submitted_from_a_task_of_another_job_has_nothing_of_that_job(
+    unset: list[str], case: Case, reference_weights: bytes
+) -> None:
+    """From a step with tasks and GPUs of its own, in a job array, as in the terminal of an interactive job."""
+    request = ("--ntasks", "2", "--cpus-per-task", "2", "--gpus-per-task", "1", "--mem", "900", "--array", "3")
+    step = ("srun", "--ntasks", "1", "--gres", "gpu:2", "--distribution", "cyclic")
+    words = [*case.command, "--cluster", "slurm", "--name", case.run.path.name, *case.options, "--gpus", "1"]
+    hidden = "".join(f"unset {name}; " for name in unset)
+    script = shlex.join([*step, "sh", "-c", f"{hidden}exec {shlex.join([*words, '--nodes', '2'])}"])
+    case.run.path.parent.mkdir()
+    log = case.run.path.parents[1] / "outer.log"
+    where = ("--chdir", str(case.run.path.parents[1]), "--output", str(log), "--partition", "low", "--nodes", "1")
+    case.slurm.call("sbatch", *where, *request, "--wrap", script)
+    wait_for(lambda: case.run.last("submitted"), "the submission", 120)
+    case.finish()
+    (start,) = case.events("supervising")
+    assert start["life"] == f"{case.job}.0", log.read_text()
     assert [e["ranks"] for e in case.events("started")] == [2]
     assert case.weights() == reference_weights
 

@@ -115,7 +115,7 @@ def test_a_run_in_the_foreground_of_another_job_does_not_act_for_that_job(
 def test_a_variable_of_sbatch_does_not_overrule_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For sbatch its variables have precedence.  Those of options that are not set stay, as their defaults."""
     variables = ("SBATCH_TIMELIMIT", "SBATCH_SIGNAL", "SBATCH_NO_REQUEUE", "SBATCH_ACCOUNT", "SBATCH_GPUS_PER_NODE")
-    kept = ("SBATCH_PARTITION", "SLURM_CONF", "SLURM_GPUS")
+    kept = ("SBATCH_PARTITION", "SLURM_CONF", "SLURM_CPU_BIND")
     for name in (*variables, *kept):
         monkeypatch.setenv(name, "theirs")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -126,8 +126,24 @@ def test_a_variable_of_sbatch_does_not_overrule_an_option(tmp_path: Path, monkey
     assert os.environ["SBATCH_TIMELIMIT"] == "theirs"
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with sbatch_environment({*options, *options["additional_parameters"]}):
-        assert "SLURM_GPUS" not in os.environ, "of the allocation in which the command runs"
+        assert "SLURM_CPU_BIND" not in os.environ, "of the allocation in which the command runs"
         assert os.environ["SLURM_CONF"] == "theirs"
+
+
+def test_a_job_inherits_nothing_of_another_one_whose_id_was_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its srun would fail (SLURM_GPUS), and its supervisor would take an array for its own."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    theirs = ("SLURM_GPUS", "SLURM_GRES", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_GPUS", "SLURM_JOBID")
+    gpus = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+    for name in (*theirs, *gpus):
+        monkeypatch.setenv(name, "1")
+    with sbatch_environment(()):
+        assert [name for name in (*theirs, *gpus) if name in os.environ] == []
+    for name in theirs:
+        assert os.environ[name] == "1"
+        monkeypatch.delenv(name)
+    with sbatch_environment(()):  # the user's own choice
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize("before", ["", "/opt/torch"])
