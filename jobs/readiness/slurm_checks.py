@@ -12,7 +12,7 @@ from jobs.readiness.finding import Finding
 from jobs.readiness.preemption_settings import judge, preemption_of
 from jobs.readiness.request import Request
 from jobs.readiness.run_config import failed
-from jobs.slurm.scontrol import credential_seconds
+from jobs.slurm.scontrol import credential_seconds, has_accounting
 from jobs.slurm.states import UNUSABLE
 from vit.config.user_error import UserError
 
@@ -79,7 +79,7 @@ def _check_partition(request: Request, settings: SlurmSettings, name: str) -> It
         yield _nodes(request, name)
     qos: Mapping[str, str] = {}
     try:
-        if settings.config.get("AccountingStorageType", "").endswith("none"):
+        if not has_accounting(settings.config):
             yield Finding("limits", "OK", "this cluster has no accounting, so no limits of accounts")
         else:
             account = find_account(request, row)

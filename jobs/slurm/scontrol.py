@@ -63,6 +63,11 @@ def excluded_nodes(facts: Mapping[str, str]) -> list[str]:
     return [] if facts.get("ExcNodeList") in {None, "(null)"} else [facts["ExcNodeList"]]
 
 
+def has_accounting(config: Mapping[str, str]) -> bool:
+    """Whether the cluster stores accounts and their limits: not with `accounting_storage/none`, later `(null)`."""
+    return not config.get("AccountingStorageType", "").endswith(("none", "(null)"))
+
+
 def largest_array(config: Mapping[str, str]) -> int | None:
     """The most tasks of one job array; None if the settings do not say."""
     limits = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.slurm.scontrol import config_of, largest_array
+from jobs.slurm.scontrol import config_of, has_accounting, largest_array
 from tests.helpers.cluster_case import Case, campaign, new_case, own_cluster
 from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster
@@ -164,6 +164,13 @@ def test_max_array_tasks_limits_an_array_too() -> None:
     assert largest_array({"MaxArraySize": "1001", "SchedulerParameters": "bf_interval=1,max_array_tasks=5"}) == 5
     assert largest_array({"MaxArraySize": "0"}) == 0
     assert largest_array({"MaxArraySize": "(null)"}) is None
+
+
+def test_accounting_is_known_to_be_off_in_the_words_of_each_version() -> None:
+    """Slurm 22.05 says `accounting_storage/none`, 25.11 `(null)`."""
+    for off in ("accounting_storage/none", "(null)"):
+        assert not has_accounting({"AccountingStorageType": off})
+    assert has_accounting({"AccountingStorageType": "accounting_storage/slurmdbd"})
 
 
 @campaign
