@@ -26,6 +26,7 @@ from jobs.node.restart_policy import (
     root_cause,
 )
 from jobs.node.resumption import Resumption
+from jobs.node.suspension_log import SuspensionLog
 from jobs.node.waiting_jobs import WaitingJobs
 from jobs.node.watchdog import Watchdog
 from vit.config.parser import load_config
@@ -129,6 +130,8 @@ class Supervisor:
         self.folder.record("supervising", life=self.start_id, node=slurm_job.node_name(), **began)
         threading.Thread(target=self._record_stop_request, daemon=True).start()
         time_limit.watch(self.job.nodes)
+        if self.in_slurm:
+            SuspensionLog(self.folder, self.start_id).start()
         if self.waiting_jobs is not None:
             self.waiting_jobs.start()
 

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable
 
 from vit.history.device_changes import device_changes
-from vit.history.learning_curve import integer
+from vit.history.learning_curve import integer, number
 from vit.history.run_history import RunHistory
 from vit.history.settings import setting
 from vit.history.wrong_arithmetic import known_findings
 from vit.run.counts import counted
 from vit.run.folder import Event
 from vit.run.hints import command
+from vit.run.progress import format_duration
 
 DECISIONS = ("restarting in place", "requeueing", "gave up")  # recorded once for each failure
 
@@ -78,6 +79,15 @@ def late_stops(history: RunHistory) -> str | None:
     return f"{stops} came too late to save ({steps} repeated): `{measure}` measures the grace time"
 
 
+def suspensions(history: RunHistory) -> str | None:
+    """Times in which a job kept its nodes and did not run."""
+    found = [number(event, "seconds") or 0.0 for event in history.events if event["event"] == "suspended"]
+    if not found:
+        return None
+    times = f"{counted(len(found), 'suspension')} by Slurm or by hand took {format_duration(sum(found))}"
+    return f"{times}: it counts as time of the phase in which the run was"
+
+
 def failed_saves(history: RunHistory) -> str | None:
     """Checkpoints that could not be written."""
     failed = [event for event in history.events if event["event"] == "checkpoint failed"]
@@ -115,8 +125,8 @@ def skipped_steps(history: RunHistory) -> str | None:
 
 
 FAILURE_NOTES: tuple[Callable[[RunHistory], str | None], ...] = (
-    wrong_values, failing_node, killed_ranks, stalls, late_stops, failed_saves, damaged_checkpoints, damaged_samples,
-    skipped_steps, other_devices,
+    wrong_values, failing_node, killed_ranks, stalls, late_stops, suspensions, failed_saves, damaged_checkpoints,
+    damaged_samples, skipped_steps, other_devices,
 )  # fmt: skip
 
 
