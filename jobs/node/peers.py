@@ -13,12 +13,13 @@ from contextlib import contextmanager
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+from jobs.node.suspension_log import SUSPENDED_SECONDS
+
 START_SECONDS = 600  # timeout for all nodes of a job to start
 HEARTBEAT_SECONDS = 30  # a node without a heartbeat for this long is considered dead
 REPORT_SECONDS = 60  # timeout for the reports of all nodes
 POLL_SECONDS = 0.1  # between two looks at what other nodes have reported
 STAGGER_SECONDS = 0.5  # between nodes that ask Slurm for the same: one of them is enough
-SUSPENDED_SECONDS = 10  # a loop that runs each second and took longer was suspended with its job: restart all timeouts
 
 
 class PeerLostError(RuntimeError):
@@ -153,7 +154,7 @@ class Peers:
         seen = dict.fromkeys(watched, "")
         count, before = 0, time.monotonic()
         while self.lost is None and not self._closed.wait(1):
-            if (now := time.monotonic()) - before > SUSPENDED_SECONDS:
+            if (now := time.monotonic()) - before > SUSPENDED_SECONDS:  # restart all timeouts
                 changed = dict.fromkeys(changed, now)
             before = now
             count += 1

@@ -4,10 +4,10 @@ import threading
 import time
 from contextlib import suppress
 
-from jobs.node.peers import SUSPENDED_SECONDS
 from vit.run.folder import RunFolder
 from vit.run.progress import format_duration, show
 
+SUSPENDED_SECONDS = 10  # a loop that runs each second and took longer was suspended with its job
 POLL_SECONDS = 1.0
 
 

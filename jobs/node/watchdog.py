@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 from jobs.node.forkserver import KILL_SECONDS
-from jobs.node.peers import SUSPENDED_SECONDS, PeerLostError, Peers
+from jobs.node.peers import PeerLostError, Peers
+from jobs.node.suspension_log import SUSPENDED_SECONDS
 from vit.run.dump_pipe import request_dump
 from vit.run.heartbeat import LEAVING, STACKS_SIGNAL, Beat, HeartbeatSlots
 

@@ -77,6 +77,14 @@ def test_the_cause_of_a_stop_is_told_by_its_signal_and_by_what_followed(
     assert read_attempts(late)[0].why == why
 
 
+def test_a_run_that_slurm_canceled_at_a_preemption_was_preempted_also_after_it_was_submitted_again() -> None:
+    """The job recorded that; else a run that was told to stop and is submitted again was canceled by its user."""
+    stop = event("told to stop", 270, life="7.0", signal="SIGTERM")
+    ended = [*PREEMPTED[:4], stop, PREEMPTED[5], event("preempted", 272, life="7.0", job="7")]
+    assert read_attempts(ended)[0].why == "preempted"
+    assert read_attempts([*ended, event("submitted", 300, job="8")])[0].why == "preempted"
+
+
 def test_the_steps_of_a_rank_that_was_killed_are_lost_until_the_checkpoint() -> None:
     """And so is the time in which the failure was not noticed yet."""
     events = [
