@@ -18,7 +18,7 @@ import psutil
 
 from jobs.slurm.scontrol import JOB, facts_of
 from tests.helpers.paths import CHECKOUT
-from tests.helpers.slurm_config import NODES, SEARCH_PATH, changed, client_environment
+from tests.helpers.slurm_config import NODES, SEARCH_PATH, Node, changed, client_environment, write_nodes
 from tests.helpers.waiting import wait_for
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "mariadb", "slurmdbd", "slurmctld", "slurmd")
@@ -36,20 +36,21 @@ def missing() -> str:
 class Cluster:
     """The cluster as tests use it: through Slurm's own commands and real signals.
 
-    It has `nodes` nodes, n1, n2, ….  `settings` and `partitions` change its slurm.conf (see slurm_config.changed).
-    With NO_ACCOUNTING there is neither a database nor slurmdbd.
+    It has `nodes` nodes, n1, n2, …, or those listed.  `settings` and `partitions` change its slurm.conf (see
+    slurm_config.changed).  With NO_ACCOUNTING there is neither a database nor slurmdbd.
     """
 
     def __init__(
         self,
         settings: Mapping[str, str | None] | None = None,
         partitions: Sequence[str] = (),
-        nodes: int = len(NODES),
+        nodes: int | Sequence[Node] = len(NODES),
     ) -> None:
         # A short path: that of a socket may have 107 characters.
         self.dir = Path(tempfile.mkdtemp(prefix="slurm-"))
-        self.nodes = [f"n{number + 1}" for number in range(nodes)]
-        (self.dir / "nodes").write_text(" ".join(self.nodes))
+        listed = [Node(f"n{number + 1}") for number in range(nodes)] if isinstance(nodes, int) else nodes
+        self.nodes = [node.name for node in listed]
+        write_nodes(self.dir, listed)
         self.environment = client_environment(self.dir)
         changes = json.dumps([settings or {}, partitions])
         self._daemons = subprocess.Popen(

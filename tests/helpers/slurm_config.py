@@ -1,9 +1,11 @@
 """Configuration files of the test cluster: two nodes or more with four fake GPUs each, and accounting."""
 
+import json
 import os
 import socket
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.ports import free_ports
@@ -65,7 +67,7 @@ PartitionName=hasty Nodes={all} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 M
 PartitionName=short Nodes={all} PriorityTier=1 MaxTime=30 State=UP
 PartitionName=high Nodes={all} PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
-NODE_LINE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Sockets=1 \
+NODE_LINE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs={cpus} Sockets=1 \
 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=20000 Gres=gpu:{gpus} State=UNKNOWN"
 SLURMDBD_CONF = """\
 DbdHost=localhost
@@ -91,9 +93,23 @@ def client_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def node_names(folder: Path) -> list[str]:
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster."""
+
+    name: str
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()  # a command that starts its slurmd elsewhere: in a network of its own
+
+
+def nodes_in(folder: Path) -> list[Node]:
     """The nodes of the cluster in a folder."""
-    return (folder / "nodes").read_text().split()
+    return [Node(name, address, tuple(prefix)) for name, address, prefix in json.loads((folder / "nodes").read_text())]
+
+
+def write_nodes(folder: Path, nodes: Sequence[Node]) -> None:
+    """Says which nodes the cluster in a folder is to have."""
+    (folder / "nodes").write_text(json.dumps([[node.name, node.address, node.prefix] for node in nodes]))
 
 
 def changed(text: str, settings: Mapping[str, str | None], partitions: Sequence[str] = ()) -> str:
@@ -116,19 +132,20 @@ def has_accounting(folder: Path) -> bool:
 
 def write_config(folder: Path, settings: Mapping[str, str | None], partitions: Sequence[str]) -> None:
     """Creates the cluster's folders and writes all configuration files, with free ports."""
-    names = node_names(folder)
+    nodes = nodes_in(folder)
+    names = [node.name for node in nodes]
     for name in ("etc", "log", "run", "state", "db", "tmp", *(f"spool/{node}" for node in names)):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)
     ports = free_ports(2 + len(names))
     host = socket.gethostname().partition(".")[0]
-    nodes = [
-        NODE_LINE.format(name=name, host=host, port=port, cpus=CPUS, gpus=GPUS)
-        for name, port in zip(names, ports[2:], strict=True)
+    lines = [
+        NODE_LINE.format(name=node.name, address=node.address, host=host, port=port, cpus=CPUS, gpus=GPUS)
+        for node, port in zip(nodes, ports[2:], strict=True)
     ]
     values = {
-        "dir": folder, "host": host, "ports": ports, "nodes": "\n".join(nodes), "expire": CREDENTIAL_SECONDS,
-        "kill_wait": KILL_WAIT_SECONDS, "all": f"n[1-{len(names)}]",
+        "dir": folder, "host": host, "ports": ports, "nodes": "\n".join(lines), "expire": CREDENTIAL_SECONDS,
+        "kill_wait": KILL_WAIT_SECONDS, "all": ",".join(names),
     }  # fmt: skip
     etc = folder / "etc"
     (etc / "slurm.conf").write_text(changed(SLURM_CONF.format(**values), settings, partitions))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.helpers.slurm_config import client_environment, has_accounting, node_names, write_config
+from tests.helpers.slurm_config import client_environment, has_accounting, nodes_in, write_config
 from tests.helpers.waiting import wait_for
 
 
@@ -29,7 +29,8 @@ class Daemons:
     """munge, MariaDB, slurmdbd, slurmctld and a slurmd for each node."""
 
     def __init__(self, folder: Path) -> None:
-        self.dir, self.nodes = folder, node_names(folder)
+        self.dir, nodes = folder, nodes_in(folder)
+        self.nodes = [node.name for node in nodes]
         # Two databases that are created at the same time would collide in /tmp.
         self.environment = os.environ | client_environment(folder) | {"TMPDIR": str(folder / "tmp")}
         run, log = folder / "run", folder / "log"
@@ -44,7 +45,7 @@ class Daemons:
             "mariadbd": ["mariadbd", "--no-defaults", *database, *small, f"--pid-file={run}/mariadb.pid"],
             "slurmdbd": ["slurmdbd", "-D"],
             "slurmctld": ["slurmctld", "-D"],
-            **{f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in self.nodes},
+            **{f"slurmd-{node.name}": [*node.prefix, "slurmd", "-D", "-N", node.name] for node in nodes},
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
