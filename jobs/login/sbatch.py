@@ -63,7 +63,7 @@ def submit(
         if isinstance(error, FailedJobError | RuntimeError) and not isinstance(error, SubmissionError):
             raise SubmissionError(rejection_message(str(error), sizes[0][0].cluster)) from error
         raise
-    if hold:
+    if hold and not {"hold", "H"} & sizes[0][0].cluster.sbatch.keys():  # else the user holds them
         held_jobs.release([ids[0].partition("_")[0] for ids in by_size])
     for remark in told.remarks:
         print(f"sbatch: {remark}", file=sys.stderr)

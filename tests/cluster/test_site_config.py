@@ -1,6 +1,7 @@
 """SLURM_CONF is not set, or wrong: each command says so in one line, and nothing trains on the login node unasked."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,7 @@ def test_a_wrong_configuration_is_named_in_one_line(kind: str, betons: Path, tmp
 
     doctor = call("doctor.py", *words, conf=conf, cwd=tmp_path)
     assert doctor.returncode == 2 and "Traceback" not in doctor.stderr
-    assert f"FAIL  Slurm           Slurm's commands fail on this machine ({reason}" in doctor.stdout.replace(
-        f"cannot stat file {conf}: ", ""
-    ).replace("Parsing error at unrecognized key: ", "").replace("No ", "")
+    assert re.search(rf"FAIL  Slurm +Slurm's commands fail on this machine \(.*{reason}", doctor.stdout), doctor.stdout
 
 
 def test_status_shows_runs_although_slurm_is_not_configured(tmp_path: Path) -> None:
