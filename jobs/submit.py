@@ -43,6 +43,7 @@ from jobs.login import dry_run, local_run, run_files, run_folder, sbatch, slurm_
 from jobs.login.held_jobs import SubmissionError
 from jobs.login.initial_weights import check_initial_weights, check_number_of_classes, initial_settings
 from jobs.login.local_run import INTERRUPTED, summary
+from jobs.login.multi_cluster import check_clusters
 from jobs.login.queued_runs import in_queue_message, queued_jobs
 from jobs.login.resources import Resources, check_path, display_path, local_executor
 from jobs.login.sizes import Size, choose_sizes, runnable
@@ -94,6 +95,7 @@ class Submission:
     def __init__(self, parser: Parser, argv: Sequence[str], options: Namespace, settings: InitialSettings) -> None:
         self.parser, self.argv, self.options, self.settings = parser, argv, options, [settings]
         check_options(options)
+        check_clusters(os.environ)
         self.cluster = load_cluster(options)
         requested = "slurm" if options.cluster == "auto" and names_cluster(options) else options.cluster
         self.sizes: list[Size] = []

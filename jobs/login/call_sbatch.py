@@ -9,12 +9,12 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from submitit.core import utils
 
 from jobs.login import held_jobs
 from jobs.login.held_jobs import SubmissionError
+from jobs.login.multi_cluster import VARIABLE, named_cluster
 from jobs.login.slurm_queries import SlurmUnreachableError
 from jobs.slurm import submission
 from jobs.slurm.errors import UNANSWERED
@@ -24,18 +24,13 @@ from jobs.slurm.submission import SubmittedJob
 ANSWERS, PAUSE_SECONDS, ANSWER_SECONDS = 3, 1.5, 40.0
 
 
-@dataclass
-class Told:
-    """What sbatch said of the jobs that it accepted."""
-
-    remarks: list[str] = field(default_factory=list)
-    clusters: list[str] = field(default_factory=list)  # of each job; empty: the own cluster
-
-
 @contextmanager
-def sbatch_heard() -> Iterator[Told]:
-    """Replaces submitit's way to call a command meanwhile; it has no other place for this, for arrays neither."""
-    told, original = Told(), utils.CommandFunction
+def sbatch_heard() -> Iterator[list[str]]:
+    """Replaces submitit's way to call a command meanwhile; it has no other place for this, for arrays neither.
+
+    Yields what sbatch says of the jobs that it accepts.
+    """
+    told, original = list[str](), utils.CommandFunction
 
     class Command(original):  # type: ignore[misc, valid-type]
         """One call."""
@@ -54,7 +49,7 @@ class UnansweredError(utils.FailedJobError):
     """Slurm did not answer, and the job is not in the queue, yet: nobody knows whether it will be."""
 
 
-def _call(command: Sequence[str], told: Told) -> str:
+def _call(command: Sequence[str], told: list[str]) -> str:
     """What submitit is to see of the output.  Raises FailedJobError with what was printed, SubmissionError."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
@@ -73,10 +68,15 @@ def _call(command: Sequence[str], told: Told) -> str:
             f"sbatch did not say the number of the job, and none is in the queue; it said: {lines[0]}"
         )
     if done.returncode:
-        told.remarks.append("it got no answer in time, but Slurm has accepted the job")
+        told.append("it got no answer in time, but Slurm has accepted the job")
         done.stderr = ""
-    told.remarks += [line for line in submission.remarks(done.stderr) if line not in told.remarks]
-    told.clusters.append(accepted.cluster)
+    told += [line for line in submission.remarks(done.stderr) if line not in told]
+    if accepted.cluster not in ("", named_cluster()):
+        subprocess.run(["scancel", "-M", accepted.cluster, accepted.job], capture_output=True, check=False)
+        raise SubmissionError(
+            f"sbatch submitted job {accepted.job} to cluster {accepted.cluster}, where nobody would look for it; it was "
+            f"canceled: export {VARIABLE}={accepted.cluster}"
+        )
     return f"Submitted batch job {accepted.job}"
 
 

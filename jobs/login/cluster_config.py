@@ -23,6 +23,7 @@ SET_ELSEWHERE = {
     **{"nodes": "--nodes", "gpus-per-node": "--gpus", "job-name": "--name", "array": "--sweep", "dependency": "--prep"},
     **{"cpus-per-task": "cpus_per_gpu", "output": "the run folder", "error": "the run folder", "ntasks": "--nodes"},
     **{"ntasks-per-node": "--nodes", "open-mode": "the run folder", "no-requeue": "requeue"},
+    **{"clusters": "the variable SLURM_CLUSTERS", "M": "the variable SLURM_CLUSTERS"},
 }
 
 

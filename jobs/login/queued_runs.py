@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.login import slurm_queries
+from jobs.login.multi_cluster import elsewhere
 from jobs.login.sbatch import job_hints
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.node.candidates import job_ids
 from jobs.slurm.tables import QueuedJob
-from vit.run.folder import RunFolder
+from vit.run.folder import InUseError, RunFolder
 
 
 def queued_jobs(runs: Sequence[RunFolder], backend: str) -> dict[Path, dict[str, QueuedJob]]:
@@ -20,6 +21,9 @@ def queued_jobs(runs: Sequence[RunFolder], backend: str) -> dict[Path, dict[str,
         if backend == "slurm":
             raise
         return {}  # without Slurm it may run here
+    for run in runs:
+        if why := elsewhere(run.events()):
+            raise InUseError(f"{run.path} may be in a queue: {why}")
     found = {path: {job: jobs[job] for job in each if job in jobs} for path, each in ids.items()}
     return {path: each for path, each in found.items() if each}
 

@@ -69,7 +69,9 @@ def record_submission(run: RunFolder, jobs: Sequence[Candidate] = ()) -> None:
     if run.finished():
         run.record("reopened")
     if jobs:
-        run.record("submitted", job=jobs[0].job, **({"candidates": [*map(asdict, jobs)]} if len(jobs) > 1 else {}))
+        several = {"candidates": [*map(asdict, jobs)]} if len(jobs) > 1 else {}
+        cluster = {"cluster": os.environ["SLURM_CLUSTERS"]} if os.environ.get("SLURM_CLUSTERS") else {}
+        run.record("submitted", job=jobs[0].job, **several, **cluster)
     recorded = run.last("submitted")
     if run.finished() or (jobs and (recorded is None or recorded["job"] != jobs[0].job)):  # the line is only in memory
         raise OSError(f"{run.ledger} cannot be written; the disk may be full or failing")

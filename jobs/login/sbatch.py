@@ -65,7 +65,7 @@ def submit(
         raise
     if hold and not {"hold", "H"} & sizes[0][0].cluster.sbatch.keys():  # else the user holds them
         held_jobs.release([ids[0].partition("_")[0] for ids in by_size])
-    for remark in told.remarks:
+    for remark in told:
         print(f"sbatch: {remark}", file=sys.stderr)
     if changed:
         print_error("submit.py", f"note: this cluster has changed the request: {', '.join(changed)}")

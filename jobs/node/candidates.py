@@ -36,7 +36,7 @@ def candidates(events: Sequence[Event]) -> list[Candidate]:
 
     Empty if the run was not submitted to Slurm, or as a single job.  What is damaged is left out.
     """
-    listed = _newest_submission(events).get("candidates", ())
+    listed = newest_submission(events).get("candidates", ())
     known = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return [
         Candidate(str(each["job"]), each["nodes"], each["gpus"], each.get("gpu_type", ""))
@@ -47,11 +47,11 @@ def candidates(events: Sequence[Event]) -> list[Candidate]:
 
 def job_ids(events: Sequence[Event]) -> list[str]:
     """The ids of the jobs of the newest submission; a single one if there are no candidates."""
-    newest = _newest_submission(events)
+    newest = newest_submission(events)
     return [each.job for each in candidates(events)] or ([str(newest["job"])] if newest else [])
 
 
-def _newest_submission(events: Sequence[Event]) -> Event:
+def newest_submission(events: Sequence[Event]) -> Event:
     """The newest event of a submission to Slurm; empty if there is none."""
     return next((e for e in reversed(events) if e["event"] == "submitted" and "job" in e), {})
 

@@ -10,8 +10,9 @@ import os
 # Options of one command each.  Those of sbatch and srun (SBATCH_*, SRUN_*) are requests: see sbatch_environment.py.
 PREFIXES = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
 FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
+OTHER_CLUSTER = "SLURM_CLUSTERS"  # in a job, whose own cluster the commands ask without it
 # The same in a line of the batch script, for commands that it and submitit call: in bash ${!X@} are all names with X.
-UNSET = f"unset {' '.join(f'${{!{prefix}@}}' for prefix in PREFIXES)} {' '.join(FORMATS)}"
+UNSET = f"unset {' '.join(f'${{!{prefix}@}}' for prefix in PREFIXES)} {' '.join(FORMATS)} {OTHER_CLUSTER}"
 
 
 def environment() -> dict[str, str]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.login import slurm_queries
+from jobs.login.multi_cluster import elsewhere
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
 from jobs.slurm.tables import QueuedJob
 from jobs.watch.details import with_details, with_history
 from jobs.watch.file_cache import one_look
-from jobs.watch.run_status import Status, is_run, newest_jobs, prefetch, status
+from jobs.watch.run_status import Status, is_run, newest_jobs, prefetch, read_events, status
 from vit.config.paths import printable
 from vit.history.run_history import RunHistory
 from vit.run.folder import RunFolder
@@ -133,13 +134,24 @@ def _look(paths: Sequence[Path], slurm: SlurmJobs, patience: float | None) -> Ov
         slurm.ask({job for jobs in pool.map(newest_jobs, runs) for job in jobs})
         list(pool.map(prefetch, runs))
     jobs = slurm.answer(patience)
-    found = {name: [with_details(status(run, jobs), run) for run in runs] for name, runs in tables.items()}
+    others = {run: why for run in runs if jobs is not None and (why := _elsewhere(run))}
+    found = {
+        name: [with_details(status(run, None if run in others else jobs), run) for run in runs]
+        for name, runs in tables.items()
+    }
     empty = "" if errors else "no runs in runs/ yet; to show other runs, name their folders"
     alone = None
     if len(paths) == 1 and set(found) == {""}:
         row, alone = with_history(found[""][0], runs[0])
         found = {"": [row]}
     unknown = any(row.state == "unknown" for rows in found.values() for row in rows)
-    return Overview(
-        found, alone, errors, f"the state of Slurm jobs is unknown: {slurm.warning}" if unknown else "", empty
-    )
+    reason = "; ".join(dict.fromkeys(filter(None, [slurm.warning, *others.values()])))
+    return Overview(found, alone, errors, f"the state of Slurm jobs is unknown: {reason}" if unknown else "", empty)
+
+
+def _elsewhere(run: RunFolder) -> str:
+    """Why the job of a run cannot be looked for on the cluster that is asked, or ""."""
+    try:
+        return elsewhere(read_events(run))
+    except (SlurmUnreachableError, SlurmNotFoundError, OSError):
+        return ""
