@@ -74,8 +74,8 @@ def _call(command: Sequence[str], told: list[str]) -> str:
     if accepted.cluster not in ("", named_cluster()):
         subprocess.run(["scancel", "-M", accepted.cluster, accepted.job], capture_output=True, check=False)
         raise SubmissionError(
-            f"sbatch submitted job {accepted.job} to cluster {accepted.cluster}, where nobody would look for it; it was "
-            f"canceled: export {VARIABLE}={accepted.cluster}"
+            f"sbatch submitted job {accepted.job} to cluster {accepted.cluster}, where nobody would look for it; it "
+            f"was canceled: export {VARIABLE}={accepted.cluster}"
         )
     return f"Submitted batch job {accepted.job}"
 
