@@ -9,6 +9,7 @@ the working tree; .venv is not touched.  Packages are installed by uv, which kee
 """
 
 import argparse
+import contextlib
 import glob
 import os
 import re
@@ -29,9 +30,9 @@ CELLS = ["{}-{}-{}".format(*pair, others) for pair in PAIRS for others in OTHERS
 # The tests that call most of other packages, a few minutes in all.
 PART = (
     "tests/vit/config/test_config.py",
-    "tests/vit/config/test_help.py",
+    "tests/vit/config/test_help.py::test_the_help_shows_every_setting_with_its_comment_and_its_default",
     "tests/vit/data/test_decode.py",
-    "tests/vit/data/test_loader.py",
+    "tests/vit/data/test_loader.py::test_any_ranks_workers_and_start_give_the_same_batches",
     "tests/vit/augment/test_pixel_ops.py",
     "tests/vit/augment/test_randaugment.py",
     "tests/vit/model/test_vision_transformer.py",
@@ -64,7 +65,7 @@ def main():
     parser.add_argument("--full", action="store_true", help="run all tests that `make test` runs")
     parser.add_argument("--tests", default="", help="run these files and folders instead of the chosen part")
     parser.add_argument("--processes", type=int, default=2, help="processes that run tests (default: 2)")
-    parser.add_argument("--keep", action="store_true", help="keep the environments")
+    parser.add_argument("--keep", action="store_true", help="keep the environments, and use those that were kept")
     parser.add_argument("--list", action="store_true", help="list the cells")
     options = parser.parse_args()
     cells = [cell for cell in CELLS if any(map(cell_matches(cell), options.cells or [""]))]
@@ -126,7 +127,8 @@ def run(cell, options):
     if free < NEEDED:
         return False, None, f"not run: {free / 1e9:.0f} GB of disk are free, {NEEDED / 1e9:.0f} needed"
     folder = os.path.join(FOLDER, cell)
-    shutil.rmtree(folder, ignore_errors=True)
+    if not options.keep:
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         tree = copy_tree(os.path.join(folder, "tree"))
         with open(folder + ".log", "w") as log:
@@ -183,11 +185,13 @@ def pins(torch, others):
 
 def install(interpreter, folder, tree, constraints, log):
     """The Python of a new environment that has the project and its packages; None if that failed."""
-    environment = os.path.join(folder, "environment")
-    path = os.path.join(folder, "constraints.txt")
+    environment, path = os.path.join(folder, "environment"), os.path.join(folder, "constraints.txt")
+    python, ready = os.path.join(environment, "bin", "python"), os.path.join(folder, "ready")
+    if os.path.exists(ready):
+        return python
+    shutil.rmtree(environment, ignore_errors=True)
     with open(path, "w") as file:
         file.write("\n".join(constraints) + "\n")
-    python = os.path.join(environment, "bin", "python")
     uv = [os.path.join(FOLDER, "uv", "bin", "uv"), "pip", "install", "--python", python, "--constraint", path]
     variables = dict(os.environ, UV_CACHE_DIR=os.environ.get("UV_CACHE_DIR", os.path.join(FOLDER, "cache")))
     for command in (
@@ -196,8 +200,9 @@ def install(interpreter, folder, tree, constraints, log):
     ):
         log.write("$ {}\n".format(" ".join(command)))
         log.flush()
-        if subprocess.call(command, cwd=tree, env=variables, stdout=log, stderr=log):
+        if call(command, cwd=tree, env=variables, stdout=log, stderr=log):
             return None
+    open(ready, "w").close()
     return python
 
 
@@ -210,11 +215,25 @@ def test(python, tree, options, log):
     log.flush()
     hidden = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     path = os.path.dirname(python) + os.pathsep + hidden.get("PATH", "")
-    code = subprocess.call([*command, *chosen], cwd=tree, env=dict(hidden, PATH=path), stdout=log, stderr=log)
+    code = call([*command, *chosen], cwd=tree, env=dict(hidden, PATH=path), stdout=log, stderr=log)
     with open(log.name) as file:
         failures = re.findall(r"^(?:FAILED|ERROR) .*$", file.read(), re.MULTILINE)
     print("\n".join(failures), end="\n" if failures else "", flush=True)
     return code == 0, re.sub(r"=|, \d+ warnings?| in .*", "", last_line(log.name)).strip()
+
+
+def call(command, **options):
+    """The exit code of a command, which may end its own processes when this one is interrupted."""
+    process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C reaches it only from here
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        raise
+    finally:
+        process.kill()
 
 
 def last_line(path):

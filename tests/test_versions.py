@@ -43,7 +43,7 @@ def test_every_claimed_python_is_a_cell_of_the_matrix() -> None:
     assert sorted({python for python, _ in PAIRS}) == CLAIMED
     lines = SETUP["metadata"]["classifiers"].splitlines()
     assert [line.split(" :: ")[-1] for line in lines if "Python ::" in line] == CLAIMED
-    assert list(VERSIONS) == CLAIMED
+    assert {*VERSIONS} <= {*CLAIMED}
 
 
 def test_the_oldest_and_the_newest_torch_are_cells_of_the_matrix() -> None:
