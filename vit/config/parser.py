@@ -145,7 +145,8 @@ class Parser(ArgumentParser):
             if action.dest in texts:
                 action.help = texts[action.dest]
                 action.metavar = action.metavar if "=" in str(action.metavar) else "VALUE"
-        return super().format_help(formatter)
+        # jsonargparse before 4.53 and Python before 3.15 have no such argument
+        return super().format_help() if formatter is None else super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         self.fail(explain(message, self._actions))
