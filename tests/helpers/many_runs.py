@@ -3,9 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.watched_runs import event, write_lines, write_run
-from vit.config import schema
 from vit.config.schema import Config
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
@@ -20,9 +20,7 @@ def write_many_runs(folder: Path, runs: int, ledger_lines: int, checkpoints: int
     The others are copies of one: 70 lines in the ledger, and a learning curve of 300 epochs with ten records each.
     Every second one has finished, the others were canceled while their jobs, which differ, waited in the queue.
     """
-    first = write_run(
-        folder / "run-0000", attempts=6, steps=300_000, of=300_000, every=100, saves=6_000, old=True, cfg=cfg
-    )
+    first = _write_run(folder / "run-0000", attempts=6, steps=300_000, of=300_000, every=100, saves=6_000, cfg=cfg)
     (first.path / "source").mkdir()
     (first.path / "environment.txt").write_text("command: submit.py\n")
     end = event("finished", 2e5, step=300_000, seconds={"step": 1e5})
@@ -41,9 +39,7 @@ def write_long_run(folder: Path, ledger_lines: int, checkpoints: int, cfg: Confi
     attempts = max(1, ledger_lines // 10)
     saves = 6 * attempts
     steps = saves * STEPS_BETWEEN
-    run = write_run(
-        folder, attempts=attempts, steps=steps, of=2 * steps, every=50, saves=STEPS_BETWEEN, cfg=cfg, old=True
-    )
+    run = _write_run(folder, attempts=attempts, steps=steps, of=2 * steps, every=50, saves=STEPS_BETWEEN, cfg=cfg)
     for number in range(checkpoints):
         write_empty_checkpoint(run, steps - STEPS_BETWEEN * number)
     return run
@@ -57,9 +53,11 @@ def write_empty_checkpoint(run: RunFolder, step: int) -> None:
     (path / "part-000.bin").write_bytes(b"")
 
 
-def settings_file(path: Path, cfg: Config) -> None:
-    """Writes a config."""
-    path.write_text(schema.to_yaml(cfg))
+def _write_run(folder: Path, **values: Any) -> RunFolder:
+    """A run that has ended, with MFU in its records: without, it would be computed."""
+    run = write_run(folder, old=True, **values)
+    write_lines(run.metrics, [line | ({"mfu": 0.4} if "loss" in line else {}) for line in read_lines(run.metrics)])
+    return run
 
 
 def _with_job(line: dict[str, object], job: str) -> dict[str, object]:
