@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit.history.learning_curve import read_evaluations
+from vit.history.learning_curve import best, number, read_evaluations, top1
 from vit.history.resources import Usage, read_usage
 from vit.run.folder import RunFolder
 from vit.run.jsonl import Record
@@ -83,6 +83,17 @@ def evaluations(path: Path) -> list[Record]:
     found = found + new
     _evaluations[path] = (now.st_ino, found, end)
     return found
+
+
+def best_evaluation(path: Path, newest: Record) -> Record:
+    """`best_top1` and `best_epoch`, which the newest evaluation has, except for those of older versions.
+
+    Raises OSError.
+    """
+    if not newest or number(newest, "best_top1") is not None:
+        return newest
+    found = best(evaluations(path)) or {}
+    return {"best_top1": top1(found), "best_epoch": number(found, "epoch")}
 
 
 def usage(run: RunFolder) -> list[Usage]:

@@ -15,11 +15,10 @@ from jobs.watch.local_process import local_process
 from jobs.watch.time_left import expected_end
 from jobs.watch.waiting import advice
 from vit.history.attempts import Attempt, mark_killed, read_attempts
-from vit.history.learning_curve import best, integer, number, read_newest, top1
+from vit.history.learning_curve import integer, number, read_newest, top1
 from vit.history.slow_ranks import slow_now
 from vit.history.time_spent import TimeSpent, time_spent
 from vit.run.folder import Event, RunFolder
-from vit.run.jsonl import Record
 from vit.run.rank_log import describe
 
 # Ledger events from which the state of a run is derived.
@@ -108,7 +107,7 @@ def prefetch(run: RunFolder) -> None:
     """Reads what `status` needs beside the ledger; an error is reported there."""
     _seconds_since_write(run)
     with suppress(OSError):
-        _best_evaluation(run, cached(read_newest, run.metrics).evaluation)
+        file_cache.best_evaluation(run.metrics, cached(read_newest, run.metrics).evaluation)
     with suppress(OSError):
         file_cache.usage(run)
 
@@ -132,7 +131,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     attempts = read_attempts(events, newest)
     if attempts and attempts[-1].ending == "running" and state not in ("running", "unknown"):
         mark_killed(attempts[-1])
-    spent, highest = time_spent(attempts), _best_evaluation(run, evaluation)
+    spent, highest = time_spent(attempts), file_cache.best_evaluation(run.metrics, evaluation)
     age = _seconds_since_write(run)
     alive = state == "running" or (state == "unknown" and age is not None and age < RECENT_SECONDS)
     ends = expected_end(trained, newest, attempts[-1] if attempts else None) if alive else None
@@ -175,14 +174,6 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         attempts=tuple(attempts),
         time_spent=spent,
     )
-
-
-def _best_evaluation(run: RunFolder, newest: Record) -> Record:
-    """`best_top1` and `best_epoch`, which the newest evaluation has, except for those of older versions."""
-    if not newest or number(newest, "best_top1") is not None:
-        return newest
-    found = best(file_cache.evaluations(run.metrics)) or {}
-    return {"best_top1": top1(found), "best_epoch": number(found, "epoch")}
 
 
 def read_events(run: RunFolder) -> list[Event]:

@@ -109,5 +109,4 @@ def training(step: int, of: int) -> Line:
         "grad_norm": 1.0,
         "images_per_second": 2560.0,
         "seconds_left": left,
-        "mfu": 0.4,
     }
