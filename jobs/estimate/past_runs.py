@@ -4,7 +4,8 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,8 @@ def _speeds(
     rates: dict[tuple[int, str, int], list[float]] = {}
     schedule = _schedule(cfg, curve)
     stages = schedule.stages if schedule is not None else ()
-    for attempt in attempts:
-        for record in training(_of(attempt, curve))[1:]:  # in the first one everything is still cold
+    for attempt, records in _by_attempt(attempts, curve):
+        for record in training(records)[1:]:  # in the first one everything is still cold
             step, rate = integer(record, "step"), number(record, "images_per_second")
             if step and rate and rate > 0 and attempt.ranks:
                 stage = sum(step > each.stop for each in stages[:-1])
@@ -210,10 +211,17 @@ def _core_share(usage: Usage | None, ranks: int) -> float:
     return min(1.0, usage.cpu * usage.cores / active(ranks, CPU, usage.cores))
 
 
-def _of(attempt: Attempt, curve: Sequence[Record]) -> list[Record]:
-    """The records of an attempt."""
-    first, last = attempt.started or attempt.began, attempt.ended or attempt.seen
-    return [record for record in curve if first <= (number(record, "time") or 0.0) <= last + 1]
+def _by_attempt(attempts: Sequence[Attempt], curve: Sequence[Record]) -> Iterator[tuple[Attempt, Sequence[Record]]]:
+    """Each attempt with its records."""
+    records = sorted(curve, key=_time)
+    times = [_time(record) for record in records]
+    for attempt in attempts:
+        first, last = attempt.started or attempt.began, attempt.ended or attempt.seen
+        yield attempt, records[bisect_left(times, first) : bisect_right(times, last + 1)]
+
+
+def _time(record: Record) -> float:
+    return number(record, "time") or 0.0
 
 
 def _schedule(cfg: Config, curve: Sequence[Record]) -> RunSchedule | None:
@@ -259,8 +267,8 @@ def _evaluations(
         return None
     images = min(samples, limit or samples) * (2 if cfg.optim.ema_decay else 1)
     total = seconds = 0.0
-    for attempt in attempts:
-        count = sum("val_top1" in record for record in _of(attempt, curve))
+    for attempt, records in _by_attempt(attempts, curve):
+        count = sum("val_top1" in record for record in records)
         spent, ranks = attempt.seconds.get("evaluate", 0.0), attempt.ranks or 1
         if count and spent > 0:
             total, seconds = total + count * images / active(ranks, _device(attempt), cores), seconds + spent

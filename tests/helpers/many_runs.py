@@ -1,17 +1,17 @@
 """A runs folder as months of work leave it: many runs, and one with a long ledger and many checkpoints."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.watched_runs import event, write_lines, write_run
+from vit.checkpoint.format import checkpoint_name, commit, write_part
 from vit.config.schema import Config
 from vit.run.folder import RunFolder
 from vit.run.jsonl import read_lines
 
 LONG = "long"  # the run with the long ledger
-FIRST_STEP, STEPS_BETWEEN = 100, 100  # of its checkpoints
+STEPS_BETWEEN = 100  # between its checkpoints
 
 
 def write_many_runs(folder: Path, runs: int, ledger_lines: int, checkpoints: int, cfg: Config | None = None) -> None:
@@ -40,17 +40,16 @@ def write_long_run(folder: Path, ledger_lines: int, checkpoints: int, cfg: Confi
     saves = 6 * attempts
     steps = saves * STEPS_BETWEEN
     run = _write_run(folder, attempts=attempts, steps=steps, of=2 * steps, every=50, saves=STEPS_BETWEEN, cfg=cfg)
-    for number in range(checkpoints):
-        write_empty_checkpoint(run, steps - STEPS_BETWEEN * number)
+    newest = write_empty_checkpoint(run.checkpoints, steps)
+    for number in range(1, checkpoints):
+        shutil.copytree(newest, run.checkpoints / checkpoint_name(steps - STEPS_BETWEEN * number))
     return run
 
 
-def write_empty_checkpoint(run: RunFolder, step: int) -> None:
-    """A checkpoint with the files of a real one that hold nothing."""
-    path = run.checkpoints / f"step-{step:08d}"
-    path.mkdir(parents=True)
-    (path / "manifest.json").write_text(json.dumps({"step": step, "tensors": {}, "about": {}}))
-    (path / "part-000.bin").write_bytes(b"")
+def write_empty_checkpoint(folder: Path, step: int) -> Path:
+    """An intact checkpoint without tensors."""
+    write_part(folder, step, 0, memoryview(b""), [])
+    return commit(folder, step, {}, [[]], {"recipe": {}})
 
 
 def _write_run(folder: Path, **values: Any) -> RunFolder:

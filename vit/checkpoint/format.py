@@ -163,7 +163,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
     Raises OSError if the folder cannot be listed: `Path.glob` would return nothing, which means a new run.
     """
     names = read_if_exists(folder, lambda: os.listdir(folder)) or []
-    return sorted((folder / n for n in names if n.startswith("step-") and n[5:].isdigit()), reverse=True)
+    found = [name for name in names if name.startswith("step-") and name[5:].isdigit()]
+    return [folder / name for name in sorted(found, key=lambda name: int(name[5:]), reverse=True)]
 
 
 def checkpoints_lost(folder: Path, saved_step: int) -> UserError:

@@ -1,5 +1,6 @@
 """The run folder: its file names, its ledger of events, and the lock of its owner.  Imports no torch."""
 
+import json
 import os
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from vit.run.disk_errors import naming, retry_reads
 from vit.run.file_lock import owner_of, try_lock
-from vit.run.jsonl import append, read_lines
+from vit.run.jsonl import append, parse_lines, raw_lines, read_lines
 
 Event = dict[str, Any]  # one line of the ledger
 
@@ -105,8 +106,14 @@ class RunFolder:
         return [event for event in lines if "event" in event]
 
     def last(self, *names: str) -> Event | None:
-        """The newest event that has one of these names."""
-        return next((e for e in reversed(self.events()) if e["event"] in names), None)
+        """The newest event that has one of these names; others are not even parsed.  Raises OSError."""
+        words = [json.dumps(name).encode() for name in names]
+        for line in reversed(retry_reads(lambda: raw_lines(self.ledger), self.patience)):
+            if any(word in line for word in words):
+                for event in parse_lines([line]):
+                    if event.get("event") in names:
+                        return event
+        return None
 
     def finished(self) -> Event | None:
         """The event that completed the run, or None if the run is unfinished or was extended since."""

@@ -105,9 +105,14 @@ def read_lines(path: Path) -> list[Record]:
 
     Raises OSError, which names the file, if it cannot be read.
     """
+    return parse_lines(raw_lines(path))
+
+
+def raw_lines(path: Path) -> list[bytes]:
+    """The lines of a file as they are, without their line breaks.  Empty if there is no file.  Raises OSError."""
     with naming(path):
         content = read_if_exists(path, path.read_bytes) or b""
-    return parse_lines(content.split(b"\n"))
+    return content.split(b"\n")
 
 
 def parse_lines(lines: Iterable[bytes]) -> list[Record]:
@@ -124,9 +129,7 @@ def parse_lines(lines: Iterable[bytes]) -> list[Record]:
 
 def read_raw_lines(path: Path) -> list[tuple[bytes, Record | None]]:
     """The lines of a file, with a line break each, and their records; None for a damaged line.  Raises OSError."""
-    with naming(path):
-        content = read_if_exists(path, path.read_bytes) or b""
-    return [(text + b"\n", _parse(text)) for text in content.split(b"\n") if text]
+    return [(text + b"\n", _parse(text)) for text in raw_lines(path) if text]
 
 
 def _parse(text: bytes) -> Record | None:

@@ -1,5 +1,6 @@
 """The ranking of a sweep in `status.py`."""
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.helpers.watched_runs import write_run
 from vit.config.schema import Config
 from vit.config.sections import OptimConfig
 from vit.run.folder import RunFolder
+from vit.run.jsonl import append
 
 SCORES = {("1e-3", 0): 0.70, ("1e-3", 1): 0.72, ("1e-3", 2): 0.71, ("3e-3", 0): 0.78, ("3e-3", 1): 0.80}
 
@@ -64,9 +66,9 @@ def test_other_runs_are_ranked_if_that_is_asked_for(sweep: Path) -> None:
 
 
 def test_the_best_evaluation_counts_and_not_the_last_one(tmp_path: Path) -> None:
-    """Wherever it is in the learning curve; of the EMA, if there is one."""
+    """Wherever it is in the learning curve; of the EMA, if there is one; in runs of older versions, too."""
     run = write_run(tmp_path / "a", steps=50_000, of=100_000, saves=5000)
-    lines = run.metrics.read_text().splitlines()
+    lines = [re.sub(', "best_[^}]*', "", line) for line in run.metrics.read_text().splitlines()]
     early = next(i for i, line in enumerate(lines) if "val_top1" in line)
     lines[early] = lines[early].replace('"val_top5"', '"val_top1_average": 0.91, "val_top5"')
     run.metrics.write_text("\n".join(lines) + "\n")
@@ -75,6 +77,9 @@ def test_the_best_evaluation_counts_and_not_the_last_one(tmp_path: Path) -> None
     assert row.top1 == 0.25
     (group,) = rank([row])
     assert (group.scores, group.deviation) == ([0.91], None)
+    append(run.metrics, json.loads(lines[early]) | {"step": 50_001, "best_top1": 0.93, "best_epoch": 0.7})
+    row = status(run, {})
+    assert (row.best_top1, row.best_epoch) == (0.93, 0.7)
 
 
 def test_runs_without_a_config_are_not_taken_together(sweep: Path) -> None:
