@@ -9,7 +9,7 @@ from jobs.login import slurm_queries
 from jobs.login.held_jobs import AGAIN, SubmissionError
 from jobs.login.resources import Resources, partitions
 from jobs.login.slurm_queries import SlurmNotFoundError, SlurmUnreachableError
-from jobs.slurm import tables
+from jobs.slurm import scontrol, tables
 from vit.run.counts import counted
 from vit.run.folder import RunFolder
 
@@ -76,7 +76,7 @@ def changes(granted: Mapping[str, str], resources: Resources) -> list[str]:
     nodes = re.match(r"\d+", granted.get("nodes", ""))
     if nodes and int(nodes[0]) != resources.nodes:
         out.append(f"{counted(int(nodes[0]), 'node')} instead of {resources.nodes}")
-    gpus = sum(int(n) for n in re.findall(r"gpu(?::[^:,=()]*[^:,=()\d][^:,=()]*)?[:=](\d+)", granted.get("gpus", "")))
+    gpus = scontrol.gpus_per_node(granted.get("gpus", ""))
     wanted_gpus = resources.gpus if resources.requests_gpus else 0
     if gpus != wanted_gpus and (gpus or "gpus" in granted):
         out.append(f"{counted(gpus, 'GPU')} per node instead of {wanted_gpus}")

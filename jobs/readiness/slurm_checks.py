@@ -12,9 +12,11 @@ from jobs.readiness.finding import Finding
 from jobs.readiness.preemption_settings import judge, preemption_of
 from jobs.readiness.request import Request
 from jobs.readiness.run_config import failed
+from jobs.slurm import version as slurm_version
 from jobs.slurm.scontrol import credential_seconds, has_accounting
 from jobs.slurm.states import UNUSABLE
 from vit.config.user_error import UserError
+from vit.run.hints import command
 
 SIGNAL_EARLY_SECONDS = 60  # Slurm may send USR2 so much earlier than --signal says
 
@@ -26,7 +28,7 @@ def check_slurm(request: Request) -> Iterator[Finding]:
         yield _without_slurm(request)
         return
     config = settings.config
-    yield Finding("Slurm", "OK", f"{config.get('SLURM_VERSION', '?')}, cluster {config.get('ClusterName', '?')}")
+    yield _version(config)
     if not (request.cluster.container or request.cluster.python):
         yield _python_on_nodes()
     try:
@@ -41,6 +43,15 @@ def check_slurm(request: Request) -> Iterator[Finding]:
         yield from _check_partition(request, settings, name)
     yield _time_limit(request)
     yield _requeue(request, config)
+
+
+def _version(config: Mapping[str, str]) -> Finding:
+    version = config.get("SLURM_VERSION", "?")
+    text = f"{version}, cluster {config.get('ClusterName', '?')}"
+    if remark := slurm_version.remark(version):
+        advice = f"`{command('jobs/doctor.py')} --submit --preempt` measures what it does"
+        return Finding("Slurm", "WARN", f"{text}: {remark}", advice)
+    return Finding("Slurm", "OK", text)
 
 
 def _without_slurm(request: Request) -> Finding:

@@ -2,9 +2,10 @@
 
 import re
 
-# The controller does not respond.
+# The controller, or the accounting database, does not respond.
 UNREACHABLE = re.compile(
-    r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed", re.I
+    r"unable to contact|connect(ion)? (failure|refused)|timed out|not responding|socket timed|sending persistinit msg",
+    re.I,
 )
 # sbatch has sent the job, but got no answer: Slurm may accept it later.
 UNANSWERED = re.compile(
@@ -15,7 +16,8 @@ UNANSWERED = re.compile(
 NO_CLUSTER = "configuration source"  # no cluster is configured
 # Errors of a requeue that another try would not change: the job was submitted with --no-requeue, or access is denied.
 PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.I)
-# Slurm forgets jobs some minutes after their end.  Of a task whose array it still knows, it says so on standard output.
+# Slurm forgets jobs some minutes after their end.  Of a task whose array it still knows, it says so on standard output;
+# since 26.05 on standard error.
 UNKNOWN_JOB = re.compile(r"invalid job id|^job .*not found", re.I | re.M)
 
 # Slurm's commands cannot read their configuration, or cannot be run at all.

@@ -68,6 +68,11 @@ def has_accounting(config: Mapping[str, str]) -> bool:
     return not config.get("AccountingStorageType", "").endswith(("none", "(null)"))
 
 
+def gpus_per_node(tres: str) -> int:
+    """The GPUs in `TresPerNode`: `gres:gpu:a100:2` in Slurm 22.05, `gres/gpu:a100:2` since 23.11."""
+    return sum(int(n) for n in re.findall(r"gpu(?::[^:,=()]*[^:,=()\d][^:,=()]*)?[:=](\d+)", tres))
+
+
 def largest_array(config: Mapping[str, str]) -> int | None:
     """The most tasks of one job array; None if the settings do not say."""
     limits = [
