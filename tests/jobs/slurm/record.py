@@ -1,10 +1,12 @@
 """Records what the commands of the installed Slurm print, for the tests of its parsers.
 
-python -m tests.jobs.slurm.record    writes tests/jobs/slurm/outputs/VERSION.txt; takes four minutes, needs root
+python -m tests.jobs.slurm.record          writes tests/jobs/slurm/outputs/VERSION.txt; takes four minutes, needs root
+python -m tests.jobs.slurm.record 26.05    the same in the chroot of another version (tests.slurm_versions)
 """
 
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,10 +15,13 @@ from pathlib import Path
 
 from jobs.readiness.account_limits import ASSOCIATION, QOS
 from jobs.slurm import scontrol, tables
+from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster, missing
 from tests.helpers.waiting import wait_for
 from tests.jobs.slurm.recorder import Recorder, text_of
 from tests.jobs.slurm.recording import write
+from tests.slurm_versions.__main__ import FOLDER
+from tests.slurm_versions.chroots import RELEASES, build, inside
 
 ODD_NAME = "x JobState=FAILED Restarts=7 a|b"  # of a job: must not be taken for its fields
 # Settings that the code reads, and those that explain differences.
@@ -31,7 +36,12 @@ VARIABLES = re.compile(
 
 
 def main() -> None:
-    """Starts a cluster and records."""
+    """Starts a cluster and records; for the versions on the command line, in a chroot of each."""
+    if len(sys.argv) > 1:
+        for release in [release for release in RELEASES if release.slurm in sys.argv[1:]]:
+            command = [sys.executable, "-m", "tests.jobs.slurm.record"]
+            subprocess.run([*inside(build(release, FOLDER), FOLDER), *command], cwd=ROOT, check=True)
+        return
     if why := missing():
         sys.exit(why)
     cluster = Cluster()
