@@ -19,13 +19,16 @@ REQUEUED = 75  # exit code of a task whose job must be requeued
 DEFERRAL_MINUTES = 15  # for which a job waits that another job of its run has declined
 
 # Lines of the batch script before srun.  The first one: srun would ask for the original number of GPUs, even where the
-# job now has fewer.  The second one: with `--export=NONE` or SBATCH_EXPORT, srun would not pass on the variables that
+# job now has fewer.  The last export: with `--export=NONE` or SBATCH_EXPORT, srun would not pass on the variables that
 # this script sets.  back_to_queue: a supervisor that was killed cannot requeue the job, nor can one in a container
 # without Slurm's commands, so the batch script does it.  Not if Slurm has ended this start of the job, because then
 # Slurm has already decided: `scontrol requeue` would restart a canceled job, and with the number of an array alone all
 # of its tasks.  The controller may be down for a while.
 SETUP = (
     '[ -z "$SLURM_GPUS_ON_NODE" ] || export SLURM_GPUS_PER_NODE=$SLURM_GPUS_ON_NODE',
+    'case ${SLURM_EXPORT_ENV:-ALL} in ALL*) ;; *) echo "this job was submitted with --export=$SLURM_EXPORT_ENV: '
+    "it has the variables of a login on this node, not of the shell that submitted it; modules and setup add others"
+    '" ;; esac',
     "export SLURM_EXPORT_ENV=ALL",
     "back_to_queue() {",
     "  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",

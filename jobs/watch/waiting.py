@@ -16,7 +16,8 @@ ADVICE = {
     "Nodes required": _NODES,
     "ReqNodeNotAvail": _NODES,
     "JobHeldUser": "it was held (`scontrol hold`): scontrol release {jobs}",
-    "JobHeldAdmin": "an administrator, or Slurm itself after errors, holds it: ask why, then scontrol release {jobs}",
+    "JobHeldAdmin": "an administrator holds it, or Slurm itself, after errors or because it was suspended when it was "
+    "requeued: ask for scontrol release {jobs}; or scancel {jobs}, and submit again to resume at the newest checkpoint",
     "launch failed requeued held": "Slurm could not start it and holds it: ask why, then scontrol release {jobs}",
 }
 
