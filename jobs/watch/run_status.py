@@ -133,7 +133,8 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         mark_killed(attempts[-1])
     spent, highest = time_spent(attempts), file_cache.best_evaluation(run.metrics, evaluation)
     age = _seconds_since_write(run)
-    alive = state == "running" or (state == "unknown" and age is not None and age < RECENT_SECONDS)
+    runs = state == "running" and "suspended" not in detail
+    alive = runs or (state == "unknown" and age is not None and age < RECENT_SECONDS)
     ends = expected_end(trained, newest, attempts[-1] if attempts else None) if alive else None
     saved = [e for e in events if e["event"] == "checkpoint" and integer(e, "step") is not None]
     last, now = attempts[-1] if attempts else None, time.time()

@@ -1,5 +1,7 @@
 """What status.py advises if a job waits for something that does not come by itself."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,16 @@ def test_a_run_that_need_only_wait_has_no_advice(reason: str, tmp_path: Path) ->
     run = RunFolder(tmp_path)
     run.record("submitted", job="12")
     assert status(run, {"12": QueuedJob("PENDING", reason, "", "N/A")}).why == ""
+
+
+def test_a_suspended_run_has_no_time_left(tmp_path: Path) -> None:
+    """Nobody knows when it goes on."""
+    run = RunFolder(tmp_path)
+    run.record("submitted", job="12")
+    run.record("supervising", life="12.0")
+    run.record("started", step=0)
+    record = {"time": time.time(), "step": 8, "steps": 48, "epoch": 1.0, "epochs": 6.0, "seconds": {"step": 9.0}}
+    run.metrics.write_text(json.dumps(record | {"loss": 2.0, "seconds_left": 99.0}) + "\n")
+    rows = [status(run, {"12": QueuedJob(state, "None", "n1", "")}) for state in ("RUNNING", "SUSPENDED")]
+    assert [row.detail for row in rows] == ["n1", "n1, suspended"]
+    assert [row.ends is None for row in rows] == [False, True]
