@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from jobs.node import forkserver
+from jobs.node import forkserver, network
 from jobs.node.one_node_rendezvous import OneNodeRendezvous
 from jobs.node.watchdog import Watchdog
 
@@ -111,8 +111,9 @@ def launch(
         handler: RendezvousHandler = OneNodeRendezvous(run_id, ranks)
     else:
         parameters = RendezvousParameters(
-            "c10d", endpoint, run_id, min_nodes=nodes, max_nodes=nodes, is_host=host, timeout=RENDEZVOUS_SECONDS
-        )
+            "c10d", endpoint, run_id, min_nodes=nodes, max_nodes=nodes, is_host=host, timeout=RENDEZVOUS_SECONDS,
+            local_addr=network.choose(endpoint.rpartition(":")[0]) or None,
+        )  # fmt: skip
         handler = rendezvous.get_rendezvous_handler(parameters)
     try:
         result = Agent(

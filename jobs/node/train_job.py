@@ -28,13 +28,15 @@ class TrainJob(JobSpec):
 
     def __call__(self) -> str:
         """Trains until the run is finished or stopped; returns which."""
-        from jobs.node import candidacy, forkserver, run_over, signals, slurm_job, submitter_lock
+        from jobs.node import candidacy, forkserver, network, run_over, signals, slurm_job, submitter_lock
         from vit.run.folder import RunFolder
 
         submitter = os.environ.get(SUBMITTER_VARIABLE) if slurm_job.job_id() is None else None
         if submitter and not submitter_lock.join(RunFolder(Path(self.run)), int(submitter)):
             return "stopped"
         signals.raise_on_sigterm()
+        if self.nodes > 1:
+            network.choose(slurm_job.first_address())
         try:
             if slurm_job.job_id() is not None:
                 run_over.exit_if_over(RunFolder(Path(self.run), patience=READ_SECONDS))
