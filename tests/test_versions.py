@@ -120,6 +120,14 @@ def test_the_environment_of_conda_has_the_same_pythons_and_what_the_set_up_asks_
     assert named and packages == shlex.split(named[1])
 
 
+@pytest.mark.parametrize("name", MATRIX["PART"])
+def test_the_chosen_part_of_the_tests_exists(name: str) -> None:
+    """pytest would end with an error in each cell."""
+    file, _, function = name.partition("::")
+    path = ROOT / file
+    assert path.exists() and (not function or f"\ndef {function}(" in path.read_text())
+
+
 def test_a_cell_is_chosen_by_how_its_name_begins_or_ends() -> None:
     """An unknown name is one line that lists the cells."""
     listed = run_matrix("--list", "3.12", "3.11-2.15-oldest").stdout.split()
