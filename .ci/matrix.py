@@ -188,8 +188,9 @@ def install(interpreter, folder, tree, constraints, log):
     """The Python of a new environment that has the project and its packages; None if that failed."""
     environment, path = os.path.join(folder, "environment"), os.path.join(folder, "constraints.txt")
     python, ready = os.path.join(environment, "bin", "python"), os.path.join(folder, "ready")
-    if os.path.exists(ready):
-        return python
+    if os.path.exists(ready):  # what of C++ has changed is compiled
+        build = [python, "setup.py", "--quiet", "build_ext", "--inplace"]
+        return None if call(build, cwd=tree, stdout=log, stderr=log) else python
     shutil.rmtree(environment, ignore_errors=True)
     with open(path, "w") as file:
         file.write("\n".join(constraints) + "\n")
@@ -220,7 +221,7 @@ def test(python, tree, options, log):
     with open(log.name) as file:
         failures = re.findall(r"^(?:FAILED|ERROR) .*$", file.read(), re.MULTILINE)
     print("\n".join(failures), end="\n" if failures else "", flush=True)
-    return code == 0, re.sub(r"=|, \d+ warnings?| in .*", "", last_line(log.name)).strip()
+    return code == 0, re.sub(r"=|, \d+ warnings?| in .*", "", last_line(log.name, r"\d+ (passed|failed|error)")).strip()
 
 
 def call(command, **options):
@@ -237,11 +238,11 @@ def call(command, **options):
         process.kill()
 
 
-def last_line(path):
-    """The last line of a log that is not empty."""
+def last_line(path, pattern=""):
+    """The last line of a log in which a pattern is found; if there is none, the last line."""
     with open(path, errors="replace") as file:
         lines = [line.strip() for line in file if line.strip()]
-    return lines[-1] if lines else "no output"
+    return next((line for line in reversed(lines) if re.search(pattern, line)), lines[-1] if lines else "no output")
 
 
 if __name__ == "__main__":
