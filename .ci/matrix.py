@@ -29,7 +29,6 @@ OTHERS = ("oldest", "newest")
 CELLS = ["{}-{}-{}".format(*pair, others) for pair in PAIRS for others in OTHERS]
 # Tests that call most of the other packages; a few minutes in all.
 PART = (
-    "tests/vit/config/test_config.py",
     "tests/vit/config/test_help.py::test_the_help_shows_every_setting_with_its_comment_and_its_default",
     "tests/vit/data/test_decode.py::test_pixels_are_those_of_torchvision_within_bounds",
     "tests/vit/data/test_decode.py::test_crops_are_resized_as_by_pillow_bit_for_bit",
@@ -48,7 +47,6 @@ PART = (
     "tests/vit/test_export.py::test_onnxruntime_computes_the_same_logits",
     "tests/vit/run/test_wandb.py::test_an_offline_run_is_sent_by_the_command_that_it_names",
     "tests/jobs/test_submit.py::test_a_finished_run_prints_its_accuracy_its_folder_and_the_next_command",
-    "tests/jobs/test_submit.py::test_a_finished_run_can_be_extended",
     "tests/jobs/test_report.py",
     "tests/jobs/readiness/test_software.py::test_installed_versions_are_those_that_were_tested",
     "tests/data_prep/sources/test_parquet.py::test_files_of_the_hub_give_their_images_labels_and_class_names",
