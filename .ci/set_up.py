@@ -39,6 +39,15 @@ PYTHON = os.path.join(VENV, "bin", "python")
 BUILDS = ("cuda", "cpu")
 BIG = 50  # MB: larger downloads are shown
 UNITS = {"kB": 1e-3, "MB": 1, "GB": 1e3}
+# What pip, or FFCV's own setup.py, says where FFCV or a package that only FFCV needs cannot be installed.
+FFCV_FAILED = re.compile(
+    r"Could not find required package: .*|Failed (?:building wheel for|to build) '?ffcv.*"
+    r"|.*No matching distribution found for (?:ffcv|numba|pandas).*|.*conflicting.*(?:ffcv|numba|pandas).*"
+)
+WITHOUT_FFCV = (
+    "WARNING: FFCV is not installed; training, evaluation and data preparation do not need it, only data.decoder ffcv "
+    "and comparisons with FFCV do (README.md, Without FFCV)"
+)
 
 
 class Steps:
@@ -102,7 +111,8 @@ def set_up(torch, index):
         introduce(torch)
         check_space(torch)
     steps = Steps(4)
-    steps.step("system packages: a C++ compiler, OpenCV and libjpeg-turbo, with which FFCV is built")
+    libraries = "libjpeg-turbo" if without_ffcv() else "OpenCV and libjpeg-turbo, with which FFCV is built"
+    steps.step(f"system packages: a C++ compiler, {libraries}")
     if subprocess.call([os.path.join(ROOT, ".ci", "system-packages")], env=dict(os.environ, PYTHON=sys.executable)):
         sys.exit(1)  # it has said why
     if torch == "cpu" and had and fresh:
@@ -113,10 +123,18 @@ def set_up(torch, index):
             check_cpu_builds(PYTHON, index, steps.note)
         file.write(torch)
         file.flush()
-        install(steps, torch, index)
+        warning = install(steps, torch, index)
         check_torch(steps)
+        check_decoder(steps)
         os.replace(UNFINISHED, READY)
     show(f"set-up done in {steps.time()}; .venv has {size(VENV) / 1e9:.1f} GB")
+    if warning:
+        show(warning)
+
+
+def without_ffcv():
+    """Whether the user wants no FFCV (setup.py)."""
+    return os.environ.get("VIT_WITHOUT_FFCV", "0") not in ("", "0")
 
 
 def content(path):
@@ -179,12 +197,31 @@ def constraints(torch):
 
 
 def install(steps, torch, index):
-    """Installs the packages with pip, which shows its own progress on a terminal."""
-    what = "torch for CPUs only" if torch == "cpu" else "torch with CUDA"
-    steps.step(f"packages: {what}, FFCV and about 90 others; FFCV and the C++ extensions are compiled here")
+    """Installs the packages; without FFCV if that is what fails.  Returns a warning, or an empty text."""
+    what, ffcv = "torch for CPUs only" if torch == "cpu" else "torch with CUDA", "" if without_ffcv() else " FFCV and"
+    steps.step(
+        f"packages: {what},{ffcv} about 90 others; {'the' if not ffcv else 'FFCV and the'} C++ parts are compiled"
+    )
     command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--constraint", constraints(torch)]
+    command += [*index_options(index), "--editable", ".[dev]"]
+    code, output, errors = run_pip(command, steps)
+    why = FFCV_FAILED.search("".join(errors)) if code and ffcv else None
+    if why:
+        steps.note(f"FFCV cannot be installed ({why[0].strip()}); again, without it")
+        os.environ["VIT_WITHOUT_FFCV"] = "1"
+        code, output, errors = run_pip(command, steps)
+    if code:
+        if NO_NETWORK.search("".join(output + errors)):
+            raise SetupError(UNREACHABLE)
+        sys.stderr.write("".join(output[-30:] + errors[-30:]))
+        raise SetupError("pip could not install the packages and says why above; mend it, then run make setup again")
+    return WITHOUT_FFCV if why else ""
+
+
+def run_pip(command, steps):
+    """Runs pip, which shows its own progress on a terminal: its exit code, and the lines of its output and errors."""
     process = subprocess.Popen(
-        [*command, *index_options(index), "--editable", ".[dev]"],
+        command,
         cwd=ROOT,
         close_fds=False,  # the lock is held until pip has ended
         preexec_fn=lambda: end_with_parent(signal.SIGKILL),  # noqa: PLW1509  # no thread runs yet
@@ -199,11 +236,7 @@ def install(steps, torch, index):
     output = follow(process.stdout or (), steps)
     code = process.wait()
     reader.join()
-    if code:
-        if NO_NETWORK.search("".join(output + errors)):
-            raise SetupError(UNREACHABLE)
-        sys.stderr.write("".join(output[-30:] + errors[-30:]))
-        raise SetupError("pip could not install the packages and says why above; mend it, then run make setup again")
+    return code, output, errors
 
 
 def follow(output, steps):
@@ -234,6 +267,13 @@ def check_torch(steps):
         why = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
         raise SetupError(f"torch and torchvision do not work together ({why}); run make clean, then make setup")
     steps.note(done.stdout.strip())
+
+
+def check_decoder(steps):
+    """Says by what images will be decoded, or why they cannot be: a compiler may have been missing, or the headers."""
+    program = "from vit.data.native import decoder_in_use; print(decoder_in_use())"
+    done = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    steps.note((done.stdout.strip() or done.stderr.strip()).splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,19 @@ from numpy.typing import NDArray
 from data_prep import jpeg
 from data_prep.sources.progress import progress
 from data_prep.sources.source import InputError, Pixels
-from vit.data.ffcv_format import ALLOCATION, FIELD, HEADER, RAW, SAMPLE, VERSION, are_image_and_label, field_names
-from vit.data.native import JpegState, decode_jpeg
+from vit.config.user_error import UserError
+from vit.data.ffcv_format import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    JPEG,
+    RAW,
+    SAMPLE,
+    VERSION,
+    are_image_and_label,
+    field_names,
+)  # fmt: skip
+from vit.data.native import JpegState, check_jpeg_decoder, decode_jpeg
 
 T = TypeVar("T")
 
@@ -61,7 +72,15 @@ class BetonIndex:
 
 
 def decode_in_chunks(beton: BetonIndex, threads: int, decode_chunk: Callable[[int, range], T]) -> Iterator[T]:
-    """The results of `decode_chunk`, in order, for a descriptor of the file and each range of samples."""
+    """The results of `decode_chunk`, in order, for a descriptor of the file and each range of samples.
+
+    Raises InputError if there is no decoder for its JPEGs.
+    """
+    if (beton.mode == JPEG).any():
+        try:
+            check_jpeg_decoder()
+        except UserError as error:
+            raise InputError(f"{beton.path}: {error}") from None
     descriptor = os.open(beton.path, os.O_RDONLY)
     chunks = [range(start, min(start + _CHUNK, len(beton))) for start in range(0, len(beton), _CHUNK)]
     pool = ThreadPoolExecutor(threads)

@@ -22,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import jpeg
+from data_prep.opencv import opencv, opencv_version
 from data_prep.publish import block_signals
 from data_prep.recipe import Recipe
 from data_prep.sources.source import InputError, Pixels, Source, read_image_file, to_rgb
+from vit.config.user_error import UserError
 from vit.data.ffcv_format import IMAGE, JPEG, RAW
 from vit.data.image_file import TooManyPixelsError, decode_image, jpeg_defects
 from vit.data.native import JpegState, decode_jpeg
@@ -138,6 +140,8 @@ def _encode_chunk(samples: list[int], source: Source, recipe: Recipe) -> Encoded
             defects: list[str] = []
             record = chunk.image_records[row : row + 1]
             content, pixels, copied = _encode_sample(source, sample, recipe, record, defects)
+        except UserError as error:  # OpenCV or every decoder of JPEGs is missing, which concerns no single image
+            raise InputError(f"{source.describe(sample)}: {error}") from None
         except Exception as error:  # Pillow and OpenCV raise many types; all of them concern this image
             why = " ".join(str(error).split()) or type(error).__name__
             if recipe.on_bad == "fail" or not is_bad_image(error):
@@ -196,21 +200,21 @@ def scale_down(pixels: Pixels, max_resolution: int) -> Pixels:
 
     The same computation as in FFCV, except that the shorter side keeps at least one pixel, where FFCV fails.
     """
-    import cv2
-
     height, width = pixels.shape[:2]
     ratio = max_resolution / max(height, width)
     if ratio >= 1:
         return pixels
     size = max(1, int(ratio * width)), max(1, int(ratio * height))
+    cv2 = opencv()
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def channel_histogram(pixels: Pixels) -> NDArray[np.int64]:
     """Count of each value in each channel: (H, W, 3) -> (3, 256).  Sums of them are exact in any order."""
-    import cv2
-
-    # OpenCV counts in float32, which is exact up to 2**24, the number of pixels of the largest image.
+    if not opencv_version():
+        return np.stack([np.bincount(channel, minlength=256) for channel in pixels.reshape(-1, 3).T])
+    cv2 = opencv()
+    # OpenCV, several times as fast, counts in float32, exact up to 2**24, the number of pixels of the largest image.
     counts = [cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
     return np.stack(counts).astype(np.int64)
 

@@ -1,5 +1,6 @@
 """JPEGs: which ones can be copied unchanged, and how images are encoded."""
 
+from data_prep.opencv import opencv
 from data_prep.sources.source import Pixels
 from vit.data.image_file import BadImageError, read_orientation
 
@@ -65,7 +66,6 @@ def _is_upright(content: bytes, defects: list[str] | None) -> bool:
 
 def encode(pixels: Pixels, quality: int) -> bytes:
     """Encodes pixels (height, width, 3) as FFCV's writer does: with OpenCV, chroma at half the resolution."""
-    import cv2
-
+    cv2 = opencv()
     _, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return content.tobytes()
+    return bytes(content.tobytes())

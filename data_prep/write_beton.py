@@ -34,6 +34,7 @@ from data_prep.beton_writer import BetonWriter
 from data_prep.digests import compute_digests
 from data_prep.encode import WorkerKilledError, encode_in_order, mean_and_std, start_workers
 from data_prep.journal import Journal
+from data_prep.opencv import opencv, opencv_version
 from data_prep.options import parse_arguments
 from data_prep.publish import (
     check_replaceable,
@@ -90,15 +91,14 @@ def _write_file(
     processes: int,
 ) -> BetonWriter:
     """Writes the samples `order` to `temporary`, or resumes the unfinished file there."""
-    import cv2
-
     # A sample must fit into one page, and a JPEG may be larger than its pixels.
     page_size = max(8 * MIB, 1 << (2 * recipe.max_image_bytes).bit_length())
     file = BetonWriter(temporary, len(order), page_size)
     settings = recipe.manifest_entries() | _library_versions()
-    identity = settings | {"opencv": cv2.__version__, "max_megapixels": recipe.max_megapixels}
+    identity = settings | {"opencv": opencv_version(), "max_megapixels": recipe.max_megapixels}
     identity |= {"images": fingerprint.list_digest}
-    cv2.setNumThreads(1)  # one core per worker
+    if opencv_version():
+        opencv().setNumThreads(1)  # one core per worker
     with file.file, Journal(temporary, file, identity, fingerprint.stamps[order]) as journal:
         reason = journal.resume(allow_left_out=recipe.on_bad == "skip")
         state = file.state

@@ -12,7 +12,15 @@ import psutil
 import pytest
 
 from tests.helpers.disks import tmpfs_mounted
-from tests.helpers.fake_index import CUDA_LIBRARY, TORCH, write_project, write_torch, write_wheel
+from tests.helpers.fake_index import (
+    CUDA_LIBRARY,
+    TORCH,
+    TORCHVISION,
+    write_failing_ffcv,
+    write_project,
+    write_torch,
+    write_wheel,
+)  # fmt: skip
 from tests.helpers.paths import CHECKOUT, ROOT
 from tests.helpers.waiting import wait_for
 
@@ -62,6 +70,24 @@ def test_set_up_shows_its_steps_and_says_what_to_do_next(project: Path) -> None:
     again = make(project, "setup")
     assert again.stdout.startswith("next: source .venv/bin/activate ")
     assert again.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("has_opencv", [False, True])
+def test_the_set_up_goes_on_without_ffcv_if_only_that_cannot_be_built(project: Path, has_opencv: bool) -> None:
+    """One line says so at the end, and that training does not need it; what else fails still ends the set-up."""
+    write_failing_ffcv(project.parent / "index", has_opencv)
+    (project / "needs_ffcv").touch()
+    done = make(project, "setup")
+    assert done.returncode == 0, done.stderr
+    why = "Failed to build ffcv" if has_opencv else "Could not find required package: opencv."
+    assert "FFCV cannot be installed (" in done.stdout and (why in done.stdout or has_opencv)
+    assert [line[:36] for line in done.stdout.splitlines()].count("WARNING: FFCV is not installed; trai") == 1
+    assert installed(project)["torch"] == TORCH and "ffcv" not in installed(project)
+    (project.parent / "index" / f"torchvision-{TORCHVISION}-py3-none-any.whl").unlink()
+    shutil.rmtree(project / ".venv")
+    done = make(project, "setup")
+    assert done.returncode == 2
+    assert "pip could not install the packages and says why above" in done.stderr
 
 
 def test_the_demo_says_first_what_it_will_do_and_last_what_to_do_next() -> None:
@@ -225,3 +251,7 @@ def test_system_packages_that_are_missing_are_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "a C++ compiler" in done.stderr and "sudo apt-get install" in done.stderr
+    assert "without FFCV     VIT_WITHOUT_FFCV=1 make setup" in done.stderr and "OpenCV's headers" in done.stderr
+    variables = {"PATH": str(tmp_path), "PYTHON": sys.executable, "VIT_WITHOUT_FFCV": "1"}
+    without = subprocess.run([script], env=variables, capture_output=True, text=True, check=False)
+    assert without.returncode == 1 and "opencv" not in without.stderr.lower()

@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+import io
 import re
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,14 +15,24 @@ TORCH, TORCHVISION = "2.15.0", "0.29.2"
 CUDA_LIBRARY = "nvidia-cublas"  # what torch with CUDA requires
 # Builds the editable project without any package.  While the file `slow` is there, it takes long.
 BACKEND = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 sys.path.insert(0, {tests!r})
 from tests.helpers.fake_index import write_wheel
 def build_editable(folder, config_settings=None, metadata_directory=None):
     pathlib.Path("building").touch()
     while pathlib.Path("slow").exists():
         time.sleep(0.05)
-    return write_wheel(pathlib.Path(folder), "project", "1", ["torch>=2.11,<2.16", "torchvision"]).name
+    ffcv = ["ffcv"] * (pathlib.Path("needs_ffcv").exists() and "VIT_WITHOUT_FFCV" not in os.environ)
+    return write_wheel(pathlib.Path(folder), "project", "1", ["torch>=2.11,<2.16", "torchvision", *ffcv]).name
+"""
+# Of a source package whose build fails as FFCV's does without OpenCV's headers, or with another compiler.
+FAILING_BACKEND = """
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    raise RuntimeError("Could not find required package: opencv.")
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    raise SystemExit(1)
 """
 
 
@@ -56,6 +68,22 @@ def write_torch(folder: Path, local: str = "", vision: bool = True) -> None:
     if vision:
         check = f"import torch\nassert ('+cpu' in torch.__version__) == {bool(local)}, 'operator nms does not exist'\n"
         write_wheel(folder, "torchvision", TORCHVISION + local, [f"torch=={TORCH}"], check)
+
+
+def write_failing_ffcv(folder: Path, has_opencv: bool) -> None:
+    """Writes FFCV's source package, which cannot be built: without OpenCV, or by the compiler."""
+    backend = FAILING_BACKEND.replace("def prepare_metadata", "def no_metadata") if has_opencv else FAILING_BACKEND
+    build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    files = {
+        "pyproject.toml": build,
+        "backend.py": backend,
+        "PKG-INFO": "Metadata-Version: 2.1\nName: ffcv\nVersion: 1.0.2\n",
+    }
+    with tarfile.open(folder / "ffcv-1.0.2.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"ffcv-1.0.2/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
 
 
 def write_project(folder: Path) -> None:

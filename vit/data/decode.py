@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vit.config.user_error import UserError
 from vit.data.beton import Beton
 from vit.data.ffcv_format import JPEG, ffcv_library, ffcv_problem
-from vit.data.native import BUILD, NOT_BUILT, check_jpeg_decoder, native_library
+from vit.data.native import BUILD, NOT_BUILT, check_jpeg_decoder, decoder_in_use, native_library
 from vit.random_keys import U64, Stream, keys, uniform
 
 Ints = NDArray[np.int64]
@@ -254,4 +254,4 @@ def decoder_note(choice: str) -> str:
     """A further line for the user if `auto` had to select FFCV's decoder; else empty."""
     if choice != "auto" or native_library() is not None:
         return ""
-    return f"\ndata: images are decoded by FFCV's decoder, which is slower and less exact: {NOT_BUILT}; {BUILD}"
+    return f"\ndata: {decoder_in_use()}"

@@ -68,6 +68,17 @@ def check_jpeg_decoder() -> None:
         raise UserError(f"JPEGs cannot be decoded: {NOT_BUILT}, and {problem}; {BUILD}")
 
 
+def decoder_in_use() -> str:
+    """One line: by what `data.decoder auto` decodes images here, or why it cannot."""
+    try:
+        if library := native_jpeg_library():
+            return f"images are decoded by the C++ decoder, with {library}"
+        check_jpeg_decoder()
+    except UserError as error:
+        return str(error)
+    return f"images are decoded by FFCV's decoder, which is slower and less exact: {NOT_BUILT}; {BUILD}"
+
+
 class JpegState(IntEnum):
     """What is wrong with a JPEG, in the numbers of `whole_jpeg.cpp`."""
 
