@@ -41,7 +41,7 @@ BIG = 50  # MB: larger downloads are shown
 UNITS = {"kB": 1e-3, "MB": 1, "GB": 1e3}
 # What pip, or FFCV's own setup.py, says where FFCV or a package that only FFCV needs cannot be installed.
 FFCV_FAILED = re.compile(
-    r"Could not find required package: .*|Failed (?:building wheel for|to build) '?ffcv.*"
+    r"(?<=RuntimeError: )Could not find required package: .*|Failed (?:building wheel for|to build) '?ffcv.*"
     r"|.*No matching distribution found for (?:ffcv|numba|pandas).*|.*conflicting.*(?:ffcv|numba|pandas).*"
 )
 WITHOUT_FFCV = (
