@@ -22,6 +22,11 @@ POLL_SECONDS = 0.1  # between two looks at what other nodes have reported
 STAGGER_SECONDS = 0.5  # between nodes that ask Slurm for the same: one of them is enough
 
 
+def port_of(start_id: str) -> int:
+    """The port of the store: below the kernel's ephemeral ports, and different after each requeue."""
+    return 10_000 + zlib.crc32(start_id.encode()) % 20_000
+
+
 class PeerLostError(RuntimeError):
     """Another node of the job does not respond."""
 
@@ -35,8 +40,7 @@ class Peers:
 
     def __init__(self, nodes: int, node: int, name: str, address: str, start_id: str) -> None:
         self.nodes, self.node, self.name = nodes, node, name
-        # Below the kernel's ephemeral ports, and different after each requeue.
-        self._address, self._port = address, 10_000 + zlib.crc32(start_id.encode()) % 20_000
+        self._address, self._port = address, port_of(start_id)
         self.endpoint = f"{address}:{self._port}"  # of the store, if there are several nodes
         self.lost: str | None = None  # the name of a node that is considered dead
         self.first_is_lost = False  # the first node does not respond: each node decides for itself
