@@ -125,7 +125,8 @@ def status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
 
 def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
     events = read_events(run)
-    state, detail, why = _state(run, events, jobs)
+    changes = [event for event in events if event["event"] in STATE_EVENTS]
+    state, detail, why = _state(run, changes, jobs)
     curve = cached(read_newest, run.metrics)
     newest, trained, evaluation = curve.record, curve.training, curve.evaluation
     attempts = read_attempts(events, newest)
@@ -144,8 +145,8 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         state=state,
         detail=detail,
         why=why,
-        job=_newest_job(events),
-        candidates=candidate_states(events, jobs, _owner(events, job_ids(events))),
+        job=_newest_job(changes),
+        candidates=candidate_states(changes, jobs, _owner(changes, job_ids(changes))),
         changed=changed_requests(events),
         step=integer(newest, "step"),
         steps=integer(newest, "steps"),
@@ -161,7 +162,7 @@ def _status(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> Status:
         ends=ends,
         attempt=len(attempts),
         restarts=sum(event["event"] == "restarting in place" for event in events),
-        requeues=_requeues(events),
+        requeues=_requeues(changes),
         device=last.device if last else "",
         ranks=last.ranks if last else None,
         goodput=spent.goodput,
@@ -216,8 +217,7 @@ def _requeues(events: Sequence[Event]) -> int:
 
 
 def _state(run: RunFolder, events: Sequence[Event], jobs: Mapping[str, QueuedJob] | None) -> tuple[str, str, str]:
-    """`state`, `detail` and `why` of a run's Status."""
-    events = [event for event in events if event["event"] in STATE_EVENTS]
+    """`state`, `detail` and `why` of a run's Status, from its STATE_EVENTS."""
     ids = job_ids(events)
     starts = [str(event.get("life")).rpartition(".")[0] for event in events if event["event"] == "supervising"]
     has_started = not set(ids).isdisjoint(starts)

@@ -44,6 +44,8 @@ def gigabytes(count: int | None) -> str:
 
 def printable(text: str) -> str:
     """A text in one line, without control characters: logs may contain colors, and anything after a crash."""
+    if text.isprintable():  # almost all are, and this is quick
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in _without_escapes(text))
 
 
@@ -54,6 +56,8 @@ def _without_escapes(text: str) -> str:
 
 def width(text: str) -> int:
     """How many columns of a terminal a text takes: letters of East Asian scripts take two."""
+    if text.isascii():
+        return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ class RunFolder:
     path: Path
     patience: float = 0  # seconds for which reading the ledger is tried again, if the disk cannot be read
 
-    @property
+    @cached_property
     def config(self) -> Path:
         """The resolved config of the run."""
         return self.path / "config.yaml"
 
-    @property
+    @cached_property
     def checkpoints(self) -> Path:
         """Complete checkpoints, one folder each."""
         return self.path / "checkpoints"
@@ -57,7 +58,7 @@ class RunFolder:
         """The torch.compile cache: a folder for each kind of device and local rank."""
         return self.path / "compiled"
 
-    @property
+    @cached_property
     def metrics(self) -> Path:
         """The learning curve, one JSON object per line."""
         return self.path / "metrics.jsonl"
@@ -67,7 +68,7 @@ class RunFolder:
         """The samples of each step, one JSON object per step and micro-batch; written if `log.samples` is set."""
         return self.path / "samples.jsonl"
 
-    @property
+    @cached_property  # `status.py` asks for it often
     def ledger(self) -> Path:
         """The events of the run, one JSON object per line."""
         return self.path / "ledger.jsonl"
@@ -77,7 +78,7 @@ class RunFolder:
         """What `vit.evaluate --save` writes: a folder for each data set, step and weights (`evaluation_file.py`)."""
         return self.path / "evaluation"
 
-    @property
+    @cached_property
     def logs(self) -> Path:
         """The output of the ranks, one file each."""
         return self.path / "logs"
