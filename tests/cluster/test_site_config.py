@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cluster_case import SUBMIT
+from tests.helpers.cluster_case import SUBMIT, campaign
 from tests.helpers.local_runs import settings
 from tests.helpers.paths import CHECKOUT
 from tests.helpers.slurm_cluster import missing
@@ -31,7 +31,7 @@ def call(script: str, *words: str, conf: Path | None, cwd: Path) -> "subprocess.
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("kind", ["misspelled", *(pytest.param(kind, marks=campaign) for kind in [*WRONG][:3])])
 def test_a_wrong_configuration_is_named_in_one_line(kind: str, betons: Path, tmp_path: Path) -> None:
     """By `submit.py`, which does not train here instead, and `doctor.py`; status.py shows the run all the same."""
     text, reason = WRONG[kind]

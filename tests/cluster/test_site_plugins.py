@@ -51,6 +51,7 @@ def test_the_message_of_a_plugin_that_refuses_a_job_is_shown(case: Case) -> None
     assert not case.slurm.call("squeue", "--noheader")
 
 
+@campaign
 def test_the_message_of_a_filter_of_sbatch_is_shown(case: Case) -> None:
     """A cli_filter plugin runs in sbatch, before the controller is asked."""
     body = """
