@@ -21,6 +21,7 @@ from vit.run.heartbeat import LEAVING, STACKS_SIGNAL, Beat, HeartbeatSlots
 POLL_SECONDS = 0.2
 ERROR_SECONDS = 3  # for the other ranks to report that they lost a peer
 STACKS_SECONDS = 1  # for ranks to write their stack traces
+SLOW_STACKS_SECONDS = 10  # the same on a busy node: ranks that have not written, or still write, get so long
 FLIGHT_RECORDER_SECONDS = 5  # for NCCL, if it is used, to write its last operations
 TIMEOUT_FACTOR = 10  # multiplies `stall_seconds` in rare, long phases, and the longest time seen for a phase
 
@@ -106,7 +107,16 @@ class Watchdog(threading.Thread):
                 return
         if not left:
             return
-        self._attempt_over.wait(self._request_stacks(left))
+        before = self._stack_sizes(left)
+        begun, seconds, now = time.monotonic(), self._request_stacks(left), before
+        while not self._attempt_over.wait(POLL_SECONDS) and time.monotonic() < begun + SLOW_STACKS_SECONDS:
+            last, now = now, self._stack_sizes(left)
+            if (
+                time.monotonic() > begun + seconds
+                and now == last
+                and all(size > before[rank] for rank, size in now.items())
+            ):
+                break
         for beat in left:
             if process_state(beat.pid):
                 self.killed.add(beat.rank)
@@ -128,6 +138,11 @@ class Watchdog(threading.Thread):
             if request_dump(beat.rank):
                 seconds = FLIGHT_RECORDER_SECONDS
         return seconds
+
+    def _stack_sizes(self, ranks: Sequence[Beat]) -> dict[int, int]:
+        """The sizes of the files of those ranks that run: a stack trace is whole when its file grows no more."""
+        files = {b.rank: self.logs / f"rank-{b.rank}.stacks" for b in ranks if process_state(b.pid)}
+        return {rank: file.stat().st_size if file.exists() else 0 for rank, file in files.items()}
 
     def _running(self) -> list[Beat]:
         return [beat for beat in self.slots.read() if process_state(beat.pid)]
