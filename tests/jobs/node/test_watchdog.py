@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -184,6 +185,23 @@ def test_stalled_ranks_write_their_stack_traces_and_are_killed(
     assert watchdog.stalled is not None
     assert "stalled for" in watchdog.stalled[1]
     assert "'step'" in watchdog.stalled[1]
+    assert [p.wait(5) for p in ranks] == [-signal.SIGKILL] * 2
+    for name in ("rank-10.stacks", "rank-11.stacks"):
+        assert "in train_step" in (tmp_path / name).read_text()
+
+
+def test_stalled_ranks_on_a_busy_node_are_killed_after_they_have_written_their_stack_traces(
+    slots: HeartbeatSlots, ranks: "list[subprocess.Popen[bytes]]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get the processor only after three seconds."""
+    request = Watchdog._request_stacks
+
+    def request_later(self: Watchdog, beats: Sequence[Beat]) -> float:
+        threading.Timer(3, request, (self, beats)).start()
+        return 1
+
+    monkeypatch.setattr(Watchdog, "_request_stacks", request_later)
+    run_watchdog(slots, tmp_path, stall_seconds=1)
     assert [p.wait(5) for p in ranks] == [-signal.SIGKILL] * 2
     for name in ("rank-10.stacks", "rank-11.stacks"):
         assert "in train_step" in (tmp_path / name).read_text()
