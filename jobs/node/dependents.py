@@ -5,12 +5,9 @@ any of its starts, with a grace time and PreemptMode=CANCEL, the state PREEMPTED
 then the dependency could never be satisfied, and Slurm would remove the jobs that wait.  Users may change their jobs.
 """
 
-import re
-
 from jobs.node import slurm_job
 from jobs.node.slurm_commands import has_commands, run
-
-WAITS = re.compile(r"afterok:(\d+)\S*")  # for one job only
+from jobs.slurm import tables
 
 
 def release_dependents() -> list[str]:
@@ -21,9 +18,7 @@ def release_dependents() -> list[str]:
     job = slurm_job.job_id()
     if job is None or not has_commands():
         return []
-    shown = run("squeue", "--noheader", "--me", "--states=PENDING", "--format=%F %E").stdout
-    rows = [line.split(maxsplit=1) for line in shown.splitlines()]
-    waiting = {number for number, *rest in rows for match in map(WAITS.fullmatch, rest) if match and match[1] == job}
+    waiting = tables.waiting_for(job, run(*tables.DEPENDENCIES).stdout.splitlines())
     return [number for number in sorted(waiting) if not _refused(number)]
 
 

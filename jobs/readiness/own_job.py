@@ -1,7 +1,6 @@
 """Small jobs of `doctor.py`: submitted with the options of a run, in a folder of their own, and canceled at the end."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from jobs.login.slurm_queries import (
     queued_jobs,
     rejection_message,
 )
-from jobs.slurm import client, submission
+from jobs.slurm import client, scontrol, submission
 from vit.run.folder import RunFolder
 
 END_SECONDS, REMOVAL_SECONDS = 40.0, 5.0  # for a canceled job to end; for its last files to be removed
@@ -108,8 +107,8 @@ def why_not_running(job: str, folder: Path) -> str:
 
 def _node_of(job: str) -> str:
     """The node on which a job's script ran, for messages."""
-    found = re.search(r"\bBatchHost=(\S+)", _run("scontrol", "show", "job", job).stdout)
-    return f"node {found[1]}" if found else "its node"
+    facts = scontrol.facts_of(_run(*scontrol.JOB, job).stdout)
+    return f"node {facts['BatchHost']}" if "BatchHost" in facts else "its node"
 
 
 def call_slurm(*command: str) -> str:

@@ -53,6 +53,16 @@ def job_scripts(lines: Sequence[str]) -> dict[str, str]:
     return dict(line.split("|", 1) for line in lines if "|" in line)
 
 
+DEPENDENCIES = ("squeue", "--noheader", "--me", "--states=PENDING", "--format=%F %E")
+
+
+def waiting_for(job: str, lines: Sequence[str]) -> set[str]:
+    """The numbers of the jobs that wait only for this one to complete."""
+    rows = [line.split(maxsplit=1) for line in lines]
+    found = [(row[0], re.fullmatch(r"afterok:(\d+)(?:\(\w+\))?", row[1].strip())) for row in rows if len(row) == 2]
+    return {number for number, match in found if match and match[1] == job}
+
+
 PARTITION_NODES = ("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%D|%G|%c|%m")
 
 

@@ -36,6 +36,14 @@ def test_squeue_tells_the_same_of_each_job(recorded: dict[str, Output]) -> None:
     assert set(tables.job_scripts(recorded["scripts"].lines).values()) == {"/cluster/jobs/job script.sh", "(null)"}
 
 
+def test_a_job_that_waits_only_for_another_one_is_found(recorded: dict[str, Output]) -> None:
+    """By its dependency as Slurm prints it; not one that waits for two jobs, or for a job with a longer number."""
+    dependency = scontrol.facts_of(recorded["pending.dependent"].stdout)["Dependency"]
+    other = dependency.partition("(")[0].removeprefix("afterok:")
+    lines = [f"21 {dependency}", f"22 {dependency},afterok:5(unfulfilled)", "23 (null)", f"24 afterok:{other}1(failed)"]
+    assert tables.waiting_for(other, lines) == {"21"}
+
+
 def test_the_nodes_of_the_partitions_are_the_same(recorded: dict[str, Output]) -> None:
     """As `submit.py` needs them to check a request."""
     low, hasty, short, high = tables.partition_nodes(recorded["partition_nodes"].lines)
