@@ -205,9 +205,9 @@ def install(steps, torch, index):
     command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--constraint", constraints(torch)]
     command += [*index_options(index), "--editable", ".[dev]"]
     code, output, errors = run_pip(command, steps)
-    why = FFCV_FAILED.search("".join(errors)) if code and ffcv else None
+    why = ffcv_failure(output, errors) if code and ffcv else ""
     if why:
-        steps.note(f"FFCV cannot be installed ({why[0].strip()}); again, without it")
+        steps.note(f"FFCV cannot be installed ({why}); again, without it")
         os.environ["VIT_WITHOUT_FFCV"] = "1"
         code, output, errors = run_pip(command, steps)
     if code:
@@ -216,6 +216,16 @@ def install(steps, torch, index):
         sys.stderr.write("".join(output[-30:] + errors[-30:]))
         raise SetupError("pip could not install the packages and says why above; mend it, then run make setup again")
     return WITHOUT_FFCV if why else ""
+
+
+def ffcv_failure(output, errors):
+    """Why FFCV, or a package that only FFCV needs, could not be installed; empty if something else failed."""
+    found = FFCV_FAILED.search("".join(errors))
+    if found:
+        return found[0].strip()
+    looked_at = [line for line in output if re.match(r"\s*(Collecting|Processing) ", line)]
+    failed = looked_at and re.search(r"[ /](ffcv|numba|pandas)\b", looked_at[-1])
+    return f"building {failed[1]} fails" if failed else ""
 
 
 def run_pip(command, steps):

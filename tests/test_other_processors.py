@@ -1,6 +1,6 @@
 """The C++ parts give the same bits on ARM, and on x86 without AVX2, as on this machine.
 
-    python -m pytest -m campaign tests/test_other_processors.py
+    python -m pytest -m "campaign or not campaign" tests/test_other_processors.py
 
 Needs Debian's or Ubuntu's qemu-user-static and g++-aarch64-linux-gnu, and the first time a network.
 """

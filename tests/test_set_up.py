@@ -78,7 +78,7 @@ def test_the_set_up_goes_on_without_ffcv_if_only_that_cannot_be_built(project: P
     (project / "needs_ffcv").touch()
     done = make(project, "setup")
     assert done.returncode == 0, done.stderr
-    why = "Failed " if has_opencv else "Could not find required package: opencv.); "
+    why = "building ffcv fails); " if has_opencv else "Could not find required package: opencv.); "
     assert f"FFCV cannot be installed ({why}" in done.stdout
     assert [line[:36] for line in done.stdout.splitlines()].count("WARNING: FFCV is not installed; trai") == 1
     assert installed(project)["torch"] == TORCH and "ffcv" not in installed(project)

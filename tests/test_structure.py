@@ -79,6 +79,7 @@ ALLOWED_MODULES = {
         *(
             "vit.config.paths",
             "vit.config.option_errors",
+            "vit.config.user_error",
             "vit.run.command",
             "vit.run.console",
             "vit.run.counts",

@@ -72,7 +72,9 @@ def write_torch(folder: Path, local: str = "", vision: bool = True) -> None:
 
 def write_failing_ffcv(folder: Path, has_opencv: bool) -> None:
     """Writes FFCV's source package, which cannot be built: without OpenCV, or by the compiler."""
-    backend = FAILING_BACKEND.replace("def prepare_metadata", "def no_metadata") if has_opencv else FAILING_BACKEND
+    backend = FAILING_BACKEND
+    if has_opencv:  # pip asks `build_wheel` for the metadata
+        backend = backend.replace("def prepare_metadata", "def no_metadata")
     build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     files = {
         "pyproject.toml": build,
