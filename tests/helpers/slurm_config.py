@@ -58,7 +58,6 @@ AccountingStorageHost=localhost
 AccountingStoragePort={ports[1]}
 AccountingStoragePass={dir}/run/munge.sock
 AccountingStorageTRES=gres/gpu
-AccountingStorageUser=root
 MpiDefault=none
 SwitchType=switch/none
 {nodes}

@@ -56,7 +56,11 @@ class Daemons:
         wait_for((self.dir / "run/munge.sock").exists, "munge to respond")
         if has_accounting(self.dir):
             self.start_accounting()
-        self.launch("slurmctld", more=["-i"])  # newer versions do not start without a saved state otherwise
+        # Newer versions do not start without the state that they save at their end, as when a test kills the first one.
+        self.launch("slurmctld", more=["-i"])
+        wait_for(lambda: self.succeeds("scontrol", "ping"), "slurmctld to respond")
+        self.end("slurmctld")
+        self.launch("slurmctld")
         for node in self.nodes:
             self.launch(f"slurmd-{node}")
         sinfo = f"test $(sinfo -h -N -p low -o %T | grep -c idle) = {len(self.nodes)}"
@@ -103,7 +107,7 @@ class Daemons:
         process = self.running.pop(name)
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
