@@ -95,7 +95,7 @@ def test_the_tests_of_the_decoder_pass_with_another_libjpeg_turbo(folder: Path) 
     """As above, compared with Pillow and torchvision."""
     options = ("-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not ffcv and not avx2")
     tests = ("tests/vit/data/test_decode.py", "tests/vit/data/test_jpeg_damage.py")
-    done = run("-m", "pytest", "-q", *options, *tests, LD_LIBRARY_PATH=str(folder))
+    done = run("-m", "pytest", *options, *tests, LD_LIBRARY_PATH=str(folder))
     assert done.returncode == 0, done.stdout
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 50
 
