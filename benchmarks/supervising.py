@@ -200,7 +200,8 @@ def show(title: str, table: Mapping[int, Mapping[str, Any]]) -> None:
     """Prints a table with one column for each number of nodes."""
     print(f"\n{title}\n{'nodes':32}{''.join(f'{nodes:>10}' for nodes in table)}")
     for name in next(iter(table.values())):
-        values = [sum(each.values()) if isinstance(each := row[name], dict) else each for row in table.values()]
+        cells = [row[name] for row in table.values()]
+        values = [sum(cell.values()) if isinstance(cell, dict) else cell for cell in cells]
         print(f"{name:32}{''.join(f'{value:>10,}' for value in values)}", flush=True)
 
 
@@ -210,7 +211,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less than 50 s: supervisors alone, on 2, 4 and 8 nodes")
     parser.add_argument("--nodes", type=int, nargs="+", default=WHOLE, help="of the whole jobs")
     options = parser.parse_args()
-    if why := "ss (iproute2) was not found" if shutil.which("ss") is None else "" if options.quick else missing():
+    why = "ss (iproute2) was not found" if shutil.which("ss") is None else "" if options.quick else missing()
+    if why:
         sys.exit(f"supervising.py: {why}")
     logging.disable(logging.WARNING)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as in a job

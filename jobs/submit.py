@@ -99,7 +99,7 @@ class Submission:
         self.cluster = load_cluster(options)
         requested = "slurm" if options.cluster == "auto" and names_cluster(options) else options.cluster
         self.sizes: list[Size] = []
-        self.backend, self.available = slurm_queries.find_backend(requested, options.dry_run)
+        self.backend, self.available, self.warning = slurm_queries.find_backend(requested, options.dry_run)
 
     def run(self, cfg: Config) -> int:
         """Submits what the options request; returns the exit code."""
@@ -132,8 +132,7 @@ class Submission:
             cfg = run_folder.resolve_config(cfg, self.options, pending_data)
             runs = [PlannedRun(RunFolder(run_folder.folder_path(self.options)), cfg)]
         else:
-            parent = run_folder.folder_path(self.options, "-sweep")
-            points = sweep_points(self.options.sweep)
+            parent, points = run_folder.folder_path(self.options, "-sweep"), sweep_points(self.options.sweep)
             folders, found = [RunFolder(parent / point.name) for point in points], self.settings.pop().found
             self.settings += [initial_settings(folder, found) for folder in folders]
             configs = sweep_configs(self.parser, self.argv, points, self.settings)  # all, before any data is read
@@ -151,6 +150,8 @@ class Submission:
         planned = [(run.folder, run.cfg) for run in runs]
         check_initial_weights(planned, self.settings, self.options.dry_run)
         self.sizes = runnable(sizes, lambda size: self.resources(runs[0], size).check(self.available), remarks)
+        if self.warning:
+            print_error("submit.py", self.warning)
         run_folder.print_remarks(planned, self.options, pending_data, self.sizes[0].ranks, remarks)
         return runs
 

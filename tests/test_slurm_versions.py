@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.slurm_versions import chroots, results
 from tests.slurm_versions.chroots import ChrootError, Release
 
@@ -77,7 +77,7 @@ def test_a_release_that_cannot_be_had_is_an_error_that_names_the_log(
 def test_an_unknown_version_is_refused_with_the_known_ones() -> None:
     """Before anything is built."""
     command = [sys.executable, "-m", "tests.slurm_versions", "--versions", "21.08"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no release with Slurm 21.08 is known; known: 22.05,23.11,24.11,25.11,26.05" in done.stderr
 

@@ -178,7 +178,7 @@ def test_an_installation_without_ffcv_requires_nothing_of_it(tmp_path: Path) -> 
         folder.mkdir()
         command = [sys.executable, "-W", "ignore", "setup.py", "-q", "egg_info", "--egg-base", str(folder)]
         environment = os.environ | {"VIT_WITHOUT_FFCV": variable}
-        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True)
         text = next(folder.glob("*/PKG-INFO")).read_text()
         required = [line.split()[1] for line in text.splitlines() if line.startswith("Requires-Dist: ")]
         found[variable] = {re.split("[<>=;]", line)[0] for line in required}

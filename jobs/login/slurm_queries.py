@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from jobs.slurm import client, scontrol, submission, tables
 from jobs.slurm.errors import CERTAIN, MISCONFIGURED, NO_CLUSTER, UNKNOWN_JOB, UNREACHABLE, first_error
 from jobs.slurm.tables import PartitionNodes, QueuedJob
-from vit.run.command import print_error
 
 if TYPE_CHECKING:
     from jobs.login.cluster_config import ClusterConfig
@@ -114,26 +113,27 @@ def node_states(partition: str) -> Counter[str]:
     return tables.node_states(lines_of(*tables.states(partition)))
 
 
-def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes]]:
-    """Where to run: "slurm", "local" or "debug"; and the nodes of Slurm's partitions.
+def find_backend(requested: str, dry_run: bool) -> tuple[str, list[PartitionNodes], str]:
+    """Where to run: "slurm", "local" or "debug"; the nodes of Slurm's partitions; and a warning for the user, or "".
 
     Raises SlurmUnreachableError, SlurmNotFoundError.
     """
     if requested in {"local", "debug"}:
-        return requested, []
+        return requested, [], ""
     try:
-        return "slurm", partition_nodes()
+        return "slurm", partition_nodes(), ""
     except SlurmNotFoundError as error:
         if requested == "slurm" and not dry_run:
             raise
-        if requested == "auto" and isinstance(error, NoClusterError):
-            advice = "if it is a cluster's login node, press Ctrl-C and set SLURM_CONF"
-            print_error("submit.py", f"warning: {error}: running on this machine; {advice}")
-        return "local" if requested == "auto" else "slurm", []
+        if requested != "auto":
+            return "slurm", [], ""
+        advice = "if it is a cluster's login node, press Ctrl-C and set SLURM_CONF"
+        warning = f"warning: {error}: running on this machine; {advice}" if isinstance(error, NoClusterError) else ""
+        return "local", [], warning
     except SlurmUnreachableError:
         if not dry_run:
             raise
-        return "slurm", []
+        return "slurm", [], ""
 
 
 def rejection_message(output: str, cluster: "ClusterConfig") -> str:

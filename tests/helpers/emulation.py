@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT, ROOT
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path("~/.cache").expanduser())) / "vit-slurm"
 QEMU_ARM, QEMU_X86, COMPILER = "qemu-aarch64-static", "qemu-x86_64-static", "aarch64-linux-gnu-g++"
@@ -37,7 +37,7 @@ class CannotEmulateError(Exception):
 def run(*command: object, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command in the project's folder.  Raises CannotEmulateError with its last line if it fails."""
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False
+        list(map(str, command)), cwd=CHECKOUT, env=os.environ | variables, capture_output=True, text=True, check=False
     )
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()

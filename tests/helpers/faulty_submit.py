@@ -197,8 +197,9 @@ def _hook(run: str, changes: TextIO, number: int, effect: str) -> Callable[[str,
 
 def _change(event: str, values: tuple[Any, ...], run: str) -> str:
     """What is about to be changed in the run folder, or ""."""
-    if event == "subprocess.Popen" and str(values[0]).endswith(("sbatch", "scontrol")):
-        return str(values[0]).rpartition("/")[2]
+    program = str(values[0]).rpartition("/")[2] if values else ""
+    if event == "subprocess.Popen" and program in ("sbatch", "scontrol") and "show" not in values[1]:
+        return program
     path = str(values[0]) if values else ""
     if event == "open" and isinstance(values[2], int) and values[2] & WRITING and path.startswith(run):
         return f"write {path.removeprefix(run)}"

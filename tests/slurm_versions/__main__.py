@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.helpers.paths import ROOT
 from tests.slurm_versions import results
 from tests.slurm_versions.chroots import RELEASES, ChrootError, Release, build, inside, why_not
 
@@ -58,7 +57,7 @@ def run(release: Release, options: argparse.Namespace, pytest_options: Sequence[
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", marker, f"--junitxml={report}"]
     command += ["--numprocesses", str(options.numprocesses), "--dist", "worksteal", *chosen]
     print(f"Slurm {release.slurm} ({release.name}): {' '.join(chosen)}", flush=True)
-    code = subprocess.call([*inside(root, options.folder), *command], cwd=ROOT)
+    code = subprocess.call([*inside(root, options.folder), *command])
     if report.exists():
         results.record(options.folder, release, report)
         report.unlink()

@@ -15,7 +15,7 @@ Results = dict[str, dict[str, str]]  # test id -> outcome (passed, failed, skipp
 def record(folder: Path, release: Release, report: Path) -> None:
     """Adds the tests of a JUnit report of pytest to the results of a version."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     out = read(folder, release)
     for case in ElementTree.parse(report).iter("testcase"):

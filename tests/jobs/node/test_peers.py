@@ -14,7 +14,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.node import peers
 from jobs.node.peers import STAGGER_SECONDS, Peers
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CHECKOUT
 from tests.helpers.waiting import wait_for
 
 FIRST_NODE = """
@@ -92,7 +92,7 @@ def test_if_the_first_node_dies_the_others_ask_slurm_one_after_the_other() -> No
     """SIGKILL of the process that hosts the store."""
     name = str(uuid.uuid4())
     command = [sys.executable, "-c", FIRST_NODE, "4", name]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "connected\n"
         with connected(4, first=1, name=name) as found:

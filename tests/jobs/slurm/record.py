@@ -15,7 +15,6 @@ from pathlib import Path
 
 from jobs.readiness.account_limits import ASSOCIATION, QOS
 from jobs.slurm import scontrol, tables
-from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster, missing
 from tests.helpers.waiting import wait_for
 from tests.jobs.slurm.recorder import Recorder, text_of
@@ -40,7 +39,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         for release in [release for release in RELEASES if release.slurm in sys.argv[1:]]:
             command = [sys.executable, "-m", "tests.jobs.slurm.record"]
-            subprocess.run([*inside(build(release, FOLDER), FOLDER), *command], cwd=ROOT, check=True)
+            subprocess.run([*inside(build(release, FOLDER), FOLDER), *command], check=True)
         return
     if why := missing():
         sys.exit(why)

@@ -59,7 +59,7 @@ def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]"
     environment = os.environ | {CHECKOUT_VARIABLE: str(CHECKOUT), "PYTHONPATH": str(ROOT)} | variables
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         env=environment,
         capture_output=True,
         text=True,
