@@ -177,7 +177,9 @@ class Case:
     def finish(self, seconds: float = 400) -> None:
         """Waits until the run and its job are complete."""
         self.wait_until(self.run.finished, "the end of the run", seconds)
-        self.wait_until(lambda: self.slurm.state(self.job) == "COMPLETED", "the end of the job")
+        # Slurm 24.05 and later call a job PREEMPTED that has completed after it was preempted under PreemptMode=CANCEL.
+        ended = ("COMPLETED", "PREEMPTED")
+        self.wait_until(lambda: self.slurm.state(self.job) in ended, "the end of the job")
 
     def requeue_and_finish(self) -> None:
         """Requeues the job before it finishes, and waits for its end; checks that no step was lost or repeated."""
