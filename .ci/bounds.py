@@ -45,7 +45,7 @@ def oldest(setup):
 
 def text(setup):
     """The content of constraints-oldest.txt."""
-    head = "# The lower bounds of setup.cfg (python .ci/bounds.py writes this file), which make matrix tests.\n"
+    head = "# The lower bounds of setup.cfg (python .ci/bounds.py > this file), which make matrix tests.\n"
     return head + "".join(line + "\n" for line in sorted(oldest(setup), key=str.lower))
 
 

@@ -13,6 +13,7 @@ CONFIG = ("scontrol", "show", "config")
 
 # The name of a job may have anything in it; the next field is its user.
 WITHOUT_WORDS = "sed 's/ Command=.*//; s/.* UserId=//'"  # the same in shell: only fields between those
+_BEGIN = re.compile(r"^(?=JobId=|PartitionName=)", re.M)
 _NAME = re.compile(r" JobName=(.*?)(?= UserId=\S+ GroupId=)", re.S)
 
 
@@ -21,8 +22,11 @@ def facts_of(text: str) -> dict[str, str]:
 
     The user's own words cannot be mistaken for fields: those of the name are skipped, and those of the comment and of
     the command line (`SubmitLine`, since Slurm 25.05) come after all other fields, of which the first one counts.
+    A wrapper of the site may print other lines before and after it.  Empty if no job or partition is in the text.
     """
-    text = text.strip().partition("\nJobId=")[0]
+    if (begin := _BEGIN.search(text)) is None:
+        return {}
+    text = text[begin.end() :].strip().partition("\nJobId=")[0]
     name = _NAME.search(text)
     out = {"JobName": name[1]} if name else {}
     for word in _NAME.sub("", text, count=1).split():

@@ -14,8 +14,7 @@ def test_one_task_of_a_sweep_is_held_requeued_on_hold_and_released(case: Case, r
     sweep = ("--gpus", "2", "--sweep", f"{NEUTRAL}=1,2")
     done = case.submit(*sweep, "--sbatch", "hold")
     assert done.returncode == 0, done
-    parent = case.run.path.parent / f"{case.run.path.name}-sweep"
-    runs = [replace(case, run=RunFolder(parent / f"prefetch={n}")) for n in (1, 2)]
+    runs = [replace(case, run=RunFolder(case.run.path / f"prefetch={n}")) for n in (1, 2)]
     array = runs[0].job.partition("_")[0]
     assert all("JobHeldUser" in run.status() for run in runs)
     case.slurm.call("scontrol", "release", f"{array}_0")

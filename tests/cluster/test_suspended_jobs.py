@@ -45,6 +45,8 @@ def test_a_job_that_is_signaled_after_it_was_suspended_and_resumed_loses_no_step
         wait_for(lambda: slurm.state(job) == "SUSPENDED", "the suspension")
         slurm.call("scontrol", "resume", job)
         wait_for(lambda: slurm.state(job) == "RUNNING", "the end of the suspension")
+        done = case.steps_done()
+        case.wait_until(lambda: case.steps_done() > done, "the next step")  # else the signal may be lost on its way
         slurm.call("scancel", "--signal", "USR2", job)
         case.wait_until(lambda: case.events("stopped"), "the save")
     case.finish()

@@ -156,3 +156,11 @@ def test_the_batch_script_requeues_only_a_job_that_runs_in_each_version(version:
         subprocess.run(["bash", "-c", script], env=os.environ | variables, capture_output=True, timeout=20, check=False)
         asked = (answers / "requeued").read_text() if (answers / "requeued").exists() else ""
         assert asked == (f"{job}\n" if requeued else ""), f"{name}, start {start}"
+
+
+def test_lines_that_a_wrapper_of_the_site_prints_are_not_read_as_fields() -> None:
+    """Before the job and after it; alone they are no answer."""
+    before, after = "*** Welcome: JobState=FAILED partition=low ***\n3 idle\n", "\nGoodbye! Restarts=7\n"
+    job = "JobId=3 JobName=run UserId=ann(7) GroupId=ann(7) JobState=RUNNING Partition=gpu"
+    assert scontrol.facts_of(before + job + after)["JobState"] == "RUNNING"
+    assert scontrol.facts_of(before + after) == {}
