@@ -18,9 +18,9 @@ def test_one_task_of_a_sweep_is_held_requeued_on_hold_and_released(case: Case, r
     array = runs[0].job.partition("_")[0]
     assert all("JobHeldUser" in run.status() for run in runs)
     case.slurm.call("scontrol", "release", f"{array}_0")
-    runs[0].wait_until(lambda: runs[0].steps_done() > 2, "some steps")
-    assert "2 already in the queue" in case.submit(*sweep).stdout
     with runs[0].slowed():
+        runs[0].wait_until(lambda: runs[0].steps_done() > 2, "some steps")
+        assert "2 already in the queue" in case.submit(*sweep).stdout
         case.slurm.call("scontrol", "requeuehold", f"{array}_0")
         runs[0].wait_until(lambda: runs[0].events("stopped"), "the save")
     runs[0].wait_until(lambda: "requeued (JobHeldUser" in runs[0].status(), "the task to be held")
