@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,19 +40,9 @@ def site(strict: Cluster, betons: Path, tmp_path: Path) -> Iterator[Case]:
         yield case
 
 
-def said(case: Case, command: str, *arguments: str) -> str:
-    """What one of our commands prints, in one line, so that it may be wrapped."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / command), *arguments], env=os.environ | case.slurm.environment,
-        cwd=case.run.path.parents[1], capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return " ".join((done.stdout + done.stderr).split())
-
-
 def doctor(case: Case, *options: str) -> str:
     """What doctor.py says about a run."""
-    return said(case, "doctor.py", "--config", str(ROOT / "configs" / "demo.yaml"), *case.options, *options)
+    return case.says("doctor.py", "--config", str(ROOT / "configs" / "demo.yaml"), *case.options, *options)
 
 
 @campaign
@@ -99,13 +88,13 @@ def test_a_run_that_slurm_cancels_at_a_preemption_says_so_and_is_resumed_by_the_
         site.preempt()
         wait_for(lambda: site.events("preempted"), "the record of the preemption", 60)
     wait_for(lambda: site.slurm.state(job) in ENDED, "the end of the job", 60)
-    shown = said(site, "status.py", str(site.run.path))
+    shown = site.status()
     assert f"stopped, job {job}" in shown
     assert f"Slurm preempted job {job} and canceled it (PreemptMode=CANCEL): the same command resumes the run" in shown
     assert f"Slurm preempted job {job} and canceled it; submit the same command to resume" in site.job_output()
     assert site.submit(*options).returncode == 0
     site.finish()
-    assert "preempted" in said(site, "status.py", str(site.run.path)).partition("attempts")[2].partition("time")[0]
+    assert "preempted" in site.status().partition("attempts")[2].partition("time")[0]
     assert site.start_steps() == [0, site.stop_step()]
     assert site.weights() == reference_weights
 
@@ -127,8 +116,8 @@ def test_without_accounting_all_commands_work_and_say_what_is_unknown(site: Case
     assert "1 x 2" in estimated.stdout
     assert site.submit("--gpus", "1-2").returncode == 0
     site.wait_until(site.run.finished, "the end of the run")
-    assert f"{site.run.path}: " in said(site, "status.py", str(site.run.path))
-    assert "report.html" in said(site, "report.py", str(site.run.path))
+    assert f"{site.run.path}: " in site.status()
+    assert "report.html" in site.says("report.py", str(site.run.path))
     assert site.weights() == reference_weights
     wait_for(lambda: not site.slurm.call("squeue", "-h"), "both jobs to end", 60)
 
@@ -190,7 +179,7 @@ def test_a_time_limit_over_that_of_the_partition_is_refused_or_explained(site: C
     try:
         slurm.call("scancel", other)
         wait_for(lambda: slurm.job(site.job).get("Reason") == "PartitionTimeLimit", "the reason of the job", 60)
-        shown = said(site, "status.py", str(site.run.path))
+        shown = site.status()
         assert "queued (PartitionTimeLimit)" in shown
         assert f"scancel {site.job}, and submit again with a shorter --time" in shown
         slurm.call("scancel", site.job)
@@ -216,7 +205,7 @@ def test_a_run_goes_on_while_a_node_drains_and_saves_when_the_node_goes_down(
     try:
         site.wait_until(lambda: slurm.state(job) == "PENDING", "the requeue", 60)
         time.sleep(7)  # until Slurm has tried to start it again, and knows why it cannot
-        assert "`sinfo -R`" in said(site, "status.py", str(site.run.path))
+        assert "`sinfo -R`" in site.status()
         assert "only 1 of the nodes of low can be used" in doctor(site, "--gpus", "1", "--nodes", "2")
     finally:
         slurm.call("scontrol", "update", "NodeName=n2", "State=RESUME")

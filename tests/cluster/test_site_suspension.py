@@ -1,15 +1,11 @@
 """Clusters that suspend jobs: for others of a higher partition, or in turns."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.cluster_case import Case, campaign, new_case, own_cluster
-from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.slurm_config import NO_ACCOUNTING
 
@@ -38,15 +34,6 @@ def site(gang: Cluster, betons: Path, tmp_path: Path) -> Iterator[Case]:
         yield case
 
 
-def status(case: Case) -> str:
-    """What status.py says about the run, in one line."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "status.py"), str(case.run.path)], capture_output=True, text=True,
-        env=os.environ | case.slurm.environment, check=True,
-    )  # fmt: skip
-    return " ".join(done.stdout.split())
-
-
 @campaign
 def test_a_run_that_a_preemption_suspends_continues_at_the_same_step(site: Case, reference_weights: bytes) -> None:
     """On two nodes, for longer than a lost node or a stall would take to be noticed; no step is repeated."""
@@ -55,14 +42,14 @@ def test_a_run_that_a_preemption_suspends_continues_at_the_same_step(site: Case,
         wrapped = ("-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", f"sleep {SUSPENDED_SECONDS}")
         slurm.call("sbatch", "--partition", "high", *wrapped)
         site.wait_until(lambda: slurm.state(job) == "SUSPENDED", "the suspension", 60)
-        assert "running (n[1-2], suspended)" in status(site)
+        assert "running (n[1-2], suspended)" in site.status()
         site.wait_until(lambda: slurm.state(job) == "RUNNING", "the end of the suspension", 120)
     site.finish()
     assert site.start_steps() == [0]
     assert not site.events("restarting in place")
     (suspended,) = site.events("suspended")
     assert suspended["seconds"] >= SUSPENDED_SECONDS - 5
-    assert "1 suspension by Slurm or by hand took" in status(site)
+    assert "1 suspension by Slurm or by hand took" in site.status()
     assert site.weights() == reference_weights
 
 

@@ -17,6 +17,16 @@ def submit_again(case: Case, *options: str) -> None:
     assert len(case.events("submitted")) == 1
 
 
+def requeue_and_finish(case: Case) -> None:
+    """Requeues the job that trains, which may be one of several sizes, and waits for the end of the run."""
+    case.wait_until(lambda: case.steps_done() > 2, "some steps")
+    owner = case.events("supervising")[-1]["life"].partition(".")[0]
+    with case.slowed():
+        case.slurm.call("scontrol", "requeue", owner)
+        case.wait_until(lambda: case.events("stopped"), "the save")
+    case.wait_until(case.run.finished, "the end of the run")
+
+
 @campaign
 @pytest.mark.parametrize("gpus", ["2", "1-2"])
 def test_banners_of_wrappers_are_not_taken_for_answers(
@@ -28,12 +38,7 @@ def test_banners_of_wrappers_are_not_taken_for_answers(
     assert done.returncode == 0, done
     assert case.slurm.state(case.job), "the recorded number is that of a job"
     submit_again(site, "--gpus", gpus)
-    case.wait_until(lambda: case.steps_done() > 2, "some steps")
-    owner = case.events("supervising")[-1]["life"].partition(".")[0]
-    with case.slowed():
-        case.slurm.call("scontrol", "requeue", owner)
-        case.wait_until(lambda: case.events("stopped"), "the save")
-    case.wait_until(case.run.finished, "the end of the run")
+    requeue_and_finish(case)
     assert case.weights() == reference_weights
 
 
@@ -82,10 +87,5 @@ def test_variables_of_a_site_do_not_hide_jobs(
     done = case.submit("--gpus", gpus)
     assert done.returncode == 0, done.stderr
     submit_again(case, "--gpus", gpus)
-    case.wait_until(lambda: case.steps_done() > 2, "some steps")
-    owner = case.events("supervising")[-1]["life"].partition(".")[0]
-    with case.slowed():
-        case.slurm.call("scontrol", "requeue", owner)
-        case.wait_until(lambda: case.events("stopped"), "the save")
-    case.wait_until(case.run.finished, "the end of the run")
+    requeue_and_finish(case)
     assert case.weights() == reference_weights

@@ -1,11 +1,6 @@
 """A job that an administrator suspends, and then requeues or signals."""
 
-import os
-import subprocess
-import sys
-
 from tests.helpers.cluster_case import Case, campaign
-from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_for
 
 
@@ -21,11 +16,7 @@ def test_a_job_that_is_requeued_while_it_is_suspended_is_held_and_the_run_resume
         wait_for(lambda: slurm.state(job) == "SUSPENDED", "the suspension")
         slurm.call("scontrol", "requeue", job)
         wait_for(lambda: slurm.job(job).get("Reason") == "JobHeldAdmin", "the job to be held")
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "status.py"), str(case.run.path)],
-        env=os.environ | slurm.environment, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert f"or scancel {job}, and submit again" in " ".join(shown.split())
+    assert f"or scancel {job}, and submit again" in case.status()
     slurm.call("scancel", job)
     assert case.submit("--gpus", "2").returncode == 0
     case.finish()

@@ -81,12 +81,18 @@ class Case:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
+    def says(self, command: str, *arguments: str) -> str:
+        """What one of our commands prints, in one line, so that it may be wrapped."""
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / command), *arguments], env=os.environ | self.slurm.environment,
+            cwd=self.run.path.parents[1], capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return " ".join((done.stdout + done.stderr).split())
+
     def status(self) -> str:
-        """What status.py prints of the run."""
-        return subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "status.py"), str(self.run.path)],
-            env=os.environ | self.slurm.environment, capture_output=True, text=True, timeout=60, check=True,
-        ).stdout  # fmt: skip
+        """What status.py says about the run."""
+        return self.says("status.py", str(self.run.path))
 
     def start(self, *options: str, until_step: int = 3) -> str:
         """Submits the run, waits until it has done some steps, and returns the job's id."""
