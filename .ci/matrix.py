@@ -52,7 +52,7 @@ PART = (
     "tests/data_prep/sources/test_parquet.py::test_files_of_the_hub_give_their_images_labels_and_class_names",
     "tests/data_prep/test_reproducible.py::test_the_bytes_do_not_depend_on_the_number_of_workers",
 )
-NEEDED = 12e9  # bytes, measured: what the packages of a cell take that shares none with another
+NEEDED = 12e9  # bytes, estimated: what the packages of a cell take that shares none with another
 SHOWN = ("torch", "torchvision", "numpy", "numba")
 VERSIONS = "import importlib.metadata as m, platform as p; print(p.python_version(), *map(m.version, {!r}))"
 

@@ -14,9 +14,9 @@ from submitit.core import utils
 
 from jobs.login import held_jobs
 from jobs.login.held_jobs import SubmissionError
-from jobs.login.multi_cluster import VARIABLE, named_cluster
+from jobs.login.multi_cluster import named_cluster
 from jobs.login.slurm_queries import SlurmUnreachableError
-from jobs.slurm import submission
+from jobs.slurm import client, submission
 from jobs.slurm.errors import UNANSWERED
 from jobs.slurm.submission import SubmittedJob
 
@@ -75,7 +75,7 @@ def _call(command: Sequence[str], told: list[str]) -> str:
         subprocess.run(["scancel", "-M", accepted.cluster, accepted.job], capture_output=True, check=False)
         raise SubmissionError(
             f"sbatch submitted job {accepted.job} to cluster {accepted.cluster}, where nobody would look for it; it "
-            f"was canceled: export {VARIABLE}={accepted.cluster}"
+            f"was canceled: export {client.CLUSTER}={accepted.cluster}"
         )
     return f"Submitted batch job {accepted.job}"
 

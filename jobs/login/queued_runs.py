@@ -14,18 +14,19 @@ from vit.run.folder import InUseError, RunFolder
 
 def queued_jobs(runs: Sequence[RunFolder], backend: str) -> dict[Path, dict[str, QueuedJob]]:
     """The jobs, by id, of each run whose newest submission has jobs in the queue; completing ones may end first."""
-    ids = {run.path: job_ids(run.events()) for run in runs}
+    events = {run.path: run.events() for run in runs}
+    ids = {path: job_ids(each) for path, each in events.items()}
     try:
         jobs = slurm_queries.wait_for_completing({job for each in ids.values() for job in each})
     except (SlurmUnreachableError, SlurmNotFoundError):
         if backend == "slurm":
             raise
         return {}  # without Slurm it may run here
-    for run in runs:
-        if why := elsewhere(run.events()):
-            raise InUseError(f"{run.path} may be in a queue: {why}")
-    found = {path: {job: jobs[job] for job in each if job in jobs} for path, each in ids.items()}
-    return {path: each for path, each in found.items() if each}
+    for path, each in events.items():
+        if why := elsewhere(each):
+            raise InUseError(f"{path} may be in a queue: {why}")
+    found = {path: {job: jobs[job] for job in own if job in jobs} for path, own in ids.items()}
+    return {path: own for path, own in found.items() if own}
 
 
 def in_queue_message(run: RunFolder, jobs: dict[str, QueuedJob]) -> str:

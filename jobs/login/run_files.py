@@ -23,6 +23,7 @@ from typing import Any
 
 from jobs.login import held_jobs
 from jobs.login.held_jobs import LeftInQueueError
+from jobs.login.multi_cluster import named_cluster
 from jobs.node.candidates import Candidate, job_ids
 from vit.config.own_files import is_checkout
 from vit.run.console import started_as
@@ -70,7 +71,7 @@ def record_submission(run: RunFolder, jobs: Sequence[Candidate] = ()) -> None:
         run.record("reopened")
     if jobs:
         several = {"candidates": [*map(asdict, jobs)]} if len(jobs) > 1 else {}
-        cluster = {"cluster": os.environ["SLURM_CLUSTERS"]} if os.environ.get("SLURM_CLUSTERS") else {}
+        cluster = {"cluster": name} if (name := named_cluster()) else {}
         run.record("submitted", job=jobs[0].job, **several, **cluster)
     recorded = run.last("submitted")
     if run.finished() or (jobs and (recorded is None or recorded["job"] != jobs[0].job)):  # the line is only in memory

@@ -5,8 +5,10 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from jobs.slurm.client import CLUSTER
+
 # Client settings, which Slurm's commands need inside of an allocation as outside of one.
-CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+CLIENT_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", CLUSTER, "SLURM_JWT"}
 # What an allocation or srun sets for its processes.  The new job would inherit what Slurm does not set for it, and its
 # srun would request it: with SLURM_GPUS, SLURM_GRES or SLURM_NTASKS_PER_GPU of another job it fails.  Its supervisors
 # would take the number of an array, or of restarts, for theirs.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.slurm import client, scontrol, submission, tables
-from jobs.slurm.errors import CERTAIN, MISCONFIGURED, NO_CLUSTER, UNKNOWN_JOB, UNREACHABLE, first_error
+from jobs.slurm.errors import CERTAIN, MISCONFIGURED, NO_CLUSTER, UNREACHABLE, first_error, is_unknown_job
 from jobs.slurm.tables import PartitionNodes, QueuedJob
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def show_job(job: str) -> dict[str, str] | None:
     Raises SlurmUnreachableError, SlurmNotFoundError.
     """
     done = _run(*scontrol.JOB, job)
-    if UNKNOWN_JOB.search(done.stderr) or UNKNOWN_JOB.search(done.stdout):
+    if is_unknown_job(done.stdout, done.stderr):
         return None
     _raise_if_failed(done, strict=True)
     return next((row for row in map(scontrol.facts_of, done.stdout.splitlines()) if "JobState" in row), {})
@@ -219,5 +219,5 @@ def _raise_if_failed(done: "subprocess.CompletedProcess[str]", strict: bool) -> 
     reason = first_error(done.stderr)
     if MISCONFIGURED.search(done.stderr):
         raise SlurmMisconfiguredError(reason)
-    if strict and reason and not UNKNOWN_JOB.search(done.stderr):
+    if strict and reason and not is_unknown_job(done.stdout, done.stderr):
         raise SlurmUnreachableError(reason)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jobs.node.slurm_commands import refusal, run
 from jobs.node.slurm_job import show_job
 from jobs.slurm import scontrol, tables
-from jobs.slurm.errors import UNKNOWN_JOB
+from jobs.slurm.errors import is_unknown_job
 from jobs.slurm.states import DEFERRED, RUNNING_STATES, UNDECIDED_STATES
 
 
@@ -24,7 +24,7 @@ def start_is_over(start: str) -> bool | None:
         return True
     job, _, restarts = start.rpartition(".")
     shown = run(*scontrol.JOB, job)
-    if UNKNOWN_JOB.search(shown.stderr) or UNKNOWN_JOB.search(shown.stdout):
+    if is_unknown_job(shown.stdout, shown.stderr):
         return True
     facts = scontrol.facts_of(shown.stdout)
     if not facts:

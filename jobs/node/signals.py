@@ -91,6 +91,12 @@ def requeue_and_exit(exclude: Sequence[str] = ()) -> None:
         sys.exit(slurm_job.REQUEUED)
 
 
+def stop_job(nodes: int) -> None:
+    """Stops this job as at a preemption: the ranks of all nodes save at their next step, and it is requeued."""
+    if nodes == 1 or slurm_job.send_signal("USR2"):
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+
 def stop_when_process_ends(process_id: int) -> None:
     """Makes a local run save and exit when the command that started it has ended."""
     with suppress(psutil.NoSuchProcess):

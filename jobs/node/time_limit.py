@@ -3,8 +3,6 @@
 At the time limit itself Slurm sends SIGTERM and does not requeue the job: the run would save and end.
 """
 
-import os
-import signal
 import threading
 import time
 from datetime import datetime
@@ -43,7 +41,7 @@ def _watch(nodes: int) -> None:
                     "saving now",
                     lasting=True,
                 )
-                stop_job(nodes)
+                signals.stop_job(nodes)
                 return
             end = later  # somebody has extended the time limit
         time.sleep(POLL_SECONDS)
@@ -55,9 +53,3 @@ def _end_by_slurm() -> float | None:
         return datetime.fromisoformat(slurm_job.show_job(slurm_job.job_id() or "").get("EndTime", "")).timestamp()
     except ValueError:
         return None
-
-
-def stop_job(nodes: int) -> None:
-    """Stops a job as at a preemption: the ranks of all nodes save at their next step, and the job is requeued."""
-    if nodes == 1 or slurm_job.send_signal("USR2"):
-        os.kill(os.getpid(), signal.SIGUSR2)

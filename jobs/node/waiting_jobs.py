@@ -16,7 +16,7 @@ from jobs.node.candidates import Candidate
 from jobs.node.handover import Measured, decide, gain_seconds, measure
 from jobs.node.job_spec import JobSpec
 from jobs.node.ownership import Answer, Claim
-from jobs.node.time_limit import stop_job
+from jobs.node.signals import stop_job
 from vit.history.learning_curve import read_curve
 from vit.run.folder import RunFolder
 from vit.run.progress import show

@@ -10,9 +10,9 @@ import os
 # Options of one command each.  Those of sbatch and srun (SBATCH_*, SRUN_*) are requests: see sbatch_environment.py.
 PREFIXES = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
 FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
-OTHER_CLUSTER = "SLURM_CLUSTERS"  # in a job, whose own cluster the commands ask without it
+CLUSTER = "SLURM_CLUSTERS"  # names the cluster that the commands ask; not in a job, which is on its own one
 # The same in a line of the batch script, for commands that it and submitit call: in bash ${!X@} are all names with X.
-UNSET = f"unset {' '.join(f'${{!{prefix}@}}' for prefix in PREFIXES)} {' '.join(FORMATS)} {OTHER_CLUSTER}"
+UNSET = f"unset {' '.join(f'${{!{prefix}@}}' for prefix in PREFIXES)} {' '.join(FORMATS)} {CLUSTER}"
 
 
 def environment() -> dict[str, str]:

@@ -16,14 +16,20 @@ UNANSWERED = re.compile(
 NO_CLUSTER = "configuration source"  # no cluster is configured
 # Errors of a requeue that another try would not change: the job was submitted with --no-requeue, or access is denied.
 PERMANENT_ERRORS = re.compile(r"disabled|only batch jobs|access|permission", re.I)
-# Slurm forgets jobs some minutes after their end.  Of a task whose array it still knows, it says so on standard output;
-# since 26.05 on standard error.
-UNKNOWN_JOB = re.compile(r"invalid job id|^job .*not found", re.I | re.M)
+_UNKNOWN_JOB = re.compile(r"invalid job id|^job .*not found", re.I | re.M)
 
 # Slurm's commands cannot read their configuration, or cannot be run at all.
 MISCONFIGURED = re.compile(r"fatal: |cannot stat file|unrecognized key|error while loading shared libraries", re.I)
 # The same and worse, in commands that end with exit code 0, because a wrapper of the site discards it.
 CERTAIN = re.compile(r"unable to contact slurm controller|slurm_load_\w+ error|fatal: ", re.I)
+
+
+def is_unknown_job(output: str, errors: str) -> bool:
+    """Whether Slurm does not know a job.  It forgets them some minutes after their end.
+
+    Of a task whose array it still knows, it says so on standard output; since 26.05 on standard error.
+    """
+    return any(map(_UNKNOWN_JOB.search, (output, errors)))
 
 
 def first_error(printed: str) -> str:

@@ -94,7 +94,7 @@ def test_errors_are_recognized(recorded: dict[str, Output]) -> None:
     for name in ("unknown", "array.absent", "unknown.requeue", "unknown.update", "unknown.release"):
         output = recorded[name]
         assert output.code, name
-        assert errors.UNKNOWN_JOB.search(output.stderr) or errors.UNKNOWN_JOB.search(output.stdout), name
+        assert errors.is_unknown_job(output.stdout, output.stderr), name
         assert not errors.UNREACHABLE.search(output.stderr), name
     for name in ("refused.requeue", "refused.access", "refused.access.cancel"):
         assert recorded[name].code and errors.PERMANENT_ERRORS.search(recorded[name].stderr), name
