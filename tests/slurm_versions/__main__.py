@@ -54,7 +54,7 @@ def run(release: Release, options: argparse.Namespace, pytest_options: Sequence[
         chosen += ["tests/cluster"]
     report = options.folder / f"report-{release.slurm}-{os.getpid()}.xml"
     marker = "not campaign" if options.short else "campaign or not campaign"
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", marker, f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-m", marker, f"--junitxml={report}"]
     command += ["--numprocesses", str(options.numprocesses), "--dist", "worksteal", *chosen]
     print(f"Slurm {release.slurm} ({release.name}): {' '.join(chosen)}", flush=True)
     code = subprocess.call([*inside(root, options.folder), *command])
