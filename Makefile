@@ -1,7 +1,7 @@
 # Targets: make help
 
-TESTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3.12 python3.13 python3; do \
+TESTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
   $$p -c '$(TESTED)' 2>/dev/null && command -v $$p && exit; done; command -v python3))
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +26,7 @@ help:  ## list the targets
 # FFCV is built from source with the system's OpenCV and libjpeg-turbo.
 $(VENV)/ready: setup.cfg setup.py pyproject.toml constraints.txt .ci/system-packages \
     $(wildcard vit/*/*.cpp vit/*/*.h) $(CHANGED)
-	@[ -n "$(PYTHON)" ] || { echo "make setup: Python is not installed; 3.11 to 3.13 is needed" >&2; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "make setup: Python is not installed; 3.11 to 3.14 is needed" >&2; exit 1; }
 	@exec $(PYTHON) .ci/set_up.py --torch "$(TORCH)" --index "$(TORCH_INDEX)"
 
 .PHONY: changed

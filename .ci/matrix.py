@@ -24,7 +24,7 @@ from set_up_checks import ROOT, end_with_parent
 
 FOLDER = os.path.join(ROOT, "build", "matrix")  # git ignores it; make clean removes it
 UV = "0.13.9"
-PAIRS = (("3.11", "2.11"), ("3.11", "2.15"), ("3.12", "2.11"), ("3.13", "2.15"))
+PAIRS = (("3.11", "2.11"), ("3.11", "2.15"), ("3.12", "2.11"), ("3.13", "2.15"), ("3.14", "2.15"))
 OTHERS = ("oldest", "newest")
 CELLS = ["{}-{}-{}".format(*pair, others) for pair in PAIRS for others in OTHERS]
 # Tests that call most of the other packages; a few minutes in all.

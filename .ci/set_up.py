@@ -80,10 +80,10 @@ def main():
     parser.add_argument("--index", default="", help="address of the package index that has the CPU-only builds")
     options = parser.parse_args()
     try:
-        if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        if not (3, 11) <= sys.version_info[:2] <= (3, 14):
             found = ".".join(map(str, sys.version_info[:2]))
             raise SetupError(
-                f"Python 3.11 to 3.13 is needed, not {found} ({sys.executable}); try make PYTHON=/path/to/python3.11"
+                f"Python 3.11 to 3.14 is needed, not {found} ({sys.executable}); try make PYTHON=/path/to/python3.11"
             )
         if options.torch not in ("", *BUILDS):
             raise SetupError(f"TORCH is {' or '.join(BUILDS)}, not {options.torch!r}")

@@ -91,7 +91,7 @@ def test_an_old_python_is_named_with_what_to_do(command: str) -> None:
         pytest.skip("there is no Python before 3.11")
     done = run(ROOT, command, python=runnable[0])
     assert done.returncode == 2
-    expected = f"{script_of(command) or command}: Python 3.11 to 3.13 is needed, but "
+    expected = f"{script_of(command) or command}: Python 3.11 to 3.14 is needed, but "
     assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1, done.stderr
 
 

@@ -214,7 +214,7 @@ def test_too_little_space_is_one_line(project: Path) -> None:
     [
         (["TORCH=gpu"], "TORCH is cuda or cpu, not 'gpu'"),
         (["TORCH_INDEX=file:///x"], "TORCH_INDEX is the index of the CPU-only builds; give TORCH=cpu, too"),
-        (["PYTHON="], "Python is not installed; 3.11 to 3.13 is needed"),
+        (["PYTHON="], "Python is not installed; 3.11 to 3.14 is needed"),
     ],
 )
 def test_what_cannot_be_set_up_is_one_line(project: Path, arguments: list[str], message: str) -> None:

@@ -31,7 +31,7 @@ def explain_missing_packages() -> None:
     """
     if sys.version_info < (3, 11):  # noqa: UP036  # the system's may be older
         found = ".".join(map(str, sys.version_info[:2]))
-        _exit(f"Python 3.11 to 3.13 is needed, but {sys.executable} is {found}")
+        _exit(f"Python 3.11 to 3.14 is needed, but {sys.executable} is {found}")
     previous = sys.excepthook
 
     def hook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:  # noqa: UP006, UP045
