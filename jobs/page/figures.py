@@ -174,20 +174,13 @@ def _limits(panels: Sequence[Any], drawn: Sequence[Series]) -> None:
 
 def _draw_marks(axes: Any, marks: Sequence[Interruption]) -> None:
     """A dotted line at each interruption, with a sign of its kind at the top."""
-    for mark in marks:
-        sign, color = MARKS[mark.kind]
-        axes.axvline(mark.epoch, color=color, linewidth=0.9, linestyle=":", zorder=1.5)
-        axes.plot(
-            [mark.epoch],
-            [1.035],
-            transform=axes.get_xaxis_transform(),
-            marker=sign,
-            markersize=5.5,
-            markeredgewidth=0,
-            linestyle="",
-            color=color,
-            clip_on=False,
-        )
+    for kind in {mark.kind: None for mark in marks}:
+        sign, color = MARKS[kind]
+        epochs = [mark.epoch for mark in marks if mark.kind == kind]
+        across = axes.get_xaxis_transform()
+        axes.vlines(epochs, 0, 1, transform=across, color=color, linewidth=0.9, linestyle=":", zorder=1.5)
+        style = {"marker": sign, "markersize": 5.5, "markeredgewidth": 0, "linestyle": "", "color": color}
+        axes.plot(epochs, [1.035] * len(epochs), transform=across, clip_on=False, **style)
 
 
 def _words(

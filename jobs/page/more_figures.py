@@ -30,19 +30,22 @@ def draw_time(run: RunData, out: Path, theme: str = "light") -> None:
     size, heights = (10, 2.8 if strip else 1.9 + 0.2 * rows), (2 if strip else rows + 1, 2)
     with styled(theme) as pyplot:
         figure, (gantt, bar) = pyplot.subplots(2, 1, figsize=size, height_ratios=heights, layout="constrained")
+        spans: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for attempt in run.attempts:
             at, seconds = attempt.began - attempt.queued - zero, attempt_seconds(attempt)
             row = 0 if strip else attempt.number
             for part, names in PARTS.items():
                 length = sum(seconds[category] for category in names)
-                gantt.barh(row, length / unit, left=at / unit, height=0.7, color=COLORS[part])
+                spans.setdefault((row, part), []).append((at / unit, length / unit))
                 at += length
             if not strip:
                 why = plain(attempt.why or attempt.ending)
                 text = f"  {why if len(why) <= LONGEST_WHY else why[: LONGEST_WHY - 1] + '…'}"
                 gantt.text(at / unit, attempt.number, text, va="center", fontsize=7.5, color=colors["soft"])
+        for (row, part), found in spans.items():
+            gantt.broken_barh(found, (row - 0.35, 0.7), facecolors=COLORS[part], linewidth=0)
         gantt.invert_yaxis()
-        gantt.margins(x=0 if strip else 0.25, y=0.01)
+        gantt.margins(x=0, y=0.01)
         gantt.set_xlim(left=0)
         gantt.set_xlabel(name, loc="right", color=colors["soft"])
         gantt.set_title(f"{plain(run.name)}: {counted(rows, 'attempt')}", loc="left", fontsize=9, color=colors["soft"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib import pyplot
+from matplotlib.collections import LineCollection
 
 from jobs.page.figures import draw
 from jobs.page.run_data import RunData, read_run
@@ -52,7 +53,8 @@ def test_interruptions_are_marked_where_they_happened(tmp_path: Path, axes: list
     """A run that was resumed twice: two dotted lines in each panel."""
     draw([make_run(tmp_path / "a", [2.0, 1.5, 1.0, 0.5], 0.8, starts=(0, 10, 30))], tmp_path / "a.png")
     for panel in axes:
-        assert [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"] == [2.5, 7.5]
+        marks = [lines for lines in panel.collections if isinstance(lines, LineCollection)]
+        assert [start[0] for lines in marks for start, _ in lines.get_segments()] == [2.5, 7.5]
 
 
 def test_a_run_can_be_drawn_over_another_one(tmp_path: Path, axes: list[matplotlib.axes.Axes]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 
 from jobs.page.document import run_page
@@ -175,7 +176,7 @@ def test_a_picture_has_the_validation_loss_and_bands(sweep: list[Path], axes: li
     draw(read(sweep), sweep[0].parent / "curves.svg", theme="dark")
     training, validation, accuracy = axes
     assert validation.get_title(loc="left") == "validation loss"
-    assert [len(panel.collections) for panel in axes] == [1, 1, 1]  # bands
+    assert [sum(isinstance(c, FillBetweenPolyCollection) for c in panel.collections) for panel in axes] == [1, 1, 1]
     box = training.collections[0].get_paths()[0].get_extents()
     assert (box.y0, box.y1) == pytest.approx((1.0, 2.18), abs=0.01)
     assert [text.get_text() for text in accuracy.texts] == ["80.0 ± 10.0%"]
