@@ -1,45 +1,33 @@
 """Results of the cluster tests on each version of Slurm: the last one of each test, and the table of them."""
 
+import fcntl
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
-from tests.helpers.paths import ROOT
 from tests.slurm_versions.chroots import Release
 
-Results = dict[str, dict[str, str]]  # test id -> outcome (passed, failed, skipped), reason, commit
+Result = dict[str, str]  # outcome (passed, failed, skipped), reason, seconds, commit
+Results = dict[str, Result]  # by test, as pytest takes it on its command line
 
 
-def record(folder: Path, release: Release, report: Path) -> None:
-    """Adds the tests of a JUnit report of pytest to the results of a version."""
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    out = read(folder, release)
-    for case in ElementTree.parse(report).iter("testcase"):
-        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
-        skipped = case.find("skipped")
-        reason = bad if bad is not None else skipped
-        out[_test_id(case)] = {
-            "outcome": "failed" if bad is not None else "skipped" if skipped is not None else "passed",
-            "reason": "" if reason is None else reason.get("message", ""),
-            "seconds": case.get("time", ""),
-            "commit": commit,
-        }
-    _file(folder, release).write_text(json.dumps(out, indent=1, sort_keys=True))
+def file_of(folder: Path, release: Release) -> Path:
+    """Where the results of a version are."""
+    return folder / f"results-{release.slurm}.json"
 
 
-def read(folder: Path, release: Release) -> Results:
-    """The last result of each test on a version."""
-    file = _file(folder, release)
+def read(file: Path) -> Results:
+    """The last result of each test; none if no test has run."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def failed(folder: Path, release: Release) -> list[str]:
-    """The tests that failed the last time they ran on a version."""
-    return sorted(test for test, result in read(folder, release).items() if result["outcome"] == "failed")
+def record(file: Path, test: str, result: Result) -> None:
+    """Adds the result of a test; another command may do so at the same time."""
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(read(file) | {test: result}, indent=1, sort_keys=True))
+        new.replace(file)
 
 
 def table(columns: Sequence[tuple[Release, Results]]) -> str:
@@ -63,13 +51,3 @@ def _cell(file: str, found: Results) -> str:
     outcomes = [result["outcome"] for test, result in found.items() if test.startswith(file)]
     ran = [outcome for outcome in outcomes if outcome != "skipped"]
     return f"{ran.count('passed')} of {len(ran)}" if ran else "-"
-
-
-def _test_id(case: ElementTree.Element) -> str:
-    """As pytest takes it on its command line."""
-    words = case.get("classname", "").split(".")
-    return f"{'/'.join(words)}.py::{case.get('name')}"
-
-
-def _file(folder: Path, release: Release) -> Path:
-    return folder / f"results-{release.slurm}.json"
