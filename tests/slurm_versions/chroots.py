@@ -93,7 +93,8 @@ def inside(root: Path, *more: Path) -> list[str]:
     if Path(sys.base_prefix) == Path("/usr"):  # a Python of the system; its other files are those of the chroot
         shared -= {Path("/usr")}
         shared |= {python, Path(os.__file__).parent}
-    lines = ["set -e", f"cd {root}"]
+    # A test may hide a folder in a mount namespace of its own, for which unshare wants / to be a mount point.
+    lines = ["set -e", f"mount --bind {root} {root}", f"cd {root}"]
     for name in ("proc", "sys", "dev"):
         lines.append(f"mount --rbind /{name} {root}/{name}")
     for path in sorted(shared):
