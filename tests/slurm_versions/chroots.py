@@ -19,7 +19,7 @@ from tests.slurm_versions.host_libraries import copy_missing_libraries
 
 PACKAGES = (
     *("slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "mariadb-server-core", "mariadb-client-core"),
-    *("git", "make", "procps", "ca-certificates"),
+    *("git", "make", "procps", "iproute2", "ca-certificates"),
 )
 OF_HOST = (Path("/etc/hosts"), Path("/etc/resolv.conf"), Path("/usr/share/datasets"))  # datasets: Fashion-MNIST
 NEEDED = ("debootstrap", "chroot", "unshare")
