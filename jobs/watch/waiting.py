@@ -16,6 +16,7 @@ ADVICE = {
     "Nodes required": _NODES,
     "ReqNodeNotAvail": _NODES,
     "JobHeldUser": "it was held (`scontrol hold`): scontrol release {jobs}",
+    "requeued in held state": "it was held (`scontrol requeuehold`): scontrol release {jobs}",
     "JobHeldAdmin": "an administrator holds it, or Slurm itself, after errors or because it was suspended when it was "
     "requeued: ask for scontrol release {jobs}; or scancel {jobs}, and submit again to resume at the newest checkpoint",
     "launch failed requeued held": "Slurm could not start it and holds it: ask why, then scontrol release {jobs}",
@@ -24,5 +25,5 @@ ADVICE = {
 
 def advice(detail: str, job_ids: Sequence[str]) -> str:
     """The advice for jobs of a run that wait for this reason, or for several; "" if they need only wait."""
-    found = [text for reason, text in ADVICE.items() if reason in detail]
+    found = [text for reason, text in ADVICE.items() if reason in detail.replace("_", " ")]
     return found[0].format(jobs=",".join(job_ids)) if found else ""

@@ -23,7 +23,8 @@ def test_one_task_of_a_sweep_is_held_requeued_on_hold_and_released(case: Case, r
         assert "2 already in the queue" in case.submit(*sweep).stdout
         case.slurm.call("scontrol", "requeuehold", f"{array}_0")
         runs[0].wait_until(lambda: runs[0].events("stopped"), "the save")
-    runs[0].wait_until(lambda: "requeued (JobHeldUser" in runs[0].status(), "the task to be held")
+    runs[0].wait_until(lambda: "requeued in held state" in runs[0].status().replace("_", " "), "the task to be held")
+    assert f"scontrol release {array}_0" in runs[0].status()
     assert "2 already in the queue" in case.submit(*sweep).stdout
     case.slurm.call("scontrol", "release", array)
     for run in runs:

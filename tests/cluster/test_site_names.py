@@ -42,7 +42,8 @@ def test_nodes_that_see_each_other_only_on_a_second_network_train(apart: Case, r
         apart.ranks()[1].kill()
         apart.wait_until(lambda: apart.events("restarting in place"), "the restart")
         apart.wait_until(lambda: len(apart.start_steps()) > 1, "the ranks")
-        apart.slurm.call("scontrol", "requeue", apart.job)
+        # Slurm 25.11 requeues it and says "Unexpected message received", also if the job is of two lines of shell.
+        apart.slurm.call("scontrol", "requeue", apart.job, check=False)
         apart.wait_until(lambda: apart.events("stopped"), "the save")
     apart.finish()
     assert "n1.example.org" in str(apart.events("supervising")[0]["node"])

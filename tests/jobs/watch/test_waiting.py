@@ -19,6 +19,8 @@ from vit.run.folder import RunFolder
         ("ReqNodeNotAvail, UnavailableNodes:n2", "--nodes 1-2"),
         ("PartitionDown", "another --partition"),
         ("JobHeldUser", "scontrol release 12"),
+        ("job requeued in held state", "scontrol release 12"),  # as squeue prints it
+        ("job_requeued_in_held_state", "scontrol release 12"),
     ],
 )
 def test_a_run_that_will_not_start_by_itself_says_what_to_do(reason: str, expected: str, tmp_path: Path) -> None:
