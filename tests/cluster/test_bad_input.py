@@ -94,7 +94,7 @@ def test_a_job_whose_second_node_does_not_see_the_run_folder_reports_it_and_ends
     case.run.path.parent.mkdir()
     case.slurm.restart("slurmd-n2", hide=case.run.path.parent)
     try:
-        wait_for(case.slurm.nodes_idle, "all nodes to be idle", 60)
+        case.slurm.wait_until_idle()
         done = case.submit("--nodes", "2", "--gpus", "1")
         assert done.returncode == 0, done.stderr
         wait_for(lambda: case.slurm.state(case.job) == "FAILED", "the end of the job", 120)
@@ -102,7 +102,7 @@ def test_a_job_whose_second_node_does_not_see_the_run_folder_reports_it_and_ends
         assert not case.events("supervising")
     finally:
         case.slurm.restart("slurmd-n2")
-        wait_for(case.slurm.nodes_idle, "all nodes to be idle", 60)
+        case.slurm.wait_until_idle()
 
 
 APPTAINER = """#!/bin/sh

@@ -49,7 +49,7 @@ def test_a_run_that_finishes_in_the_grace_time_of_a_preemption_is_not_started_ag
     try:
         case.start("--gpus", "1", "--nodes", "2")
         case.preempt_and_finish()
-        wait_for(case.slurm.nodes_idle, "the end of all jobs", 60)
+        case.slurm.wait_until_idle()
         assert case.slurm.state(case.job) == "COMPLETED"
     finally:
         if not user_signal:

@@ -26,7 +26,7 @@ def test_pets_are_submitted_and_their_attention_is_drawn_by_the_same_command(cas
     assert output.splitlines()[-1].startswith("when this run is finished, run the same command again")
     run = RunFolder(folder / "runs" / "pets")
     wait_for(run.finished, "the end of the run", 200)
-    wait_for(case.slurm.nodes_idle, "the end of the job", 60)
+    case.slurm.wait_until_idle()
     code, output = clone.make("pets", f"ARGS={ARGUMENTS}", **case.slurm.environment)
     assert code == 0, output
     assert "runs/pets is complete." in output and "of 8 images right" in output

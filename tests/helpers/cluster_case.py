@@ -16,7 +16,6 @@ import pytest
 from tests.helpers.background import in_background
 from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import Cluster, missing
-from tests.helpers.waiting import wait_for
 from vit.checkpoint.format import find_checkpoints
 from vit.checkpoint.load import load_checkpoint
 from vit.run.folder import Event, RunFolder
@@ -54,7 +53,7 @@ def new_case(slurm: Cluster, betons: Path, folder: Path) -> "Iterator[Case]":
     """A new run on a cluster whose nodes are idle; jobs that a failed test left are canceled."""
     yield Case(slurm, RunFolder(folder / "runs" / "run"), settings(betons))
     slurm.call("scancel", "--user", "root", check=False)
-    wait_for(slurm.nodes_idle, "all nodes to be idle", 120)
+    slurm.wait_until_idle(120)
 
 
 @dataclass(frozen=True)

@@ -55,4 +55,4 @@ def _configure(slurm: Cluster, text: str) -> None:
     (slurm.dir / "etc" / "slurm.conf").write_text(text)
     slurm.restart("slurmctld")
     wait_for(slurm.responds, "slurmctld to respond")
-    wait_for(slurm.nodes_idle, "the nodes to respond")
+    slurm.wait_until_idle()

@@ -88,6 +88,14 @@ class Cluster:
         """Whether all nodes are idle."""
         return self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * len(self.nodes)
 
+    def wait_until_idle(self, seconds: float = 60) -> None:
+        """Waits until all nodes are idle.  Raises AssertionError with what keeps them."""
+        try:
+            wait_for(self.nodes_idle, "all nodes to be idle", seconds)
+        except AssertionError as error:
+            commands = (("sinfo", "-N", "-p", "low", "--long"), ("sinfo", "-R"), ("squeue", "-o", "%i %T %r %N %S"))
+            raise AssertionError("\n".join([str(error), *(self.call(*words) for words in commands)])) from error
+
     def responds(self) -> bool:
         """Whether the controller responds."""
         return "UP" in self.call("scontrol", "ping", check=False)

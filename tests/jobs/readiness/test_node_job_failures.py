@@ -31,7 +31,7 @@ def hide(slurm: Cluster) -> Iterator[Callable[[Path], str]]:
 
     yield hide_on_node
     slurm.restart("slurmd-n2")
-    wait_for(slurm.nodes_idle, "all nodes to be idle", 120)
+    slurm.wait_until_idle(120)
 
 
 def check(slurm: Cluster, data: Path, runs: Path, node: str) -> list[Finding]:

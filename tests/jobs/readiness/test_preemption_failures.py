@@ -11,7 +11,6 @@ from jobs.readiness.finding import Finding
 from jobs.readiness.preemption import check_preemption
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.slurm_config import KILL_WAIT_SECONDS
-from tests.helpers.waiting import wait_for
 
 LONG_SAVE = KILL_WAIT_SECONDS + 60.0  # seconds
 
@@ -23,7 +22,7 @@ def blind_node(slurm: Cluster, tmp_path: Path) -> Iterator[str]:
     slurm.restart("slurmd-n2", hide=tmp_path / "runs")
     yield "n2"
     slurm.restart("slurmd-n2")
-    wait_for(slurm.nodes_idle, "all nodes to be idle", 120)
+    slurm.wait_until_idle(120)
 
 
 def check(slurm: Cluster, runs: Path, save_seconds: float, **sbatch: str) -> dict[str, Finding]:

@@ -49,7 +49,7 @@ def main() -> None:
         version = cluster.call("scontrol", "--version").split()[1]
         for part in (settings, pending, running, arrays, refusals, ends, preemption, nodes, controller_down):
             cluster.call("scancel", "--user", "root", check=False)
-            wait_for(cluster.nodes_idle, "idle nodes", 120)
+            cluster.wait_until_idle(120)
             print(f"{time.monotonic() - begun:.0f} s: {part.__name__}", flush=True)
             part(recorder)
     finally:
