@@ -53,6 +53,7 @@ def new_case(slurm: Cluster, betons: Path, folder: Path) -> "Iterator[Case]":
     """A new run on a cluster whose nodes are idle; jobs that a failed test left are canceled."""
     yield Case(slurm, RunFolder(folder / "runs" / "run"), settings(betons))
     slurm.call("scancel", "--user", "root", check=False)
+    slurm.resume_drained()
     slurm.wait_until_idle(120)
 
 

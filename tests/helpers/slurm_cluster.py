@@ -96,6 +96,13 @@ class Cluster:
             commands = (("sinfo", "-N", "-p", "low", "--long"), ("sinfo", "-R"), ("squeue", "-o", "%i %T %r %N %S"))
             raise AssertionError("\n".join([str(error), *(self.call(*words) for words in commands)])) from error
 
+    def resume_drained(self) -> None:
+        """Makes drained nodes usable: a controller that was killed may start a job twice, and drains its node then."""
+        for line in self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T").splitlines():
+            node, state = line.split()
+            if state in ("drained", "draining"):
+                self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def responds(self) -> bool:
         """Whether the controller responds."""
         return "UP" in self.call("scontrol", "ping", check=False)
