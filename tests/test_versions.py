@@ -128,6 +128,14 @@ def test_the_chosen_part_of_the_tests_exists(name: str) -> None:
     assert path.exists() and (not function or f"\ndef {function}(" in path.read_text())
 
 
+def test_the_table_of_the_readme_has_each_cell_of_the_matrix_once_and_all_passed() -> None:
+    """In the order in which they run."""
+    text = (ROOT / "tests" / "README.md").read_text()
+    rows = re.findall(r"^\| (3\.\d+-\S+) \|.*\| ([^|]+) \| \d+ \|$", text, re.MULTILINE)
+    assert [name for name, _ in rows] == MATRIX["CELLS"]
+    assert all(re.fullmatch(r"\d+ passed", result) for _, result in rows)
+
+
 def test_a_cell_is_chosen_by_how_its_name_begins_or_ends() -> None:
     """An unknown name is one line that lists the cells."""
     listed = run_matrix("--list", "3.12", "3.11-2.15-oldest").stdout.split()
