@@ -65,7 +65,7 @@ def messages_per_second(nodes: int) -> float:
     with connected(nodes):
         time.sleep(1)
         before, begun = len(calls), time.monotonic()
-        time.sleep(2)
+        time.sleep(4)
         return (len(calls) - before) / (time.monotonic() - begun)
 
 
@@ -73,8 +73,8 @@ def test_messages_grow_with_the_number_of_nodes_not_with_its_square(monkeypatch:
     """A job of 64 nodes would otherwise send 16,000 heartbeats a second to its first node."""
     monkeypatch.setattr(peers, "TCPStore", CountingStore)
     few, many = messages_per_second(3), messages_per_second(12)
-    assert few > 3
-    assert many < 1.6 * 12 / 3 * few
+    assert few > 1
+    assert many < 2 * 12 / 3 * few  # 5 and 22 on an idle machine; the square would be 16 times as many
 
 
 def test_all_nodes_hear_of_a_lost_one_and_only_the_first_asks_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
