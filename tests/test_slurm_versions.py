@@ -1,4 +1,4 @@
-"""The table of the cluster tests on several versions of Slurm says what ran, and what failed."""
+"""Cluster tests on several versions of Slurm: each result is recorded, and a campaign that was killed goes on."""
 
 import os
 import signal
@@ -36,12 +36,8 @@ def run(
     file.parent.mkdir(exist_ok=True)
     file.write_text(TESTS.format(bad=bad, fatal=fatal))
     command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", f"--rootdir={folder}", *options]
-    command += [
-        "-p",
-        "tests.slurm_versions.recording",
-        f"--results={results.file_of(folder, release)}",
-        "--commit=1234",
-    ]
+    command += ["-p", "tests.slurm_versions.recording", "--commit=1234"]
+    command += ["--results", str(results.file_of(folder, release))]
     script = 'export MAIN=$$; cd "$0"; exec "$@"'
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     return subprocess.run(

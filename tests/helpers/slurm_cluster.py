@@ -97,10 +97,10 @@ class Cluster:
             raise AssertionError("\n".join([str(error), *(self.call(*words) for words in commands)])) from error
 
     def resume_drained(self) -> None:
-        """Makes drained nodes usable: a controller that was killed may start a job twice, and drains its node then."""
-        for line in self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T").splitlines():
-            node, state = line.split()
-            if state in ("drained", "draining"):
+        """Makes nodes usable that Slurm drained because a controller that was killed started a job on them twice."""
+        for line in self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%N|%T|%E").splitlines():
+            node, state, reason = line.split("|", 2)
+            if state in ("drained", "draining") and reason == "Duplicate jobid":
                 self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def responds(self) -> bool:
